@@ -1,0 +1,131 @@
+"""An encoded image to uint8 pixels of the model's size, cropped as open_clip crops, without torch.
+
+Training: torchvision's RandomResizedCrop distribution, each draw a function of (seed, epoch, ordinal of the pair)
+through the counter-based generator Philox, so that it survives any restart and any number of workers. Evaluation: the
+shorter side to `size`, then the centre (open_clip's `shortest`). As in open_clip, bicubic resizing, `convert("RGB")`
+and no EXIF rotation; unlike it, conversion comes first (a palette cannot be interpolated) and 16-bit greys are scaled
+to 8 bits instead of clipped to white."""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+# the limit is checked here, from the header, against the run's own setting
+Image.MAX_IMAGE_PIXELS = None
+
+NUM_TRIES = 10
+_UNDECODABLE = (
+    OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, OverflowError, struct.error, zlib.error
+)
+"""What Pillow's plugins raise on bytes that are damaged; the bytes are in memory, so none of it is a failed read."""
+
+
+class BadImage(ValueError):
+    """An image that cannot be used; `reason` is one of `undecodable`, `too_large`, `empty`."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Crop:
+    """A box of an image, in its pixels, and whether to mirror it."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+    flip: bool = False
+
+
+Cropper = Callable[[int, int], Crop]
+"""Chooses the box from the image's own (width, height)."""
+
+
+def decode(data: bytes, *, size: int, crop: Cropper | None = None, max_pixels: int) -> np.ndarray:
+    """The pixels of an encoded image: uint8 [size, size, 3], RGB.
+
+    `crop`: chooses the box, e.g. `partial(random_resized_crop, seed=...)`; `None` is the evaluation crop.
+    Errors: `BadImage` for what is no image, is damaged, is empty or has more than `max_pixels` (found before decoding).
+    """
+    if not data:
+        raise BadImage("empty", "no bytes")
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            _check_size(image, max_pixels)
+            width, height = image.size
+            box = crop(width, height) if crop else evaluation_crop(width, height, size=size)
+            pixels = _resized(_rgb(image), box, size)
+    except BadImage:
+        raise
+    except _UNDECODABLE as error:
+        raise BadImage("undecodable", f"{type(error).__name__}: {error}") from error
+    return np.ascontiguousarray(pixels[:, ::-1]) if box.flip else pixels
+
+
+def evaluation_crop(width: int, height: int, *, size: int) -> Crop:
+    """The box that becomes the centre `size` x `size` once the shorter side is resized to `size`.
+
+    Rounds as torchvision's Resize and CenterCrop do, so the pixels are the same."""
+    resized = (size, int(size * height / width)) if width <= height else (int(size * width / height), size)
+    left, top = round((resized[0] - size) / 2), round((resized[1] - size) / 2)
+    across, down = width / resized[0], height / resized[1]
+    return Crop(left=left * across, top=top * down, width=size * across, height=size * down)
+
+
+def random_resized_crop(
+    width: int, height: int, *, scale: tuple[float, float], ratio: tuple[float, float], horizontal_flip: bool = False,
+    seed: int, epoch: int, ordinal: int,
+) -> Crop:
+    """The crop of a pair in an epoch: area a uniform fraction within `scale`, aspect log-uniform within `ratio`,
+    position uniform; after ten boxes that do not fit, the largest central one with an allowed aspect."""
+    draws = _uniform(seed, epoch, ordinal, 4 * NUM_TRIES + 1)
+    flip = bool(horizontal_flip and draws[-1] < 0.5)
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    for area, aspect, x, y in draws[:-1].reshape(NUM_TRIES, 4).tolist():
+        target = width * height * (scale[0] + area * (scale[1] - scale[0]))
+        shape = math.exp(low + aspect * (high - low))
+        w, h = round(math.sqrt(target * shape)), round(math.sqrt(target / shape))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(x * (width - w + 1)), int(y * (height - h + 1))
+            return Crop(left=left, top=top, width=w, height=h, flip=flip)
+    shape = min(max(width / height, ratio[0]), ratio[1])
+    w, h = min(width, round(height * shape)), min(height, round(width / shape))
+    return Crop(left=(width - w) // 2, top=(height - h) // 2, width=max(w, 1), height=max(h, 1), flip=flip)
+
+
+def _uniform(seed: int, epoch: int, ordinal: int, num_draws: int) -> np.ndarray:
+    # the ordinal is the counter's second word: each pair has 2**64 draws before the next one's begin
+    key = np.array([seed % 2**64, epoch], dtype=np.uint64)
+    bits = np.random.Philox(key=key, counter=np.array([0, ordinal, 0, 0], dtype=np.uint64))
+    return np.random.Generator(bits).random(num_draws)
+
+
+def _check_size(image: Image.Image, max_pixels: int) -> None:
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise BadImage("empty", f"{width} x {height} pixels")
+    if width * height > max_pixels:
+        raise BadImage("too_large", f"{width} x {height} pixels, expected at most {max_pixels}")
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    return image.convert("RGB")
+
+
+def _resized(image: Image.Image, crop: Crop, size: int) -> np.ndarray:
+    right = min(crop.left + crop.width, image.width)
+    bottom = min(crop.top + crop.height, image.height)
+    resized = image.resize((size, size), Image.Resampling.BICUBIC, box=(crop.left, crop.top, right, bottom))
+    return np.asarray(resized)

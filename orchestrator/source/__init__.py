@@ -1,0 +1,37 @@
+"""A user's pairs: from a URI to shards and parts, from a part to catalog columns, from rows to image bytes."""
+
+from __future__ import annotations
+
+from orchestrator.config import DemoSource, ParquetSource, SourceConfig, TableSource, WebDatasetSource
+from orchestrator.source.parquet import ParquetImages
+from orchestrator.source.schema import CATALOG_SCHEMA, Part, PartCatalog, Shard, Source, Status
+from orchestrator.source.table import CaptionTable
+from orchestrator.source.webdataset import WebDataset
+
+__all__ = [
+    "CATALOG_SCHEMA",
+    "CaptionTable",
+    "ParquetImages",
+    "Part",
+    "PartCatalog",
+    "Shard",
+    "Source",
+    "Status",
+    "WebDataset",
+    "open_source",
+]
+
+
+def open_source(config: SourceConfig) -> Source:
+    """The source that a configuration describes, its shards listed.
+
+    Errors: `ConfigError`, one line, for a place without shards; `OSError` for one that cannot be listed."""
+    match config:
+        case WebDatasetSource():
+            return WebDataset.open(config.uri)
+        case ParquetSource():
+            return ParquetImages.open(config)
+        case TableSource():
+            return CaptionTable.open(config)
+        case DemoSource():
+            raise TypeError("the demo pool is written as WebDataset shards first: open those")

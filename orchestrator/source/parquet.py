@@ -1,0 +1,156 @@
+"""Parquet shards with the encoded image in a column (img2dataset's `parquet` output).
+
+A row whose `status` is not success, or whose image is null, is a pair without an image. The image column is read only
+for the row groups that are wanted, and for the catalog only where a size or the nulls cannot be had without it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from orchestrator.config import ConfigError, ParquetSource
+from orchestrator.source.columns import catalog_columns, count_duplicates, label_columns, report_statuses, require
+from orchestrator.source.header import image_size
+from orchestrator.source.row_groups import DamagedParquet, cut_shards, groups_of, open_parquet, read_part
+from orchestrator.source.schema import CATALOG_SCHEMA, Part, PartCatalog, Problems, Shard, Status, unreadable
+from orchestrator.source.shards import digest, find_shards
+
+ENDINGS = (".parquet",)
+PART_ROWS = 20_000
+"""img2dataset writes 10,000 pairs a shard: one part; a larger file is several."""
+
+
+@dataclass(frozen=True, slots=True)
+class ParquetImages:
+    """Parquet shards with image bytes."""
+
+    config: ParquetSource
+    shards: tuple[Shard, ...]
+
+    @classmethod
+    def open(cls, config: ParquetSource) -> ParquetImages:
+        """Lists the shards. Errors: `ConfigError` if there are none."""
+        return cls(config, tuple(find_shards(config.uri, endings=ENDINGS)))
+
+    @property
+    def has_images(self) -> bool:
+        """Whether there is anything to train on."""
+        return True
+
+    def identity(self) -> dict[str, Any]:
+        """What makes the pool what it is."""
+        config = self.config
+        return {
+            "format": "parquet", "image_column": config.image_column, "caption_column": config.caption_column,
+            "key_column": config.key_column, "part_rows": PART_ROWS, "num_shards": len(self.shards),
+            "shards": digest(self.shards),
+        }
+
+    def parts(self) -> list[Part]:
+        """Ranges of row groups. Errors: `ConfigError` if a column is missing."""
+        return cut_shards(self.shards, PART_ROWS, self._check)
+
+    def catalog(self, part: Part) -> PartCatalog:
+        """The catalog of a range of rows. A file that is no Parquet gives no rows."""
+        problems = Problems()
+        try:
+            with open_parquet(part.shard.uri) as file:
+                if part.num_rows is None:
+                    raise DamagedParquet("its footer was damaged when the shards were listed")
+                return self._catalog(file, part, problems)
+        except DamagedParquet as error:
+            return unreadable(part, problems, f"not readable as Parquet ({error})")
+
+    def images(self, part: Part, rows: pa.Table) -> Iterator[bytes | None]:
+        """The encoded images of rows, from the row groups that hold them."""
+        wanted = rows["image_offset"].to_numpy(zero_copy_only=False).astype(np.float64)
+        try:
+            with open_parquet(part.shard.uri) as file:
+                yield from self._images(file, part, wanted)
+        except DamagedParquet as error:
+            raise OSError(f"{part.shard.uri}: {error}; the shard changed since it was read") from error
+
+    def _check(self, shard: Shard, schema: pa.Schema) -> None:
+        config = self.config
+        require(shard, schema.names, config.image_column, "source.image_column")
+        require(shard, schema.names, config.caption_column, "source.caption_column")
+        if config.key_column is not None:
+            require(shard, schema.names, config.key_column, "source.key_column")
+        kind = schema.field(config.image_column).type
+        if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+            raise ConfigError(f"source.image_column: column {config.image_column!r} of {shard.name} is {kind}; "
+                              "expected binary (the encoded image)")
+
+    def _catalog(self, file: pq.ParquetFile, part: Part, problems: Problems) -> PartCatalog:
+        names = file.schema_arrow.names
+        sources = label_columns(names, self.config.caption_column, self.config.key_column)
+        extra = ["status"] if "status" in names else []
+        table = read_part(file, part, list(dict.fromkeys([*sources.values(), *extra])))
+        columns = catalog_columns(table, sources, part.first_row)
+        has_image = np.concatenate([self._present(file, *group) for group in groups_of(file, part)])
+        if extra:
+            has_image &= pc.fill_null(pc.equal(table["status"], "success"), False).to_numpy()
+        is_bad = np.zeros(len(has_image), dtype=bool)
+        if not {"width", "height"} <= set(sources):
+            columns["width"], columns["height"], is_bad = self._sizes(file, part, has_image)
+        columns["status"] = _statuses(part, columns, has_image, is_bad, problems)
+        offsets = part.first_row + np.arange(len(has_image))
+        columns["image_offset"] = pa.array(offsets, pa.int64(), mask=~has_image)
+        columns["image_size"] = pa.nulls(len(has_image), pa.int64())
+        count_duplicates(part.shard.name, columns["key"], problems)
+        catalog = pa.table(columns).select(CATALOG_SCHEMA.names).cast(CATALOG_SCHEMA)
+        return PartCatalog(table=catalog, problems=problems.counts, examples=problems.examples)
+
+    def _present(self, file: pq.ParquetFile, index: int, start: int, length: int) -> np.ndarray:
+        group = file.metadata.row_group(index)
+        column = group.column(file.schema_arrow.names.index(self.config.image_column))
+        # the position is the column's only while no nested column comes before it
+        known = column.statistics if column.path_in_schema == self.config.image_column else None
+        if known is not None and known.has_null_count and known.null_count == 0:
+            return np.ones(length, dtype=bool)
+        images = file.read_row_group(index, columns=[self.config.image_column])[self.config.image_column]
+        return images.slice(start, length).is_valid().to_numpy()
+
+    def _sizes(
+        self, file: pq.ParquetFile, part: Part, has_image: np.ndarray
+    ) -> tuple[pa.Array, pa.Array, np.ndarray]:
+        sizes: list[tuple[int, int] | None] = []
+        for index, start, length in groups_of(file, part):
+            images = file.read_row_group(index, columns=[self.config.image_column])[self.config.image_column]
+            sizes += [image_size(image.as_py() or b"") for image in images.slice(start, length)]
+        widths = pa.array([size[0] if size else None for size in sizes], pa.int32())
+        heights = pa.array([size[1] if size else None for size in sizes], pa.int32())
+        return widths, heights, has_image & np.array([size is None for size in sizes])
+
+    def _images(self, file: pq.ParquetFile, part: Part, wanted: np.ndarray) -> Iterator[bytes | None]:
+        position, column = 0, self.config.image_column
+        for index, start, length in groups_of(file, part):
+            first = sum(file.metadata.row_group(i).num_rows for i in range(index))
+            stop = position
+            while stop < len(wanted) and not wanted[stop] >= first + start + length:
+                stop += 1
+            if np.isfinite(wanted[position:stop]).any():
+                images = file.read_row_group(index, columns=[column])[column]
+                for row in wanted[position:stop]:
+                    yield None if np.isnan(row) else images[int(row) - first].as_py()
+            else:
+                yield from (None for _ in range(position, stop))
+            position = stop
+        assert position == len(wanted), f"{len(wanted) - position} rows lie beyond part {part.index}"
+
+
+def _statuses(
+    part: Part, columns: dict[str, pa.Array], has_image: np.ndarray, is_bad: np.ndarray, problems: Problems
+) -> pa.Array:
+    has_caption = columns["caption"].is_valid().to_numpy(zero_copy_only=False)
+    status = np.where(has_caption, Status.OK, Status.MISSING_CAPTION)
+    status = np.where(is_bad, Status.BAD_IMAGE, status)
+    status = np.where(has_image, status, Status.MISSING_IMAGE)
+    report_statuses(part.shard.name, columns["key"], status, problems)
+    return pa.array(status.astype(np.int8))

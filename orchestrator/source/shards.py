@@ -1,0 +1,221 @@
+"""From what a user writes (a file, a folder, globs, braces, or a list of them, at any fsspec URI) to sorted shards.
+
+Folders are listed once with details; only a few names in a large folder, or names on a web server (which cannot list),
+are asked for one by one."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import posixpath
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from braceexpand import braceexpand
+from fsspec import AbstractFileSystem
+from fsspec.implementations.local import LocalFileSystem
+
+from orchestrator.config import ConfigError
+from orchestrator.source.schema import Shard
+from orchestrator.store import absolute, filesystem
+
+FEW_NAMES = 8
+NUM_THREADS = 16
+VERSION_KEYS = ("ETag", "etag", "mtime", "LastModified", "updated", "last_modified", "created")
+
+
+def find_shards(uri: str | Sequence[str] | None, *, endings: Sequence[str], sidecars: bool = False) -> list[Shard]:
+    """The shards that a URI or a list of them names, unique and sorted by URI.
+
+    `endings`: what a shard's name may end in. `sidecars`: also look for a `.parquet` of the same stem beside each.
+    Errors: `ConfigError`, one line, for nothing there, nothing with a known ending, or gaps in a brace expansion."""
+    if uri is None or not len(uri):
+        raise ConfigError(f"source.uri is not set; expected shards ending in {' '.join(endings)}, "
+                          "e.g. source.uri='data/{00000..00010}" + f"{endings[0]}'")
+    listing = _Listing()
+    shards: dict[str, Shard] = {}
+    for item in [uri] if isinstance(uri, str) else uri:
+        fs, path = filesystem(absolute(item))
+        for found in _matches(listing, fs, path, item, endings):
+            shard = _shard(listing, fs, found, endings, sidecars)
+            shards[shard.uri] = shard
+    return [shards[name] for name in sorted(shards)]
+
+
+def digest(shards: Iterable[Shard]) -> str:
+    """A SHA-256 over every shard's URI, size and version."""
+    state = hashlib.sha256()
+    for shard in shards:
+        state.update(f"{shard.uri}\t{shard.num_bytes}\t{shard.version}\n".encode())
+    return state.hexdigest()
+
+
+def stem(name: str, endings: Sequence[str]) -> str:
+    """A shard's name without its ending."""
+    return next(name[: -len(ending)] for ending in endings if name.lower().endswith(ending))
+
+
+class _Listing:
+    """Details of files by path, asked for once."""
+
+    def __init__(self) -> None:
+        self.folders: dict[tuple[AbstractFileSystem, str], dict[str, Mapping[str, Any]]] = {}
+
+    def folder(self, fs: AbstractFileSystem, folder: str) -> dict[str, Mapping[str, Any]]:
+        """Every file directly in a folder by name; empty if there is no such folder."""
+        place = (fs, folder)
+        if place not in self.folders:
+            try:
+                entries = fs.ls(folder, detail=True)
+            except (FileNotFoundError, NotADirectoryError):
+                entries = []
+            files = {_name(entry["name"]): entry for entry in entries if _is_file(fs, entry)}
+            self.folders[place] = files
+        return self.folders[place]
+
+    def names(self, fs: AbstractFileSystem, folder: str, names: set[str]) -> Mapping[str, Mapping[str, Any]]:
+        """Those of the given names that are files in the folder."""
+        if (fs, folder) in self.folders or (len(names) > FEW_NAMES and not _is_web(fs)):
+            files = self.folder(fs, folder)
+            return {name: files[name] for name in names if name in files}
+        with ThreadPoolExecutor(NUM_THREADS) as pool:
+            infos = pool.map(lambda name: _info(fs, _join(folder, name)), sorted(names))
+            return {name: info for name, info in zip(sorted(names), infos, strict=True) if info}
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    path: str
+    info: Mapping[str, Any]
+    whole_folder: bool
+
+
+def _matches(
+    listing: _Listing, fs: AbstractFileSystem, path: str, item: str, endings: Sequence[str]
+) -> list[_Found]:
+    if not _has_magic(path) or fs.exists(path):
+        return _plain(listing, fs, path, item, endings)
+    try:
+        paths = list(braceexpand(path))
+    except ValueError as error:
+        raise ConfigError(f"source.uri: unbalanced braces in {item!r}") from error
+    found = [match for name in paths if _has_glob(name) for match in _glob(listing, fs, name, endings)]
+    return found + _literals(listing, fs, [name for name in paths if not _has_glob(name)], item, endings,
+                             expects_some=not found)
+
+
+def _plain(listing: _Listing, fs: AbstractFileSystem, path: str, item: str, endings: Sequence[str]) -> list[_Found]:
+    info = _info(fs, path)
+    if info:
+        if not _ends(path, endings):
+            raise ConfigError(f"source.uri: {item} is no shard; expected a name ending in {' '.join(endings)}")
+        return [_Found(path, info, False)]
+    if not fs.isdir(path):
+        raise ConfigError(f"source.uri: no such path: {item}")
+    files = {name: info for name, info in listing.folder(fs, path).items() if _ends(name, endings)}
+    if not files:
+        raise ConfigError(f"source.uri: no shards in {item}; expected names ending in {' '.join(endings)}")
+    return [_Found(_join(path, name), info, True) for name, info in files.items()]
+
+
+def _glob(listing: _Listing, fs: AbstractFileSystem, pattern: str, endings: Sequence[str]) -> list[_Found]:
+    folder_pattern, name_pattern = posixpath.split(pattern)
+    folders = [folder_pattern]
+    if _has_glob(folder_pattern):
+        folders = [str(folder) for folder in fs.glob(folder_pattern) if fs.isdir(folder)]
+    return [
+        _Found(_join(folder, name), info, True)
+        for folder in folders
+        for name, info in listing.folder(fs, folder).items()
+        if fnmatch.fnmatchcase(name, name_pattern) and _ends(name, endings)
+    ]
+
+
+def _literals(
+    listing: _Listing, fs: AbstractFileSystem, paths: list[str], item: str, endings: Sequence[str], *,
+    expects_some: bool,
+) -> list[_Found]:
+    wanted: dict[str, set[str]] = {}
+    for path in paths:
+        folder, name = posixpath.split(path)
+        wanted.setdefault(folder, set()).add(name)
+    there = {folder: listing.names(fs, folder, names) for folder, names in wanted.items()}
+    missing = [path for path in paths if posixpath.basename(path) not in there[posixpath.dirname(path)]]
+    if len(missing) == len(paths) and expects_some:
+        raise ConfigError(f"source.uri: nothing matches {item}; expected names ending in {' '.join(endings)}")
+    if missing:
+        first = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        raise ConfigError(f"source.uri: {len(missing)} of the {len(paths)} files of {item} are missing: {first}")
+    if odd := [path for path in paths if not _ends(path, endings)]:
+        raise ConfigError(f"source.uri: {odd[0]} is no shard; expected a name ending in {' '.join(endings)}")
+    few = all(len(names) <= FEW_NAMES for names in wanted.values())
+    return [
+        _Found(path, there[posixpath.dirname(path)][posixpath.basename(path)], not few) for path in dict.fromkeys(paths)
+    ]
+
+
+def _shard(
+    listing: _Listing, fs: AbstractFileSystem, found: _Found, endings: Sequence[str], sidecars: bool
+) -> Shard:
+    folder, name = posixpath.split(found.path)
+    version, sidecar_uri = _version(found.info), None
+    if sidecars:
+        sidecar = f"{stem(name, endings)}.parquet"
+        listed = found.whole_folder and not _is_web(fs)
+        info = listing.folder(fs, folder).get(sidecar) if listed else _info(fs, _join(folder, sidecar))
+        if info:
+            version, sidecar_uri = f"{version} {_version(info)}", _uri(fs, _join(folder, sidecar))
+    return Shard(
+        uri=_uri(fs, found.path), name=name, num_bytes=int(found.info["size"] or 0), version=version,
+        sidecar_uri=sidecar_uri,
+    )
+
+
+def _info(fs: AbstractFileSystem, path: str) -> Mapping[str, Any] | None:
+    try:
+        entry: Mapping[str, Any] = fs.info(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return entry if _is_file(fs, entry) else None
+
+
+def _is_file(fs: AbstractFileSystem, entry: Mapping[str, Any]) -> bool:
+    # a local symbolic link to a file is listed as a link or other, not as a file
+    return entry["type"] != "directory" and not (entry.get("islink") and fs.isdir(entry["name"]))
+
+
+def _uri(fs: AbstractFileSystem, path: str) -> str:
+    return path if isinstance(fs, LocalFileSystem) else str(fs.unstrip_protocol(path))
+
+
+def _version(info: Mapping[str, Any]) -> str:
+    value = next((info[key] for key in VERSION_KEYS if info.get(key)), "")
+    return str(value.timestamp() if isinstance(value, datetime) else value).strip('"')
+
+
+def _is_web(fs: AbstractFileSystem) -> bool:
+    protocols = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
+    return "http" in protocols
+
+
+def _has_glob(path: str) -> bool:
+    return any(mark in path for mark in "*?[")
+
+
+def _has_magic(path: str) -> bool:
+    return _has_glob(path) or "{" in path or "}" in path
+
+
+def _ends(name: str, endings: Sequence[str]) -> bool:
+    return name.lower().endswith(tuple(endings))
+
+
+def _name(path: str) -> str:
+    return posixpath.basename(path.rstrip("/"))
+
+
+def _join(folder: str, name: str) -> str:
+    return f"{folder.rstrip('/')}/{name}"

@@ -1,0 +1,116 @@
+"""The members of a tar without its payloads: a walk over the headers that gives name, offset and size of each member.
+
+On an uncompressed tar the walk seeks from header to header; a compressed one has to be read through. Key and extension
+follow WebDataset's convention: the key is the path up to the first dot of the base name. Reference: POSIX ustar/pax;
+`tarfile` resolves pax and GNU long names."""
+
+from __future__ import annotations
+
+import gzip
+import re
+import tarfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO, cast
+
+from orchestrator.store import filesystem, is_local
+
+BLOCK = 512
+READ_AHEAD = 8 << 20
+GZIP_MAGIC = b"\x1f\x8b"
+_NAME = re.compile(r"^((?:.*/|)[^./][^.]*)\.([^/]+)$")
+_DAMAGE = (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError)
+
+
+class DamagedTar(Exception):
+    """The tar ends before its end. `member`: the one that was cut, if the cut is not between members."""
+
+    def __init__(self, member: Member | None) -> None:
+        super().__init__(member)
+        self.member = member
+
+
+class NotATar(Exception):
+    """The file does not begin as a tar does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A file in a tar; `offset` is where its payload begins in the (uncompressed) stream, `size` its bytes."""
+
+    key: str
+    extension: str
+    offset: int
+    size: int
+
+
+@contextmanager
+def open_tar(uri: str) -> Iterator[tuple[IO[bytes], bool]]:
+    """The tar as a stream of uncompressed bytes, and whether offsets into it are offsets into the file."""
+    fs, path = filesystem(uri)
+    options = {} if is_local(uri) else {"block_size": READ_AHEAD, "cache_type": "readahead"}
+    with fs.open(path, "rb", **options) as file:
+        is_compressed = file.read(len(GZIP_MAGIC)) == GZIP_MAGIC
+        file.seek(0)
+        if is_compressed:
+            with gzip.GzipFile(fileobj=file, mode="rb") as stream:
+                yield cast(IO[bytes], stream), False
+        else:
+            yield file, True
+
+
+def members(file: IO[bytes]) -> Iterator[Member]:
+    """The regular files of a tar in order; names that are no sample's (no dot, hidden) are passed over.
+
+    Between two members the caller may `read_member` the one just given, never an earlier one.
+    Errors: `NotATar`, `DamagedTar` (raised after the last member whose header is whole); `OSError` from reading."""
+    try:
+        tar = tarfile.TarFile(fileobj=file, mode="r", encoding="utf-8", errors="replace")
+    except _DAMAGE as error:
+        raise NotATar(str(error)) from error
+    member: Member | None = None
+    while True:
+        try:
+            info = tar.next()
+        except _DAMAGE as error:
+            raise DamagedTar(member) from error
+        if info is None:
+            break
+        tar.members.clear()  # type: ignore[attr-defined]  # a tar keeps every header it has seen otherwise
+        member = _member(info)
+        if member is not None:
+            yield member
+    _check_end(file, tar.offset)
+
+
+def read_member(file: IO[bytes], member: Member, limit: int | None = None) -> bytes:
+    """The payload of the member just given by `members`, or its first `limit` bytes. Errors: `DamagedTar`."""
+    length = member.size if limit is None else min(limit, member.size)
+    try:
+        file.seek(member.offset)
+        data = file.read(length)
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise DamagedTar(member) from error
+    if len(data) < length:
+        raise DamagedTar(member)
+    return data
+
+
+def _member(info: tarfile.TarInfo) -> Member | None:
+    name = _NAME.match(info.name.removeprefix("./")) if info.isreg() else None
+    if name is None:
+        return None
+    return Member(name[1], name[2].lower(), info.offset_data, info.size)
+
+
+def _check_end(file: IO[bytes], offset: int) -> None:
+    # `tarfile` takes any odd header, and the bare end of the file, for the end of the archive
+    try:
+        file.seek(offset)
+        block = file.read(BLOCK)
+    except _DAMAGE as error:
+        raise DamagedTar(None) from error
+    if block != bytes(BLOCK):
+        raise DamagedTar(None)

@@ -1,0 +1,213 @@
+"""WebDataset tars: image + txt/json members grouped into samples, the catalog in one walk over the headers.
+
+Captions and sizes come from img2dataset's Parquet beside the tar where a pair is in it; else from the pair's `txt` and
+`json` members; else the size from the first bytes of the image. Small members are read while the walk passes them, so
+that a remote tar is read once. Members of one key join wherever they lie; rows are in order of first appearance."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+import pyarrow as pa
+
+from orchestrator.source.header import LONG_PREFIX, PREFIX, image_size
+from orchestrator.source.ranges import read_spans
+from orchestrator.source.schema import CATALOG_SCHEMA, Part, PartCatalog, Problems, Shard, Status, unreadable
+from orchestrator.source.shards import digest, find_shards
+from orchestrator.source.sidecar import Labels, labels_of, read_sidecar
+from orchestrator.source.tar import DamagedTar, Member, NotATar, members, open_tar, read_member
+
+ENDINGS = (".tar", ".tar.gz", ".tgz")
+IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp"})
+
+
+@dataclass(frozen=True, slots=True)
+class WebDataset:
+    """Tar shards as img2dataset writes them."""
+
+    shards: tuple[Shard, ...]
+
+    @classmethod
+    def open(cls, uri: str | Sequence[str] | None) -> WebDataset:
+        """Lists the shards. Errors: `ConfigError` if there are none."""
+        return cls(tuple(find_shards(uri, endings=ENDINGS, sidecars=True)))
+
+    @property
+    def has_images(self) -> bool:
+        """Whether there is anything to train on."""
+        return True
+
+    def identity(self) -> dict[str, Any]:
+        """What makes the pool what it is."""
+        return {"format": "webdataset", "num_shards": len(self.shards), "shards": digest(self.shards)}
+
+    def parts(self) -> list[Part]:
+        """One part per tar."""
+        return [Part(index=i, shard=shard, first_row=0, num_rows=None) for i, shard in enumerate(self.shards)]
+
+    def catalog(self, part: Part) -> PartCatalog:
+        """The catalog of a tar. A cut tar gives the pairs that are whole before the cut."""
+        problems = Problems()
+        known = _sidecar_labels(part.shard, problems)
+        walk = _Walk(part.shard.name, known, problems)
+        with open_tar(part.shard.uri) as (file, is_seekable):
+            try:
+                for member in members(file):
+                    walk.add(file, member)
+            except NotATar as error:
+                return unreadable(part, problems, f"not a tar ({error})")
+            except DamagedTar as error:
+                walk.cut(error.member)
+        table = walk.table(with_offsets=is_seekable)
+        return PartCatalog(
+            table=table, problems=problems.counts, examples=problems.examples,
+            broken="truncated_shard" in problems.counts,
+        )
+
+    def images(self, part: Part, rows: pa.Table) -> Iterator[bytes | None]:
+        """The encoded images of rows, by range requests; a compressed tar is walked."""
+        has_image = [status != Status.MISSING_IMAGE for status in rows["status"].to_pylist()]
+        offsets, sizes = rows["image_offset"].to_pylist(), rows["image_size"].to_pylist()
+        if any(has and offset is None for has, offset in zip(has_image, offsets, strict=True)):
+            found = _walk_images(part.shard, rows.filter(pa.array(has_image))["key"].to_pylist())
+        else:
+            spans = zip(offsets, sizes, strict=True)
+            found = read_spans(part.shard.uri, [span for span, has in zip(spans, has_image, strict=True) if has])
+        for has in has_image:
+            yield next(found) if has else None
+
+
+@dataclass(slots=True)
+class _Sample:
+    labels: Labels
+    extensions: set[str] = field(default_factory=set)
+    text: str | None = None
+    image: Member | None = None
+    is_bad: bool = False
+
+
+class _Walk:
+    """The samples of a tar as its members pass by."""
+
+    def __init__(self, shard_name: str, known: dict[str, Labels], problems: Problems) -> None:
+        self.shard_name = shard_name
+        self.known = known
+        self.problems = problems
+        self.samples: dict[str, _Sample] = {}
+        self.last_key: str | None = None
+
+    def add(self, file: IO[bytes], member: Member) -> None:
+        """Takes in a member, reading what of it is needed."""
+        self.last_key = member.key
+        sample = self.samples.setdefault(member.key, _Sample(self.known.get(member.key) or Labels()))
+        if member.extension in sample.extensions:
+            self.problems.add("duplicate_key", f"{self._name(member)}: a second {member.extension} member, ignored")
+            return
+        sample.extensions.add(member.extension)
+        if member.extension in IMAGE_EXTENSIONS:
+            self._add_image(file, member, sample)
+        elif member.extension == "txt" and member.key not in self.known:
+            sample.text = self._decode(member, read_member(file, member))
+        elif member.extension == "json" and member.key not in self.known:
+            self._add_json(file, member, sample)
+
+    def cut(self, member: Member | None) -> None:
+        """Drops the sample that the end of a cut tar leaves incomplete."""
+        whole = next(iter(self.samples.values())).extensions if self.samples else set()
+        if self.last_key is not None and (member or not whole <= self.samples[self.last_key].extensions):
+            del self.samples[self.last_key]
+        text = f"{self.shard_name}: cut off after {len(self.samples)} of its pairs"
+        self.problems.add("truncated_shard", text)
+
+    def table(self, *, with_offsets: bool) -> pa.Table:
+        """The samples as a catalog."""
+        rows = [self._row(key, sample, with_offsets) for key, sample in self.samples.items()]
+        return pa.Table.from_pylist(rows, schema=CATALOG_SCHEMA)
+
+    def _add_image(self, file: IO[bytes], member: Member, sample: _Sample) -> None:
+        if sample.image is not None:
+            return
+        sample.image = member
+        if member.key in self.known and sample.labels.width and sample.labels.height:
+            return
+        size = image_size(read_member(file, member, PREFIX))
+        if size is None and member.size > PREFIX:
+            size = image_size(read_member(file, member, LONG_PREFIX))
+        sample.is_bad = size is None
+        sample.labels.width, sample.labels.height = size or (None, None)
+
+    def _add_json(self, file: IO[bytes], member: Member, sample: _Sample) -> None:
+        try:
+            fields = json.loads(self._decode(member, read_member(file, member)))
+        except (json.JSONDecodeError, RecursionError):
+            fields = None
+        if not isinstance(fields, dict):
+            self.problems.add("bad_json", f"{self._name(member)}: its json member is no object")
+            return
+        found = labels_of(fields)
+        labels = sample.labels
+        labels.caption, labels.uid, labels.url = found.caption, found.uid, found.url
+
+    def _decode(self, member: Member, data: bytes) -> str:
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            self.problems.add("bad_utf8", f"{self._name(member)}: its {member.extension} member is not UTF-8")
+            return data.decode(errors="replace")
+
+    def _row(self, key: str, sample: _Sample, with_offsets: bool) -> dict[str, Any]:
+        labels, image = sample.labels, sample.image
+        caption = labels.caption if sample.text is None else sample.text
+        status = self._status(key, sample, caption)
+        return {
+            "key": key, "caption": caption, "width": labels.width, "height": labels.height, "status": status,
+            "image_offset": image.offset if image and with_offsets else None,
+            "image_size": image.size if image else None, "uid": labels.uid, "url": labels.url,
+        }
+
+    def _status(self, key: str, sample: _Sample, caption: str | None) -> Status:
+        name = f"{self.shard_name}/{key}"
+        if sample.image is None:
+            self.problems.add("missing_image", f"{name}: no image")
+            return Status.MISSING_IMAGE
+        if sample.is_bad:
+            self.problems.add("bad_image", f"{name}: its {sample.image.extension} member shows no image header")
+            return Status.BAD_IMAGE
+        if caption is None:
+            self.problems.add("missing_caption", f"{name}: no caption")
+            return Status.MISSING_CAPTION
+        return Status.OK
+
+    def _name(self, member: Member) -> str:
+        return f"{self.shard_name}/{member.key}"
+
+
+def _sidecar_labels(shard: Shard, problems: Problems) -> dict[str, Labels]:
+    if shard.sidecar_uri is None:
+        return {}
+    sidecar = read_sidecar(shard.sidecar_uri)
+    if sidecar.error:
+        problems.add("unreadable_sidecar", f"{shard.sidecar_uri}: {sidecar.error}; captions taken from the tar")
+    return sidecar.labels
+
+
+def _walk_images(shard: Shard, keys: list[str]) -> Iterator[bytes]:
+    wanted, waiting, position = set(keys), dict[str, bytes](), 0
+    with open_tar(shard.uri) as (file, _):
+        try:
+            for member in members(file):
+                if member.key in wanted and member.extension in IMAGE_EXTENSIONS:
+                    wanted.remove(member.key)
+                    waiting[member.key] = read_member(file, member)
+                while position < len(keys) and keys[position] in waiting:
+                    yield waiting.pop(keys[position])
+                    position += 1
+                if position == len(keys):
+                    return
+        except (DamagedTar, NotATar) as error:
+            raise OSError(f"{shard.uri}: cut off before {keys[position]}; it changed since it was read") from error
+    if position < len(keys):
+        raise OSError(f"{shard.uri}: no image of {keys[position]}; the shard changed since it was read")

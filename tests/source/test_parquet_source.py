@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from shard_files import all_images, picture
+
+from orchestrator.config import ConfigError, ParquetSource
+from orchestrator.source import CATALOG_SCHEMA, ParquetImages, Status, open_source, parquet
+
+
+def rows_of(num_rows: int) -> list[dict[str, object]]:
+    """As img2dataset writes them; every fifth download failed, row 3 has no caption."""
+    rows = []
+    for i in range(num_rows):
+        failed = i % 5 == 4
+        rows.append({
+            "jpg": None if failed else picture(i, width=40 + i), "key": f"{i:09d}",
+            "caption": None if i == 3 else f"caption {i}", "status": "failed_to_download" if failed else "success",
+            "width": None if failed else 40 + i, "height": None if failed else 30, "sha256": f"s{i}", "url": f"u{i}",
+        })  # fmt: skip
+    return rows
+
+
+def write(path: Path, rows: list[dict[str, object]], *, without: tuple[str, ...] = (), group: int = 4) -> Path:
+    pq.write_table(pa.Table.from_pylist(rows).drop_columns(list(without)), path, row_group_size=group)
+    return path
+
+
+def open_at(path: Path, **settings: object) -> ParquetImages:
+    source = open_source(ParquetSource(uri=str(path), **settings))  # type: ignore[arg-type]
+    assert isinstance(source, ParquetImages)
+    return source
+
+
+@pytest.mark.parametrize("without", [(), ("width", "height"), ("status",), ("width", "status", "sha256", "url")])
+def test_catalog_and_images(tmp_path: Path, without: tuple[str, ...]) -> None:
+    rows = rows_of(11)
+    source = open_at(write(tmp_path / "0.parquet", rows, without=without))
+    (part,) = source.parts()
+    assert (part.first_row, part.num_rows) == (0, 11)
+    catalog = source.catalog(part)
+    table = catalog.table
+    assert table.schema == CATALOG_SCHEMA
+    assert table["key"].to_pylist() == [row["key"] for row in rows]
+    assert table["caption"].to_pylist() == [row["caption"] for row in rows]
+    assert table["width"].to_pylist() == [row["width"] for row in rows]
+    expected = [Status.MISSING_IMAGE if i % 5 == 4 else Status.MISSING_CAPTION if i == 3 else Status.OK
+                for i in range(11)]
+    assert table["status"].to_pylist() == expected
+    assert table["uid"].to_pylist() == ([None] * 11 if "sha256" in without else [row["sha256"] for row in rows])
+    assert catalog.problems == {"missing_image": 2, "missing_caption": 1}
+    images = [row["jpg"] for row in rows]
+    assert all_images(source, part) == images
+    assert all_images(source, part, [1, 4, 9]) == [images[1], None, None]
+    assert all_images(source, part, [10]) == [images[10]]
+    assert all_images(source, part, []) == []
+
+
+def test_a_failed_row_is_no_image_even_with_bytes(tmp_path: Path) -> None:
+    rows = [{"jpg": picture(0), "key": "a", "caption": "x", "status": "failed_to_resize"}]
+    source = open_at(write(tmp_path / "0.parquet", rows))
+    assert source.catalog(source.parts()[0]).table["status"].to_pylist() == [Status.MISSING_IMAGE]
+    assert all_images(source, source.parts()[0]) == [None]
+
+
+def test_parts_of_a_big_file_together_are_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = rows_of(23)
+    path = write(tmp_path / "0.parquet", rows, without=("width",))
+    whole = open_at(path).catalog(open_at(path).parts()[0]).table
+    monkeypatch.setattr(parquet, "PART_ROWS", 7)
+    source = open_at(path)
+    parts = source.parts()
+    assert [(part.first_row, part.num_rows) for part in parts] == [(0, 4), (4, 4), (8, 4), (12, 4), (16, 7)]
+    assert pa.concat_tables([source.catalog(part).table for part in parts]).equals(whole.combine_chunks())
+    images = [image for part in parts for image in all_images(source, part)]
+    assert images == [row["jpg"] for row in rows]
+
+
+def test_an_undecodable_header_is_a_bad_image(tmp_path: Path) -> None:
+    rows = [{"jpg": b"<html>", "key": "a", "caption": "x"}, {"jpg": picture(1), "key": "a", "caption": "y"}]
+    source = open_at(write(tmp_path / "0.parquet", rows))
+    catalog = source.catalog(source.parts()[0])
+    assert catalog.table["status"].to_pylist() == [Status.BAD_IMAGE, Status.OK]
+    assert catalog.problems == {"bad_image": 1, "duplicate_key": 1}
+
+
+def test_a_key_column_of_none_numbers_the_rows(tmp_path: Path) -> None:
+    rows = rows_of(3)
+    source = open_at(write(tmp_path / "0.parquet", rows, without=("key",)), key_column=None)
+    assert source.catalog(source.parts()[0]).table["key"].to_pylist() == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.5, 0.99])
+def test_a_damaged_file_is_a_broken_shard(tmp_path: Path, fraction: float) -> None:
+    path = write(tmp_path / "0.parquet", rows_of(20))
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * fraction)])
+    source = open_at(tmp_path)
+    (part,) = source.parts()
+    catalog = source.catalog(part)
+    assert catalog.broken
+    assert catalog.problems == {"unreadable_shard": 1}
+    assert catalog.table.num_rows == 0
+
+
+def test_a_damaged_footer_is_a_broken_shard(tmp_path: Path) -> None:
+    path = write(tmp_path / "0.parquet", rows_of(20))
+    data = bytearray(path.read_bytes())
+    length = int.from_bytes(data[-8:-4], "little")
+    data[-8 - length : -8] = b"\xff" * length
+    path.write_bytes(data)
+    source = open_at(path)
+    assert source.catalog(source.parts()[0]).broken
+
+
+def test_a_damaged_caption_page_is_a_broken_shard(tmp_path: Path) -> None:
+    path = write(tmp_path / "0.parquet", rows_of(20), group=20)
+    column = pq.ParquetFile(path).metadata.row_group(0).column(2)
+    assert column.path_in_schema == "caption"
+    data = bytearray(path.read_bytes())
+    start = column.dictionary_page_offset
+    data[start : start + column.total_compressed_size] = b"\xfe" * column.total_compressed_size
+    path.write_bytes(data)
+    source = open_at(path)
+    catalog = source.catalog(source.parts()[0])
+    assert catalog.broken
+    assert catalog.table.num_rows == 0
+
+
+def test_a_failed_read_is_raised(tmp_path: Path) -> None:
+    path = write(tmp_path / "0.parquet", rows_of(3))
+    source = open_at(path)
+    (part,) = source.parts()
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        source.catalog(part)
+    with pytest.raises(FileNotFoundError):
+        source.parts()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"image_column": "png"}, r"source.image_column: 0.parquet has no column 'png'; its columns: jpg, key, cap"),
+        ({"caption_column": "TEXT"}, "source.caption_column: 0.parquet has no column 'TEXT'"),
+        ({"key_column": "id"}, "source.key_column: 0.parquet has no column 'id'"),
+        ({"image_column": "caption"}, "column 'caption' of 0.parquet is string; expected binary"),
+    ],
+)
+def test_a_missing_column_names_those_there(tmp_path: Path, settings: dict[str, str], message: str) -> None:
+    source = open_at(write(tmp_path / "0.parquet", rows_of(3)), **settings)
+    with pytest.raises(ConfigError, match=message):
+        source.parts()
