@@ -1,0 +1,1 @@
+"""CLIP on torch and open_clip alone: model, loss, training step, checkpoint and evaluation, free of data loading."""

@@ -1,0 +1,73 @@
+"""The contrastive loss of CLIP over the valid slots of a global batch, as open_clip computes it (`ClipLoss`).
+
+With V the set of valid slots of all ranks, s_ij = scale * <image_i, text_j>:
+L = 1/(2|V|) * sum over i in V of [logsumexp over j in V of s_ij - s_ii] + [logsumexp over j in V of s_ji - s_ii].
+A slot that is not valid (a pair that could not be decoded, or the padding of a short batch) is neither anchor nor
+negative. Every rank passes the same number of slots, so a short last batch is padded with slots that are not valid."""
+
+from __future__ import annotations
+
+import open_clip
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+IGNORED = -100
+
+
+class MaskedClipLoss(open_clip.ClipLoss):
+    """`open_clip.ClipLoss` with gathered gradients and a mask; with every slot valid it is the same function.
+
+    What DDP's average of the gradients sees is the gradient of the global L for both settings of `local_loss`:
+
+    - False: every rank computes all of L, and the backward pass of the gather sums over the ranks what each of them
+      contributes, so a rank's features get (number of ranks) * dL, which the average undoes.
+    - True: rank r computes S_r, the sum over its own rows, divided by |V| of *all* ranks and multiplied by the number
+      of ranks: the average over ranks is L even when the ranks have different numbers of valid slots."""
+
+    def __init__(self, *, local_loss: bool = False, rank: int = 0, world_size: int = 1) -> None:
+        super().__init__(local_loss=local_loss, gather_with_grad=True, rank=rank, world_size=world_size)
+
+    def forward(
+        self,
+        image_features: torch.Tensor,
+        text_features: torch.Tensor,
+        logit_scale: torch.Tensor,
+        valid: torch.Tensor,
+        logit_bias: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The global loss, a scalar with the same value on every rank; 0 with zero gradients if no slot is valid.
+
+        image_features, text_features: unit-norm [b, dim]; valid: bool [b]; logit_scale: the factor, not its log."""
+        all_valid = self._gather_valid(valid)
+        num_valid = all_valid.sum().clamp(min=1)
+        own_rows = valid if self.local_loss else all_valid
+        logits_per_image, logits_per_text = self.get_logits(image_features, text_features, logit_scale, logit_bias)
+        labels = self.get_ground_truth(image_features.device, logits_per_image.shape[0])
+        labels = labels.masked_fill(~own_rows, IGNORED)
+        loss = (
+            _masked_cross_entropy(logits_per_image, labels, all_valid) / num_valid
+            + _masked_cross_entropy(logits_per_text, labels, all_valid) / num_valid
+        ) / 2
+        return self._as_global(loss) if self.local_loss and self.world_size > 1 else loss
+
+    def _gather_valid(self, valid: torch.Tensor) -> torch.Tensor:
+        if self.world_size == 1:
+            return valid
+        gathered = [torch.empty_like(valid, dtype=torch.uint8) for _ in range(self.world_size)]
+        dist.all_gather(gathered, valid.to(torch.uint8))
+        return torch.cat(gathered).bool()
+
+    def _as_global(self, share: torch.Tensor) -> torch.Tensor:
+        # the gradient is that of this rank's share, the value is that of all: what is logged is the loss of the batch
+        total = share.detach().clone()
+        dist.all_reduce(total)
+        scaled = share * self.world_size
+        return scaled + (total - scaled.detach())
+
+
+def _masked_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, valid_columns: torch.Tensor) -> torch.Tensor:
+    # the lowest finite value instead of -inf: its exponential is exactly 0 too, but a row without any valid column
+    # stays finite, where -inf would make it NaN and the backward pass would spread that NaN from ignored rows
+    masked = logits.masked_fill(~valid_columns, torch.finfo(logits.dtype).min)
+    return F.cross_entropy(masked, labels, reduction="sum", ignore_index=IGNORED)

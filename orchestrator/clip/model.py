@@ -1,0 +1,207 @@
+"""A CLIP model with all that is needed to use it, built, saved and loaded through open_clip's own factory.
+
+A saved folder (`open_clip_config.json`, `open_clip_model.safetensors`, and the tokenizer's files where it has any) is
+what open_clip calls a local dir: `open_clip.create_model_and_transforms('local-dir:FOLDER')` loads it as it is."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from tempfile import TemporaryDirectory
+from typing import Any, TypeAlias
+
+import open_clip
+import torch
+from open_clip import CLIP, CustomTextCLIP
+from open_clip.push_to_hf_hub import save_config_for_hf
+from open_clip.tokenizer import HFTokenizer
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from orchestrator.clip import architecture
+
+CONFIG_FILE = "open_clip_config.json"
+WEIGHTS_FILE = "open_clip_model.safetensors"
+LOCAL_SCHEME, HUB_SCHEME = "local-dir:", "hf-hub:"
+Model: TypeAlias = "CLIP | CustomTextCLIP"
+Tokenizer = Callable[[list[str]], torch.Tensor]
+# what torch, safetensors and open_clip raise for a file that is cut off or belongs to another model
+UNREADABLE = (RuntimeError, AssertionError, EOFError, UnpicklingError, SafetensorError)
+PREPROCESS_KEYS = ("mean", "std", "size", "interpolation", "resize_mode")
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A model (on the CPU when built or loaded), its complete open_clip `model_cfg`, how images are prepared for it
+    (mean and std per channel for pixels in [0, 1], size in pixels, interpolation, resize mode) and its tokenizer
+    (list of strings to int64 [n, context])."""
+
+    model: Model
+    model_cfg: dict[str, Any]
+    preprocess_cfg: dict[str, Any]
+    tokenizer: Tokenizer
+
+
+def build(
+    *,
+    name: str | None,
+    config: dict[str, Any] | None,
+    pretrained: str | None,
+    image_size: int | None,
+    context_length: int | None,
+    seed: int,
+) -> Clip:
+    """A model to train, from an open_clip name or a config of one's own.
+
+    `pretrained` is a tag of open_clip or a checkpoint file; without it the weights are a function of `seed` alone
+    (the global random state is left as it was). Errors: `ValueError` with what is valid."""
+    with _seeded(seed):
+        if name is not None and name.startswith((LOCAL_SCHEME, HUB_SCHEME)):
+            return _from_reference(name, pretrained, image_size=image_size, context_length=context_length)
+        model_cfg = architecture.resolve(
+            name=name, config=config, image_size=image_size, context_length=context_length
+        )
+        return _from_config(model_cfg, name and architecture.builtin_name(name), pretrained)
+
+
+def load(reference: str, *, pretrained: str | None = None) -> Clip:
+    """A trained model: a folder that `save` wrote, any `local-dir:` or `hf-hub:` reference of open_clip, or an
+    open_clip name with a pretrained tag or a checkpoint file (open_clip_train's `.pt` too) as `pretrained`.
+
+    Errors: `ValueError`, one line, for what is not there or does not fit."""
+    path = Path(reference)
+    if path.is_dir():
+        return _from_reference(f"{LOCAL_SCHEME}{path}", pretrained)
+    if reference.startswith((LOCAL_SCHEME, HUB_SCHEME)):
+        return _from_reference(reference, pretrained)
+    if path.is_file():
+        raise ValueError(f"{reference} is a file: give the model's open_clip name and pass the file as pretrained")
+    if "/" in reference and reference.replace("/", "-") not in open_clip.list_models():
+        raise ValueError(f"no such folder: {reference} (nor has open_clip a model of that name)")
+    name = architecture.builtin_name(reference)
+    if pretrained is None:
+        raise ValueError(f"{reference} alone has no weights: pass as pretrained a checkpoint file or one of "
+                         f"{', '.join(open_clip.list_pretrained_tags_by_model(name)) or 'no tags'}")
+    return build(name=name, config=None, pretrained=pretrained, image_size=None, context_length=None, seed=0)
+
+
+def save(clip: Clip, folder: Path) -> None:
+    """Write the model as a folder that open_clip loads as it is; the config is written last, so it means complete."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {key: tensor.detach().cpu().contiguous() for key, tensor in clip.model.state_dict().items()}
+    save_file(weights, folder / WEIGHTS_FILE)
+    if isinstance(clip.tokenizer, HFTokenizer):
+        clip.tokenizer.save_pretrained(folder)
+    save_config_for_hf(clip.model, folder / CONFIG_FILE, clip.model_cfg)
+
+
+def _from_config(model_cfg: dict[str, Any], name: str | None, pretrained: str | None) -> Clip:
+    checkpoint_path, preprocess_cfg = _checkpoint(name, pretrained) if pretrained else (None, {})
+    # open_clip builds what it can load, so a built model is a saved folder without weights: one road for both
+    with TemporaryDirectory() as folder, _without_open_clip_log():
+        (Path(folder) / CONFIG_FILE).write_text(json.dumps({"model_cfg": model_cfg}))
+        model = open_clip.create_model(
+            f"{LOCAL_SCHEME}{folder}",
+            force_preprocess_cfg=preprocess_cfg,
+            pretrained_image=checkpoint_path is None and model_cfg["vision_cfg"].get("timm_model_pretrained", False),
+            pretrained_text=checkpoint_path is None,
+            output_dict=True,
+        )
+    if checkpoint_path is not None:
+        _load_weights(model, checkpoint_path)
+    return _clip(model, model_cfg, _tokenizer(model_cfg))
+
+
+def _from_reference(
+    reference: str, pretrained: str | None, *, image_size: int | None = None, context_length: int | None = None
+) -> Clip:
+    if pretrained is not None:
+        raise ValueError(f"got pretrained={pretrained!r} with {reference!r}, which brings its own weights: drop it")
+    if reference.startswith(LOCAL_SCHEME):
+        folder = Path(reference.removeprefix(LOCAL_SCHEME))
+        if not (folder / CONFIG_FILE).is_file():
+            raise ValueError(f"no model folder at {folder}: expected {CONFIG_FILE} and {WEIGHTS_FILE} in it")
+    try:
+        with _without_open_clip_log():
+            model = open_clip.create_model(
+                reference,
+                force_image_size=image_size,
+                force_context_length=context_length,
+                output_dict=True,
+                require_pretrained=True,
+            )
+            model_cfg = open_clip.get_model_config(reference)
+            tokenizer = open_clip.get_tokenizer(reference, context_length=context_length)
+    except (*UNREADABLE, OSError, ImportError) as error:
+        raise ValueError(f"cannot load {reference}: {_one_line(error)}") from error
+    if image_size is not None:
+        model_cfg["vision_cfg"]["image_size"] = image_size
+    if context_length is not None:
+        model_cfg["text_cfg"]["context_length"] = context_length
+    return _clip(model, model_cfg, tokenizer)
+
+
+def _checkpoint(name: str | None, pretrained: str) -> tuple[str, dict[str, Any]]:
+    """The file of a pretrained tag or path, and how its images were prepared (empty: as the model's default)."""
+    if Path(pretrained).is_file():
+        return pretrained, {}
+    tags = open_clip.list_pretrained_tags_by_model(name) if name else []
+    if pretrained not in tags:
+        raise ValueError(f"pretrained={pretrained!r} is neither a file nor a tag of {name or 'a model config'}; "
+                         f"tags: {', '.join(tags) or 'none'}")
+    preprocess_cfg = open_clip.get_pretrained_cfg(name, pretrained)
+    return open_clip.download_pretrained(preprocess_cfg), preprocess_cfg
+
+
+def _load_weights(model: Model, checkpoint_path: str) -> None:
+    try:
+        open_clip.load_checkpoint(model, checkpoint_path)
+    except UNREADABLE as error:
+        raise ValueError(f"{checkpoint_path} does not fit the model: {_one_line(error)}") from error
+
+
+def _tokenizer(model_cfg: dict[str, Any]) -> Tokenizer:
+    text_cfg = model_cfg["text_cfg"]
+    options = {"context_length": text_cfg["context_length"], **(text_cfg.get("tokenizer_kwargs") or {})}
+    if text_cfg.get("hf_tokenizer_name"):
+        mode = text_cfg.get("tokenizer_mode")
+        return HFTokenizer(text_cfg["hf_tokenizer_name"], tokenizer_mode=mode, **options)
+    return open_clip.SimpleTokenizer(**options)
+
+
+def _clip(model: Model, model_cfg: dict[str, Any], tokenizer: Tokenizer) -> Clip:
+    # a config that was read from JSON has lists where a fresh one has tuples
+    values = ((key, model.visual.preprocess_cfg[key]) for key in PREPROCESS_KEYS)
+    preprocess_cfg = {key: tuple(value) if isinstance(value, list) else value for key, value in values}
+    return Clip(model=model, model_cfg=model_cfg, preprocess_cfg=preprocess_cfg, tokenizer=tokenizer)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    # the CPU generator alone: `torch.manual_seed` would also reseed every GPU of the process
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def _without_open_clip_log() -> Iterator[None]:
+    # open_clip narrates on the root logger and warns of random weights, which is what a model to train has
+    def drop(record: logging.LogRecord) -> bool:
+        return False
+
+    root = logging.getLogger()
+    root.addFilter(drop)
+    try:
+        yield
+    finally:
+        root.removeFilter(drop)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,28 @@
+"""What the model computes in: fp32, bf16 autocast, or fp16 autocast with a loss scaler (GPUs only)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+Precision = Literal["fp32", "bf16", "fp16"]
+AUTOCAST_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def check(precision: str, device: torch.device) -> None:
+    """Errors: `ValueError` for an unknown precision, or fp16 where there is no loss scaling."""
+    if precision not in AUTOCAST_DTYPES:
+        raise ValueError(f"unknown precision {precision!r}: valid are {', '.join(AUTOCAST_DTYPES)}")
+    if precision == "fp16" and device.type != "cuda":
+        raise ValueError(f"precision fp16 needs a GPU, this is device {device.type!r}: use bf16 or fp32")
+
+
+def autocast(precision: Precision, device: torch.device) -> torch.amp.autocast:
+    """The context of a forward pass; for fp32 it does nothing."""
+    return torch.amp.autocast(device.type, dtype=AUTOCAST_DTYPES[precision], enabled=precision != "fp32")
+
+
+def grad_scaler(precision: Precision, device: torch.device) -> torch.amp.GradScaler:
+    """The loss scaler of fp16; for the others one that passes everything through."""
+    return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
