@@ -21,6 +21,8 @@ from PIL import Image
 # the limit is checked here, from the header, against the run's own setting
 Image.MAX_IMAGE_PIXELS = None
 
+# what the web holds; Pillow's other plugins include ones that run external programs on the bytes
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 NUM_TRIES = 10
 _UNDECODABLE = (
     OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, OverflowError, struct.error, zlib.error
@@ -60,7 +62,7 @@ def decode(data: bytes, *, size: int, crop: Cropper | None = None, max_pixels: i
     if not data:
         raise BadImage("empty", "no bytes")
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image, max_pixels)
             width, height = image.size
             box = crop(width, height) if crop else evaluation_crop(width, height, size=size)
@@ -75,7 +77,7 @@ def decode(data: bytes, *, size: int, crop: Cropper | None = None, max_pixels: i
 def evaluation_crop(width: int, height: int, *, size: int) -> Crop:
     """The box that becomes the centre `size` x `size` once the shorter side is resized to `size`.
 
-    Rounds as torchvision's Resize and CenterCrop do, so the pixels are the same."""
+    Rounds as torchvision's Resize and CenterCrop do, so the pixels are the same but for rounding within Pillow."""
     resized = (size, int(size * height / width)) if width <= height else (int(size * width / height), size)
     left, top = round((resized[0] - size) / 2), round((resized[1] - size) / 2)
     across, down = width / resized[0], height / resized[1]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import fsspec
@@ -18,12 +19,13 @@ def test_coalesced_requests_hold_every_span_and_no_large_gap() -> None:
     assert [span for run in runs for span in run] == spans
     for run in runs:
         assert len(run) == 1 or sum(run[-1]) - run[0][0] <= MAX_REQUEST
-        for (offset, size), (following, _) in zip(run[:-1], run[1:], strict=True):
+        for (offset, size), (following, _) in pairwise(run):
             assert 0 <= following - (offset + size) <= MAX_GAP
 
 
 def test_neighbours_are_one_request() -> None:
-    assert coalesce([(0, 10), (10 + MAX_GAP, 10), (MAX_GAP * 3, 5)]) == [[(0, 10), (10 + MAX_GAP, 10)], [(MAX_GAP * 3, 5)]]
+    near, far = [(0, 10), (10 + MAX_GAP, 10)], (MAX_GAP * 3, 5)
+    assert coalesce([*near, far]) == [near, [far]]
 
 
 @pytest.mark.parametrize("where", ["local", "memory"])

@@ -104,7 +104,7 @@ def test_one_clear_line_for_what_is_not_there(pool: Path, uri: str, message: str
 
 @pytest.mark.parametrize("uri", [None, "", ()])
 def test_no_uri_at_all(uri: str | None) -> None:
-    with pytest.raises(ConfigError, match="source.uri is not set"):
+    with pytest.raises(ConfigError, match=r"source\.uri is not set"):
         find_shards(uri, endings=ENDINGS)
 
 
