@@ -1,0 +1,108 @@
+"""The catalog: what is known of every pair without decoding it, by part, in row order.
+
+One pass over the shards keeps key, caption, size, status and each image's byte offset, so that later stages never join
+and training seeks straight to the pairs it wants."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from orchestrator import store
+from orchestrator.artifacts import Artifact
+from orchestrator.config import Limits
+from orchestrator.errors import UserError
+from orchestrator.parts import PartResult, Summary, Work, build_parts, part_path, sums
+from orchestrator.progress import Display
+from orchestrator.source import Part, Source
+from orchestrator.stage import Stage
+
+VERSION = 1
+MAX_EXAMPLES = 20
+CACHED_PARTS = 8
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """The columns of a pool; `table` reads one part's."""
+
+    artifact: Artifact
+
+    def table(self, index: int, columns: tuple[str, ...]) -> pa.Table:
+        """The named columns of a part, in row order."""
+        return _read(part_path(self.artifact, index, "parquet"), columns)
+
+    @property
+    def rows_per_part(self) -> tuple[int, ...]:
+        """Pairs of each part, in order."""
+        return tuple(part["rows"] for part in self.artifact.parts)
+
+
+@lru_cache(maxsize=CACHED_PARTS)
+def _read(uri: str, columns: tuple[str, ...]) -> pa.Table:
+    # cached: the training stream comes back to a part once for each of its windows
+    fs, path = store.filesystem(uri)
+    with fs.open(path, "rb", cache_type="all") if not store.is_local(uri) else open(path, "rb") as file:
+        return pq.read_table(file, columns=list(columns))
+
+
+def to_parquet(table: pa.Table) -> bytes:
+    """A table as the bytes of a Parquet file."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue().to_pybytes()
+
+
+def catalog_stage(store_uri: str, source: Source, limits: Limits) -> Stage:
+    """The stage that reads every shard once."""
+    parts = source.parts()
+    artifact = Artifact.of(store_uri, "catalog", version=VERSION, source=source.identity())
+
+    def build(display: Display) -> Artifact:
+        build_parts(artifact, parts, partial(_catalog_work, source), display=display, name="catalog",
+                    check=partial(_check_limits, limits), totals=_totals)
+        return artifact
+
+    what = f"read captions, sizes and offsets of {len(parts):,} part{'s' if len(parts) != 1 else ''}"
+    return Stage(name="catalog", does=what, artifact=artifact, build=build)
+
+
+def _catalog_work(source: Source) -> Work:
+    def work(part: Part) -> PartResult:
+        catalog = source.catalog(part)
+        summary = {"rows": catalog.table.num_rows, "broken_shards": int(catalog.broken), "problems": catalog.problems,
+                   "examples": catalog.examples[:MAX_EXAMPLES]}
+        return PartResult({"parquet": to_parquet(catalog.table)}, summary)
+
+    return work
+
+
+def _totals(summaries: list[Summary]) -> dict[str, Any]:
+    examples = [example for summary in summaries for example in summary["examples"]]
+    return {**sums(summaries), "examples": examples[:MAX_EXAMPLES]}
+
+
+def _check_limits(limits: Limits, summaries: list[Summary]) -> None:
+    totals = _totals(summaries)
+    examples = "; ".join(totals["examples"][:3])
+    if totals["rows"] == 0:
+        raise UserError(f"the source holds no pairs at all ({examples or 'its shards are empty'}); check source.uri")
+    allowed = max(math.ceil(limits.max_broken_shards * len(summaries)), int(limits.max_broken_shards > 0))
+    if totals["broken_shards"] > allowed:
+        raise UserError(f"{totals['broken_shards']} of {len(summaries)} shards are broken, {allowed} allowed ({examples}); "
+                        f"mend them or raise source.limits.max_broken_shards")
+    broken = sum(totals["problems"].values()) - totals["broken_shards"]
+    if broken > limits.max_broken_pairs * totals["rows"]:
+        raise UserError(f"{broken:,} of {totals['rows']:,} pairs are broken, at most "
+                        f"{limits.max_broken_pairs:.1%} allowed ({examples}); raise source.limits.max_broken_pairs")
+
+
+def check_catalog(artifact: Artifact, limits: Limits) -> None:
+    """Holds a catalog that was there already against this run's limits."""
+    _check_limits(limits, artifact.parts)

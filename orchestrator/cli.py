@@ -1,0 +1,148 @@
+"""The command line: a verb, then Hydra overrides. The only file that imports Hydra, and nothing heavy before it must."""
+
+from __future__ import annotations
+
+import re
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from orchestrator.config import Config, parse
+from orchestrator.errors import UserError
+
+# the verb's function in orchestrator.pipeline, imported only once it is needed
+VERBS = ("run", "plan", "select", "evaluate", "report", "export")
+NEED_NO_SOURCE = ("evaluate", "report", "export")
+PATH_KEYS = ("uri", "out", "store", "run", "to", "checkpoint", "pretrained", "mlflow_uri")
+USAGE_ERROR, FAILURE = 2, 1
+HYDRA_PLAIN = re.compile(r"[\w./:*?@%+~-]*")
+
+
+def conf_dir() -> str:
+    """The folder of configuration groups: beside the package in a checkout, inside it in a wheel."""
+    here = Path(__file__).resolve().parent
+    beside = here.parent / "conf"
+    return str(beside if beside.is_dir() else here / "conf")
+
+
+def quote_paths(overrides: Sequence[str]) -> list[str]:
+    """Overrides whose key takes a path, with the value quoted for Hydra's grammar.
+
+    A shell strips the user's quotes, and the grammar then rejects raw `{`, `=` and blanks; lists, quoted values and plain
+    ones stay as they are."""
+    return [_quote(override) for override in overrides]
+
+
+def _quote(override: str) -> str:
+    key, equals, value = override.partition("=")
+    if not equals or key.lstrip("+~").rsplit(".", 1)[-1] not in PATH_KEYS:
+        return override
+    if value == "null" or value[:1] in ("[", "'", '"') or HYDRA_PLAIN.fullmatch(value):
+        return override
+    escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)
+    return f"{key}='{escaped}'"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs a verb and exits: 0, 2 for a user's mistake (one line on stderr), 1 for a fault of ours (with its trace)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    verb = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    if verb is not None and verb not in VERBS:
+        _fail(f"unknown verb {verb!r}, expected one of: {', '.join(VERBS)}")
+    overrides = quote_paths(arguments[1:] if verb else arguments)
+    folder, overrides = _take_config_dir(overrides)
+    if verb == "run" and not overrides:
+        overrides = ["+exp=demo"]
+    if any(override.startswith("-") for override in overrides) or verb is None:
+        _hydra_cli(verb, overrides or ["--help"], folder)
+        return
+    try:
+        config = compose_config(overrides, folder, needs_source=verb not in NEED_NO_SOURCE)
+        getattr(import_module("orchestrator.pipeline"), verb)(config)
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command goes on where it stopped", FAILURE)
+    except Exception as error:  # noqa: BLE001 the last door: whatever comes is told, and ends with a code that is not 0
+        _explain(error)
+
+
+def compose_config(overrides: Sequence[str], folder: str | None = None, *, needs_source: bool = True) -> Config:
+    """The typed configuration that the overrides make.
+
+    Errors: `UserError` with one line for what Hydra or the types refuse."""
+    missing = [] if needs_source else ["source=demo"]
+    try:
+        with initialize_config_dir(conf_dir(), version_base="1.3"):
+            composed = compose("config", overrides=[*_search_path(folder), *missing, *overrides])
+            raw: Any = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        key = error.full_key
+        raise UserError(f"{key} is missing: set {key}=...") from error
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_one_line(error, folder)) from error
+    return parse(raw)
+
+
+def _one_line(error: BaseException, folder: str | None) -> str:
+    told = str(error).split("Config search path:")[0].split("Set the environment variable")[0]
+    lines = [line.strip() for line in told.splitlines() if "object_type" not in line and "full_key" not in line]
+    text = " ".join(line for line in lines if line).removeprefix("In 'config': ")
+    options = re.search(r"(Available options in '[^']+':)(.*)", text)
+    if options:
+        text = text.replace(options[2], " " + ", ".join(options[2].split()))
+    unknown = re.search(r"Could not override '([^']+)'", text)
+    if unknown:
+        text = f"unknown key {unknown[1]!r}{_valid_keys(unknown[1], folder)}"
+    return text
+
+
+def _valid_keys(key: str, folder: str | None) -> str:
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        node: Any = compose("config", overrides=_search_path(folder))
+    for name in key.split(".")[:-1]:
+        node = node.get(name) if OmegaConf.is_dict(node) else None
+    return f", expected one of: {', '.join(map(str, node))}" if OmegaConf.is_dict(node) else ""
+
+
+def _search_path(folder: str | None) -> list[str]:
+    return [f"hydra.searchpath=['file://{Path(folder).resolve()}']"] if folder else []
+
+
+def _take_config_dir(arguments: list[str]) -> tuple[str | None, list[str]]:
+    for index, argument in enumerate(arguments):
+        if argument.startswith("--config-dir="):
+            return argument.partition("=")[2], arguments[:index] + arguments[index + 1 :]
+        if argument in ("--config-dir", "-cd") and index + 1 < len(arguments):
+            return arguments[index + 1], arguments[:index] + arguments[index + 2 :]
+    return None, arguments
+
+
+def _hydra_cli(verb: str | None, arguments: list[str], folder: str | None) -> None:
+    extra = ["--config-dir", folder] if folder else []
+    sys.argv = [f"orchestrator {verb or ''}".strip(), *arguments, *extra]
+    hydra.main(config_path=conf_dir(), config_name="config", version_base="1.3")(lambda _: None)()
+
+
+def _explain(error: BaseException) -> NoReturn:
+    chain: BaseException | None = error
+    while chain is not None:
+        # Ray wraps what a task raised: the original hangs as `cause`, and its own message names the user's mistake
+        if isinstance(chain, UserError):
+            _fail(" ".join(str(chain).split()))
+        chain = getattr(chain, "cause", None) or chain.__cause__ or chain.__context__
+    traceback.print_exception(error)
+    _fail(f"this is a fault of the orchestrator's: {type(error).__name__}", FAILURE)
+
+
+def _fail(message: str, code: int = USAGE_ERROR) -> NoReturn:
+    print(f"orchestrator: {message}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    sys.exit(code)

@@ -1,0 +1,66 @@
+"""The Ray cluster a command runs on: the one it is told, the one it is in, or one started on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import ray
+
+from orchestrator.config import ClusterConfig
+from orchestrator.errors import UserError
+
+# Train, its controller and a decode task must fit beside the workers: 2 workers on 2 logical CPUs would wait for ever
+LOCAL_MIN_CPUS = 6
+LOCAL_MAX_WORKERS = 2
+
+
+def connect(config: ClusterConfig) -> None:
+    """Connects to the cluster, or starts one here; a second call in one process does nothing."""
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    address = config.address or os.environ.get("RAY_ADDRESS") or "local"
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address == "local":
+        # logical CPUs, not cores: stages take turns, and decode tasks share the cores with the training workers
+        num_cpus = config.num_cpus or max(2 * (os.cpu_count() or 1), LOCAL_MIN_CPUS)
+        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **quiet)
+    else:
+        ray.init(address=address, **quiet)
+    _quiet_data()
+
+
+def _quiet_data() -> None:
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+
+
+def num_cpus() -> int:
+    """Logical CPUs of the whole cluster."""
+    return int(ray.cluster_resources().get("CPU", 1))
+
+
+def num_gpus() -> int:
+    """GPUs of the whole cluster."""
+    return int(ray.cluster_resources().get("GPU", 0))
+
+
+def num_train_workers(asked: int | None, *, lanes: int) -> int:
+    """Training workers: as asked, else one for each GPU, else up to 2 on CPU; `lanes` must be a multiple.
+
+    Errors: `UserError` when the cluster can never hold them (Ray would only wait)."""
+    workers = asked or num_gpus() or min(LOCAL_MAX_WORKERS, os.cpu_count() or 1)
+    if lanes % workers:
+        raise UserError(f"training.lanes={lanes} must be a multiple of the {workers} training workers; "
+                        f"set training.lanes or training.num_workers")
+    if num_gpus() and workers > num_gpus():
+        raise UserError(f"training.num_workers={workers}, but the cluster has {num_gpus()} GPUs, one for each worker")
+    if not num_gpus() and workers + 2 > num_cpus():
+        raise UserError(f"training.num_workers={workers} needs {workers + 2} logical CPUs (the workers and two for "
+                        f"reading), but the cluster has {num_cpus()}; set cluster.num_cpus or fewer workers")
+    return workers

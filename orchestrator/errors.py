@@ -1,0 +1,7 @@
+"""What a user's mistake looks like: one line that says what was wrong, what was expected and what to do."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Ends the command with its message and exit code 2; anything else that is raised is a fault of ours."""

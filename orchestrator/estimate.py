@@ -1,0 +1,58 @@
+"""The plan: for each stage what it will do, whether it is there, over how many pairs, and how many samples it trains on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from orchestrator.catalog import Catalog
+from orchestrator.parts import num_done
+from orchestrator.pruning.cut import budget
+from orchestrator.source import Source
+from orchestrator.stage import Stage
+
+COLUMNS = ("stage", "what it does", "state", "pairs", "samples")
+
+
+def plan_rows(stages: Sequence[Stage], source: Source, catalog: Catalog) -> list[tuple[str, ...]]:
+    """The table's rows; counts are exact where the catalog is there, else estimated from the first shard (`~`)."""
+    total, exact = num_pairs(source, catalog)
+    sign, left, rows = "" if exact else "~", total, []
+    for stage in stages:
+        if stage.keep_fraction is not None:
+            left = budget(left, stage.keep_fraction)
+        pairs = total if stage.on_whole_pool or stage.artifact == catalog.artifact else left
+        samples = f"{sign}{pairs * stage.epochs:,}" if stage.epochs else ""
+        rows.append((stage.name, stage.does, state(stage), f"{sign}{pairs:,}", samples))
+    return rows
+
+
+def state(stage: Stage) -> str:
+    """`reused`, `resumes` with the parts that are done, or `to compute`."""
+    if stage.artifact.is_complete():
+        return "reused"
+    done = num_done(stage.artifact)
+    return f"resumes, {done:,} parts done" if done else "to compute"
+
+
+def num_pairs(source: Source, catalog: Catalog) -> tuple[int, bool]:
+    """The pairs of the pool, and whether that is exact."""
+    if catalog.artifact.is_complete():
+        return sum(catalog.rows_per_part), True
+    parts = source.parts()
+    known = [part.num_rows for part in parts if part.num_rows is not None]
+    if len(known) == len(parts):
+        return sum(known), True
+    return source.catalog(parts[0]).table.num_rows * len(parts), len(parts) == 1
+
+
+def training_cost(stages: Sequence[Stage], source: Source, catalog: Catalog) -> str | None:
+    """A sentence on the samples that the phases see, against training as long on everything."""
+    total, exact = num_pairs(source, catalog)
+    rows = plan_rows(stages, source, catalog)
+    seen = sum(int(row[-1].lstrip("~").replace(",", "")) for row in rows if row[-1])
+    epochs = max((stage.epochs for stage in stages), default=0)
+    if not seen:
+        return None
+    sign = "" if exact else "~"
+    return (f"samples seen: {sign}{seen:,}, {seen / (epochs * total):.1%} of the {sign}{epochs * total:,} "
+            f"that {epochs} epochs on every pair take")

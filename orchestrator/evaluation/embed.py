@@ -1,0 +1,194 @@
+"""Pictures through the models: tasks read and decode, actors (one model set each, on a GPU where there is one) embed.
+
+Zero-shot hits are counted in the actors, per class; the features of held-out pairs come back for the ranks, as every
+query looks at the whole gallery."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial, reduce
+from operator import add
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from numpy.typing import NDArray
+
+from orchestrator import cluster, store
+from orchestrator.clip import architecture, model
+from orchestrator.clip.features import encode_images, encode_texts
+from orchestrator.clip.model import Clip
+from orchestrator.clip.retrieval import recall_at_k
+from orchestrator.clip.zero_shot import OPENAI_IMAGENET_TEMPLATES, ClassCounts, class_weights, topk_counts
+from orchestrator.config import EvaluationConfig
+from orchestrator.decode import BadImage, decode
+from orchestrator.errors import UserError
+from orchestrator.evaluation.sets import EvaluationSet, read_samples
+from orchestrator.progress import StageProgress
+
+MAX_PIXELS = 89_478_485
+Rows = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Models:
+    """Models by name, each a folder's URI or an open_clip reference; all take pictures of the same size."""
+
+    references: Mapping[str, str]
+    pretrained: str | None = None
+
+    def image_size(self) -> int:
+        """The side of the pictures they take, without loading any weights."""
+        reference = next(iter(self.references.values()))
+        if store.exists(store.join(reference, model.CONFIG_FILE)):
+            size = store.read_json(store.join(reference, model.CONFIG_FILE))["preprocess_cfg"]["size"]
+        else:
+            try:
+                size = architecture.resolve(name=reference, config=None, image_size=None, context_length=None)["vision_cfg"]["image_size"]
+            except ValueError as error:
+                raise UserError(f"checkpoint: {error}") from error
+        return size[0] if isinstance(size, (list, tuple)) else size
+
+    def load(self) -> dict[str, Clip]:
+        """The models, on the GPU where this process has one."""
+        return {name: self._load(reference) for name, reference in self.references.items()}
+
+    def _load(self, reference: str) -> Clip:
+        try:
+            if not store.exists(store.join(reference, model.CONFIG_FILE)):
+                return _placed(model.load(reference, pretrained=self.pretrained))
+            with tempfile.TemporaryDirectory() as folder:
+                store.copy(reference, folder)
+                return _placed(model.load(folder))
+        except ValueError as error:
+            raise UserError(f"checkpoint: {error}") from error
+
+
+def _placed(clip: Clip) -> Clip:
+    clip.model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return clip
+
+
+def zero_shot(models: Models, pictures: EvaluationSet, settings: EvaluationConfig,
+              progress: StageProgress) -> dict[str, dict[str, Any]]:
+    """Top-1, top-5 and mean per class of every model."""
+    templates = settings.zero_shot.templates or pictures.templates or OPENAI_IMAGENET_TEMPLATES
+    actor = partial(_ZeroShot, models, pictures.class_names, templates, settings.batch_size)
+    counts: dict[str, list[ClassCounts]] = {name: [] for name in models.references}
+    skipped = 0
+    for row in _embed(models, pictures, settings, actor, needs_label=True):
+        skipped += row["skipped"]
+        for name, found in zip(row["name"], row["counts"], strict=True):
+            counts[name].append(ClassCounts(*torch.from_numpy(np.asarray(found))))
+        progress.update(progress.done + row["images"])
+    results = {}
+    for name, found in counts.items():
+        total = reduce(add, found)
+        results[name] = {**total.summary(), "num_classes": len(pictures.class_names),
+                         "num_images": int(total.num_images.sum()), "skipped": skipped}
+    return results
+
+
+def retrieval(models: Models, pairs: EvaluationSet, settings: EvaluationConfig,
+              progress: StageProgress) -> dict[str, dict[str, Any]]:
+    """Recall@1, 5 and 10 both ways of every model, over the whole set."""
+    actor = partial(_Retrieval, models, settings.batch_size)
+    features: dict[str, list[tuple[NDArray, NDArray]]] = {name: [] for name in models.references}
+    skipped = 0
+    for row in _embed(models, pairs, settings, actor, needs_label=False):
+        skipped += row["skipped"]
+        for name, image, text in zip(row["name"], row["image_features"], row["text_features"], strict=True):
+            features[name].append((np.asarray(image), np.asarray(text)))
+        progress.update(progress.done + row["images"])
+    results = {}
+    for name, chunks in features.items():
+        images, texts = (torch.from_numpy(np.concatenate(side)) for side in zip(*chunks, strict=True))
+        results[name] = {**recall_at_k(images, texts), "num_pairs": len(images), "skipped": skipped}
+    return results
+
+
+def _embed(models: Models, pictures: EvaluationSet, settings: EvaluationConfig, actor: Callable[[], Any], *,
+           needs_label: bool) -> Iterator[Rows]:
+    read = partial(_read, size=models.image_size(), batch_size=settings.batch_size, needs_label=needs_label)
+    num_gpus = cluster.num_gpus()
+    pool = ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(num_gpus, len(pictures.shard_uris))))
+    rows = [{"uri": uri} for uri in pictures.shard_uris]
+    embedded = (
+        ray.data.from_items(rows, override_num_blocks=len(rows))
+        .map_batches(read, batch_size=1)
+        .map_batches(_Actor, fn_constructor_args=(actor,), batch_size=settings.batch_size, compute=pool,
+                     num_gpus=1 if num_gpus else 0)
+    )
+    for row in embedded.iter_rows():
+        yield row["result"]
+
+
+def _read(batch: Rows, *, size: int, batch_size: int, needs_label: bool) -> Iterator[Rows]:
+    for uri in batch["uri"]:
+        rows: list[tuple] = []
+        for sample in read_samples(uri, needs_label=needs_label):
+            try:
+                image = decode(sample.image, size=size, crop=None, max_pixels=MAX_PIXELS)
+                rows.append((image, sample.label, sample.caption, True))
+            except BadImage:
+                rows.append((np.zeros((size, size, 3), np.uint8), sample.label, sample.caption, False))
+            if len(rows) == batch_size:
+                yield _columns(rows)
+                rows = []
+        if rows:
+            yield _columns(rows)
+
+
+def _columns(rows: list[tuple]) -> Rows:
+    images, labels, captions, valid = zip(*rows, strict=True)
+    return {"image": np.stack(images), "label": np.array(labels, np.int64), "caption": np.array(captions, object),
+            "valid": np.array(valid)}
+
+
+class _Actor:
+    """Hands each batch's whole pictures to the models, and counts the others."""
+
+    def __init__(self, make: Callable[[], Any]):
+        self.embed = make()
+
+    def __call__(self, batch: Rows) -> Rows:
+        valid = batch["valid"].astype(bool)
+        images = torch.from_numpy(np.ascontiguousarray(batch["image"][valid])).permute(0, 3, 1, 2)
+        found = self.embed(images, {name: column[valid] for name, column in batch.items() if name != "image"})
+        result = {**found, "images": int(valid.sum()), "skipped": int((~valid).sum())}
+        return {"result": np.array([result], object)}
+
+
+class _ZeroShot:
+    def __init__(self, models: Models, class_names: tuple[str, ...], templates: tuple[str, ...], batch_size: int):
+        self.clips, self.batch_size = models.load(), batch_size
+        self.weights = {name: class_weights(clip, class_names, templates, batch_size=batch_size)
+                        for name, clip in self.clips.items()}
+
+    def __call__(self, images: torch.Tensor, columns: Rows) -> Rows:
+        labels = torch.from_numpy(columns["label"])
+        counts = []
+        for name, clip in self.clips.items():
+            features = encode_images(clip, images, batch_size=self.batch_size)
+            try:
+                found = topk_counts(features, labels, self.weights[name])
+            except ValueError as error:
+                raise UserError(f"evaluation.zero_shot: {error}") from error
+            counts.append(torch.stack([found.num_images, found.top1, found.top5]).numpy())
+        return {"name": list(self.clips), "counts": counts}
+
+
+class _Retrieval:
+    def __init__(self, models: Models, batch_size: int):
+        self.clips, self.batch_size = models.load(), batch_size
+
+    def __call__(self, images: torch.Tensor, columns: Rows) -> Rows:
+        captions = list(columns["caption"])
+        return {
+            "name": list(self.clips),
+            "image_features": [encode_images(clip, images, batch_size=self.batch_size).numpy() for clip in self.clips.values()],
+            "text_features": [encode_texts(clip, captions, batch_size=self.batch_size).numpy() for clip in self.clips.values()],
+        }

@@ -1,0 +1,91 @@
+"""Evaluation sets in WebDataset form: tars of image + `cls` (a class index) or image + `txt` (a caption).
+
+The class names stand in a text file beside the tar (`NAME.classnames.txt`, a line a class), the prompt templates too
+(`NAME.templates.txt`); clip_benchmark's layout (`classnames.txt` and `zeroshot_classification_templates.txt` in the
+set's folder, its tars in `test/`) is read as well."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from orchestrator import store
+from orchestrator.errors import UserError
+from orchestrator.source.shards import digest, find_shards, stem
+from orchestrator.source.tar import DamagedTar, NotATar, members, open_tar, read_member
+from orchestrator.source.webdataset import ENDINGS, IMAGE_EXTENSIONS
+
+CLASS_NAMES = ("classnames.txt",)
+TEMPLATES = ("templates.txt", "zeroshot_classification_templates.txt")
+
+
+class Sample(NamedTuple):
+    """One picture with what is known of it."""
+
+    key: str
+    image: bytes
+    label: int
+    caption: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSet:
+    """Where the tars lie; names and templates are empty where the set has none."""
+
+    shard_uris: tuple[str, ...]
+    class_names: tuple[str, ...]
+    templates: tuple[str, ...]
+    identity: dict[str, Any]
+
+
+def open_set(uri: str, *, needs_classes: bool) -> EvaluationSet:
+    """The set at a URI. Errors: `UserError` for no tars, or for no class names where they are needed."""
+    uri = store.absolute(uri)
+    if store.exists(store.join(uri, "test")):
+        uri = store.join(uri, "test")
+    shards = find_shards(uri, endings=ENDINGS)
+    names, templates = (_lines(shards[0].uri, kind) if needs_classes else () for kind in (CLASS_NAMES, TEMPLATES))
+    if needs_classes and not names:
+        raise UserError(f"no class names for {uri}: expected {stem(shards[0].name, ENDINGS)}.classnames.txt beside "
+                        "the tar (a line a class), or classnames.txt in its folder")
+    return EvaluationSet(shard_uris=tuple(shard.uri for shard in shards), class_names=names, templates=templates,
+                         identity={"shards": digest(shards), "class_names": names, "templates": templates})
+
+
+def _lines(shard_uri: str, endings: tuple[str, ...]) -> tuple[str, ...]:
+    folder, name = shard_uri.rsplit("/", 1)
+    parent = folder.rsplit("/", 1)[0]
+    for ending in endings:
+        beside = store.join(folder, f"{stem(name, ENDINGS)}.{ending}")
+        for place in (beside, store.join(folder, ending), store.join(parent, ending)):
+            if store.exists(place):
+                return tuple(line.strip() for line in store.read(place).decode().splitlines() if line.strip())
+    return ()
+
+
+def read_samples(shard_uri: str, *, needs_label: bool) -> Iterator[Sample]:
+    """The samples of a tar in order. Errors: `UserError` for a damaged tar, or a sample without its label or caption."""
+    fields: dict[str, dict[str, bytes]] = {}
+    with open_tar(shard_uri) as (file, _):
+        try:
+            for member in members(file):
+                if fields and member.key not in fields:
+                    yield _sample(shard_uri, *fields.popitem(), needs_label)
+                kind = "image" if member.extension in IMAGE_EXTENSIONS else member.extension
+                fields.setdefault(member.key, {})[kind] = read_member(file, member)
+        except (DamagedTar, NotATar) as error:
+            raise UserError(f"{shard_uri} is damaged; an evaluation set must be whole") from error
+    if fields:
+        yield _sample(shard_uri, *fields.popitem(), needs_label)
+
+
+def _sample(shard_uri: str, key: str, found: dict[str, bytes], needs_label: bool) -> Sample:
+    wanted = ("image", "cls" if needs_label else "txt")
+    missing = [kind for kind in wanted if kind not in found]
+    if missing:
+        raise UserError(f"{shard_uri}/{key} has no {' and no '.join(missing)} member; expected {' and '.join(wanted)}")
+    label = found.get("cls", b"0").decode().strip()
+    if not label.isdigit():
+        raise UserError(f"{shard_uri}/{key}: got class {label!r}, expected an index from 0")
+    return Sample(key, found["image"], int(label), found.get("txt", b"").decode(errors="replace").strip())

@@ -1,0 +1,132 @@
+"""A stage as parts: the unit of work and of resume.
+
+`build_parts` runs one function over the items of a stage through Ray Data. Each item's files are written whole, then its
+summary (`parts/NNNNNN.json`) as the mark of completion, all inside the task; the stage's manifest comes last. A killed
+stage goes on with the items whose summary is missing."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+import ray
+
+from orchestrator import store
+from orchestrator.artifacts import Artifact
+from orchestrator.progress import Display
+
+Summary = dict[str, Any]
+MAX_BLOCKS = 2000
+
+
+class PartResult(NamedTuple):
+    """What the work on one item gives: files by ending, and a small JSON-like summary (its numbers are summed)."""
+
+    files: dict[str, bytes]
+    summary: Summary
+
+
+Work = Callable[[Any], PartResult]
+
+
+def part_path(artifact: Artifact, index: int, ending: str) -> str:
+    """Where the file of item `index` lies."""
+    return artifact.path("parts", f"{index:06d}.{ending}")
+
+
+class _Worker:
+    """Runs the work on batches of items; as an actor it makes its work (a loaded table, a model) once."""
+
+    def __init__(self, artifact: Artifact, make_work: Callable[[], Work]):
+        self.artifact, self.work = artifact, make_work()
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
+        summaries = []
+        for index, item in zip(batch["index"], batch["item"], strict=True):
+            result = self.work(item)
+            for ending, data in result.files.items():
+                store.write(part_path(self.artifact, index, ending), data)
+            summary = {"index": int(index), **result.summary}
+            store.write_json(part_path(self.artifact, index, "json"), summary)
+            summaries.append(json.dumps(summary))
+        return {"summary": summaries}
+
+
+def build_parts(
+    artifact: Artifact,
+    items: Sequence[Any],
+    make_work: Callable[[], Work],
+    *,
+    display: Display,
+    name: str,
+    count: str = "rows",
+    num_actors: int | None = None,
+    check: Callable[[list[Summary]], None] | None = None,
+    totals: Callable[[list[Summary]], dict[str, Any]] | None = None,
+) -> Artifact:
+    """Computes the items that are missing and publishes the artifact.
+
+    `make_work()` is called once a batch in tasks, or once an actor with `num_actors`; `count` names the summary's field
+    that the display counts; `check` may refuse what came out before the manifest is written; `totals` replaces the sums.
+    Errors: whatever the work raises, through Ray."""
+    started = time.monotonic()
+    with display.stage(name) as progress:
+        done = done_summaries(artifact)
+        counted = sum(summary.get(count, 0) for summary in done.values())
+        progress.update(counted)
+        missing = [(index, item) for index, item in enumerate(items) if index not in done]
+        for summary in _run(artifact, missing, make_work, num_actors):
+            done[summary["index"]] = summary
+            counted += summary.get(count, 0)
+            progress.update(counted)
+        summaries = [done[index] for index in range(len(items))]
+        if check is not None:
+            check(summaries)
+        artifact.publish(totals=(totals or sums)(summaries), parts=summaries, seconds=time.monotonic() - started)
+    return artifact
+
+
+def _run(artifact: Artifact, missing: list[tuple[int, Any]], make_work: Callable[[], Work],
+         num_actors: int | None) -> Iterator[Summary]:
+    if not missing:
+        return
+    rows = [{"index": index, "item": item} for index, item in missing]
+    dataset = ray.data.from_items(rows, override_num_blocks=min(len(rows), MAX_BLOCKS))
+    if num_actors:
+        pool = ray.data.ActorPoolStrategy(min_size=1, max_size=min(num_actors, len(rows)))
+        done = dataset.map_batches(_Worker, fn_constructor_args=(artifact, make_work), batch_size=1, compute=pool)
+    else:
+        # the worker is made inside the task, so that only its recipe travels
+        done = dataset.map_batches(lambda batch: _Worker(artifact, make_work)(batch), batch_size=1)
+    for row in done.iter_rows():
+        yield json.loads(row["summary"])
+
+
+def done_summaries(artifact: Artifact) -> dict[int, Summary]:
+    """The summaries of the items that are finished, by index."""
+    uris = [artifact.path("parts", name) for name in store.names(artifact.path("parts")) if name.endswith(".json")]
+    with ThreadPoolExecutor(32) as pool:
+        return {summary["index"]: summary for summary in pool.map(store.read_json, uris)}
+
+
+def num_done(artifact: Artifact) -> int:
+    """How many items are finished."""
+    return sum(name.endswith(".json") for name in store.names(artifact.path("parts")))
+
+
+def sums(summaries: Sequence[Summary]) -> dict[str, Any]:
+    """Every number of the summaries summed; a mapping of counts is summed key by key."""
+    totals: dict[str, Any] = {}
+    for summary in summaries:
+        for key, value in summary.items():
+            if isinstance(value, dict):
+                inner = totals.setdefault(key, {})
+                for name, number in value.items():
+                    inner[name] = inner.get(name, 0) + number
+            elif isinstance(value, (int, float)) and key != "index":
+                totals[key] = totals.get(key, 0) + value
+    return totals

@@ -1,0 +1,194 @@
+"""The story of a run: catalog, select, pre-train, fine-tune, evaluate, report.
+
+Every stage is known by its fingerprint before anything is computed, so the plan is the list of stages and the run is
+the same list, built in order."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+
+from orchestrator import cluster, store
+from orchestrator.catalog import Catalog, catalog_stage, check_catalog
+from orchestrator.config import Config, WfppStep
+from orchestrator.demo.source import embed_demo
+from orchestrator.errors import UserError
+from orchestrator.estimate import COLUMNS, plan_rows, training_cost
+from orchestrator.progress import Display
+from orchestrator.record import RunRecord, StageRecord
+from orchestrator.selection import selection_stages
+from orchestrator.selection.valid import valid_stage
+from orchestrator.selection.words import count_stage, words_stage
+from orchestrator.source import Source, open_source
+from orchestrator.stage import Stage
+
+LIBRARIES = ("open_clip_torch", "polars", "pyarrow", "ray", "timm", "torch")
+MIN_COUNT = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """A source, and the stages over it in order."""
+
+    config: Config
+    source: Source
+    catalog: Catalog
+    stages: list[Stage]
+
+
+def run(config: Config) -> None:
+    """Everything, then the report."""
+    _execute(_training(_selection(prepare(config))), "run")
+
+
+def select(config: Config) -> None:
+    """Up to the keep list, and the report of that much."""
+    _execute(_selection(prepare(config)), "select")
+
+
+def plan(config: Config) -> None:
+    """What `run` would do and what is there already; computes nothing."""
+    pipeline = _selection(prepare(config))
+    _show_plan(_training(pipeline) if pipeline.source.has_images else pipeline, Display())
+
+
+def evaluate(config: Config) -> None:
+    """A checkpoint on the evaluation sets of the config."""
+    from orchestrator.evaluation import checkpoint_stage
+
+    config = prepare(config)
+    _finish(config, [checkpoint_stage(config)], "evaluate", Display())
+
+
+def report(config: Config) -> None:
+    """Rebuilds the report of a finished run from its artifacts."""
+    from orchestrator.report import write_report
+
+    out = store.absolute(config.run) if config.run else _out(config)
+    record = RunRecord.read(out)
+    cluster.connect(config.cluster)
+    write_report(out, record)
+    Display().line(f"report: {store.join(out, 'report.html')}")
+
+
+def export(config: Config) -> None:
+    """The keep list of a finished run, for other tools."""
+    from orchestrator.export import export_keep_list
+
+    if config.run is None or config.to is None:
+        raise UserError("export needs run= (a finished run's folder) and to= (a .parquet or .npy file, or a folder)")
+    record = RunRecord.read(store.absolute(config.run))
+    cluster.connect(config.cluster)
+    export_keep_list(record, store.absolute(config.to), Display())
+
+
+def prepare(config: Config) -> Config:
+    """The config with absolute places and, for the demo, the embedded pool written into the store as shards."""
+    places = {"store": store.absolute(config.store), "out": _out(config)}
+    return embed_demo(config.model_copy(update=places))
+
+
+def _out(config: Config) -> str:
+    return store.absolute(config.out or f"runs/{config.name}")
+
+
+def _selection(config: Config) -> Pipeline:
+    source = open_source(config.source)
+    read = catalog_stage(config.store, source, config.source.limits)
+    catalog = Catalog(read.artifact)
+    steps = selection_stages(config, source, catalog)
+    words = _report_words(config, catalog, steps)
+    return Pipeline(config=config, source=source, catalog=catalog, stages=[read, *steps, *words])
+
+
+def _report_words(config: Config, catalog: Catalog, steps: Sequence[Stage]) -> list[Stage]:
+    # the report shows word frequencies before and after: WFPP has counted them before, other methods have not
+    stages, pool, kept = [], steps[0].artifact, steps[-1].artifact
+    first = config.selection.settings[config.selection.steps[0]] if config.selection.steps else None
+    min_count = first.min_count if isinstance(first, WfppStep) else MIN_COUNT
+    before = count_stage(config.store, catalog, pool, label="before")
+    if before.artifact not in [stage.artifact for stage in steps]:
+        stages += [before, words_stage(config.store, catalog, before.artifact, min_count=min_count, label="before")]
+    after = count_stage(config.store, catalog, kept, label="after")
+    return [*stages, after, words_stage(config.store, catalog, after.artifact, min_count=1, label="after")]
+
+
+def _training(pipeline: Pipeline) -> Pipeline:
+    from orchestrator.evaluation import models_stage
+    from orchestrator.training import Phase, training_stage
+
+    config, source, catalog = pipeline.config, pipeline.source, pipeline.catalog
+    if not source.has_images:
+        raise UserError("a caption table has no images to train on: use select and export, download the kept pairs "
+                        "with img2dataset, then run on the shards")
+    kept = [stage.artifact for stage in pipeline.stages if stage.artifact.kind == "keep"][-1]
+    pretrain = training_stage(config, Phase(name="pretrain", config=config.training, keep=kept, start=None), source, catalog)
+    stages = [*pipeline.stages, pretrain]
+    if config.finetune.enabled:
+        whole = valid_stage(config.store, catalog, has_images=True, needs_caption=True)
+        phase = Phase(name="finetune", config=config.finetune, keep=whole.artifact, start=pretrain.artifact)
+        stages += [whole, training_stage(config, phase, source, catalog)]
+    trained = [stage for stage in stages if stage.epochs]
+    stages += models_stage(config, {stage.name: stage.artifact for stage in trained})
+    return Pipeline(config=config, source=source, catalog=catalog, stages=stages)
+
+
+def _execute(pipeline: Pipeline, verb: str) -> None:
+    display = Display()
+    _show_plan(pipeline, display)
+    if pipeline.catalog.artifact.is_complete():
+        check_catalog(pipeline.catalog.artifact, pipeline.config.source.limits)
+    _finish(pipeline.config, pipeline.stages, verb, display)
+
+
+def _show_plan(pipeline: Pipeline, display: Display) -> None:
+    rows = plan_rows(pipeline.stages, pipeline.source, pipeline.catalog)
+    display.table(f"plan of {pipeline.config.name}", COLUMNS, rows)
+    cost = training_cost(pipeline.stages, pipeline.source, pipeline.catalog)
+    if cost:
+        display.line(cost)
+
+
+def _finish(config: Config, stages: Sequence[Stage], verb: str, display: Display) -> None:
+    from orchestrator.report import write_report
+
+    started, clock = datetime.now(UTC), time.monotonic()
+    # a place that cannot be written is told before hours of work, not after
+    store.write_json(store.join(_out(config), "config.json"), config.model_dump(mode="json"))
+    cluster.connect(config.cluster)
+    records = [_build(stage, display) for stage in stages]
+    record = RunRecord(name=config.name, verb=verb, config=config.model_dump(mode="json"), stages=records,
+                       versions={name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
+                       started=started.isoformat(timespec="seconds"), wall_seconds=round(time.monotonic() - clock, 1))
+    out = _out(config)
+    trained = record.named("finetune") or record.named("pretrain")
+    if trained is not None:
+        store.copy(trained.path("model"), store.join(out, "model"))
+    record.write(out)
+    with display.stage("report", unit="pages"):
+        write_report(out, record)
+    _summary(record, out, display)
+
+
+def _build(stage: Stage, display: Display) -> StageRecord:
+    reused, clock = stage.artifact.is_complete(), time.monotonic()
+    if reused:
+        display.line(f"{stage.name}: reused")
+    else:
+        stage.build(display)
+    return StageRecord(name=stage.name, kind=stage.artifact.kind, uri=stage.artifact.uri,
+                       made_from=stage.artifact.made_from, reused=reused, seconds=round(time.monotonic() - clock, 2))
+
+
+def _summary(record: RunRecord, out: str, display: Display) -> None:
+    from orchestrator.report import headline
+
+    rows = [*headline(out), ("report", store.join(out, "report.html")), ("numbers", store.join(out, "report.json"))]
+    if store.exists(store.join(out, "model")):
+        rows.append(("model", store.join(out, "model")))
+    rows.append(("shared artifacts", str(record.config["store"])))
+    display.table(f"{record.name}: done in {record.wall_seconds:,.0f} s", ("what", "where"), rows)

@@ -1,0 +1,93 @@
+"""What the user sees while a run goes on: one live display on a terminal, plain lines anywhere else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+PLAIN_SECONDS = 10.0
+
+
+class StageProgress:
+    """One stage's counter: `update` with what is done so far, in the stage's unit."""
+
+    def __init__(self, name: str, unit: str, total: int | None, bar: Progress | None, console: Console):
+        self.name, self.unit, self.total, self.bar, self.console = name, unit, total, bar, console
+        self.started = self.printed = time.monotonic()
+        self.first: int | None = None
+        self.done, self.note = 0, ""
+        self.task: TaskID | None = bar.add_task(name, total=total, rate="", note="") if bar else None
+
+    def update(self, done: int, note: str = "", total: int | None = None) -> None:
+        """`done` units so far (a resumed stage starts above 0), a note such as the loss, the total once it is known."""
+        self.first = done if self.first is None else self.first
+        self.done, self.note, self.total = done, note, total or self.total
+        if self.bar is not None and self.task is not None:
+            self.bar.update(self.task, completed=done, total=self.total, rate=self._rate(), note=note)
+        elif time.monotonic() - self.printed >= PLAIN_SECONDS:
+            self.printed = time.monotonic()
+            self.console.print(self._line(), highlight=False, soft_wrap=True)
+
+    def finish(self) -> None:
+        """The stage's last line."""
+        seconds = time.monotonic() - self.started
+        counted = f"{self.done:,} {self.unit}, " if self.done else ""
+        note = f", {self.note}" if self.note else ""
+        if self.bar is not None and self.task is not None:
+            self.bar.update(self.task, visible=False)
+        self.console.print(f"{self.name}: done, {counted}{seconds:.1f} s{note}", highlight=False, soft_wrap=True)
+
+    def _per_second(self) -> float:
+        return (self.done - (self.first or 0)) / max(time.monotonic() - self.started, 1e-9)
+
+    def _rate(self) -> str:
+        return f"{self._per_second():,.0f} {self.unit}/s"
+
+    def _line(self) -> str:
+        of = f"/{self.total:,}" if self.total else ""
+        rate, note = self._per_second(), f", {self.note}" if self.note else ""
+        eta = f", ETA {(self.total - self.done) / rate:,.0f} s" if self.total and rate > 0 else ""
+        return f"{self.name}: {self.done:,}{of} {self.unit}, {self._rate()}{eta}{note}"
+
+
+class Display:
+    """The console of one command."""
+
+    def __init__(self, console: Console | None = None):
+        self.console = console or Console()
+
+    def line(self, text: str) -> None:
+        """A line of its own."""
+        self.console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """A small table; cells are shown whole, folded where the terminal is narrow."""
+        table = Table(title=title, title_justify="left", header_style="bold")
+        for column in columns:
+            table.add_column(column, overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        if not self.console.is_terminal:
+            self.console.width = 160
+        self.console.print(table, highlight=False, markup=False)
+
+    @contextmanager
+    def stage(self, name: str, *, unit: str = "pairs", total: int | None = None) -> Iterator[StageProgress]:
+        """The progress of one stage, shown while the block runs."""
+        if not self.console.is_terminal:
+            self.line(f"{name} ...")
+            progress = StageProgress(name, unit, total, None, self.console)
+            yield progress
+            progress.finish()
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:,.0f}"),
+                   TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+        with Progress(*columns, console=self.console, transient=True) as bar:
+            progress = StageProgress(name, unit, total, bar, self.console)
+            yield progress
+            progress.finish()

@@ -1,0 +1,118 @@
+"""Word counts of the pool, never on the driver: counted by groups of parts, summed by buckets of the words' hash.
+
+Counting tasks write one row group for each bucket; the summing task of a bucket reads its row group from every group of
+parts, and drops the words below `min_count` there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from orchestrator import store
+from orchestrator.artifacts import Artifact
+from orchestrator.catalog import Catalog, to_parquet
+from orchestrator.keeplist import KeepList
+from orchestrator.parts import PartResult, Work, build_parts, done_summaries, part_path
+from orchestrator.progress import Display
+from orchestrator.pruning.wfpp import count_words, merge_counts, word_bucket
+from orchestrator.pruning.words import caption_words
+from orchestrator.selection.step import PartRows, part_rows
+from orchestrator.stage import Stage
+
+VERSION = 1
+MAX_GROUPS = 512
+PAIRS_PER_BUCKET = 2_000_000
+MAX_BUCKETS = 256
+CHUNK_CAPTIONS = 100_000
+
+
+def count_stage(store_uri: str, catalog: Catalog, keep: Artifact, *, label: str) -> Stage:
+    """Counts the words of the kept captions, whole, by groups of parts."""
+    artifact = Artifact.of(store_uri, "word_counts", version=VERSION, catalog=catalog.artifact, keep=keep)
+
+    def build(display: Display) -> Artifact:
+        parts = part_rows(catalog)
+        size = math.ceil(len(parts) / MAX_GROUPS)
+        groups = [parts[start : start + size] for start in range(0, len(parts), size)]
+        return build_parts(artifact, groups, partial(_count_work, catalog, KeepList(keep), num_buckets(catalog)),
+                           display=display, name=f"count words, {label}", count="pairs")
+
+    return Stage(name=f"count words, {label}", does="tokenise every caption and count its words", artifact=artifact,
+                 build=build)
+
+
+def words_stage(store_uri: str, catalog: Catalog, counts: Artifact, *, min_count: int, label: str) -> Stage:
+    """Sums the counts, bucket by bucket, and keeps the words with at least `min_count`."""
+    artifact = Artifact.of(store_uri, "words", version=VERSION, counts=counts, min_count=min_count)
+
+    def build(display: Display) -> Artifact:
+        work = partial(_sum_work, counts, len(done_summaries(counts)), min_count)
+        return build_parts(artifact, range(num_buckets(catalog)), work, display=display, name=f"sum words, {label}",
+                           count="words")
+
+    return Stage(name=f"sum words, {label}", does=f"sum the counts, keep words with at least {min_count}",
+                 artifact=artifact, build=build)
+
+
+def num_buckets(catalog: Catalog) -> int:
+    """Buckets of the words' hash, by the size of the pool; no result depends on it."""
+    return min(MAX_BUCKETS, math.ceil(max(1, sum(catalog.rows_per_part)) / PAIRS_PER_BUCKET))
+
+
+def kept_captions(catalog: Catalog, keep: KeepList, part: PartRows) -> list[pl.Series]:
+    """A part's kept captions, in row order, in chunks that bound the memory of their words."""
+    table = catalog.table(part.index, ("caption",)).filter(pa.array(keep.mask(part.index, part.num_rows)))
+    captions = pl.Series("caption", table["caption"], dtype=pl.String)
+    return [captions[start : start + CHUNK_CAPTIONS] for start in range(0, len(captions), CHUNK_CAPTIONS)]
+
+
+def _count_work(catalog: Catalog, keep: KeepList, buckets: int) -> Work:
+    def work(group: Sequence[PartRows]) -> PartResult:
+        counts = count_words(pl.Series([], dtype=pl.List(pl.String)))
+        num_pairs = 0
+        for part in group:
+            for captions in kept_captions(catalog, keep, part):
+                num_pairs += len(captions)
+                counts = merge_counts([counts, count_words(caption_words(captions))])
+        return PartResult({"parquet": _by_bucket(counts, buckets)}, {"pairs": num_pairs})
+
+    return work
+
+
+def _by_bucket(counts: pl.DataFrame, buckets: int) -> bytes:
+    bucket = word_bucket(counts["word"], buckets)
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(sink, counts.to_arrow().schema, compression="zstd") as writer:
+        for number in range(buckets):
+            writer.write_table(counts.filter(bucket == number).to_arrow(), row_group_size=max(1, len(counts)))
+    return sink.getvalue().to_pybytes()
+
+
+def _sum_work(counts: Artifact, num_groups: int, min_count: int) -> Work:
+    def work(bucket: int) -> PartResult:
+        summed = count_words(pl.Series([], dtype=pl.List(pl.String)))
+        for group in range(num_groups):
+            fs, path = store.filesystem(part_path(counts, group, "parquet"))
+            with fs.open(path, "rb") as file:
+                summed = merge_counts([summed, pl.DataFrame(pq.ParquetFile(file).read_row_group(bucket))])
+        kept = summed.filter(pl.col("count") >= min_count).sort("count", "word", descending=[True, False])
+        numbers = {"words": len(summed), "kept_words": len(kept), "occurrences": int(summed["count"].sum()),
+                   "kept_occurrences": int(kept["count"].sum())}
+        return PartResult({"parquet": to_parquet(kept.to_arrow())}, numbers)
+
+    return work
+
+
+def read_words(words: Artifact) -> pl.DataFrame:
+    """The kept words and their counts, of all buckets: for actors, never for the driver."""
+    return pl.concat(read_bucket(words, index) for index in range(len(words.parts)))
+
+
+def read_bucket(words: Artifact, index: int) -> pl.DataFrame:
+    """The kept words and their counts of one bucket, most frequent first."""
+    return pl.read_parquet(store.read(part_path(words, index, "parquet")))
