@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from orchestrator.config import ConfigError
-from orchestrator.source.schema import CATALOG_SCHEMA, Problems, Shard, Status
+from orchestrator.source.schema import CATALOG_SCHEMA, Part, Problems, Shard, Status
 
 KEY_NAMES = ("key", "uid", "sample_id")
 OPTIONAL = {"width": ("width",), "height": ("height",), "uid": ("uid", "sha256"), "url": ("url",)}
@@ -37,14 +37,23 @@ def label_columns(names: Sequence[str], caption: str, key: str | None) -> dict[s
     return {name: column for name, column in found.items() if column is not None}
 
 
-def catalog_columns(table: pa.Table, sources: dict[str, str], first_row: int) -> dict[str, pa.Array]:
-    """The catalog columns that a table's own columns give; a missing key is the row's number in the shard."""
-    columns = {
-        name: _cast(table[sources[name]], CATALOG_SCHEMA.field(name).type)
-        if name in sources else pa.nulls(table.num_rows, CATALOG_SCHEMA.field(name).type)
-        for name in ("key", "caption", "width", "height", "uid", "url")
-    }
-    numbers = pa.array([str(first_row + i) for i in range(table.num_rows)], pa.string())
+def catalog_columns(
+    table: pa.Table, sources: dict[str, str], part: Part, problems: Problems
+) -> dict[str, pa.Array]:
+    """The catalog columns that a table's own columns give; a missing key is the row's number in the shard.
+
+    Errors: `ConfigError` for a column that holds lists or records."""
+    columns = {}
+    for name in ("key", "caption", "width", "height", "uid", "url"):
+        kind = CATALOG_SCHEMA.field(name).type
+        if name not in sources:
+            columns[name] = pa.nulls(table.num_rows, kind)
+        elif pa.types.is_integer(kind):
+            columns[name] = _lengths(table[sources[name]])
+        else:
+            text = _text(table[sources[name]], f"{part.shard.name}: column {sources[name]}", problems)
+            columns[name] = text.cast(kind)
+    numbers = pa.array([str(part.first_row + i) for i in range(table.num_rows)], pa.string())
     columns["key"] = pc.coalesce(columns["key"], numbers)
     return columns
 
@@ -63,14 +72,35 @@ def report_statuses(shard_name: str, keys: pa.Array, status: np.ndarray, problem
         problems.add(kind, f"{shard_name}/{keys[int(row)]}: {kind.replace('_', ' ')}")
 
 
-def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.Array:
+def _lengths(column: pa.ChunkedArray) -> pa.Array:
+    number = pl.lit(pl.Series(pl.from_arrow(column))).cast(pl.Float64, strict=False)
+    return pl.select(pl.when(number >= 1).then(number)).to_series().cast(pl.Int32, strict=False).to_arrow()
+
+
+def _text(column: pa.ChunkedArray, name: str, problems: Problems) -> pa.Array:
+    if _is_bytes(column.type):
+        return _decoded(column.cast(pa.large_binary()).combine_chunks(), name, problems)
     series = pl.Series(pl.from_arrow(column))
-    if pa.types.is_integer(kind):
-        number = pl.lit(series).cast(pl.Float64, strict=False)
-        series = pl.select(pl.when(number >= 1).then(number)).to_series().cast(pl.Int32, strict=False)
-        return series.to_arrow()
-    if series.dtype == pl.Binary:
-        return column.combine_chunks().cast(kind)
+    if series.dtype.is_nested():
+        raise ConfigError(f"source: {name} is {column.type}; expected text or numbers")
     if series.dtype.is_float() and (series.drop_nulls() % 1 == 0).all():
         series = series.cast(pl.Int64)
-    return series.cast(pl.String).to_arrow().cast(kind)
+    return series.cast(pl.String).to_arrow().cast(pa.large_string())
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_binary,
+             pa.types.is_large_binary)
+    return any(test(kind) for test in tests)
+
+
+def _decoded(values: pa.Array, name: str, problems: Problems) -> pa.Array:
+    # Parquet's text is not checked when it is read; this cast is the check
+    try:
+        return values.cast(pa.large_string())
+    except pa.ArrowInvalid:
+        texts = [None if value is None else value.decode(errors="replace") for value in values.to_pylist()]
+        for text, value in zip(texts, values.to_pylist(), strict=True):
+            if text is not None and text.encode() != value:
+                problems.add("bad_utf8", f"{name}: {text[:40]!r} is not UTF-8")
+        return pa.array(texts, pa.large_string())

@@ -92,7 +92,7 @@ class ParquetImages:
         sources = label_columns(names, self.config.caption_column, self.config.key_column)
         extra = ["status"] if "status" in names else []
         table = read_part(file, part, list(dict.fromkeys([*sources.values(), *extra])))
-        columns = catalog_columns(table, sources, part.first_row)
+        columns = catalog_columns(table, sources, part, problems)
         has_image = np.concatenate([self._present(file, *group) for group in groups_of(file, part)])
         if extra:
             has_image &= pc.fill_null(pc.equal(table["status"], "success"), False).to_numpy()

@@ -39,6 +39,7 @@ def find_shards(uri: str | Sequence[str] | None, *, endings: Sequence[str], side
     shards: dict[str, Shard] = {}
     for item in [uri] if isinstance(uri, str) else uri:
         fs, path = filesystem(absolute(item))
+        fs.invalidate_cache()  # a pool may have grown since this process last listed it
         for found in _matches(listing, fs, path, item, endings):
             shard = _shard(listing, fs, found, endings, sidecars)
             shards[shard.uri] = shard

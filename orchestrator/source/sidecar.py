@@ -43,12 +43,12 @@ def read_sidecar(uri: str) -> Sidecar:
     try:
         file = pq.ParquetFile(io.BytesIO(data))
         columns = [name for name in COLUMNS if name in file.schema_arrow.names]
-        table = file.read(columns=columns)
-    except (pa.ArrowInvalid, OSError) as error:
+        rows = file.read(columns=columns).to_pylist()
+    except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
         return Sidecar(error=str(error))
     if "key" not in columns:
         return Sidecar(error="no column `key`")
-    return Sidecar({str(row["key"]): labels_of(row) for row in table.to_pylist() if _succeeded(row)})
+    return Sidecar({str(row["key"]): labels_of(row) for row in rows if _succeeded(row)})
 
 
 def labels_of(fields: dict[str, Any]) -> Labels:
@@ -63,7 +63,8 @@ def _succeeded(row: dict[str, Any]) -> bool:
 
 
 def _text(value: Any) -> str | None:
-    return None if value is None else str(value)
+    # JSON can escape half of a surrogate pair, which is no character
+    return None if value is None else str(value).encode(errors="replace").decode()
 
 
 def _whole(value: Any) -> int | None:

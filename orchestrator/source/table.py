@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -69,7 +69,7 @@ class CaptionTable:
             table, sources = self._labels(part, problems)
         except DamagedParquet as error:
             return unreadable(part, problems, f"not readable as Parquet ({error})")
-        columns = catalog_columns(table, sources, part.first_row)
+        columns = catalog_columns(table, sources, part, problems)
         has_caption = columns["caption"].is_valid().to_numpy(zero_copy_only=False)
         status = np.where(has_caption, Status.OK, Status.MISSING_CAPTION)
         report_statuses(part.shard.name, columns["key"], status, problems)
@@ -87,7 +87,7 @@ class CaptionTable:
         with open_parquet(part.shard.uri) as file:
             return read_part(file, part, file.schema_arrow.names)
 
-    def images(self, part: Part, rows: pa.Table) -> Any:
+    def images(self, part: Part, rows: pa.Table) -> NoReturn:
         """There are none. Errors: `TypeError`."""
         raise TypeError(f"{part.shard.name} is a caption table: it has no images")
 

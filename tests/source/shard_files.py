@@ -7,6 +7,7 @@ import json
 import tarfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -49,7 +50,7 @@ def write_tar(path: Path, entries: Iterable[Entry], mode: str = "w") -> Path:
     return path
 
 
-def write_sidecar(path: Path, rows: Sequence[dict[str, object]]) -> Path:
+def write_sidecar(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
     """img2dataset's Parquet file beside a tar."""
     pq.write_table(pa.Table.from_pylist(list(rows)), path)
     return path

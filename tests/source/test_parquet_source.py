@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,9 +12,9 @@ from orchestrator.config import ConfigError, ParquetSource
 from orchestrator.source import CATALOG_SCHEMA, ParquetImages, Status, open_source, parquet
 
 
-def rows_of(num_rows: int) -> list[dict[str, object]]:
+def rows_of(num_rows: int) -> list[dict[str, Any]]:
     """As img2dataset writes them; every fifth download failed, row 3 has no caption."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for i in range(num_rows):
         failed = i % 5 == 4
         rows.append({
@@ -24,7 +25,7 @@ def rows_of(num_rows: int) -> list[dict[str, object]]:
     return rows
 
 
-def write(path: Path, rows: list[dict[str, object]], *, without: tuple[str, ...] = (), group: int = 4) -> Path:
+def write(path: Path, rows: list[dict[str, Any]], *, without: tuple[str, ...] = (), group: int = 4) -> Path:
     pq.write_table(pa.Table.from_pylist(rows).drop_columns(list(without)), path, row_group_size=group)
     return path
 
@@ -60,7 +61,7 @@ def test_catalog_and_images(tmp_path: Path, without: tuple[str, ...]) -> None:
 
 
 def test_a_failed_row_is_no_image_even_with_bytes(tmp_path: Path) -> None:
-    rows = [{"jpg": picture(0), "key": "a", "caption": "x", "status": "failed_to_resize"}]
+    rows: list[dict[str, Any]] = [{"jpg": picture(0), "key": "a", "caption": "x", "status": "failed_to_resize"}]
     source = open_at(write(tmp_path / "0.parquet", rows))
     assert source.catalog(source.parts()[0]).table["status"].to_pylist() == [Status.MISSING_IMAGE]
     assert all_images(source, source.parts()[0]) == [None]
@@ -80,7 +81,7 @@ def test_parts_of_a_big_file_together_are_the_file(tmp_path: Path, monkeypatch: 
 
 
 def test_an_undecodable_header_is_a_bad_image(tmp_path: Path) -> None:
-    rows = [{"jpg": b"<html>", "key": "a", "caption": "x"}, {"jpg": picture(1), "key": "a", "caption": "y"}]
+    rows: list[dict[str, Any]] = [{"jpg": b"<html>", "key": "a", "caption": "x"}, {"jpg": picture(1), "key": "a", "caption": "y"}]
     source = open_at(write(tmp_path / "0.parquet", rows))
     catalog = source.catalog(source.parts()[0])
     assert catalog.table["status"].to_pylist() == [Status.BAD_IMAGE, Status.OK]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,7 +13,7 @@ from orchestrator.config import ConfigError, TableSource
 from orchestrator.source import CATALOG_SCHEMA, CaptionTable, PartCatalog, Status, open_source
 from orchestrator.source.row_groups import cut
 
-ROWS: list[dict[str, object]] = [
+ROWS: list[dict[str, Any]] = [
     {"key": f"k{i}", "caption": None if i == 2 else f'caption "{i}", ü', "url": f"http://x/{i}", "width": 300 + i,
      "height": 200, "NSFW": "UNLIKELY"}
     for i in range(10)
@@ -172,6 +173,24 @@ def test_undecodable_bytes_are_replaced_and_counted(tmp_path: Path, name: str) -
     assert catalog.table["caption"].to_pylist() == ["fine", "caf\ufffd", "fine too"]
     assert catalog.problems == {"bad_utf8": 1}
     assert catalog.examples == [f"{name}: line 3 is not UTF-8"]
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.binary()])
+def test_parquet_text_that_is_no_utf8_is_replaced_and_counted(tmp_path: Path, kind: pa.DataType) -> None:
+    raw = pa.array([b"fine", b"caf\xe9", None], pa.binary())
+    column = raw if kind == pa.binary() else raw.cast(pa.large_binary() if kind == pa.large_string() else pa.binary())
+    if kind != pa.binary():
+        column = pa.Array.from_buffers(kind, 3, column.buffers())
+    pq.write_table(pa.table({"caption": column}), tmp_path / "t.parquet")
+    catalog = first_catalog(tmp_path / "t.parquet")
+    assert catalog.table["caption"].to_pylist() == ["fine", "caf\ufffd", None]
+    assert catalog.problems == {"bad_utf8": 1, "missing_caption": 1}
+
+
+def test_a_column_of_lists_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text('{"caption": ["a", "b"]}\n')
+    with pytest.raises(ConfigError, match=r"column caption is .*list.*; expected text or numbers"):
+        first_catalog(tmp_path / "t.jsonl")
 
 
 def test_a_damaged_parquet_is_a_broken_shard(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import pickle
 import random
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -47,7 +48,7 @@ def test_catalog_and_images_of_a_plain_tar(tmp_path: Path, extension: str, with_
 
 def test_sidecar_is_matched_by_key_and_status(tmp_path: Path) -> None:
     write_tar(tmp_path / "0.tar", pairs(6))
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"key": f"{i:04d}", "status": "success", "caption": f"from parquet {i}", "width": 100 + i, "height": 50,
          "sha256": f"sha{i}", "url": f"u{i}", "error_message": None}
         for i in range(5)
@@ -272,6 +273,12 @@ def test_remote_reading_gives_the_same(tmp_path: Path, protocol: str) -> None:
     for rows in (None, [0, 1, 17, 30], [5]):
         assert all_images(remote, part, rows) == all_images(local, local.parts()[0], rows)
     fs.rm("/pool", recursive=True)
+
+
+def test_half_a_surrogate_pair_in_json(tmp_path: Path) -> None:
+    data = b'{"caption": "cut emoji \\ud83d"}'
+    table = catalog_of(write_tar(tmp_path / "0.tar", [("a.jpg", picture(0)), ("a.json", data)])).table
+    assert table["caption"].to_pylist() == ["cut emoji ?"]
 
 
 def test_sources_and_parts_can_be_pickled(tmp_path: Path) -> None:
