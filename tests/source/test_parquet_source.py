@@ -81,7 +81,7 @@ def test_parts_of_a_big_file_together_are_the_file(tmp_path: Path, monkeypatch: 
 
 
 def test_an_undecodable_header_is_a_bad_image(tmp_path: Path) -> None:
-    rows: list[dict[str, Any]] = [{"jpg": b"<html>", "key": "a", "caption": "x"}, {"jpg": picture(1), "key": "a", "caption": "y"}]
+    rows = [{"jpg": data, "key": "a", "caption": "x"} for data in (b"<html>", picture(1))]
     source = open_at(write(tmp_path / "0.parquet", rows))
     catalog = source.catalog(source.parts()[0])
     assert catalog.table["status"].to_pylist() == [Status.BAD_IMAGE, Status.OK]
