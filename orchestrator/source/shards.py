@@ -27,20 +27,31 @@ NUM_THREADS = 16
 VERSION_KEYS = ("ETag", "etag", "mtime", "LastModified", "updated", "last_modified", "created")
 
 
-def find_shards(uri: str | Sequence[str] | None, *, endings: Sequence[str], sidecars: bool = False) -> list[Shard]:
+class _Nothing(Exception):
+    """What a user's path names is not there."""
+
+
+def find_shards(
+    uri: str | Sequence[str] | None, *, endings: Sequence[str], sidecars: bool = False, setting: str = "source.uri"
+) -> list[Shard]:
     """The shards that a URI or a list of them names, unique and sorted by URI.
 
     `endings`: what a shard's name may end in. `sidecars`: also look for a `.parquet` of the same stem beside each.
+    `setting`: the key that the messages name.
     Errors: `ConfigError`, one line, for nothing there, nothing with a known ending, or gaps in a brace expansion."""
     if uri is None or not len(uri):
-        raise ConfigError(f"source.uri is not set; expected shards ending in {' '.join(endings)}, "
-                          "e.g. source.uri='data/{00000..00010}" + f"{endings[0]}'")
+        raise ConfigError(f"{setting} is not set; expected shards ending in {' '.join(endings)}, "
+                          f"e.g. {setting}='data/{{00000..00010}}{endings[0]}'")
     listing = _Listing()
     shards: dict[str, Shard] = {}
     for item in [uri] if isinstance(uri, str) else uri:
         fs, path = filesystem(absolute(item))
         fs.invalidate_cache()  # a pool may have grown since this process last listed it
-        for found in _matches(listing, fs, path, item, endings):
+        try:
+            matches = _matches(listing, fs, path, item, endings)
+        except _Nothing as error:
+            raise ConfigError(f"{setting}: {error}") from None
+        for found in matches:
             shard = _shard(listing, fs, found, endings, sidecars)
             shards[shard.uri] = shard
     return [shards[name] for name in sorted(shards)]
@@ -102,7 +113,7 @@ def _matches(
     try:
         paths = list(braceexpand(path))
     except ValueError as error:
-        raise ConfigError(f"source.uri: unbalanced braces in {item!r}") from error
+        raise _Nothing(f"unbalanced braces in {item!r}") from error
     found = [match for name in paths if _has_glob(name) for match in _glob(listing, fs, name, endings)]
     return found + _literals(listing, fs, [name for name in paths if not _has_glob(name)], item, endings,
                              expects_some=not found)
@@ -112,13 +123,13 @@ def _plain(listing: _Listing, fs: AbstractFileSystem, path: str, item: str, endi
     info = _info(fs, path)
     if info:
         if not _ends(path, endings):
-            raise ConfigError(f"source.uri: {item} is no shard; expected a name ending in {' '.join(endings)}")
+            raise _Nothing(f"{item} is no shard; expected a name ending in {' '.join(endings)}")
         return [_Found(path, info, False)]
     if not fs.isdir(path):
-        raise ConfigError(f"source.uri: no such path: {item}")
+        raise _Nothing(f"no such path: {item}")
     files = {name: info for name, info in listing.folder(fs, path).items() if _ends(name, endings)}
     if not files:
-        raise ConfigError(f"source.uri: no shards in {item}; expected names ending in {' '.join(endings)}")
+        raise _Nothing(f"no shards in {item}; expected names ending in {' '.join(endings)}")
     return [_Found(_join(path, name), info, True) for name, info in files.items()]
 
 
@@ -146,12 +157,12 @@ def _literals(
     there = {folder: listing.names(fs, folder, names) for folder, names in wanted.items()}
     missing = [path for path in paths if posixpath.basename(path) not in there[posixpath.dirname(path)]]
     if len(missing) == len(paths) and expects_some:
-        raise ConfigError(f"source.uri: nothing matches {item}; expected names ending in {' '.join(endings)}")
+        raise _Nothing(f"nothing matches {item}; expected names ending in {' '.join(endings)}")
     if missing:
         first = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-        raise ConfigError(f"source.uri: {len(missing)} of the {len(paths)} files of {item} are missing: {first}")
+        raise _Nothing(f"{len(missing)} of the {len(paths)} files of {item} are missing: {first}")
     if odd := [path for path in paths if not _ends(path, endings)]:
-        raise ConfigError(f"source.uri: {odd[0]} is no shard; expected a name ending in {' '.join(endings)}")
+        raise _Nothing(f"{odd[0]} is no shard; expected a name ending in {' '.join(endings)}")
     few = all(len(names) <= FEW_NAMES for names in wanted.values())
     return [
         _Found(path, there[posixpath.dirname(path)][posixpath.basename(path)], not few) for path in dict.fromkeys(paths)

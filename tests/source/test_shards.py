@@ -99,6 +99,7 @@ def test_a_path_with_odd_characters_is_itself(tmp_path: Path) -> None:
 def test_one_clear_line_for_what_is_not_there(pool: Path, uri: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as error:
         find_shards(f"{pool}/{uri}", endings=ENDINGS)
+    assert str(error.value).startswith("source.uri: ")
     assert "\n" not in str(error.value)
 
 
@@ -106,6 +107,11 @@ def test_one_clear_line_for_what_is_not_there(pool: Path, uri: str, message: str
 def test_no_uri_at_all(uri: str | None) -> None:
     with pytest.raises(ConfigError, match=r"source\.uri is not set"):
         find_shards(uri, endings=ENDINGS)
+
+
+def test_messages_name_the_key_that_the_uri_came_from(pool: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^evaluation\.retrieval\.uri: no such path"):
+        find_shards(f"{pool}/nowhere", endings=ENDINGS, setting="evaluation.retrieval.uri")
 
 
 def test_memory_uris() -> None:
