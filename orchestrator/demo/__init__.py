@@ -1,0 +1,1 @@
+"""The pool that ships with the package: Parquet made by `build_pool`, written as LAION-shaped shards by `shards`."""

@@ -1,0 +1,110 @@
+"""Makes the shipped Parquet files from the collected sources: `python -m orchestrator.demo.build_pool SOURCES OUT`.
+
+The pool is Open Clip Art with its captions as they are, and two emoji styles; Noto is captioned by its name alone and
+Twemoji by name and tags, so that a class is met under its short name and among its synonyms. Held out for retrieval are
+pairs without a near-duplicate in the rest; a held-out emoji is taken in one style and its other style is dropped, since
+the two share their words. Fluent 3D, a style never trained on, is the zero-shot set."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from orchestrator.demo.near_duplicates import lone_pairs
+
+SEED = 0
+NUM_HELDOUT_CLIPART = 400
+NUM_HELDOUT_EMOJI = 100
+TRAINING_STYLES = ("noto", "twemoji")
+ZERO_SHOT_STYLE = "fluent3d"
+EMOJI_CREATORS = {"noto": "Google", "twemoji": "Twitter and contributors", "fluent3d": "Microsoft"}
+
+Row = dict[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Make the demo's Parquet files from openclipart and emoji.")
+    parser.add_argument("sources", type=Path, help="folder with openclipart.parquet and emoji.parquet")
+    parser.add_argument("out", type=Path, help="folder for train.parquet, heldout.parquet and zero_shot.parquet")
+    arguments = parser.parse_args()
+    emoji = pq.read_table(arguments.sources / "emoji.parquet").to_pylist()
+    clipart = [_clipart_row(row) for row in pq.read_table(arguments.sources / "openclipart.parquet").to_pylist()]
+    pool = clipart + [_emoji_row(row) for row in emoji if row["style"] in TRAINING_STYLES]
+    train, heldout = split(pool)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    _write(train, arguments.out / "train.parquet")
+    _write(heldout, arguments.out / "heldout.parquet")
+    _write(_zero_shot_rows(emoji), arguments.out / "zero_shot.parquet")
+
+
+def split(pool: list[Row]) -> tuple[list[Row], list[Row]]:
+    """(train, held out), both in seeded order, of rows with `image`, `caption`, `source` and `family`."""
+    rng = np.random.default_rng(SEED)
+    families = [row["family"] for row in pool]
+    lone = lone_pairs([row["image"] for row in pool], [row["caption"] for row in pool], families)
+    crowded = {family for family, is_lone in zip(families, lone, strict=True) if not is_lone}
+    order = rng.permutation(len(pool))
+    candidates = {family: i for i in order if (family := families[i]) not in crowded}  # an emoji in one of its styles
+    clipart = [i for i in candidates.values() if pool[i]["source"] == "openclipart"][:NUM_HELDOUT_CLIPART]
+    emoji = [i for i in candidates.values() if pool[i]["source"] != "openclipart"][:NUM_HELDOUT_EMOJI]
+    taken = {families[i] for i in clipart + emoji}
+    heldout = [pool[i] for i in rng.permutation(clipart + emoji)]
+    return [pool[i] for i in order if families[i] not in taken], heldout
+
+
+def _clipart_row(row: Row) -> Row:
+    return {
+        "key": f"openclipart-{row['key']}",
+        "image": row["image"],
+        "caption": row["raw_caption"],
+        "source": "openclipart",
+        "licence": "public domain",
+        "creator": row["creator"],
+        "family": row["key"],
+    }
+
+
+def _emoji_row(row: Row) -> Row:
+    return {
+        "key": row["key"],
+        "image": row["image"],
+        "caption": row["name"] if row["style"] == "noto" or not row["tags"] else f"{row['name']}, {row['tags']}",
+        "source": row["style"],
+        "licence": row["license"],
+        "creator": EMOJI_CREATORS[row["style"]],
+        "family": row["hexcode"],
+    }
+
+
+def _zero_shot_rows(emoji: list[Row]) -> list[Row]:
+    return [
+        {
+            "key": row["key"],
+            "image": row["image"],
+            "class_index": index,
+            "class_name": row["name"],
+            "group": row["group"],
+            "source": row["style"],
+            "licence": row["license"],
+            "creator": EMOJI_CREATORS[row["style"]],
+        }
+        for index, row in enumerate(row for row in emoji if row["style"] == ZERO_SHOT_STYLE)
+    ]
+
+
+def _write(rows: list[Row], path: Path) -> None:
+    columns = [name for name in rows[0] if name != "family"]
+    table = pa.table({name: [row[name] for row in rows] for name in columns})
+    text_columns = [name for name in columns if name != "image"]
+    # WebP does not compress further: zstd would only cost time to read
+    compression = {name: "none" if name == "image" else "zstd" for name in columns}
+    pq.write_table(table, path, compression=compression, use_dictionary=text_columns)
+
+
+if __name__ == "__main__":
+    main()
