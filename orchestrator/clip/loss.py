@@ -67,7 +67,6 @@ class MaskedClipLoss(open_clip.ClipLoss):
 
 
 def _masked_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, valid_columns: torch.Tensor) -> torch.Tensor:
-    # the lowest finite value instead of -inf: its exponential is exactly 0 too, but a row without any valid column
-    # stays finite, where -inf would make it NaN and the backward pass would spread that NaN from ignored rows
+    # the lowest finite value: its exponential is exactly 0 as that of -inf is, and a row of nothing else is no NaN
     masked = logits.masked_fill(~valid_columns, torch.finfo(logits.dtype).min)
     return F.cross_entropy(masked, labels, reduction="sum", ignore_index=IGNORED)

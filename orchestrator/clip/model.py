@@ -178,6 +178,8 @@ def _clip(model: Model, model_cfg: dict[str, Any], tokenizer: Tokenizer) -> Clip
     # a config that was read from JSON has lists where a fresh one has tuples
     values = ((key, model.visual.preprocess_cfg[key]) for key in PREPROCESS_KEYS)
     preprocess_cfg = {key: tuple(value) if isinstance(value, list) else value for key, value in values}
+    # a fifth faster for convolutions (timm resnet10t, bf16 on a CPU), nothing to attention; `pixels` does its half
+    model = model.to(memory_format=torch.channels_last)
     return Clip(model=model, model_cfg=model_cfg, preprocess_cfg=preprocess_cfg, tokenizer=tokenizer)
 
 

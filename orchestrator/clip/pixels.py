@@ -13,7 +13,10 @@ class Normaliser:
         self.std = torch.tensor(std, device=device).view(1, -1, 1, 1)
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """float32 [b, 3, h, w] on the device, from uint8 of the same shape anywhere."""
+        """float32 [b, 3, h, w] on the device, channels last in memory, from uint8 of the same shape anywhere.
+
+        Fastest from what a decoder writes, [b, h, w, 3] permuted: then nothing is moved."""
         assert images.dtype == torch.uint8, f"images are {images.dtype}, expected torch.uint8"
-        pixels = images.to(self.mean.device, non_blocking=True).float()
+        on_device = images.to(self.mean.device, non_blocking=True)
+        pixels = on_device.to(dtype=torch.float32, memory_format=torch.channels_last)
         return pixels.div_(255).sub_(self.mean).div_(self.std)

@@ -48,6 +48,14 @@ def test_the_learning_rate_of_the_step_is_used(tiny_clip: Clip, batch: Batch) ->
     assert 5e-3 < moved < 2e-2
 
 
+def test_a_step_after_an_evaluation_trains_again(timm_clip: Clip, batch: Batch) -> None:
+    timm_clip.model.eval()
+    running_mean = timm_clip.model.visual.trunk.bn1.running_mean
+    before = running_mean.clone()
+    learner(timm_clip).step(batch, lr=0.0)
+    assert not torch.equal(running_mean, before)
+
+
 @pytest.mark.parametrize(("log_scale", "expected"), [(9.0, 100.0), (-3.0, 1.0)])
 def test_the_logit_scale_stays_between_1_and_100(
     log_scale: float, expected: float, tiny_clip: Clip, batch: Batch

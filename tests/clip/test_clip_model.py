@@ -73,6 +73,11 @@ def test_a_saved_folder_is_loaded_by_open_clip_as_it_is(
     assert tokenizer(captions).shape[1] == 12
     assert f"size={clip.preprocess_cfg['size']}" in str(preprocess)
 
+    theirs.eval()
+    with torch.no_grad():
+        features = torch.nn.functional.normalize(theirs.encode_text(tokenizer(captions)), dim=1)
+    torch.testing.assert_close(features, encode_texts(clip, captions, batch_size=8), rtol=1e-5, atol=1e-6)
+
     ours = model.load(str(folder))
     assert ours.preprocess_cfg == clip.preprocess_cfg
     assert model.load(f"local-dir:{folder}").model_cfg == ours.model_cfg == clip.model_cfg
