@@ -120,10 +120,11 @@ def scores(
 
 def _factors(flat: pl.Series, probabilities: WordTable, *, clip_negative: bool) -> NDArray[np.float64]:
     """The factor of each occurrence in the product; the table is asked once per distinct word."""
-    distinct = flat.unique()
-    p = probabilities.lookup(distinct)
+    # Arrow encodes in one pass; Polars would hash every occurrence for `unique` and again to map it.
+    encoded = flat.to_arrow(compat_level=pl.CompatLevel.oldest()).dictionary_encode()
+    p = probabilities.lookup(pl.Series("word", encoded.dictionary, dtype=pl.String))
     factor = p.set(p < 0.0, 0.0 if clip_negative else 1.0).fill_null(1.0)
-    return flat.replace_strict(distinct, factor, return_dtype=pl.Float64).to_numpy()
+    return factor.to_numpy()[encoded.indices.to_numpy()]
 
 
 def _ragged_products(factors: NDArray[np.float64], lengths: NDArray[np.int64]) -> NDArray[np.float64]:

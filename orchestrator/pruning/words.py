@@ -20,6 +20,10 @@ WORD_PATTERN = (
 )
 _WORD_RE = regex.compile(WORD_PATTERN, regex.IGNORECASE)
 
+# The entities that web captions are full of. What they stand for is plain ASCII and, since an ampersand is only decoded
+# before a blank, no part of a further entity: so it does not matter which of the three unescapings decodes them.
+_COMMON_ENTITIES = {"&amp; ": "& ", "&quot;": '"', "&#39;": "'", "&#039;": "'", "&lt;": "<", "&gt;": ">"}
+
 # What ftfy makes of curly quotes: one character for one, so no sequence arises that the rules below forbid.
 _SINGLE_QUOTES = r"\x{2bc}\x{2018}-\x{201b}"
 _DOUBLE_QUOTES = r"\x{201c}-\x{201f}"
@@ -71,7 +75,7 @@ def caption_words(captions: pl.Series) -> pl.Series:
     """
     captions = captions.fill_null("")
     slow = needs_reference(captions)
-    fast_words = _inert_words(captions.filter(~slow))
+    fast_words = _inert_words(_decoded(captions).filter(~slow))
     if not slow.any():
         return fast_words.alias("words")
     slow_words = pl.Series([reference_words(caption) for caption in captions.filter(slow)], dtype=pl.List(pl.String))
@@ -82,7 +86,11 @@ def caption_words(captions: pl.Series) -> pl.Series:
 
 def needs_reference(captions: pl.Series) -> pl.Series:
     """Boolean [n]: captions (String [n], no nulls) that only `reference_words` is known to cut correctly."""
-    return captions.str.contains(_NEEDS_REFERENCE)
+    return _decoded(captions).str.contains(_NEEDS_REFERENCE)
+
+
+def _decoded(captions: pl.Series) -> pl.Series:
+    return captions.str.replace_many(_COMMON_ENTITIES)
 
 
 def _inert_words(captions: pl.Series) -> pl.Series:

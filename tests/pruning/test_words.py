@@ -139,6 +139,30 @@ def test_random_strings_of_inert_characters(inert: set[int]) -> None:
     assert_as_defined(fast)
 
 
+def test_random_strings_of_pieces_of_entities() -> None:
+    rng = np.random.default_rng(1)
+    pieces = [
+        "&amp; ",
+        "&amp;",
+        "&quot;",
+        "&#39;",
+        "&#039;",
+        "&lt;",
+        "&gt;",
+        "&",
+        "& ",
+        " ",
+        "amp;",
+        "quot;",
+        "#39;",
+        ";",
+    ]
+    alphabet = np.array([*pieces, *pieces[:7], "a", "S", "9", "<", "'", "é", "’", "ſ", "Ã", "&AMP;", "&nbsp;"])
+    strings = pl.Series(["".join(rng.choice(alphabet, rng.integers(1, 9))) for _ in range(10_000)])
+    assert 2000 < needs_reference(strings).sum() < 8000
+    assert_as_defined(strings)
+
+
 def test_inert_characters_never_compose(inert: set[int]) -> None:
     """A string of starters of which none can follow another in a canonical composition is its own NFC."""
     seconds = set(range(0x1161, 0x1176)) | set(range(0x11A8, 0x11C3))
