@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -25,6 +24,8 @@ from orchestrator.stage import Stage
 
 VERSION = 1
 MAX_EXAMPLES = 20
+# a caption may be missing or odd: such a pair still has its row; these have nothing to train on
+BROKEN_PAIRS = ("missing_image", "bad_image")
 CACHED_PARTS = 8
 
 
@@ -97,7 +98,7 @@ def _check_limits(limits: Limits, summaries: list[Summary]) -> None:
     if totals["broken_shards"] > allowed:
         raise UserError(f"{totals['broken_shards']} of {len(summaries)} shards are broken, {allowed} allowed ({examples}); "
                         f"mend them or raise source.limits.max_broken_shards")
-    broken = sum(totals["problems"].values()) - totals["broken_shards"]
+    broken = sum(totals["problems"].get(kind, 0) for kind in BROKEN_PAIRS)
     if broken > limits.max_broken_pairs * totals["rows"]:
         raise UserError(f"{broken:,} of {totals['rows']:,} pairs are broken, at most "
                         f"{limits.max_broken_pairs:.1%} allowed ({examples}); raise source.limits.max_broken_pairs")

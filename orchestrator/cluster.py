@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import ray
 
@@ -22,14 +27,30 @@ def connect(config: ClusterConfig) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     address = config.address or os.environ.get("RAY_ADDRESS") or "local"
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == "local":
         # logical CPUs, not cores: stages take turns, and decode tasks share the cores with the training workers
         num_cpus = config.num_cpus or max(2 * (os.cpu_count() or 1), LOCAL_MIN_CPUS)
-        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **quiet)
+        start = partial(ray.init, address="local", num_cpus=num_cpus, include_dashboard=False, **quiet)
     else:
-        ray.init(address=address, **quiet)
+        start = partial(ray.init, address=address, **quiet)
+    with _stderr_closed():
+        start()
     _quiet_data()
+
+
+@contextmanager
+def _stderr_closed() -> Iterator[None]:
+    # Ray's core greets on the raw descriptor when its log level is set; what goes wrong comes as an exception
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 def _quiet_data() -> None:

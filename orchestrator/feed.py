@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -154,13 +155,11 @@ def _decode_block(block: pa.Table, *, reference: ray.ObjectRef) -> Rows:
             "valid": problems == "", "problem": problems}
 
 
-def _decode_pair(feed: Feed, pair: dict) -> NDArray[np.uint8]:
+def _decode_pair(feed: Feed, pair: dict[str, Any]) -> NDArray[np.uint8]:
     if pair["image"] is None:
-        raise BadImage("no image")
+        raise BadImage("empty", "no image")
     augmentation = feed.augmentation
-
-    def crop(width: int, height: int):
-        return random_resized_crop(width, height, scale=augmentation.scale, ratio=augmentation.ratio,
-                                   seed=feed.stream.seed, epoch=pair["epoch"], ordinal=pair["ordinal"])
-
+    crop = partial(random_resized_crop, scale=augmentation.scale, ratio=augmentation.ratio,
+                   horizontal_flip=augmentation.horizontal_flip, seed=feed.stream.seed, epoch=pair["epoch"],
+                   ordinal=pair["ordinal"])
     return decode(pair["image"], size=feed.image_size, crop=crop, max_pixels=feed.max_image_pixels)

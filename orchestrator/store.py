@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import uuid
 from typing import Any
 
@@ -113,3 +114,25 @@ def copy(from_uri: str, to_uri: str) -> None:
 def is_path(text: str) -> bool:
     """Whether the text names something on this machine's disk."""
     return os.path.exists(os.path.expanduser(text))
+
+
+def put_file(path: str, uri: str) -> None:
+    """Moves a local file to a place, whole or not at all, without holding it in memory."""
+    fs, target = filesystem(uri)
+    try:
+        if isinstance(fs, LocalFileSystem):
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            temporary = f"{target}.{uuid.uuid4().hex[:8]}.tmp"
+            shutil.copyfile(path, temporary)
+            os.replace(temporary, target)
+        else:
+            fs.put_file(path, target)
+    except OSError as error:
+        raise StoreError(f"cannot write {uri}: {error.strerror or error}; expected a writable place with room") from error
+
+
+def remove(uri: str) -> None:
+    """Removes a file or folder of ours."""
+    fs, path = filesystem(uri)
+    if fs.exists(path):
+        fs.rm(path, recursive=True)

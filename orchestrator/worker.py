@@ -83,8 +83,7 @@ class _Worker:
         wrapped = ray.train.torch.prepare_model(self.clip.model, parallel_strategy_kwargs={"gradient_as_bucket_view": True})
         adamw = optimiser.adamw(self.clip.model, lr=self.job.phase.lr, weight_decay=training.weight_decay,
                                 beta1=training.beta1, beta2=training.beta2, eps=training.eps)
-        loss = MaskedClipLoss(local_loss=training.local_loss, gather_with_grad=True, cache_labels=True, rank=self.rank,
-                              world_size=self.num_ranks)
+        loss = MaskedClipLoss(local_loss=training.local_loss, rank=self.rank, world_size=self.num_ranks)
         try:
             return Learner(model=wrapped, loss=loss, optimiser=adamw, precision=training.precision,
                            grad_clip_norm=training.grad_clip_norm, device=self.device,
@@ -144,7 +143,7 @@ class _Worker:
             self.own_skipped += [f"{key}: {why}" for key, why in zip(rows["key"][bad], rows["problem"][bad], strict=True)]
             yield to_batch(rows, self.clip, slots)
         # a rank whose lanes end before the last global batch still takes part in it, with no pair of its own
-        yield to_batch({"image": np.zeros((0, feed.image_size, feed.image_size, 3), np.uint8), "caption": np.array([]),
+        yield to_batch({"image": np.zeros((0, feed.image_size, feed.image_size, 3), np.uint8), "caption": np.array([], object),
                         "valid": np.zeros(0, bool)}, self.clip, slots)
 
     def _agree_on_skipped(self, done: int) -> None:
@@ -222,17 +221,19 @@ def num_warmup_steps(phase: PhaseConfig, stream: Stream) -> int:
 
 
 def to_batch(rows: Rows, clip: Clip, slots: int) -> Batch:
-    """Decoded rows as tensors, filled up with masked slots: every rank's share of a batch has the same size."""
+    """Decoded rows as tensors, filled up with masked slots: every rank's share of a batch has the same size.
+
+    The filling repeats the rows, so that a batch norm's statistics stay those of pictures."""
+    num_rows = len(rows["valid"])
     images = torch.from_numpy(np.ascontiguousarray(rows["image"])).permute(0, 3, 1, 2)
-    texts = clip.tokenizer(list(rows["caption"])) if len(images) else torch.zeros((0, 1), dtype=torch.int64)
+    texts = clip.tokenizer(list(rows["caption"])) if num_rows else clip.tokenizer([""])[:0]
     valid = torch.from_numpy(rows["valid"].astype(bool))
-    missing = slots - len(images)
-    if missing:
-        context_length = clip.model_cfg["text_cfg"]["context_length"]
-        images = torch.cat([images, images.new_zeros(missing, *images.shape[1:])])
-        texts = torch.cat([texts.reshape(-1, context_length) if len(texts) else texts.new_zeros(0, context_length),
-                           texts.new_zeros(missing, context_length)])
-        valid = torch.cat([valid, valid.new_zeros(missing)])
+    if num_rows < slots:
+        fill = torch.arange(slots - num_rows) % max(1, num_rows)
+        blank = 0 if num_rows else slots
+        images = torch.cat([images, images[fill[: slots - blank]], images.new_zeros(blank, *images.shape[1:])])
+        texts = torch.cat([texts, texts[fill[: slots - blank]], texts.new_zeros(blank, texts.shape[1])])
+        valid = torch.cat([valid, valid.new_zeros(slots - num_rows)])
     return Batch(images=images, texts=texts, valid=valid)
 
 

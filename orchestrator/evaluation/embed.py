@@ -44,12 +44,13 @@ class Models:
         """The side of the pictures they take, without loading any weights."""
         reference = next(iter(self.references.values()))
         if store.exists(store.join(reference, model.CONFIG_FILE)):
-            size = store.read_json(store.join(reference, model.CONFIG_FILE))["preprocess_cfg"]["size"]
+            model_cfg = store.read_json(store.join(reference, model.CONFIG_FILE))["model_cfg"]
         else:
             try:
-                size = architecture.resolve(name=reference, config=None, image_size=None, context_length=None)["vision_cfg"]["image_size"]
+                model_cfg = architecture.resolve(name=reference, config=None, image_size=None, context_length=None)
             except ValueError as error:
                 raise UserError(f"checkpoint: {error}") from error
+        size = model_cfg["vision_cfg"]["image_size"]
         return size[0] if isinstance(size, (list, tuple)) else size
 
     def load(self) -> dict[str, Clip]:

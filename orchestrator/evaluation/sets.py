@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from orchestrator import store
+from orchestrator.artifacts import fingerprint
 from orchestrator.errors import UserError
 from orchestrator.source.shards import digest, find_shards, stem
 from orchestrator.source.tar import DamagedTar, NotATar, members, open_tar, read_member
@@ -36,7 +37,7 @@ class EvaluationSet:
     shard_uris: tuple[str, ...]
     class_names: tuple[str, ...]
     templates: tuple[str, ...]
-    identity: dict[str, Any]
+    identity: str
 
 
 def open_set(uri: str, *, needs_classes: bool) -> EvaluationSet:
@@ -44,13 +45,14 @@ def open_set(uri: str, *, needs_classes: bool) -> EvaluationSet:
     uri = store.absolute(uri)
     if store.exists(store.join(uri, "test")):
         uri = store.join(uri, "test")
-    shards = find_shards(uri, endings=ENDINGS)
+    setting = f"evaluation.{'zero_shot' if needs_classes else 'retrieval'}.uri"
+    shards = find_shards(uri, endings=ENDINGS, setting=setting)
     names, templates = (_lines(shards[0].uri, kind) if needs_classes else () for kind in (CLASS_NAMES, TEMPLATES))
     if needs_classes and not names:
         raise UserError(f"no class names for {uri}: expected {stem(shards[0].name, ENDINGS)}.classnames.txt beside "
                         "the tar (a line a class), or classnames.txt in its folder")
     return EvaluationSet(shard_uris=tuple(shard.uri for shard in shards), class_names=names, templates=templates,
-                         identity={"shards": digest(shards), "class_names": names, "templates": templates})
+                         identity=fingerprint([digest(shards), names, templates]))
 
 
 def _lines(shard_uri: str, endings: tuple[str, ...]) -> tuple[str, ...]:

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from orchestrator.artifacts import Artifact
 from orchestrator.catalog import Catalog
 from orchestrator.config import Config
+from orchestrator.record import RunRecord
 from orchestrator.selection import all_pairs, random_draw, wfpp
 from orchestrator.selection.step import Step
-from orchestrator.selection.valid import valid_stage
+from orchestrator.selection.valid import CAPTIONED, valid_stage
 from orchestrator.source import Source
 from orchestrator.stage import Stage
 
@@ -31,6 +32,12 @@ def selection_stages(config: Config, source: Source, catalog: Catalog) -> list[S
     return stages
 
 
-def keep_lists(stages: list[Stage]) -> list[tuple[str, Artifact]]:
-    """The keep lists among the stages, by name, in order: the funnel of counts."""
-    return [(stage.name, stage.artifact) for stage in stages if stage.artifact.kind == "keep"]
+def selection_keep_lists(record: RunRecord) -> list[tuple[str, Artifact]]:
+    """A run's keep lists by stage name, from the pool to the last step: the funnel of counts."""
+    return [(stage.name, stage.artifact) for stage in record.stages if stage.kind == "keep" and stage.name != CAPTIONED]
+
+
+def final_keep_list(record: RunRecord) -> Artifact | None:
+    """What a run's selection came to; none where it selected nothing."""
+    lists = selection_keep_lists(record)
+    return lists[-1][1] if lists else None

@@ -18,6 +18,7 @@ from orchestrator.source import Status
 from orchestrator.stage import Stage
 
 VERSION = 1
+POOL, CAPTIONED = "pool", "captioned"
 
 
 def valid_stage(store_uri: str, catalog: Catalog, *, has_images: bool, needs_caption: bool) -> Stage:
@@ -31,7 +32,7 @@ def valid_stage(store_uri: str, catalog: Catalog, *, has_images: bool, needs_cap
         work = partial(_work, catalog, has_images, needs_caption)
         return build_parts(artifact, part_rows(catalog), work, display=display, name=name)
 
-    name = "captioned" if needs_caption else "pool"
+    name = CAPTIONED if needs_caption else POOL
     does = "mark the pairs with " + ("an image and a caption" if needs_caption else "an image" if has_images else "a row")
     return Stage(name=name, does=does, artifact=artifact, build=build)
 
