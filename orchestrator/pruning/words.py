@@ -14,6 +14,7 @@ import html
 import ftfy
 import polars as pl
 import regex
+from ftfy.badness import is_bad
 
 WORD_PATTERN = (
     r"<start_of_text>|<end_of_text>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"  # CLIP's, verbatim
@@ -45,16 +46,15 @@ INERT_CHARACTERS = (
     f"{_ASCII}{_LATIN}{_GREEK_CYRILLIC}{_SEMITIC}{_PUNCTUATION}{_SYMBOLS}{_EAST_ASIAN}{_EMOJI}"
     f"{_SINGLE_QUOTES}{_DOUBLE_QUOTES}"
 )
-# ftfy decides by `ftfy.badness` whether text is mojibake. Apart from the characters excluded above, it needs two
-# adjacent non-ASCII characters of which one is of these blocks.
+# ftfy repairs an encoding only where its pattern for mojibake matches. Apart from the characters excluded above, that
+# pattern needs two adjacent non-ASCII characters of which one is of these blocks: only then is it asked.
 MOJIBAKE_CHARACTERS = (
     r"\x{80}-\x{24f}\x{2b0}-\x{2ff}\x{384}\x{385}\x{402}\x{40e}\x{452}\x{45e}\x{490}\x{491}"
     r"\x{2000}-\x{23ff}\x{2500}-\x{25ff}\x{e000}-\x{f8ff}\x{fb00}-\x{fb06}\x{fffd}"
 )
 # Rust syntax. An ampersand before a blank can begin no HTML entity.
-_NEEDS_REFERENCE = (
-    rf"[^{INERT_CHARACTERS}]|[{MOJIBAKE_CHARACTERS}][^\x00-\x7f]|[^\x00-\x7f][{MOJIBAKE_CHARACTERS}]|&[^\x20]"
-)
+_NOT_INERT = rf"[^{INERT_CHARACTERS}]|&[^\x20]"
+_PERHAPS_MOJIBAKE = rf"[{MOJIBAKE_CHARACTERS}][^\x00-\x7f]|[^\x00-\x7f][{MOJIBAKE_CHARACTERS}]"
 
 
 def reference_words(caption: str) -> list[str]:
@@ -74,8 +74,9 @@ def caption_words(captions: pl.Series) -> pl.Series:
         List[String] [n], never null: `reference_words` of each caption.
     """
     captions = captions.fill_null("")
-    slow = needs_reference(captions)
-    fast_words = _inert_words(_decoded(captions).filter(~slow))
+    decoded = captions.str.replace_many(_COMMON_ENTITIES)
+    slow = _needs_reference(decoded)
+    fast_words = _inert_words(decoded.filter(~slow))
     if not slow.any():
         return fast_words.alias("words")
     slow_words = pl.Series([reference_words(caption) for caption in captions.filter(slow)], dtype=pl.List(pl.String))
@@ -86,11 +87,14 @@ def caption_words(captions: pl.Series) -> pl.Series:
 
 def needs_reference(captions: pl.Series) -> pl.Series:
     """Boolean [n]: captions (String [n], no nulls) that only `reference_words` is known to cut correctly."""
-    return _decoded(captions).str.contains(_NEEDS_REFERENCE)
+    return _needs_reference(captions.str.replace_many(_COMMON_ENTITIES))
 
 
-def _decoded(captions: pl.Series) -> pl.Series:
-    return captions.str.replace_many(_COMMON_ENTITIES)
+def _needs_reference(decoded: pl.Series) -> pl.Series:
+    suspects = decoded.str.contains(_PERHAPS_MOJIBAKE)
+    slow = decoded.str.contains(_NOT_INERT)
+    asked = (suspects & ~slow).arg_true()
+    return slow.scatter(asked, [is_bad(caption) for caption in decoded.gather(asked)])
 
 
 def _inert_words(captions: pl.Series) -> pl.Series:
