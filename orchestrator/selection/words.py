@@ -17,7 +17,7 @@ from orchestrator import store
 from orchestrator.artifacts import Artifact
 from orchestrator.catalog import Catalog, to_parquet
 from orchestrator.keeplist import KeepList
-from orchestrator.parts import PartResult, Work, build_parts, done_summaries, part_path
+from orchestrator.parts import PartResult, Work, build_parts, part_path
 from orchestrator.progress import Display
 from orchestrator.pruning.wfpp import count_words, merge_counts, word_bucket
 from orchestrator.pruning.words import caption_words
@@ -51,7 +51,7 @@ def words_stage(store_uri: str, catalog: Catalog, counts: Artifact, *, min_count
     artifact = Artifact.of(store_uri, "words", version=VERSION, counts=counts, min_count=min_count)
 
     def build(display: Display) -> Artifact:
-        work = partial(_sum_work, counts, len(done_summaries(counts)), min_count)
+        work = partial(_sum_work, counts, len(counts.parts), min_count)
         return build_parts(artifact, range(num_buckets(catalog)), work, display=display, name=f"sum words, {label}",
                            count="words")
 

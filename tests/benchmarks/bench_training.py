@@ -1,0 +1,137 @@
+"""What orchestration costs: samples/s of the pre-training phase against a bare loop, one after the other in one run.
+
+The bare loop has the same model, loss, optimiser, precision, batch and number of gloo processes, and reads and decodes
+the same pool through a PyTorch DataLoader; it has no Ray, no checkpoints, no ordered stream and no log. Both figures are
+the steady state: the steps before the first `SKIPPED` samples are left out.
+
+    python tests/benchmarks/bench_training.py --epochs 4
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from orchestrator.catalog import Catalog
+from orchestrator.cli import compose_config
+from orchestrator.clip import model, optimiser
+from orchestrator.clip.loop import Batch, Learner
+from orchestrator.clip.loss import MaskedClipLoss
+from orchestrator.config import Config
+from orchestrator.decode import decode, random_resized_crop
+from orchestrator.keeplist import KeepList
+from orchestrator.pipeline import prepare
+from orchestrator.record import RunRecord
+from orchestrator.selection import final_keep_list
+from orchestrator.source import open_source
+
+SKIPPED = 5_000
+NUM_WORKERS = 2
+PORT = "29571"
+
+
+class Pairs(Dataset):
+    """The kept pairs, read and decoded one by one as the stream's reading tasks do."""
+
+    def __init__(self, config: Config, record: RunRecord):
+        self.config, self.source = config, open_source(config.source)
+        self.parts = self.source.parts()
+        keep, self.catalog = KeepList(final_keep_list(record)), Catalog(record.of_kind("catalog")[0])
+        self.places = [(index, row) for index, rows in enumerate(self.catalog.rows_per_part)
+                       for row in np.flatnonzero(keep.mask(index, rows)).tolist()]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, ordinal: int) -> tuple[np.ndarray, str]:
+        index, row = self.places[ordinal]
+        columns = ("key", "caption", "status", "image_offset", "image_size")
+        pair = self.catalog.table(index, columns).slice(row, 1)
+        data = next(iter(self.source.images(self.parts[index], pair)))
+        shape = self.config.training.augmentation
+        crop = partial(random_resized_crop, scale=shape.scale, ratio=shape.ratio, seed=0, epoch=0, ordinal=ordinal)
+        size = self.config.model.config["vision_cfg"]["image_size"]
+        pixels = decode(data, size=size, crop=crop, max_pixels=self.config.training.max_image_pixels)
+        return pixels, pair["caption"][0].as_py()
+
+
+def bare_worker(rank: int, config: Config, record: RunRecord, epochs: int, out: str) -> None:
+    """One DDP process of the bare loop; rank 0 writes the steady samples/s."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": PORT}
+    dist.init_process_group("gloo", rank=rank, world_size=NUM_WORKERS)
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // NUM_WORKERS))
+    settings, made = config.training, config.model
+    clip = model.build(name=made.name, config=made.config, pretrained=None, image_size=None, context_length=None, seed=0)
+    adamw = optimiser.adamw(clip.model, lr=settings.lr, weight_decay=settings.weight_decay, beta1=settings.beta1,
+                            beta2=settings.beta2, eps=settings.eps)
+    learner = Learner(model=DistributedDataParallel(clip.model, gradient_as_bucket_view=True),
+                      loss=MaskedClipLoss(rank=rank, world_size=NUM_WORKERS), optimiser=adamw,
+                      precision=settings.precision, grad_clip_norm=settings.grad_clip_norm, device=torch.device("cpu"),
+                      mean=clip.preprocess_cfg["mean"], std=clip.preprocess_cfg["std"])
+
+    def collate(rows: list[tuple[np.ndarray, str]]) -> Batch:
+        images = torch.from_numpy(np.stack([pixels for pixels, _ in rows])).permute(0, 3, 1, 2)
+        return Batch(images=images, texts=clip.tokenizer([text for _, text in rows]),
+                     valid=torch.ones(len(rows), dtype=torch.bool))
+
+    pairs = Pairs(config, record)
+    loader = DataLoader(pairs, batch_size=settings.global_batch_size // NUM_WORKERS, collate_fn=collate, drop_last=True,
+                        sampler=DistributedSampler(pairs, NUM_WORKERS, rank, drop_last=True), num_workers=1,
+                        persistent_workers=True)
+    seen, counted, mark = 0, 0, 0.0
+    for _ in range(epochs):
+        for batch in loader:
+            learner.step(batch, settings.lr)
+            seen += settings.global_batch_size
+            if seen >= SKIPPED and not mark:
+                mark, counted = time.monotonic(), seen
+    if rank == 0:
+        Path(out).write_text(str((seen - counted) / (time.monotonic() - mark)))
+    dist.destroy_process_group()
+
+
+def orchestrated(scratch: Path, overrides: list[str]) -> tuple[float, float]:
+    """Steady samples/s of `run`'s pre-training phase, and the share of its steps spent waiting for data."""
+    subprocess.run([sys.executable, "-m", "orchestrator", "run", *overrides], check=True, stdout=subprocess.DEVNULL)
+    curve = next((scratch / "store" / "pretrain").glob("*/metrics.jsonl")).read_text().splitlines()
+    steady = [record for record in map(json.loads, curve) if record["samples_seen"] > SKIPPED]
+    seconds: Any = sum(1 / record["samples_per_second"] for record in steady)
+    waited = sum(record["data_wait_share"] / record["samples_per_second"] for record in steady)
+    return len(steady) / seconds, waited / seconds
+
+
+def main() -> None:
+    """Prints a Markdown row."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--epochs", type=int, default=4)
+    epochs = parser.parse_args().epochs
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        overrides = ["+exp=demo", f"out={scratch / 'out'}", f"store={scratch / 'store'}", f"training.epochs={epochs}",
+                     f"training.num_workers={NUM_WORKERS}", "training.checkpoint_every_steps=100000",
+                     "finetune.enabled=false", "evaluation.zero_shot.uri=null", "evaluation.retrieval.uri=null"]
+        ours, waited = orchestrated(scratch, overrides)
+        config, record = prepare(compose_config(overrides)), RunRecord.read(str(scratch / "out"))
+        mp.spawn(bare_worker, (config, record, epochs, str(scratch / "bare")), nprocs=NUM_WORKERS)
+        bare = float((scratch / "bare").read_text())
+    print(f"| pre-training, demo model | {ours:,.0f} samples/s | {bare:,.0f} samples/s | {ours / bare:.2f} | "
+          f"{waited:.1%} of a step waits for data |")
+
+
+if __name__ == "__main__":
+    main()
