@@ -1,0 +1,69 @@
+"""The report of a run: `report.json` for machines, one self-contained `report.html` for people."""
+
+from __future__ import annotations
+
+from orchestrator import store
+from orchestrator.record import RunRecord
+from orchestrator.report.examples import example_pairs
+from orchestrator.report.page import render
+from orchestrator.report.pictures import Pictures, example_pictures
+from orchestrator.report.schema import Fingerprint, Report, Skipped
+from orchestrator.report.selected import catalog_skips, funnel, num_captionless, selected_steps, step_reports
+from orchestrator.report.summary import headlines
+from orchestrator.report.trained import (
+    cost,
+    evaluation_skips,
+    evaluations,
+    phase_report,
+    phases,
+    stage_time,
+    training_skips,
+)
+from orchestrator.report.words import compare_words, word_tables
+
+__all__ = ["build_report", "headline", "write_report"]
+
+JSON_FILE, PAGE_FILE = "report.json", "report.html"
+
+
+def write_report(out: str, record: RunRecord) -> None:
+    """Writes both files into the run's folder; the cluster is connected.
+
+    Errors: `StoreError` when the folder cannot be written."""
+    report = build_report(record)
+    pictures = Pictures()
+    if report.examples is not None:
+        pictures = example_pictures(record, record.of_kind("catalog")[0], report.examples)
+    page = render(report, pictures)
+    store.write(store.join(out, JSON_FILE), report.model_dump_json(indent=1).encode())
+    store.write(store.join(out, PAGE_FILE), page.encode())
+
+
+def headline(out: str) -> list[tuple[str, str]]:
+    """Two to five rows (what, number) of the report in a run's folder, for the command's last table."""
+    report = Report.model_validate_json(store.read(store.join(out, JSON_FILE)))
+    return [(row.label, f"{row.value} ({row.note})" if row.note else row.value) for row in headlines(report)]
+
+
+def build_report(record: RunRecord) -> Report:
+    """Everything that `report.json` holds, from the artifacts of the run; as far as its verb went."""
+    steps, trained, tables = selected_steps(record), phases(record), word_tables(record)
+    catalogs, results = record.of_kind("catalog"), evaluations(record)
+    return Report(
+        name=record.name, verb=record.verb, started=record.started, wall_seconds=record.wall_seconds,
+        funnel=funnel(record, steps), steps=step_reports(steps), captionless=num_captionless(record, steps),
+        skipped=Skipped(
+            catalog=catalog_skips(record),
+            training={name: training_skips(phase) for name, phase in trained.items()},
+            evaluation={name: evaluation_skips(result) for name, result in results.items()},
+        ),
+        words=compare_words(*tables) if tables else None,
+        training={name: phase_report(phase) for name, phase in trained.items()},
+        cost=cost(record, steps),
+        evaluation=results,
+        examples=example_pairs(catalogs[0], steps) if catalogs else None,
+        stages=[stage_time(stage) for stage in record.stages],
+        fingerprints={stage.name: Fingerprint(kind=stage.kind, uri=stage.uri, fingerprint=stage.artifact.fingerprint)
+                      for stage in record.stages},
+        versions=record.versions, config=record.config,
+    )

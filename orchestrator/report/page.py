@@ -1,0 +1,93 @@
+"""`report.html`: one page without scripts or requests. Captions, keys and names are untrusted text from the web: the
+template escapes everything but the plots, and the page's content policy forbids whatever might still slip through."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from orchestrator.report.figures import kept_by_frequency, loss_curves, word_frequency
+from orchestrator.report.pictures import Pictures
+from orchestrator.report.schema import ModelEvaluation, Report
+from orchestrator.report.summary import duration, headlines
+
+MODEL_NAMES = {"pretrain": "pre-trained", "finetune": "fine-tuned", "checkpoint": "checkpoint"}
+GROUP_TITLES = {
+    "highest": "Kept: the highest scores", "above": "Kept, just above the cut", "below": "Pruned, just below the cut",
+    "lowest": "Pruned: the lowest scores", "kept": "Kept", "pruned": "Pruned",
+}
+RECALL_WAYS = {"image_to_text": "image to text", "text_to_image": "text to image"}
+RECALL_AT = (1, 5, 10)
+
+
+@dataclass(frozen=True)
+class ResultRow:
+    """A row of the evaluation table: what chance gives, and each model's value, None where it was not measured."""
+
+    label: str
+    chance: float | None
+    values: list[float | None]
+
+
+def render(report: Report, pictures: Pictures) -> str:
+    """The page. Everything in `report` is escaped."""
+    environment = Environment(loader=PackageLoader("orchestrator.report", "."), autoescape=True,
+                              undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"count": "{:,.0f}".format, "percent": percent, "duration": duration,
+                            "score": "{:.4g}".format, "json": partial(json.dumps, indent=2, ensure_ascii=False)}
+    style = environment.get_template("style.css").render()
+    return environment.get_template("report.html.j2").render(
+        report=report, pictures=pictures, style=Markup(style), headlines=headlines(report), figures=_figures(report),
+        model_names=MODEL_NAMES, group_titles=GROUP_TITLES, results=result_rows(report.evaluation),
+        started=datetime.fromisoformat(report.started).astimezone(UTC),
+        longest=max((stage.computed_seconds for stage in report.stages), default=0.0) or 1.0,
+        kept_fraction=_kept_fraction(report),
+    )
+
+
+def percent(value: float, digits: int = 1) -> str:
+    """A fraction as a percentage."""
+    return f"{value:.{digits}%}"
+
+
+def _kept_fraction(report: Report) -> float:
+    return report.steps[-1].pairs_out / max(1, report.steps[0].pairs_in) if report.steps else 1.0
+
+
+def _figures(report: Report) -> dict[str, Markup]:
+    # the only markup that is not escaped: our own plots, which hold no word of the pool's
+    figures: dict[str, Markup] = {}
+    if report.words is not None and report.words.bands:
+        figures["words"] = Markup(word_frequency(report.words))
+        figures["bands"] = Markup(kept_by_frequency(report.words, _kept_fraction(report)))
+    if report.training:
+        figures["loss"] = Markup(loss_curves(report.training))
+    return figures
+
+
+def result_rows(evaluation: dict[str, ModelEvaluation]) -> list[ResultRow]:
+    """The evaluation as a table: a row for each measure, a column for each model."""
+    shots = [model.zero_shot for model in evaluation.values()]
+    classes = next((shot.num_classes for shot in shots if shot), None)
+    rows = []
+    if classes:
+        for name, label, tries in (("top1", "zero-shot top-1", 1), ("top5", "zero-shot top-5", 5),
+                                   ("mean_per_class", "zero-shot, mean per class", 1)):
+            values = [getattr(shot, name) if shot else None for shot in shots]
+            rows.append(ResultRow(label, min(1.0, tries / classes), values))
+    return rows + _recall_rows(evaluation)
+
+
+def _recall_rows(evaluation: dict[str, ModelEvaluation]) -> list[ResultRow]:
+    recalls = [model.retrieval or {} for model in evaluation.values()]
+    num_pairs = next((recall["num_pairs"] for recall in recalls if recall), None)
+    if not num_pairs:
+        return []
+    return [ResultRow(f"{title}, recall@{k}", min(1.0, k / num_pairs),
+                      [recall.get(f"{way}_recall_at_{k}") for recall in recalls])
+            for way, title in RECALL_WAYS.items() for k in RECALL_AT]

@@ -1,0 +1,70 @@
+"""Thumbnails of the example pairs: decoded as training decodes them, encoded anew, carried inside the page.
+
+A source may be gone or changed by the time a report is rebuilt: then the page shows captions and says why."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+from PIL import Image
+
+from orchestrator.artifacts import Artifact
+from orchestrator.catalog import Catalog
+from orchestrator.config import parse
+from orchestrator.decode import BadImage, decode
+from orchestrator.errors import UserError
+from orchestrator.record import RunRecord
+from orchestrator.report.schema import Example, Examples
+from orchestrator.source import Source, open_source
+
+PIXELS = 128
+WEBP_QUALITY = 80
+COLUMNS = ("key", "status", "image_offset", "image_size")
+Place = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Data URIs by (part, row); `problems` where a picture cannot be shown; `missing` says why there is none at all."""
+
+    uris: dict[Place, str] = field(default_factory=dict)
+    problems: dict[Place, str] = field(default_factory=dict)
+    missing: str | None = None
+
+
+def example_pictures(record: RunRecord, catalog: Artifact, examples: Examples) -> Pictures:
+    """The pictures of the example pairs, at most a few hundred KiB."""
+    config = parse(record.config)
+    try:
+        source = open_source(config.source)
+        if not source.has_images:
+            return Pictures(missing="The source is a caption table: it has no pictures.")
+        if source.identity() != catalog.made_from["source"]:
+            return Pictures(missing="The source has changed since it was catalogued, so its pictures are not shown.")
+        return _read(source, Catalog(catalog), examples, config.training.max_image_pixels)
+    except (OSError, UserError) as error:
+        return Pictures(missing=f"The source can no longer be read, so its pictures are not shown ({error}).")
+
+
+def _read(source: Source, catalog: Catalog, examples: Examples, max_pixels: int) -> Pictures:
+    pictures, parts = Pictures(), source.parts()
+    pairs: list[Example] = [pair for group in examples.groups for pair in group.pairs]
+    for index in sorted({pair.part for pair in pairs}):
+        rows = sorted({pair.row for pair in pairs if pair.part == index})
+        wanted = catalog.table(index, COLUMNS).take(pa.array(rows, pa.int64()))
+        for row, data in zip(rows, source.images(parts[index], wanted), strict=True):
+            try:
+                pictures.uris[index, row] = thumbnail(data or b"", max_pixels)
+            except BadImage as error:
+                pictures.problems[index, row] = str(error)
+    return pictures
+
+
+def thumbnail(data: bytes, max_pixels: int) -> str:
+    """A WebP data URI of the image's centre, 128 x 128. Errors: `BadImage` for what cannot be decoded."""
+    out = io.BytesIO()
+    Image.fromarray(decode(data, size=PIXELS, max_pixels=max_pixels)).save(out, "WEBP", quality=WEBP_QUALITY)
+    return "data:image/webp;base64," + base64.b64encode(out.getvalue()).decode()

@@ -1,0 +1,131 @@
+"""The report's account of selection: counts at each step, what each step was asked for, and what the source lacked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+
+from orchestrator.artifacts import Artifact
+from orchestrator.keeplist import KeepList
+from orchestrator.pruning.cut import budget
+from orchestrator.record import RunRecord
+from orchestrator.report.schema import CatalogSkips, FunnelRow, StepReport
+from orchestrator.selection.wfpp import read_scores
+
+MAX_BLOCKS = 256
+
+
+@dataclass(frozen=True)
+class SelectedStep:
+    """A step as it ran: the keep list that reached it, the one that left it, and the scores it cut by, if any."""
+
+    name: str
+    settings: dict[str, Any]
+    incoming: Artifact
+    outgoing: Artifact
+    scored: Artifact | None
+
+
+def pool(record: RunRecord) -> Artifact | None:
+    """The keep list of the whole pool, where selection began."""
+    return next(iter(record.of_kind("keep")), None)
+
+
+def captioned(record: RunRecord) -> Artifact | None:
+    """The keep list of every pair with an image and a caption: what fine-tuning sees."""
+    return next((stage.artifact for stage in record.stages if stage.kind == "keep" and stage.name == "captioned"), None)
+
+
+def selected_steps(record: RunRecord) -> list[SelectedStep]:
+    """The steps in the order of the config; one without a keep list of its own (`all`) passes on what reached it."""
+    incoming = pool(record)
+    if incoming is None:
+        return []
+    keeps = {stage.name: stage.artifact for stage in record.stages if stage.kind == "keep"}
+    scores = {artifact.fingerprint: artifact for artifact in record.of_kind("scores")}
+    selection, steps = record.config["selection"], []
+    for name in selection["steps"]:
+        outgoing = keeps.get(name, incoming)
+        scored = scores.get(outgoing.made_from.get("scored") or "") if name in keeps else None
+        steps.append(SelectedStep(name, selection["settings"][name], incoming, outgoing, scored))
+        incoming = outgoing
+    return steps
+
+
+def step_reports(steps: list[SelectedStep]) -> list[StepReport]:
+    """What each step was asked for and did."""
+    return [_step_report(step) for step in steps]
+
+
+def _step_report(step: SelectedStep) -> StepReport:
+    pairs_in, fraction = KeepList(step.incoming).num_pairs, step.settings.get("keep_fraction")
+    return StepReport(
+        name=step.name, method=step.settings["method"], settings=step.settings, pairs_in=pairs_in,
+        budget=None if fraction is None else budget(pairs_in, fraction), pairs_out=KeepList(step.outgoing).num_pairs,
+        threshold=_lowest_kept_score(step), no_words=step.scored.totals["no_words"] if step.scored else None,
+    )
+
+
+def _lowest_kept_score(step: SelectedStep) -> float | None:
+    if step.scored is None:
+        return None
+    # one number a block of parts comes back: neither scores nor masks visit the driver
+    parts = np.array_split(np.arange(len(step.outgoing.parts)), min(len(step.outgoing.parts), MAX_BLOCKS))
+    rows = [part["rows"] for part in step.outgoing.parts]
+    items = [{"parts": [(int(index), rows[index]) for index in block]} for block in parts]
+
+    def lowest(batch: dict[str, Any]) -> dict[str, list[float]]:
+        kept = [_kept_scores(step, index, num_rows) for block in batch["parts"] for index, num_rows in block]
+        return {"lowest": [min((scores.min() for scores in kept if len(scores)), default=np.inf)]}
+
+    found = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(lowest, batch_size=1)
+    threshold = min(row["lowest"] for row in found.iter_rows())
+    return float(threshold) if np.isfinite(threshold) else None
+
+
+def _kept_scores(step: SelectedStep, index: int, num_rows: int) -> np.ndarray:
+    assert step.scored is not None
+    reached = KeepList(step.incoming).mask(index, num_rows)
+    return read_scores(step.scored, index)[KeepList(step.outgoing).mask(index, num_rows)[reached]]
+
+
+def funnel(record: RunRecord, steps: list[SelectedStep]) -> list[FunnelRow]:
+    """The counts, from the source to what each training phase saw."""
+    return list(_funnel(record, steps))
+
+
+def _funnel(record: RunRecord, steps: list[SelectedStep]) -> Iterator[FunnelRow]:
+    start = pool(record)
+    if start is None:
+        return
+    yield FunnelRow(name="source", what="pairs in the source", pairs=start.totals["rows"])
+    has_images = bool(start.made_from["has_images"])
+    yield FunnelRow(name="pool", what="with an image" if has_images else "with a row to select by",
+                    pairs=KeepList(start).num_pairs)
+    for step in steps:
+        yield FunnelRow(name=step.name, what=f"kept by {step.name}", pairs=KeepList(step.outgoing).num_pairs)
+    for kind, what in (("pretrain", "pre-trained on"), ("finetune", "fine-tuned on")):
+        for phase in record.of_kind(kind):
+            yield FunnelRow(name=kind, what=what, pairs=phase.totals["pairs"])
+
+
+def num_captionless(record: RunRecord, steps: list[SelectedStep]) -> int | None:
+    """Pairs of the pool whose caption is missing or empty; null where no stage has counted them."""
+    start, whole = pool(record), captioned(record)
+    if start is not None and whole is not None:
+        return KeepList(start).num_pairs - KeepList(whole).num_pairs
+    first = next((step for step in steps if step.scored is not None and step.incoming == start), None)
+    return first.scored.totals["no_words"] if first and first.scored else None
+
+
+def catalog_skips(record: RunRecord) -> CatalogSkips | None:
+    """What was wrong with the source, by kind, with names."""
+    for catalog in record.of_kind("catalog"):
+        totals = catalog.totals
+        return CatalogSkips(broken_shards=totals.get("broken_shards", 0), problems=totals.get("problems", {}),
+                            examples=totals.get("examples", []))
+    return None

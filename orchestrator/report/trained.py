@@ -1,0 +1,79 @@
+"""The report's account of training and evaluation: curves, samples seen against full training, results, seconds."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+
+from orchestrator import store
+from orchestrator.artifacts import Artifact
+from orchestrator.keeplist import KeepList
+from orchestrator.record import RunRecord, StageRecord
+from orchestrator.report.schema import Cost, CurvePoint, ModelEvaluation, PhaseReport, StageTime, TrainingSkips
+from orchestrator.report.selected import SelectedStep, captioned, pool
+
+PHASES = ("pretrain", "finetune")
+SELECTION_KINDS = ("catalog", "keep", "word_counts", "words", "scores")
+FOR_THE_REPORT = ("count words, before", "sum words, before", "count words, after", "sum words, after")
+MAX_CURVE_POINTS = 500
+
+
+def phases(record: RunRecord) -> dict[str, Artifact]:
+    """The trained phases by name, in order."""
+    return {kind: artifact for kind in PHASES for artifact in record.of_kind(kind)}
+
+
+def phase_report(phase: Artifact) -> PhaseReport:
+    """A phase's numbers and its curve, thinned."""
+    totals = phase.totals
+    lines = store.read(phase.path("metrics.jsonl")).decode().splitlines()
+    curve = [CurvePoint(**json.loads(lines[index])) for index in _thinned(len(lines))]
+    return PhaseReport(pairs=totals["pairs"], epochs=totals["epochs"], samples_seen=totals["samples_seen"],
+                       steps=totals["steps"], loss=totals["loss"], num_workers=totals["num_workers"], curve=curve)
+
+
+def _thinned(num_points: int) -> list[int]:
+    return np.unique(np.linspace(0, num_points - 1, min(num_points, MAX_CURVE_POINTS)).round().astype(int)).tolist()
+
+
+def training_skips(phase: Artifact) -> TrainingSkips:
+    """The samples of a phase that could not be used."""
+    return TrainingSkips(skipped=phase.totals["skipped"], examples=phase.totals["examples"])
+
+
+def cost(record: RunRecord, steps: list[SelectedStep]) -> Cost | None:
+    """Samples seen against the same epochs on everything; null when nothing was trained."""
+    trained, whole = phases(record), captioned(record) or pool(record)
+    if "pretrain" not in trained or whole is None:
+        return None
+    epochs = trained["pretrain"].totals["epochs"]
+    seen = sum(phase.totals["samples_seen"] for phase in trained.values())
+    full = epochs * KeepList(whole).num_pairs
+    kept = KeepList(steps[-1].outgoing).num_pairs / KeepList(steps[0].incoming).num_pairs if steps else 1.0
+    finetuned = trained["finetune"].totals["epochs"] / epochs if "finetune" in trained else 0.0
+    return Cost(samples_seen=seen, full_samples=full, samples_fraction=seen / full, paper_fraction=kept + finetuned,
+                pruning_seconds=_seconds(record, SELECTION_KINDS), training_seconds=_seconds(record, PHASES))
+
+
+def _seconds(record: RunRecord, kinds: tuple[str, ...]) -> float:
+    stages = [stage for stage in record.stages if stage.kind in kinds and stage.name not in FOR_THE_REPORT]
+    return round(sum(stage_time(stage).computed_seconds for stage in stages), 2)
+
+
+def stage_time(stage: StageRecord) -> StageTime:
+    """A stage's seconds, in this run and when it was computed."""
+    computed = stage.artifact.manifest["seconds"] if stage.reused else stage.seconds
+    return StageTime(name=stage.name, reused=stage.reused, seconds=stage.seconds, computed_seconds=computed)
+
+
+def evaluations(record: RunRecord) -> dict[str, ModelEvaluation]:
+    """The results of every model that was evaluated, in the order they were trained."""
+    results = {name: result for artifact in record.of_kind("evaluation") for name, result in artifact.totals.items()}
+    order = [*(phase for phase in PHASES if phase in results), *(name for name in results if name not in PHASES)]
+    return {name: ModelEvaluation(**results[name]) for name in order}
+
+
+def evaluation_skips(result: ModelEvaluation) -> int:
+    """Pictures of both evaluation sets that could not be used."""
+    return (result.zero_shot.skipped if result.zero_shot else 0) + int((result.retrieval or {}).get("skipped", 0))

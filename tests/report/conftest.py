@@ -1,0 +1,47 @@
+"""The pool and the runs that the tests of the report share; their writers are importable by the tests."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from report_runs import CAPTIONS, evaluation_record, phase_record, select, write_tar
+
+from orchestrator import cluster
+from orchestrator.config import ClusterConfig
+from orchestrator.record import RunRecord
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> None:
+    cluster.connect(ClusterConfig(num_cpus=4))
+
+
+@pytest.fixture(scope="session")
+def pool_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pool")
+    write_tar(folder / "00000.tar", range(0, 17))
+    write_tar(folder / "00001.tar", range(17, len(CAPTIONS)))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def selected(ray_cluster: None, pool_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunRecord:
+    """WFPP at one half over the tars."""
+    return select({"format": "webdataset", "uri": f"{pool_folder}/{{00000..00001}}.tar"},
+                  {"steps": ["wfpp"], "wfpp": {"keep_fraction": 0.5, "min_count": 2, "t": 1e-3}},
+                  tmp_path_factory.mktemp("selected"))
+
+
+@pytest.fixture(scope="session")
+def trained(selected: RunRecord, tmp_path_factory: pytest.TempPathFactory) -> RunRecord:
+    """The same, with two phases and an evaluation written as their stages write them."""
+    folder = str(tmp_path_factory.mktemp("trained"))
+    kept = selected.of_kind("keep")[-1].totals["kept"]
+    stages = [phase_record(folder, "pretrain", kept, 10), phase_record(folder, "finetune", 33, 1),
+              evaluation_record(folder, ("pretrain", "finetune"))]
+    return selected.model_copy(update={"verb": "run", "stages": [*selected.stages, *stages]})

@@ -1,0 +1,110 @@
+"""The page, parsed and opened: hostile text stays text, pictures load, nothing is asked of the network."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from report_runs import HOSTILE
+
+from orchestrator.record import RunRecord
+from orchestrator.report import build_report, write_report
+from orchestrator.report.page import render
+from orchestrator.report.pictures import Pictures
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+QUIET = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync", "--hide-scrollbars")
+POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
+MEASURE = """<script>document.title = JSON.stringify([document.title, document.documentElement.scrollWidth, innerWidth,
+[...document.images].map(image => image.naturalWidth)])</script>"""
+
+
+class Elements(HTMLParser):
+    """Collects every element's name and attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """One more."""
+        self.found.append((tag, dict(attrs)))
+
+
+@pytest.fixture(scope="module")
+def page(trained: RunRecord, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("page")
+    write_report(str(out), trained)
+    return out / "report.html"
+
+
+def test_no_element_comes_from_a_caption(page: Path) -> None:
+    text = page.read_text()
+    elements = Elements()
+    elements.feed(text)
+    assert not {"script", "iframe", "object", "link", "i"} & {tag for tag, _ in elements.found}
+    assert not [name for _, attributes in elements.found for name in attributes if name.startswith("on")]
+    alts = [attributes["alt"] for tag, attributes in elements.found if tag == "img"]
+    assert set(HOSTILE) <= set(alts)
+
+
+def test_hostile_words_problems_and_names_are_escaped(trained: RunRecord) -> None:
+    report = build_report(trained)
+    assert report.words is not None
+    assert report.skipped.catalog is not None
+    evil = "<script>alert(1)</script>\"'"
+    changed = report.words.most_affected[0].model_copy(update={"word": evil})
+    catalog = report.skipped.catalog.model_copy(update={"problems": {evil: 1}, "examples": [evil]})
+    hostile = report.model_copy(update={
+        "name": evil, "words": report.words.model_copy(update={"most_affected": [changed]}), "versions": {evil: evil},
+        "skipped": report.skipped.model_copy(update={"catalog": catalog}), "config": {evil: evil}})
+    text = render(hostile, Pictures(missing=evil))
+    assert "<script" not in text
+    assert text.count("&lt;script&gt;") >= 9
+
+
+def test_nothing_is_loaded_from_elsewhere(page: Path) -> None:
+    elements = Elements()
+    elements.feed(page.read_text())
+    asked = [attributes[name] or "" for _, attributes in elements.found for name in ("src", "href", "xlink:href")
+             if name in attributes]
+    assert asked
+    assert all(reference.startswith(("data:image/webp;base64,", "#")) for reference in asked)
+    assert "url(http" not in page.read_text()
+
+
+def test_ids_are_unique_and_colours_follow_the_page(page: Path) -> None:
+    elements = Elements()
+    elements.feed(page.read_text())
+    ids = [attributes["id"] for _, attributes in elements.found if "id" in attributes]
+    assert len(ids) == len(set(ids)) > 0
+    plots = "".join(re.findall(r"<svg.*?</svg>", page.read_text(), re.DOTALL))
+    assert plots.count("<svg") == 3
+    assert set(re.findall(r"#[0-9a-f]{6}\b", plots)) <= {"#000000", "#ffffff"}
+
+
+@pytest.mark.parametrize("width", [500, 1400])
+def test_in_chromium_no_script_runs_and_pictures_load(page: Path, width: int, tmp_path: Path) -> None:
+    if CHROMIUM is None:
+        pytest.skip("Chromium is not installed")
+    # without its policy the page must still be harmless; the script that measures is the test's own
+    bare = POLICY.sub("", page.read_text())
+    assert "Content-Security-Policy" not in bare
+    (tmp_path / "bare.html").write_text(bare.replace("</body>", MEASURE + "</body>"))
+    places = (f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", f"file://{tmp_path / 'bare.html'}")
+    told = subprocess.run([CHROMIUM, *QUIET, f"--window-size={width},2000", *places], capture_output=True, text=True,
+                          timeout=120, check=True)
+    found = re.search(r"<title>(.*?)</title>", told.stdout)
+    assert found is not None, told.stderr
+    title, content_width, window_width, picture_widths = json.loads(html.unescape(found[1]))
+    assert title == "a <b>run</b>: report of a run"
+    assert content_width <= window_width
+    assert picture_widths
+    assert set(picture_widths) == {128}

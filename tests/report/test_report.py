@@ -1,0 +1,163 @@
+"""What report.json says of runs that went all the way, half of it, and only to the end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from report_runs import CAPTIONS, LOGGED_STEPS, TORN, evaluation_record, select
+
+from orchestrator.keeplist import KeepList
+from orchestrator.record import RunRecord
+from orchestrator.report import build_report, headline, write_report
+from orchestrator.report.schema import Report
+from orchestrator.selection.wfpp import read_scores
+
+NUM_PAIRS = len(CAPTIONS)
+
+
+def written(record: RunRecord, out: Path) -> Report:
+    """The report as it lies in the run's folder."""
+    write_report(str(out), record)
+    return Report.model_validate_json((out / "report.json").read_text())
+
+
+def test_select_counts_every_step(selected: RunRecord, tmp_path: Path) -> None:
+    report = written(selected, tmp_path)
+    assert [(row.name, row.pairs) for row in report.funnel] == [
+        ("source", NUM_PAIRS), ("pool", NUM_PAIRS), ("wfpp", NUM_PAIRS // 2)]
+    step = report.steps[0]
+    assert step.method == "wfpp"
+    assert (step.pairs_in, step.budget, step.pairs_out) == (NUM_PAIRS, NUM_PAIRS // 2, NUM_PAIRS // 2)
+    assert report.captionless == step.no_words == 1
+    assert report.skipped.catalog is not None
+    assert report.skipped.catalog.problems == {"missing_caption": 1}
+    assert report.training == {}
+    assert report.cost is None
+
+
+def test_threshold_is_the_lowest_score_kept(selected: RunRecord) -> None:
+    scored, keep = selected.of_kind("scores")[0], KeepList(selected.of_kind("keep")[-1])
+    rows = [part["rows"] for part in keep.artifact.parts]
+    kept = [read_scores(scored, index)[keep.mask(index, num_rows)] for index, num_rows in enumerate(rows)]
+    assert build_report(selected).steps[0].threshold == np.concatenate(kept).min()
+
+
+def test_examples_lie_on_their_side_of_the_cut(selected: RunRecord) -> None:
+    report = build_report(selected)
+    assert report.examples is not None
+    threshold, keep = report.steps[0].threshold or 0.0, KeepList(selected.of_kind("keep")[-1])
+    assert threshold > 0
+    rows = [part["rows"] for part in keep.artifact.parts]
+    assert [group.name for group in report.examples.groups] == ["highest", "above", "below", "lowest"]
+    for group in report.examples.groups:
+        scores = [pair.score for pair in group.pairs if pair.score is not None]
+        assert all(score >= threshold if group.kept else score <= threshold for score in scores)
+        assert scores == sorted(scores, reverse=group.name in ("highest", "below"))
+        assert len({pair.caption for pair in group.pairs}) == len(scores) == len(group.pairs) > 0
+        for pair in group.pairs:
+            assert keep.mask(pair.part, rows[pair.part])[pair.row] == group.kept
+            assert pair.caption == CAPTIONS[int(pair.key)]
+
+
+def test_run_compares_samples_seen_with_full_training(trained: RunRecord, tmp_path: Path) -> None:
+    report = written(trained, tmp_path)
+    assert report.cost is not None
+    kept = NUM_PAIRS // 2
+    assert report.cost.samples_seen == 10 * kept + 33
+    assert report.cost.full_samples == 10 * NUM_PAIRS
+    assert report.cost.samples_fraction == pytest.approx((10 * kept + 33) / (10 * NUM_PAIRS))
+    assert report.cost.paper_fraction == pytest.approx(0.5 + 1 / 10)
+    assert report.cost.training_seconds == 120.0
+    assert list(report.training) == list(report.evaluation) == ["pretrain", "finetune"]
+    assert report.skipped.training["finetune"].skipped == 1
+    assert report.skipped.evaluation == {"pretrain": 3, "finetune": 3}
+
+
+def test_curves_are_thinned_and_end_where_training_ended(trained: RunRecord) -> None:
+    curve = build_report(trained).training["pretrain"].curve
+    assert len(curve) == 500
+    assert [curve[0].step, curve[-1].step] == [1, LOGGED_STEPS]
+
+
+def test_headline_of_each_verb(selected: RunRecord, trained: RunRecord, tmp_path: Path) -> None:
+    write_report(str(tmp_path), selected)
+    assert dict(headline(str(tmp_path)))["kept"] == f"50.0% ({NUM_PAIRS // 2:,} of {NUM_PAIRS:,} pairs)"
+    write_report(str(tmp_path), trained)
+    rows = headline(str(tmp_path))
+    assert 2 <= len(rows) <= 5
+    assert dict(rows)["zero-shot top-1"] == "4.0% (chance 0.50%)"
+
+
+def test_evaluate_alone(selected: RunRecord, tmp_path: Path) -> None:
+    stages = [evaluation_record(str(tmp_path), ("checkpoint",))]
+    record = selected.model_copy(update={"verb": "evaluate", "stages": stages})
+    report = written(record, tmp_path)
+    assert report.funnel == report.steps == []
+    assert report.words is None
+    assert report.evaluation["checkpoint"].zero_shot is not None
+    assert dict(headline(str(tmp_path)))["image to text R@1"] == "25.0% (400 pairs)"
+
+
+def test_caption_table_shows_captions_only(ray_cluster: None, tmp_path: Path) -> None:
+    pl.DataFrame({"caption": CAPTIONS}).write_parquet(tmp_path / "captions.parquet")
+    source = {"format": "table", "uri": str(tmp_path / "captions.parquet")}
+    record = select(source, {"steps": ["wfpp"], "wfpp": {}}, tmp_path)
+    report, page = written(record, tmp_path), (tmp_path / "report.html").read_text()
+    assert report.funnel[1].what == "with a row to select by"
+    assert "caption table: it has no pictures" in page
+    assert "<img" not in page
+
+
+def test_random_then_wfpp_then_all(ray_cluster: None, pool_folder: Path, tmp_path: Path) -> None:
+    settings = {"steps": ["random", "wfpp", "all"], "random": {"keep_fraction": 0.9},
+                "wfpp": {"keep_fraction": 0.5}, "all": {}}
+    record = select({"format": "webdataset", "uri": str(pool_folder / "*.tar")}, settings, tmp_path)
+    report = build_report(record)
+    drawn = int(NUM_PAIRS * 0.9)
+    assert [(step.name, step.pairs_in, step.pairs_out) for step in report.steps] == [
+        ("random", NUM_PAIRS, drawn), ("wfpp", drawn, drawn // 2), ("all", drawn // 2, drawn // 2)]
+    assert [step.threshold is None for step in report.steps] == [True, False, True]
+    assert report.examples is not None
+    assert report.examples.step == "wfpp"
+    assert report.words is not None
+    assert report.words.before.occurrences > report.words.after.occurrences
+
+
+def test_random_alone_draws_its_examples(ray_cluster: None, pool_folder: Path, tmp_path: Path) -> None:
+    record = select({"format": "webdataset", "uri": str(pool_folder / "*.tar")},
+                    {"steps": ["random"], "random": {"keep_fraction": 0.5}}, tmp_path)
+    report = build_report(record)
+    assert report.examples is not None
+    assert [(group.name, group.kept) for group in report.examples.groups] == [("kept", True), ("pruned", False)]
+    assert all(pair.score is None for group in report.examples.groups for pair in group.pairs)
+
+
+def test_no_pruning_has_no_examples(ray_cluster: None, pool_folder: Path, tmp_path: Path) -> None:
+    source = {"format": "webdataset", "uri": str(pool_folder / "*.tar")}
+    record = select(source, {"steps": ["all"], "all": {}}, tmp_path)
+    report = written(record, tmp_path)
+    assert report.examples is None
+    assert report.steps[0].pairs_in == report.steps[0].pairs_out == NUM_PAIRS
+
+
+def test_torn_picture_is_a_placeholder(selected: RunRecord, tmp_path: Path) -> None:
+    write_report(str(tmp_path), selected)
+    page = (tmp_path / "report.html").read_text()
+    assert str(CAPTIONS[TORN]) in page
+    assert "no picture: undecodable" in page
+
+
+def test_page_does_without_a_source_that_is_gone(ray_cluster: None, pool_folder: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "pool"
+    copied.mkdir()
+    (copied / "0.tar").write_bytes((pool_folder / "00001.tar").read_bytes())
+    record = select({"format": "webdataset", "uri": str(copied / "0.tar")}, {"steps": ["wfpp"], "wfpp": {}}, tmp_path)
+    (copied / "0.tar").write_bytes((pool_folder / "00000.tar").read_bytes())
+    write_report(str(tmp_path), record)
+    assert "has changed since it was catalogued" in (tmp_path / "report.html").read_text()
+    (copied / "0.tar").unlink()
+    write_report(str(tmp_path), record)
+    assert "can no longer be read" in (tmp_path / "report.html").read_text()
