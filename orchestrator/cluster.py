@@ -16,7 +16,7 @@ from orchestrator.config import ClusterConfig
 from orchestrator.errors import UserError
 
 # Train, its controller and a decode task must fit beside the workers: 2 workers on 2 logical CPUs would wait for ever
-LOCAL_MIN_CPUS = 6
+LOCAL_MIN_CPUS = 4
 LOCAL_MAX_WORKERS = 2
 
 

@@ -27,7 +27,7 @@ from orchestrator.stream import Pairs, Stream
 READ_COLUMNS = ("key", "caption", "status", "image_offset", "image_size")
 SEGMENT_ITEMS = 256
 BLOCK_BYTES = 16 * 2**20
-READ_CPUS, DECODE_CPUS = 0.5, 1.0
+READ_CPUS, DECODE_CPUS = 0.25, 0.75
 PREFETCH_BATCHES = 2
 NO_CAPTION = "no caption"
 
