@@ -137,6 +137,8 @@ def _explain(error: BaseException) -> NoReturn:
         # Ray wraps what a task raised: the original hangs as `cause`, and its own message names the user's mistake
         if isinstance(chain, UserError):
             _fail(" ".join(str(chain).split()))
+        if isinstance(chain, OSError) and chain.filename is not None:
+            _fail(f"{chain.strerror}: {chain.filename}", FAILURE)
         chain = getattr(chain, "cause", None) or chain.__cause__ or chain.__context__
     traceback.print_exception(error)
     _fail(f"this is a fault of the orchestrator's: {type(error).__name__}", FAILURE)

@@ -16,7 +16,8 @@ COLUMNS = ("stage", "what it does", "state", "pairs", "samples")
 def plan_rows(stages: Sequence[Stage], source: Source, catalog: Catalog) -> list[tuple[str, ...]]:
     """The table's rows; counts are exact where the catalog is there, else estimated from the first shard (`~`)."""
     total, exact = num_pairs(source, catalog)
-    sign, left, rows = "" if exact else "~", total, []
+    sign, left = "" if exact else "~", total
+    rows: list[tuple[str, ...]] = []
     for stage in stages:
         if stage.keep_fraction is not None:
             left = budget(left, stage.keep_fraction)

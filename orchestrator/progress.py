@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 
 PLAIN_SECONDS = 10.0
+PLAIN_WIDTH = 160
 
 
 class StageProgress:
@@ -19,13 +20,14 @@ class StageProgress:
     def __init__(self, name: str, unit: str, total: int | None, bar: Progress | None, console: Console):
         self.name, self.unit, self.total, self.bar, self.console = name, unit, total, bar, console
         self.started = self.printed = time.monotonic()
-        self.first: int | None = None
+        self.first: tuple[float, int] | None = None
         self.done, self.note = 0, ""
         self.task: TaskID | None = bar.add_task(name, total=total, rate="", note="") if bar else None
 
     def update(self, done: int, note: str = "", total: int | None = None) -> None:
         """`done` units so far (a resumed stage starts above 0), a note such as the loss, the total once it is known."""
-        self.first = done if self.first is None else self.first
+        # the rate counts from the first number: what came before was starting up, or another run's work
+        self.first = self.first or (time.monotonic(), done)
         self.done, self.note, self.total = done, note, total or self.total
         if self.bar is not None and self.task is not None:
             self.bar.update(self.task, completed=done, total=self.total, rate=self._rate(), note=note)
@@ -43,16 +45,17 @@ class StageProgress:
         self.console.print(f"{self.name}: done, {counted}{seconds:.1f} s{note}", highlight=False, soft_wrap=True)
 
     def _per_second(self) -> float:
-        return (self.done - (self.first or 0)) / max(time.monotonic() - self.started, 1e-9)
+        began, first = self.first or (self.started, 0)
+        return (self.done - first) / max(time.monotonic() - began, 1e-9)
 
     def _rate(self) -> str:
-        return f"{self._per_second():,.0f} {self.unit}/s"
+        return f"{self._per_second():,.0f} {self.unit}/s" if self._per_second() > 0 else ""
 
     def _line(self) -> str:
-        of = f"/{self.total:,}" if self.total else ""
-        rate, note = self._per_second(), f", {self.note}" if self.note else ""
-        eta = f", ETA {(self.total - self.done) / rate:,.0f} s" if self.total and rate > 0 else ""
-        return f"{self.name}: {self.done:,}{of} {self.unit}, {self._rate()}{eta}{note}"
+        of, rate = f"/{self.total:,}" if self.total else "", self._per_second()
+        eta = f"ETA {(self.total - self.done) / rate:,.0f} s" if self.total and rate > 0 else ""
+        told = [f"{self.done:,}{of} {self.unit}", self._rate(), eta, self.note]
+        return f"{self.name}: {', '.join(filter(None, told))}"
 
 
 class Display:
@@ -60,6 +63,8 @@ class Display:
 
     def __init__(self, console: Console | None = None):
         self.console = console or Console()
+        if not self.console.is_terminal:
+            self.console.width = PLAIN_WIDTH
 
     def line(self, text: str) -> None:
         """A line of its own."""
@@ -72,8 +77,6 @@ class Display:
             table.add_column(column, overflow="fold")
         for row in rows:
             table.add_row(*row)
-        if not self.console.is_terminal:
-            self.console.width = 160
         self.console.print(table, highlight=False, markup=False)
 
     @contextmanager

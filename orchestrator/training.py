@@ -79,7 +79,7 @@ def training_stage(config: Config, phase: Phase, source: Source, catalog: Catalo
         return _train(config, phase, source, catalog, artifact, display)
 
     epochs = f"{phase.config.epochs} epoch{'s' if phase.config.epochs > 1 else ''}"
-    what = config.model.name or "a model of one's own"
+    what = config.model.name or "the configured model"
     return Stage(name=phase.name, does=f"train {what} for {epochs} at lr {phase.config.lr:g}, global batch "
                                        f"{config.training.global_batch_size:,}", artifact=artifact, build=build,
                  epochs=phase.config.epochs, on_whole_pool=phase.start is not None)
@@ -121,7 +121,7 @@ def _train(config: Config, phase: Phase, source: Source, catalog: Catalog, artif
 
 
 def _worker_resources(config: Config, use_gpu: bool) -> dict[str, float]:
-    return {"CPU": config.training.cpus_per_worker} | ({"GPU": 1} if use_gpu else {})
+    return {"CPU": float(config.training.cpus_per_worker)} | ({"GPU": 1.0} if use_gpu else {})
 
 
 def _storage(artifact: Artifact) -> dict[str, Any]:
