@@ -26,6 +26,7 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False, "lines.linewidth": 2.0, "lines.solid_capstyle": "round",
 }
 INCHES = (5.2, 2.9)
+PHASE_NAMES = {"pretrain": "pre-training", "finetune": "fine-tuning"}
 
 
 def word_frequency(words: Words) -> str:
@@ -61,13 +62,11 @@ def kept_by_frequency(words: Words, kept_fraction: float) -> str:
 
 def loss_curves(phases: dict[str, PhaseReport]) -> str:
     """Loss over samples seen, one phase after the other."""
-    names = {"pretrain": "pre-training", "finetune": "fine-tuning"}
-
     def draw(axes: Axes) -> None:
         start = 0
         for (name, phase), colour in zip(phases.items(), (AFTER, THIRD), strict=False):
             seen = [start + point.samples_seen for point in phase.curve]
-            axes.plot(seen, [point.loss for point in phase.curve], color=colour, linewidth=1.6, label=names[name])
+            axes.plot(seen, [point.loss for point in phase.curve], color=colour, linewidth=1.6, label=PHASE_NAMES[name])
             start += phase.samples_seen
         axes.set(xlabel="samples seen", ylabel="contrastive loss", xlim=(0, None))
         axes.xaxis.set_major_formatter(FuncFormatter(_short))

@@ -11,7 +11,7 @@ from functools import partial
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from orchestrator.report.figures import kept_by_frequency, loss_curves, word_frequency
+from orchestrator.report.figures import PHASE_NAMES, kept_by_frequency, loss_curves, word_frequency
 from orchestrator.report.pictures import Pictures
 from orchestrator.report.schema import ModelEvaluation, Report
 from orchestrator.report.summary import duration, headlines
@@ -43,8 +43,8 @@ def render(report: Report, pictures: Pictures) -> str:
     style = environment.get_template("style.css").render()
     return environment.get_template("report.html.j2").render(
         report=report, pictures=pictures, style=Markup(style), headlines=headlines(report), figures=_figures(report),
-        model_names=MODEL_NAMES, group_titles=GROUP_TITLES, results=result_rows(report.evaluation),
-        started=datetime.fromisoformat(report.started).astimezone(UTC),
+        model_names=MODEL_NAMES, phase_names=PHASE_NAMES, group_titles=GROUP_TITLES,
+        results=result_rows(report.evaluation), started=datetime.fromisoformat(report.started).astimezone(UTC),
         longest=max((stage.computed_seconds for stage in report.stages), default=0.0) or 1.0,
         kept_fraction=_kept_fraction(report),
     )

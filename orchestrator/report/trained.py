@@ -15,7 +15,8 @@ from orchestrator.report.selected import SelectedStep, captioned, pool
 
 PHASES = ("pretrain", "finetune")
 SELECTION_KINDS = ("catalog", "keep", "word_counts", "words", "scores")
-FOR_THE_REPORT = ("count words, before", "sum words, before", "count words, after", "sum words, after")
+# of those kinds, but for the report or for fine-tuning
+NOT_PRUNING = ("count words, before", "sum words, before", "count words, after", "sum words, after", "captioned")
 MAX_CURVE_POINTS = 500
 
 
@@ -57,7 +58,7 @@ def cost(record: RunRecord, steps: list[SelectedStep]) -> Cost | None:
 
 
 def _seconds(record: RunRecord, kinds: tuple[str, ...]) -> float:
-    stages = [stage for stage in record.stages if stage.kind in kinds and stage.name not in FOR_THE_REPORT]
+    stages = [stage for stage in record.stages if stage.kind in kinds and stage.name not in NOT_PRUNING]
     return round(sum(stage_time(stage).computed_seconds for stage in stages), 2)
 
 

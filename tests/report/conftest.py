@@ -11,14 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from report_runs import CAPTIONS, evaluation_record, phase_record, select, write_tar
 
-from orchestrator import cluster
-from orchestrator.config import ClusterConfig
 from orchestrator.record import RunRecord
-
-
-@pytest.fixture(scope="session")
-def ray_cluster() -> None:
-    cluster.connect(ClusterConfig(num_cpus=4))
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +23,7 @@ def pool_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def selected(ray_cluster: None, pool_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunRecord:
+def selected(ray_cluster: str, pool_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunRecord:
     """WFPP at one half over the tars."""
     return select({"format": "webdataset", "uri": f"{pool_folder}/{{00000..00001}}.tar"},
                   {"steps": ["wfpp"], "wfpp": {"keep_fraction": 0.5, "min_count": 2, "t": 1e-3}},

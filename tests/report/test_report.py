@@ -101,7 +101,7 @@ def test_evaluate_alone(selected: RunRecord, tmp_path: Path) -> None:
     assert dict(headline(str(tmp_path)))["image to text R@1"] == "25.0% (400 pairs)"
 
 
-def test_caption_table_shows_captions_only(ray_cluster: None, tmp_path: Path) -> None:
+def test_caption_table_shows_captions_only(ray_cluster: str, tmp_path: Path) -> None:
     pl.DataFrame({"caption": CAPTIONS}).write_parquet(tmp_path / "captions.parquet")
     source = {"format": "table", "uri": str(tmp_path / "captions.parquet")}
     record = select(source, {"steps": ["wfpp"], "wfpp": {}}, tmp_path)
@@ -111,7 +111,7 @@ def test_caption_table_shows_captions_only(ray_cluster: None, tmp_path: Path) ->
     assert "<img" not in page
 
 
-def test_random_then_wfpp_then_all(ray_cluster: None, pool_folder: Path, tmp_path: Path) -> None:
+def test_random_then_wfpp_then_all(ray_cluster: str, pool_folder: Path, tmp_path: Path) -> None:
     settings = {"steps": ["random", "wfpp", "all"], "random": {"keep_fraction": 0.9},
                 "wfpp": {"keep_fraction": 0.5}, "all": {}}
     record = select({"format": "webdataset", "uri": str(pool_folder / "*.tar")}, settings, tmp_path)
@@ -126,7 +126,7 @@ def test_random_then_wfpp_then_all(ray_cluster: None, pool_folder: Path, tmp_pat
     assert report.words.before.occurrences > report.words.after.occurrences
 
 
-def test_random_alone_draws_its_examples(ray_cluster: None, pool_folder: Path, tmp_path: Path) -> None:
+def test_random_alone_draws_its_examples(ray_cluster: str, pool_folder: Path, tmp_path: Path) -> None:
     record = select({"format": "webdataset", "uri": str(pool_folder / "*.tar")},
                     {"steps": ["random"], "random": {"keep_fraction": 0.5}}, tmp_path)
     report = build_report(record)
@@ -135,7 +135,7 @@ def test_random_alone_draws_its_examples(ray_cluster: None, pool_folder: Path, t
     assert all(pair.score is None for group in report.examples.groups for pair in group.pairs)
 
 
-def test_no_pruning_has_no_examples(ray_cluster: None, pool_folder: Path, tmp_path: Path) -> None:
+def test_no_pruning_has_no_examples(ray_cluster: str, pool_folder: Path, tmp_path: Path) -> None:
     source = {"format": "webdataset", "uri": str(pool_folder / "*.tar")}
     record = select(source, {"steps": ["all"], "all": {}}, tmp_path)
     report = written(record, tmp_path)
@@ -150,7 +150,7 @@ def test_torn_picture_is_a_placeholder(selected: RunRecord, tmp_path: Path) -> N
     assert "no picture: undecodable" in page
 
 
-def test_page_does_without_a_source_that_is_gone(ray_cluster: None, pool_folder: Path, tmp_path: Path) -> None:
+def test_page_does_without_a_source_that_is_gone(ray_cluster: str, pool_folder: Path, tmp_path: Path) -> None:
     copied = tmp_path / "pool"
     copied.mkdir()
     (copied / "0.tar").write_bytes((pool_folder / "00001.tar").read_bytes())
