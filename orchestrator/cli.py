@@ -24,7 +24,8 @@ VERBS = ("run", "plan", "select", "evaluate", "report", "export")
 NEED_NO_SOURCE = ("evaluate", "report", "export")
 PATH_KEYS = ("uri", "out", "store", "run", "to", "checkpoint", "pretrained", "mlflow_uri")
 USAGE_ERROR, FAILURE = 2, 1
-HYDRA_PLAIN = re.compile(r"[\w./:*?@%+~-]*")
+# a list, or a value quoted whole: these the user wrote in Hydra's grammar
+HYDRA_SYNTAX = re.compile(r"\[.*\]|'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
 
 
 def conf_dir() -> str:
@@ -37,8 +38,8 @@ def conf_dir() -> str:
 def quote_paths(overrides: Sequence[str]) -> list[str]:
     """Overrides whose key takes a path, with the value quoted for Hydra's grammar.
 
-    A shell strips the user's quotes, and the grammar then rejects raw `{`, `=` and blanks; lists, quoted values and plain
-    ones stay as they are."""
+    A shell strips the user's quotes, and the grammar then rejects raw `{`, `=` and blanks, and takes `2024` for a number;
+    `null`, lists and quoted values stay as they are."""
     return [_quote(override) for override in overrides]
 
 
@@ -46,9 +47,10 @@ def _quote(override: str) -> str:
     key, equals, value = override.partition("=")
     if not equals or key.lstrip("+~").rsplit(".", 1)[-1] not in PATH_KEYS:
         return override
-    if value == "null" or value[:1] in ("[", "'", '"') or HYDRA_PLAIN.fullmatch(value):
+    if value == "null" or HYDRA_SYNTAX.fullmatch(value):
         return override
-    escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)
+    # the grammar halves backslashes before a quote, and only there
+    escaped = re.sub(r"(\\+)$", r"\1\1", re.sub(r"(\\*)'", r"\1\1\\'", value))
     return f"{key}='{escaped}'"
 
 
@@ -108,8 +110,10 @@ def _valid_keys(key: str, folder: str | None) -> str:
     with initialize_config_dir(conf_dir(), version_base="1.3"):
         node: Any = compose("config", overrides=_search_path(folder))
     for name in key.split(".")[:-1]:
-        node = node.get(name) if OmegaConf.is_dict(node) else None
-    return f", expected one of: {', '.join(map(str, node))}" if OmegaConf.is_dict(node) else ""
+        if not OmegaConf.is_dict(node.get(name)):
+            break
+        node = node[name]
+    return f", expected one of: {', '.join(map(str, node))}"
 
 
 def _search_path(folder: str | None) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from importlib.util import find_spec
 from typing import Any
 
 from orchestrator import store
@@ -73,20 +74,21 @@ def _tensorboard(uri: str, first_step: int) -> Any:
 
 
 def _wandb(project: str, name: str, settings: dict[str, Any]) -> Any:
-    try:
-        import wandb
-    except ImportError:
-        raise UserError("tracking.wandb_project is set, but wandb is not installed: pip install 'orchestrator[wandb]'"
-                        ) from None
+    import wandb
+
     return wandb.init(project=project, name=name, config=settings, resume="allow")
 
 
 def _mlflow(uri: str, name: str) -> Any:
-    try:
-        import mlflow
-    except ImportError:
-        raise UserError("tracking.mlflow_uri is set, but mlflow is not installed: pip install 'orchestrator[mlflow]'"
-                        ) from None
+    import mlflow
+
     mlflow.set_tracking_uri(uri)
     mlflow.start_run(run_name=name)
     return mlflow
+
+
+def check_installed(config: TrackingConfig) -> None:
+    """Errors: `UserError` for a tracker that the config asks for and that is not installed."""
+    for package, setting in (("wandb", config.wandb_project), ("mlflow", config.mlflow_uri)):
+        if setting is not None and find_spec(package) is None:
+            raise UserError(f"tracking asks for {package}, which is not installed: pip install 'orchestrator[{package}]'")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow.fs as pafs
 import ray
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from orchestrator import cluster, store
@@ -26,6 +26,7 @@ from orchestrator.progress import Display, StageProgress
 from orchestrator.source import Source
 from orchestrator.stage import Stage
 from orchestrator.stream import Stream
+from orchestrator.tracking import check_installed
 from orchestrator.worker import Job, train_worker
 
 VERSION = 1
@@ -96,6 +97,7 @@ def phase_stream(config: Config, phase: Phase) -> Stream:
 def _train(config: Config, phase: Phase, source: Source, catalog: Catalog, artifact: Artifact,
            display: Display) -> Artifact:
     started = time.monotonic()
+    check_installed(config.tracking)
     stream = phase_stream(config, phase)
     num_workers = cluster.num_train_workers(config.training.num_workers, lanes=config.training.lanes)
     use_gpu = cluster.num_gpus() > 0
@@ -145,6 +147,9 @@ def _fit(trainer: TorchTrainer, ticker: Any, progress: StageProgress) -> None:
     follower.start()
     try:
         trainer.fit()
+    except WorkerGroupError as error:
+        mistakes = [cause for cause in error.worker_failures.values() if isinstance(cause, UserError)]
+        raise (mistakes[0] if mistakes else error) from None
     finally:
         stopped.set()
         follower.join()

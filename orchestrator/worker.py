@@ -3,12 +3,12 @@ step the same global batches whatever the number of workers; rank 0 keeps the cu
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,11 +32,12 @@ from orchestrator.config import Config, PhaseConfig
 from orchestrator.errors import UserError
 from orchestrator.feed import Feed, Rows, own_the_context, rank_batches
 from orchestrator.keeplist import KeepList
+from orchestrator.skips import Skips
 from orchestrator.source import Part, Source
+from orchestrator.store import StoreError
 from orchestrator.stream import Stream
 from orchestrator.tracking import Curve, Trackers
 
-MAX_EXAMPLES = 20
 CHECKPOINT_FILE = "state.pt"
 
 
@@ -58,29 +59,37 @@ class Job:
 
 
 def train_worker(loop_config: dict[str, Job]) -> None:
-    """Ray Train's entry on every worker. A user's mistake goes to the driver by the ticker: retrying would not mend it."""
+    """Ray Train's entry on every worker.
+
+    A mistake that all ranks see alike goes to the driver by the ticker, as no retry would mend it; a place that cannot
+    be written is seen by rank 0 alone, so it must bring the group down."""
     job = loop_config["job"]
     try:
         _Worker(job).run()
+    except StoreError:
+        raise
     except UserError as error:
         ray.get(job.ticker.refuse.remote(str(error)))
 
 
 class _Worker:
     def __init__(self, job: Job):
-        context = ray.train.get_context()
+        context, training = ray.train.get_context(), job.config.training
         self.job, self.rank, self.num_ranks = job, context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
         if self.device.type == "cpu":
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
-        own_the_context(num_ranks=self.num_ranks, worker_cpus=job.config.training.cpus_per_worker)
+        own_the_context(num_ranks=self.num_ranks, worker_cpus=training.cpus_per_worker)
+        self.skips = Skips(num_ranks=self.num_ranks, max_share=training.max_bad_pairs)
         self.clip = _build_model(job)
         self.learner = self._learner()
-        self.first_step, self.skipped, self.examples = self._restore()
+        self.first_step = self._restore()
 
     def _learner(self) -> Learner:
         training = self.job.config.training
-        wrapped = ray.train.torch.prepare_model(self.clip.model, parallel_strategy_kwargs={"gradient_as_bucket_view": True})
+        wrapped = ray.train.torch.prepare_model(
+            self.clip.model, parallel_strategy_kwargs={"gradient_as_bucket_view": True}
+        )
         adamw = optimiser.adamw(self.clip.model, lr=self.job.phase.lr, weight_decay=training.weight_decay,
                                 beta1=training.beta1, beta2=training.beta2, eps=training.eps)
         loss = MaskedClipLoss(local_loss=training.local_loss, rank=self.rank, world_size=self.num_ranks)
@@ -91,96 +100,74 @@ class _Worker:
         except ValueError as error:
             raise UserError(f"training: {error}") from error
 
-    def _restore(self) -> tuple[int, int, list[str]]:
+    def _restore(self) -> int:
         last = ray.train.get_checkpoint()
         if last is None:
-            return 0, 0, []
+            return 0
         with last.as_directory() as folder:
-            saved = checkpoint.load(Path(folder) / CHECKPOINT_FILE)
-            told = json.loads((Path(folder) / "skipped.json").read_text())
-        return checkpoint.restore(self.learner, saved), told["count"], told["examples"]
+            self.skips.restore(Path(folder))
+            return checkpoint.restore(self.learner, checkpoint.load(Path(folder) / CHECKPOINT_FILE))
 
     def run(self) -> None:
+        """Every step from the last checkpoint to the end."""
         job, stream, training = self.job, self.job.stream, self.job.config.training
         log = _Log(job, self.first_step) if self.rank == 0 else None
-        waited, wait_mark, mark = 0.0, 0, time.monotonic()
-        batches = self._batches()
-        metrics: StepMetrics | None = None
+        batches, pace = self._batches(), _Pace(self.first_step)
         for step in range(self.first_step, stream.num_steps):
-            asked = time.monotonic()
-            batch = next(batches)
-            waited += time.monotonic() - asked
+            with pace.waiting():
+                batch = next(batches)
             metrics = self.learner.step(batch, self._lr(step))
             done, last = step + 1, step + 1 == stream.num_steps
             if done % training.log_every_steps == 0 or last:
-                self._agree_on_skipped(done)
-                elapsed, steps = time.monotonic() - mark, done - max(wait_mark, self.first_step)
-                record = self._record(done, metrics, steps * stream.global_batch_size / elapsed, waited / elapsed)
-                waited, wait_mark, mark = 0.0, done, time.monotonic()
+                record = self._record(done, metrics) | pace.mark(done, stream.global_batch_size)
                 if log is not None:
                     log.add(record)
             if done % training.checkpoint_every_steps == 0 and not last:
-                self._agree_on_skipped(done)
                 self._checkpoint(done, log)
         if log is not None:
             self._finish(log)
-        dist.barrier() if self.num_ranks > 1 else None
+        if self.num_ranks > 1:
+            dist.barrier()
+
+    def _seen(self, done: int) -> int:
+        return min(done * self.job.stream.global_batch_size, self.job.stream.num_samples)
 
     def _lr(self, step: int) -> float:
         return cosine_with_warmup(step, peak_lr=self.job.phase.lr, num_steps=self.job.stream.num_steps,
                                   num_warmup_steps=num_warmup_steps(self.job.phase, self.job.stream))
 
     def _batches(self) -> Iterator[Batch]:
-        job = self.job
-        size = self.clip.preprocess_cfg["size"]
+        job, training, size = self.job, self.job.config.training, self.clip.preprocess_cfg["size"]
         feed = Feed(source=job.source, parts=job.parts, catalog=job.catalog, keep=job.keep, stream=job.stream,
                     image_size=size[0] if isinstance(size, (tuple, list)) else size,
-                    augmentation=job.config.training.augmentation, max_image_pixels=job.config.training.max_image_pixels)
+                    augmentation=training.augmentation, max_image_pixels=training.max_image_pixels)
         slots = job.stream.global_batch_size // self.num_ranks
-        self.own_skipped: list[str] = []
         for rows in rank_batches(feed, rank=self.rank, num_ranks=self.num_ranks, first_step=self.first_step):
-            bad = ~rows["valid"]
-            self.own_skipped += [f"{key}: {why}" for key, why in zip(rows["key"][bad], rows["problem"][bad], strict=True)]
+            self.skips.add(rows)
             yield to_batch(rows, self.clip, slots)
         # a rank whose lanes end before the last global batch still takes part in it, with no pair of its own
-        yield to_batch({"image": np.zeros((0, feed.image_size, feed.image_size, 3), np.uint8), "caption": np.array([], object),
-                        "valid": np.zeros(0, bool)}, self.clip, slots)
+        none = np.zeros((0, feed.image_size, feed.image_size, 3), np.uint8)
+        yield to_batch({"image": none, "caption": np.array([], object), "valid": np.zeros(0, bool)}, self.clip, slots)
 
-    def _agree_on_skipped(self, done: int) -> None:
-        gathered: list[Any] = [None] * self.num_ranks
-        own = (len(self.own_skipped), self.own_skipped[:MAX_EXAMPLES])
-        if self.num_ranks > 1:
-            dist.all_gather_object(gathered, own)
-        else:
-            gathered = [own]
-        self.own_skipped.clear()
-        self.skipped += sum(count for count, _ in gathered)
-        self.examples = (self.examples + [example for _, examples in gathered for example in examples])[:MAX_EXAMPLES]
-        seen = min(done * self.job.stream.global_batch_size, self.job.stream.num_samples)
-        allowed = max(1, self.job.config.training.max_bad_pairs * seen)
-        if self.skipped > allowed:
-            raise UserError(f"{self.job.name}: {self.skipped:,} of {seen:,} samples could not be used "
-                            f"({'; '.join(self.examples[:3])}); mend the pool or raise training.max_bad_pairs")
-
-    def _record(self, done: int, metrics: StepMetrics, samples_per_second: float, wait_share: float) -> dict[str, float]:
-        stream = self.job.stream
-        loss = metrics.loss.item()
+    def _record(self, done: int, metrics: StepMetrics) -> dict[str, float]:
+        seen, loss = self._seen(done), metrics.loss.item()
+        self.skips.agree(self.job.name, seen)
         if not math.isfinite(loss):
             raise UserError(f"{self.job.name}: the loss is {loss} at step {done}; lower the learning rate, "
                             "set training.grad_clip_norm, or use training.precision=fp32")
-        seen = min(done * stream.global_batch_size, stream.num_samples)
-        return {"step": done, "samples_seen": seen, "epoch": seen / stream.num_pairs, "loss": loss,
-                "lr": self._lr(done - 1), "logit_scale": metrics.logit_scale.item(), "grad_norm": metrics.grad_norm.item(),
-                "samples_per_second": samples_per_second, "data_wait_share": wait_share, "skipped": self.skipped}
+        return {"step": done, "samples_seen": seen, "epoch": seen / self.job.stream.num_pairs, "loss": loss,
+                "lr": self._lr(done - 1), "logit_scale": metrics.logit_scale.item(),
+                "grad_norm": metrics.grad_norm.item(), "skipped": self.skips.total}
 
     def _checkpoint(self, done: int, log: _Log | None) -> None:
+        self.skips.agree(self.job.name, self._seen(done))
         if log is None:
             ray.train.report({"step": done})
             return
         log.curve.flush()
         with tempfile.TemporaryDirectory() as folder:
             checkpoint.save(checkpoint.state(self.learner, done), Path(folder) / CHECKPOINT_FILE)
-            (Path(folder) / "skipped.json").write_text(json.dumps({"count": self.skipped, "examples": self.examples}))
+            self.skips.save(Path(folder))
             ray.train.report({"step": done}, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
     def _finish(self, log: _Log) -> None:
@@ -191,7 +178,28 @@ class _Worker:
             store.copy(folder, artifact.path("model"))
         store.write_json(artifact.path("summary.json"), {
             "loss": log.curve.records[-1]["loss"], "steps": stream.num_steps, "samples_seen": stream.num_samples,
-            "pairs": stream.num_pairs, "epochs": stream.num_epochs, "skipped": self.skipped, "examples": self.examples})
+            "pairs": stream.num_pairs, "epochs": stream.num_epochs, "skipped": self.skips.total,
+            "examples": self.skips.examples})
+
+
+class _Pace:
+    """Samples/s and the share of the time spent waiting for data, since the last mark."""
+
+    def __init__(self, first_step: int):
+        self.step, self.marked, self.waited = first_step, time.monotonic(), 0.0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        asked = time.monotonic()
+        yield
+        self.waited += time.monotonic() - asked
+
+    def mark(self, done: int, batch_size: int) -> dict[str, float]:
+        now = time.monotonic()
+        elapsed = now - self.marked
+        pace = {"samples_per_second": (done - self.step) * batch_size / elapsed, "data_wait_share": self.waited / elapsed}
+        self.step, self.marked, self.waited = done, now, 0.0
+        return pace
 
 
 class _Log:
