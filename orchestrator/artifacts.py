@@ -1,8 +1,8 @@
 """Artifacts are addressed by what made them.
 
 fingerprint = hash(kind, version of the algorithm, settings that matter, fingerprints of the inputs), so it is known
-before anything is computed: a plan can tell what is there, and a second run or a sweep's trial reuses it. An artifact is
-a folder `STORE/KIND/FINGERPRINT`; its manifest is written last, so that its existence means complete."""
+before anything is computed: a plan can tell what is there, and a second run or a sweep's trial reuses it. An artifact
+is a folder `STORE/KIND/FINGERPRINT`; its manifest is written last, so that its existence means complete."""
 
 from __future__ import annotations
 

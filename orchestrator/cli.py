@@ -1,4 +1,5 @@
-"""The command line: a verb, then Hydra overrides. The only file that imports Hydra, and nothing heavy before it must."""
+"""The command line: a verb, then Hydra overrides. The only file that imports Hydra, and nothing heavy before it
+must."""
 
 from __future__ import annotations
 
@@ -38,8 +39,8 @@ def conf_dir() -> str:
 def quote_paths(overrides: Sequence[str]) -> list[str]:
     """Overrides whose key takes a path, with the value quoted for Hydra's grammar.
 
-    A shell strips the user's quotes, and the grammar then rejects raw `{`, `=` and blanks, and takes `2024` for a number;
-    `null`, lists and quoted values stay as they are."""
+    A shell strips the user's quotes, and the grammar then rejects raw `{`, `=` and blanks, and takes `2024` for a
+    number; `null`, lists and quoted values stay as they are."""
     return [_quote(override) for override in overrides]
 
 

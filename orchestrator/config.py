@@ -293,5 +293,6 @@ def _line(problem: Any) -> str:
         return f"{key}: no such key"
     if problem["type"] == "union_tag_invalid":
         context = problem["ctx"]
-        return f"{key}.{context['discriminator'].strip(chr(39))}: got {context['tag']!r}, expected one of {context['expected_tags']}"
-    return f"{key}: got {problem['input']!r}, {message[0].lower()}{message[1:]}"
+        discriminator = context["discriminator"].strip("'")
+        return f"{key}.{discriminator}: got {context['tag']!r}, expected one of {context['expected_tags']}"
+    return f"{key}: got {problem['input']!r}, expected {message.removeprefix('Input should be ').lower()}"

@@ -1,4 +1,5 @@
-"""The plan: for each stage what it will do, whether it is there, over how many pairs, and how many samples it trains on."""
+"""The plan: for each stage what it will do, whether it is there, over how many pairs, and how many samples it trains
+on."""
 
 from __future__ import annotations
 

@@ -41,7 +41,8 @@ MAGIC = {b"\xff\xd8": "jpg", b"\x89P": "png", b"RI": "webp"}
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
-    """A run's keep list with what reading its rows takes; `scores` by column name, each with the list that reached it."""
+    """A run's keep list with what reading its rows takes; `scores` by column name, each with the list that reached
+    it."""
 
     source: Source
     catalog: Catalog

@@ -1,4 +1,5 @@
-"""The keep list: one bit for each pair of the pool, by part, in row order. The only door between pruning and training."""
+"""The keep list: one bit for each pair of the pool, by part, in row order. The only door between pruning and
+training."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """A stage as parts: the unit of work and of resume.
 
-`build_parts` runs one function over the items of a stage through Ray Data. Each item's files are written whole, then its
-summary (`parts/NNNNNN.json`) as the mark of completion, all inside the task; the stage's manifest comes last. A killed
-stage goes on with the items whose summary is missing."""
+`build_parts` runs one function over the items of a stage through Ray Data. Each item's files are written whole, then
+its summary (`parts/NNNNNN.json`) as the mark of completion, all inside the task; the stage's manifest comes last. A
+killed stage goes on with the items whose summary is missing."""
 
 from __future__ import annotations
 
@@ -70,9 +70,9 @@ def build_parts(
 ) -> Artifact:
     """Computes the items that are missing and publishes the artifact.
 
-    `make_work()` is called once a batch in tasks, or once an actor with `num_actors`; `count` names the summary's field
-    that the display counts; `check` may refuse what came out before the manifest is written; `totals` replaces the sums.
-    Errors: whatever the work raises, through Ray."""
+    `make_work()` is called once a batch in tasks, or once an actor with `num_actors`; `count` names the summary's
+    field that the display counts; `check` may refuse what came out before the manifest is written; `totals` replaces
+    the sums. Errors: whatever the work raises, through Ray."""
     started = time.monotonic()
     with display.stage(name) as progress:
         done = done_summaries(artifact)

@@ -1,11 +1,12 @@
-"""The training stream as a function: which pair stands where, for any number of workers and from any step, without reading.
+"""The training stream as a function: which pair stands where, for any number of workers and from any step, without
+reading.
 
-In epoch e the parts are put in a seeded order; their kept pairs form one sequence of K, known by prefix sums, cut into L
-contiguous lanes. Inside a lane a seeded permutation acts within fixed windows of W positions. Global batch b takes
-s = B / L pairs from every lane; rank r of N owns the lanes l with l mod N = r. The whole run is one stream of E * K
-positions: lane l holds position p of the run where the running index g = p * L + l falls into epoch g // K, so the lanes
-differ by at most one pair in the whole run, batches run across epoch borders and only the very last may be short.
-(MosaicML streaming's canonical nodes, with seek by arithmetic.)"""
+In epoch e the parts are put in a seeded order; their kept pairs form one sequence of K, known by prefix sums, cut
+into L contiguous lanes. Inside a lane a seeded permutation acts within fixed windows of W positions. Global batch b
+takes s = B / L pairs from every lane; rank r of N owns the lanes l with l mod N = r. The whole run is one stream of E
+* K positions: lane l holds position p of the run where the running index g = p * L + l falls into epoch g // K, so
+the lanes differ by at most one pair in the whole run, batches run across epoch borders and only the very last may be
+short. (MosaicML streaming's canonical nodes, with seek by arithmetic.)"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Training as a stage: one phase (pre-training, or the fine-tune epoch) as a Ray Train run of DDP workers.
 
-The artifact is the model folder that open_clip loads, the curve, and Ray Train's checkpoints until it is done. What the
-workers do is in `worker.py`; the order they see pairs in is a function (`stream.py`), so a phase that was killed goes on
-from its last checkpoint with the very next global batch."""
+The artifact is the model folder that open_clip loads, the curve, and Ray Train's checkpoints until it is done. What
+the workers do is in `worker.py`; the order they see pairs in is a function (`stream.py`), so a phase that was killed
+goes on from its last checkpoint with the very next global batch."""
 
 from __future__ import annotations
 

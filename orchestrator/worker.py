@@ -1,5 +1,6 @@
 """What one DDP worker of a training phase does: build or load the model, take up the last checkpoint, then step after
-step the same global batches whatever the number of workers; rank 0 keeps the curve, checkpoints and the model folder."""
+step the same global batches whatever the number of workers; rank 0 keeps the curve, checkpoints and the model
+folder."""
 
 from __future__ import annotations
 

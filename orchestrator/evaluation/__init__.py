@@ -1,4 +1,5 @@
-"""Evaluation as a stage: zero-shot classification and image-text retrieval of every model of a run, in one pass a set."""
+"""Evaluation as a stage: zero-shot classification and image-text retrieval of every model of a run, in one pass a
+set."""
 
 from __future__ import annotations
 

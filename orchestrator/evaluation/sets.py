@@ -67,7 +67,8 @@ def _lines(shard_uri: str, endings: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def read_samples(shard_uri: str, *, needs_label: bool) -> Iterator[Sample]:
-    """The samples of a tar in order. Errors: `UserError` for a damaged tar, or a sample without its label or caption."""
+    """The samples of a tar in order. Errors: `UserError` for a damaged tar, or a sample without its label or
+    caption."""
     fields: dict[str, dict[str, bytes]] = {}
     with open_tar(shard_uri) as (file, _):
         try:

@@ -1,4 +1,5 @@
-"""A budgeted step's keep list: exactly int(n * keep_fraction) of the n pairs that reach it, those with the highest keys.
+"""A budgeted step's keep list: exactly int(n * keep_fraction) of the n pairs that reach it, those with the highest
+keys.
 
 The keys stay with their parts: each round of the search for the threshold brings back one histogram for a block of
 parts, the last round one number of ties for each part (`pruning.cut`)."""

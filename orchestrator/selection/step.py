@@ -12,7 +12,8 @@ from orchestrator.config import AllStep, RandomStep, WfppStep
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """`incoming` is the keep list that reaches the step, perhaps not computed yet; `num_actors` None: one for each CPU."""
+    """`incoming` is the keep list that reaches the step, perhaps not computed yet; `num_actors` None: one for each
+    CPU."""
 
     name: str
     settings: WfppStep | RandomStep | AllStep
