@@ -15,6 +15,10 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
 
 
+# stages of every run, whose names the report relies on
+RESERVED_STEPS = {"pool", "captioned", "catalog", "pretrain", "finetune", "evaluate"}
+
+
 class ConfigError(UserError, ValueError):
     """A setting that cannot be: the message is one line, meant for the user."""
 
@@ -124,6 +128,9 @@ class SelectionConfig(Section):
         for step in self.steps:
             if step not in self.settings:
                 raise ValueError(f"selection.steps names {step!r}; declared steps: {', '.join(sorted(self.settings))}")
+        taken = RESERVED_STEPS & self.settings.keys()
+        if taken:
+            raise ValueError(f"selection.{taken.pop()}: the name is a stage's own; give the step another alias")
         if len(set(self.steps)) < len(self.steps):
             raise ValueError("selection.steps names a step twice; give the second one an alias with its own node")
         return self
