@@ -81,7 +81,7 @@ def compose_config(overrides: Sequence[str], folder: str | None = None, *, needs
     """The typed configuration that the overrides make.
 
     Errors: `UserError` with one line for what Hydra or the types refuse."""
-    missing = [] if needs_source else ["source=demo"]
+    missing = [] if needs_source else ["++source.uri=null"]
     try:
         with initialize_config_dir(conf_dir(), version_base="1.3"):
             composed = compose("config", overrides=[*_search_path(folder), *missing, *overrides])
