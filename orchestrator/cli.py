@@ -63,8 +63,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         _fail(f"unknown verb {verb!r}, expected one of: {', '.join(VERBS)}")
     overrides = quote_paths(arguments[1:] if verb else arguments)
     folder, overrides = _take_config_dir(overrides)
-    if verb == "run" and not overrides:
-        overrides = ["+exp=demo"]
+    if verb in ("run", "plan", "select") and not any(_names_data(override) for override in overrides):
+        overrides = ["+exp=demo", *overrides]
     if any(override.startswith("-") for override in overrides) or verb is None:
         _hydra_cli(verb, overrides or ["--help"], folder)
         return
@@ -119,6 +119,10 @@ def _valid_keys(key: str, folder: str | None) -> str:
 
 def _search_path(folder: str | None) -> list[str]:
     return [f"hydra.searchpath=['file://{Path(folder).resolve()}']"] if folder else []
+
+
+def _names_data(override: str) -> bool:
+    return override.startswith("-") or override.lstrip("+").split("=")[0].split(".")[0] in ("exp", "source")
 
 
 def _take_config_dir(arguments: list[str]) -> tuple[str | None, list[str]]:
