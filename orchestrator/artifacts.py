@@ -35,7 +35,9 @@ class Artifact:
     def of(cls, store_uri: str, kind: str, *, version: int, **inputs: Any) -> Artifact:
         """The artifact that `inputs` (settings, and artifacts for their fingerprints) make with this code version."""
         made_from = {"kind": kind, "version": version}
-        made_from |= {name: value.fingerprint if isinstance(value, Artifact) else value for name, value in inputs.items()}
+        made_from |= {
+            name: value.fingerprint if isinstance(value, Artifact) else value for name, value in inputs.items()
+        }
         return cls(kind, store.join(store_uri, kind, fingerprint(made_from)), made_from)
 
     @property

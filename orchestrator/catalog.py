@@ -66,8 +66,15 @@ def catalog_stage(store_uri: str, source: Source, limits: Limits) -> Stage:
     artifact = Artifact.of(store_uri, "catalog", version=VERSION, source=source.identity())
 
     def build(display: Display) -> Artifact:
-        build_parts(artifact, parts, partial(_catalog_work, source), display=display, name="catalog",
-                    check=partial(_check_limits, limits), totals=_totals)
+        build_parts(
+            artifact,
+            parts,
+            partial(_catalog_work, source),
+            display=display,
+            name="catalog",
+            check=partial(_check_limits, limits),
+            totals=_totals,
+        )
         return artifact
 
     what = f"read captions, sizes and offsets of {len(parts):,} part{'s' if len(parts) != 1 else ''}"
@@ -77,8 +84,12 @@ def catalog_stage(store_uri: str, source: Source, limits: Limits) -> Stage:
 def _catalog_work(source: Source) -> Work:
     def work(part: Part) -> PartResult:
         catalog = source.catalog(part)
-        summary = {"rows": catalog.table.num_rows, "broken_shards": int(catalog.broken), "problems": catalog.problems,
-                   "examples": catalog.examples[:MAX_EXAMPLES]}
+        summary = {
+            "rows": catalog.table.num_rows,
+            "broken_shards": int(catalog.broken),
+            "problems": catalog.problems,
+            "examples": catalog.examples[:MAX_EXAMPLES],
+        }
         return PartResult({"parquet": to_parquet(catalog.table)}, summary)
 
     return work
@@ -96,12 +107,16 @@ def _check_limits(limits: Limits, summaries: list[Summary]) -> None:
         raise UserError(f"the source holds no pairs at all ({examples or 'its shards are empty'}); check source.uri")
     allowed = max(math.ceil(limits.max_broken_shards * len(summaries)), int(limits.max_broken_shards > 0))
     if totals["broken_shards"] > allowed:
-        raise UserError(f"{totals['broken_shards']} of {len(summaries)} shards are broken, {allowed} allowed ({examples}); "
-                        f"mend them or raise source.limits.max_broken_shards")
+        raise UserError(
+            f"{totals['broken_shards']} of {len(summaries)} shards are broken, {allowed} allowed ({examples}); "
+            f"mend them or raise source.limits.max_broken_shards"
+        )
     broken = sum(totals["problems"].get(kind, 0) for kind in BROKEN_PAIRS)
     if broken > limits.max_broken_pairs * totals["rows"]:
-        raise UserError(f"{broken:,} of {totals['rows']:,} pairs are broken, at most "
-                        f"{limits.max_broken_pairs:.1%} allowed ({examples}); raise source.limits.max_broken_pairs")
+        raise UserError(
+            f"{broken:,} of {totals['rows']:,} pairs are broken, at most "
+            f"{limits.max_broken_pairs:.1%} allowed ({examples}); raise source.limits.max_broken_pairs"
+        )
 
 
 def check_catalog(artifact: Artifact, limits: Limits) -> None:

@@ -77,11 +77,15 @@ def num_train_workers(asked: int | None, *, lanes: int) -> int:
     Errors: `UserError` when the cluster can never hold them (Ray would only wait)."""
     workers = asked or num_gpus() or min(LOCAL_MAX_WORKERS, os.cpu_count() or 1)
     if lanes % workers:
-        raise UserError(f"training.lanes={lanes} must be a multiple of the {workers} training workers; "
-                        f"set training.lanes or training.num_workers")
+        raise UserError(
+            f"training.lanes={lanes} must be a multiple of the {workers} training workers; "
+            f"set training.lanes or training.num_workers"
+        )
     if num_gpus() and workers > num_gpus():
         raise UserError(f"training.num_workers={workers}, but the cluster has {num_gpus()} GPUs, one for each worker")
     if not num_gpus() and workers + 2 > num_cpus():
-        raise UserError(f"training.num_workers={workers} needs {workers + 2} logical CPUs (the workers and two for "
-                        f"reading), but the cluster has {num_cpus()}; set cluster.num_cpus or fewer workers")
+        raise UserError(
+            f"training.num_workers={workers} needs {workers + 2} logical CPUs (the workers and two for "
+            f"reading), but the cluster has {num_cpus()}; set cluster.num_cpus or fewer workers"
+        )
     return workers

@@ -75,9 +75,7 @@ class DemoSource(Section):
     limits: Limits = Limits()
 
 
-SourceConfig = Annotated[
-    WebDatasetSource | ParquetSource | TableSource | DemoSource, Field(discriminator="format")
-]
+SourceConfig = Annotated[WebDatasetSource | ParquetSource | TableSource | DemoSource, Field(discriminator="format")]
 
 
 class WfppStep(Section):
@@ -210,11 +208,15 @@ class TrainingConfig(PhaseConfig):
     @model_validator(mode="after")
     def _lanes_divide_the_batch(self) -> TrainingConfig:
         if self.global_batch_size % self.lanes:
-            raise ValueError(f"training.global_batch_size={self.global_batch_size} must be a multiple of "
-                             f"training.lanes={self.lanes}: every global batch takes as many pairs from each lane")
+            raise ValueError(
+                f"training.global_batch_size={self.global_batch_size} must be a multiple of "
+                f"training.lanes={self.lanes}: every global batch takes as many pairs from each lane"
+            )
         if self.num_workers is not None and self.lanes % self.num_workers:
-            raise ValueError(f"training.lanes={self.lanes} must be a multiple of training.num_workers="
-                             f"{self.num_workers}: every worker owns as many lanes")
+            raise ValueError(
+                f"training.lanes={self.lanes} must be a multiple of training.num_workers="
+                f"{self.num_workers}: every worker owns as many lanes"
+            )
         return self
 
 

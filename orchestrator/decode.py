@@ -25,7 +25,16 @@ Image.MAX_IMAGE_PIXELS = None
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 NUM_TRIES = 10
 _UNDECODABLE = (
-    OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, OverflowError, struct.error, zlib.error
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    EOFError,
+    IndexError,
+    KeyError,
+    OverflowError,
+    struct.error,
+    zlib.error,
 )
 """What Pillow's plugins raise on bytes that are damaged; the bytes are in memory, so none of it is a failed read."""
 
@@ -85,8 +94,15 @@ def evaluation_crop(width: int, height: int, *, size: int) -> Crop:
 
 
 def random_resized_crop(
-    width: int, height: int, *, scale: tuple[float, float], ratio: tuple[float, float], horizontal_flip: bool = False,
-    seed: int, epoch: int, ordinal: int,
+    width: int,
+    height: int,
+    *,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    horizontal_flip: bool = False,
+    seed: int,
+    epoch: int,
+    ordinal: int,
 ) -> Crop:
     """The crop of a pair in an epoch: area a uniform fraction within `scale`, aspect log-uniform within `ratio`,
     position uniform; after ten boxes that do not fit, the largest central one with an allowed aspect."""

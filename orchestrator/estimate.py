@@ -56,5 +56,7 @@ def training_cost(stages: Sequence[Stage], source: Source, catalog: Catalog) -> 
     if not seen:
         return None
     sign = "" if exact else "~"
-    return (f"samples seen: {sign}{seen:,}, {seen / (epochs * total):.1%} of the {sign}{epochs * total:,} "
-            f"that {epochs} epochs on every pair take")
+    return (
+        f"samples seen: {sign}{seen:,}, {seen / (epochs * total):.1%} of the {sign}{epochs * total:,} "
+        f"that {epochs} epochs on every pair take"
+    )

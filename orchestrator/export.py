@@ -61,9 +61,13 @@ class Kept:
         scored = [(artifact, lists[artifact.made_from["keep"]]) for artifact in record.of_kind("scores")]
         names = ["score"] if len(scored) == 1 else [f"score_{number}" for number in range(1, len(scored) + 1)]
         shards = [part.shard.name for part in source.parts()]
-        return cls(source=source, catalog=Catalog(catalogs[0]), keep=KeepList(keep),
-                   scores=dict(zip(names, scored, strict=True)),
-                   full_names=shards != sorted(shards) or _repeats(source))
+        return cls(
+            source=source,
+            catalog=Catalog(catalogs[0]),
+            keep=KeepList(keep),
+            scores=dict(zip(names, scored, strict=True)),
+            full_names=shards != sorted(shards) or _repeats(source),
+        )
 
     def table(self, part: Part) -> pa.Table:
         """The kept rows of a part: `shard`, `row`, `key`, the scores, and a caption table's own columns."""
@@ -71,16 +75,22 @@ class Kept:
         mask = self.keep.mask(part.index, catalog.num_rows)
         rows = np.flatnonzero(mask)
         shard = part.shard.uri if self.full_names else part.shard.name
-        columns: dict[str, Any] = {"shard": pa.array([shard] * len(rows), pa.string()),
-                                   "row": pa.array(rows + part.first_row), "key": catalog["key"].take(rows)}
+        columns: dict[str, Any] = {
+            "shard": pa.array([shard] * len(rows), pa.string()),
+            "row": pa.array(rows + part.first_row),
+            "key": catalog["key"].take(rows),
+        }
         for name, (scored, reached) in self.scores.items():
             values = np.full(catalog.num_rows, np.nan)
             values[reached.mask(part.index, catalog.num_rows)] = read_scores(scored, part.index)
             columns[name] = pa.array(values[rows])
         if isinstance(self.source, CaptionTable):
             own = self.source.rows(part).take(rows)
-            columns |= {name if name not in columns else f"source_{name}": own[name] for name in own.column_names
-                        if name != "key" or not own["key"].cast(pa.string()).equals(columns["key"])}
+            columns |= {
+                name if name not in columns else f"source_{name}": own[name]
+                for name in own.column_names
+                if name != "key" or not own["key"].cast(pa.string()).equals(columns["key"])
+            }
         return pa.table(columns)
 
 
@@ -102,8 +112,10 @@ def export_keep_list(record: RunRecord, to: str, display: Display) -> None:
     elif ending == "":
         _export_shards(kept, to, display)
     else:
-        raise UserError(f"to={to}: got ending {ending!r}, expected .parquet, .npy (DataComp uids), or a folder for "
-                        "WebDataset shards")
+        raise UserError(
+            f"to={to}: got ending {ending!r}, expected .parquet, .npy (DataComp uids), or a folder for "
+            "WebDataset shards"
+        )
     display.line(f"{kept.keep.num_pairs:,} pairs exported to {to}")
 
 
@@ -159,8 +171,10 @@ def _uid_work(kept: Kept) -> Work:
         uids = catalog["uid"].take(np.flatnonzero(kept.keep.mask(part.index, catalog.num_rows))).to_pylist()
         wrong = next((uid for uid in uids if uid is None or len(uid) != UID_CHARS), "")
         if wrong != "":
-            raise UserError(f"{part.shard.name}: got uid {wrong!r}, expected DataComp's {UID_CHARS} hexadecimal digits "
-                            "for every pair; export to .parquet instead")
+            raise UserError(
+                f"{part.shard.name}: got uid {wrong!r}, expected DataComp's {UID_CHARS} hexadecimal digits "
+                "for every pair; export to .parquet instead"
+            )
         halves = [(int(uid[:16], 16), int(uid[16:], 16)) for uid in uids]
         return PartResult({"uids": np.array(halves, UID_DTYPE).tobytes()}, {"kept": len(uids)})
 
@@ -169,8 +183,10 @@ def _uid_work(kept: Kept) -> Work:
 
 def _export_shards(kept: Kept, to: str, display: Display) -> None:
     if not kept.source.has_images:
-        raise UserError(f"to={to}: a caption table has no images to write shards of; export to .parquet and download "
-                        "the kept pairs with img2dataset")
+        raise UserError(
+            f"to={to}: a caption table has no images to write shards of; export to .parquet and download "
+            "the kept pairs with img2dataset"
+        )
     _parts(kept, store.join(to, "_export"), partial(_shard_work, kept, to), display)
     store.remove(store.join(to, "_export"))
 

@@ -67,11 +67,16 @@ def rank_batches(feed: Feed, *, rank: int, num_ranks: int, first_step: int) -> I
         dataset = (
             ray.data.from_items(rows, override_num_blocks=len(rows))
             .map_batches(read, batch_size=1, num_cpus=READ_CPUS)
-            .map_batches(partial(_decode_block, reference=reference), batch_size=None, batch_format="pyarrow",
-                         num_cpus=DECODE_CPUS)
+            .map_batches(
+                partial(_decode_block, reference=reference),
+                batch_size=None,
+                batch_format="pyarrow",
+                num_cpus=DECODE_CPUS,
+            )
         )
-        yield from dataset.iter_batches(batch_size=stream.global_batch_size // num_ranks, batch_format="numpy",
-                                        prefetch_batches=PREFETCH_BATCHES)
+        yield from dataset.iter_batches(
+            batch_size=stream.global_batch_size // num_ranks, batch_format="numpy", prefetch_batches=PREFETCH_BATCHES
+        )
 
 
 def own_the_context(*, num_ranks: int, worker_cpus: float) -> None:
@@ -88,8 +93,9 @@ def own_the_context(*, num_ranks: int, worker_cpus: float) -> None:
     )
 
 
-def _read_items(batch: dict[str, NDArray], *, reference: ray.ObjectRef, rank: int, num_ranks: int,
-                first_step: int) -> Iterator[pa.Table]:
+def _read_items(
+    batch: dict[str, NDArray], *, reference: ray.ObjectRef, rank: int, num_ranks: int, first_step: int
+) -> Iterator[pa.Table]:
     feed: Feed = ray.get(reference)
     for item in batch["item"].tolist():
         table = _read_window(feed, item, rank, num_ranks, first_step)
@@ -113,8 +119,9 @@ def _read_window(feed: Feed, item: int, rank: int, num_ranks: int, first_step: i
 def _in_batch_order(stream: Stream, item: int, rank: int, num_ranks: int, first_step: int) -> Pairs:
     start = max(item * stream.window_steps, first_step)
     stop = min((item + 1) * stream.window_steps, stream.num_steps)
-    lanes = [stream.pairs(lane, *stream.positions(lane, start, stop - start))
-             for lane in stream.rank_lanes(rank, num_ranks)]
+    lanes = [
+        stream.pairs(lane, *stream.positions(lane, start, stop - start)) for lane in stream.rank_lanes(rank, num_ranks)
+    ]
     steps = np.concatenate([np.arange(len(lane.part)) // stream.lane_step for lane in lanes])
     # stable: inside a step the lanes follow one another
     order = np.argsort(steps, kind="stable")
@@ -128,11 +135,13 @@ def _read_pairs(feed: Feed, index: int, kept_ordinals: NDArray[np.int64], epochs
     unique_rows, back = np.unique(rows, return_inverse=True)
     wanted = catalog.take(unique_rows)
     images = list(feed.source.images(feed.parts[index], wanted))
-    table = pa.table({
-        "image": pa.array(images, pa.large_binary()),
-        "caption": wanted["caption"],
-        "key": wanted["key"],
-    }).take(back)
+    table = pa.table(
+        {
+            "image": pa.array(images, pa.large_binary()),
+            "caption": wanted["caption"],
+            "key": wanted["key"],
+        }
+    ).take(back)
     ordinals = sum(feed.catalog.rows_per_part[:index]) + rows
     return table.append_column("epoch", pa.array(epochs)).append_column("ordinal", pa.array(ordinals))
 
@@ -151,15 +160,26 @@ def _decode_block(block: pa.Table, *, reference: ray.ObjectRef) -> Rows:
         except BadImage as error:
             problems[row] = str(error)
     captions = np.array([caption or "" for caption in block["caption"].to_pylist()], object)
-    return {"image": images, "caption": captions, "key": block["key"].to_numpy(zero_copy_only=False),
-            "valid": problems == "", "problem": problems}
+    return {
+        "image": images,
+        "caption": captions,
+        "key": block["key"].to_numpy(zero_copy_only=False),
+        "valid": problems == "",
+        "problem": problems,
+    }
 
 
 def _decode_pair(feed: Feed, pair: dict[str, Any]) -> NDArray[np.uint8]:
     if pair["image"] is None:
         raise BadImage("empty", "no image")
     augmentation = feed.augmentation
-    crop = partial(random_resized_crop, scale=augmentation.scale, ratio=augmentation.ratio,
-                   horizontal_flip=augmentation.horizontal_flip, seed=feed.stream.seed, epoch=pair["epoch"],
-                   ordinal=pair["ordinal"])
+    crop = partial(
+        random_resized_crop,
+        scale=augmentation.scale,
+        ratio=augmentation.ratio,
+        horizontal_flip=augmentation.horizontal_flip,
+        seed=feed.stream.seed,
+        epoch=pair["epoch"],
+        ordinal=pair["ordinal"],
+    )
     return decode(pair["image"], size=feed.image_size, crop=crop, max_pixels=feed.max_image_pixels)

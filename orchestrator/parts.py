@@ -90,8 +90,9 @@ def build_parts(
     return artifact
 
 
-def _run(artifact: Artifact, missing: list[tuple[int, Any]], make_work: Callable[[], Work],
-         num_actors: int | None) -> Iterator[Summary]:
+def _run(
+    artifact: Artifact, missing: list[tuple[int, Any]], make_work: Callable[[], Work], num_actors: int | None
+) -> Iterator[Summary]:
     if not missing:
         return
     rows = [{"index": index, "item": item} for index, item in missing]

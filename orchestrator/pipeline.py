@@ -123,10 +123,14 @@ def _training(pipeline: Pipeline) -> Pipeline:
 
     config, source, catalog = pipeline.config, pipeline.source, pipeline.catalog
     if not source.has_images:
-        raise UserError("a caption table has no images to train on: use select and export, download the kept pairs "
-                        "with img2dataset, then run on the shards")
+        raise UserError(
+            "a caption table has no images to train on: use select and export, download the kept pairs "
+            "with img2dataset, then run on the shards"
+        )
     kept = [stage.artifact for stage in pipeline.stages if stage.artifact.kind == "keep"][-1]
-    pretrain = training_stage(config, Phase(name="pretrain", config=config.training, keep=kept, start=None), source, catalog)
+    pretrain = training_stage(
+        config, Phase(name="pretrain", config=config.training, keep=kept, start=None), source, catalog
+    )
     stages = [*pipeline.stages, pretrain]
     if config.finetune.enabled:
         whole = valid_stage(config.store, catalog, has_images=True, needs_caption=True)
@@ -161,9 +165,15 @@ def _finish(config: Config, stages: Sequence[Stage], verb: str, display: Display
     store.write_json(store.join(_out(config), "config.json"), config.model_dump(mode="json"))
     cluster.connect(config.cluster)
     records = [_build(stage, display) for stage in stages]
-    record = RunRecord(name=config.name, verb=verb, config=config.model_dump(mode="json"), stages=records,
-                       versions={name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
-                       started=started.isoformat(timespec="seconds"), wall_seconds=round(time.monotonic() - clock, 1))
+    record = RunRecord(
+        name=config.name,
+        verb=verb,
+        config=config.model_dump(mode="json"),
+        stages=records,
+        versions={name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
+        started=started.isoformat(timespec="seconds"),
+        wall_seconds=round(time.monotonic() - clock, 1),
+    )
     out = _out(config)
     trained = record.named("finetune") or record.named("pretrain")
     if trained is not None:
@@ -180,8 +190,14 @@ def _build(stage: Stage, display: Display) -> StageRecord:
         display.line(f"{stage.name}: reused")
     else:
         stage.build(display)
-    return StageRecord(name=stage.name, kind=stage.artifact.kind, uri=stage.artifact.uri,
-                       made_from=stage.artifact.made_from, reused=reused, seconds=round(time.monotonic() - clock, 2))
+    return StageRecord(
+        name=stage.name,
+        kind=stage.artifact.kind,
+        uri=stage.artifact.uri,
+        made_from=stage.artifact.made_from,
+        reused=reused,
+        seconds=round(time.monotonic() - clock, 2),
+    )
 
 
 def _summary(record: RunRecord, out: str, display: Display) -> None:

@@ -88,8 +88,14 @@ class Display:
             yield progress
             progress.finish()
             return
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:,.0f}"),
-                   TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:,.0f}"),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
         with Progress(*columns, console=self.console, transient=True) as bar:
             progress = StageProgress(name, unit, total, bar, self.console)
             yield progress

@@ -46,8 +46,10 @@ class Skips:
         self.examples = (self.examples + [one for _, _, examples in gathered for one in examples])[:MAX_EXAMPLES]
         # one bad pair is no reason to stop, however early it comes
         if self.unreadable > max(1, self.max_share * seen):
-            raise UserError(f"{phase}: {self.unreadable:,} of {seen:,} samples could not be decoded "
-                            f"({'; '.join(self.examples[:3])}); mend the pool or raise training.max_bad_pairs")
+            raise UserError(
+                f"{phase}: {self.unreadable:,} of {seen:,} samples could not be decoded "
+                f"({'; '.join(self.examples[:3])}); mend the pool or raise training.max_bad_pairs"
+            )
 
     def save(self, folder: Path) -> None:
         """Writes the counts beside a checkpoint."""

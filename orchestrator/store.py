@@ -72,8 +72,9 @@ def write(uri: str, data: bytes) -> None:
             return
         _write_local(path, data)
     except OSError as error:
-        raise StoreError(f"cannot write {uri}: {error.strerror or error}; "
-                         "expected a writable place with room (set out= and store=)") from error
+        raise StoreError(
+            f"cannot write {uri}: {error.strerror or error}; expected a writable place with room (set out= and store=)"
+        ) from error
 
 
 def _write_local(path: str, data: bytes) -> None:
@@ -107,7 +108,7 @@ def copy(from_uri: str, to_uri: str) -> None:
     """Copies a file, or a folder with all below it, between any two places."""
     fs, path = filesystem(from_uri)
     for entry in fs.find(path):
-        tail = entry[len(path.rstrip("/")):].lstrip("/")
+        tail = entry[len(path.rstrip("/")) :].lstrip("/")
         write(join(to_uri, tail) if tail else to_uri, fs.cat_file(entry))
 
 
@@ -128,7 +129,9 @@ def put_file(path: str, uri: str) -> None:
         else:
             fs.put_file(path, target)
     except OSError as error:
-        raise StoreError(f"cannot write {uri}: {error.strerror or error}; expected a writable place with room") from error
+        raise StoreError(
+            f"cannot write {uri}: {error.strerror or error}; expected a writable place with room"
+        ) from error
 
 
 def remove(uri: str) -> None:

@@ -47,8 +47,10 @@ class Stream:
     def __post_init__(self) -> None:
         assert self.global_batch_size % self.num_lanes == 0, "every lane gives as many pairs to each global batch"
         if not 0 < self.global_batch_size <= self.num_pairs:
-            raise UserError(f"the pool keeps {self.num_pairs:,} pairs, fewer than one global batch of "
-                             f"{self.global_batch_size:,}; keep more or set a smaller training.global_batch_size")
+            raise UserError(
+                f"the pool keeps {self.num_pairs:,} pairs, fewer than one global batch of "
+                f"{self.global_batch_size:,}; keep more or set a smaller training.global_batch_size"
+            )
 
     @cached_property
     def num_pairs(self) -> int:

@@ -33,8 +33,18 @@ VERSION = 1
 POLL_SECONDS = 0.5
 CHECKPOINTS_KEPT = 2
 # how many workers there are, how they read and where they report leaves the result what it is
-NOT_IN_FINGERPRINT = {"num_workers", "cpus_per_worker", "max_failures", "checkpoint_every_steps", "log_every_steps",
-                      "max_bad_pairs", "epochs", "lr", "warmup_steps", "warmup_epochs"}
+NOT_IN_FINGERPRINT = {
+    "num_workers",
+    "cpus_per_worker",
+    "max_failures",
+    "checkpoint_every_steps",
+    "log_every_steps",
+    "max_bad_pairs",
+    "epochs",
+    "lr",
+    "warmup_steps",
+    "warmup_epochs",
+}
 
 
 @ray.remote(num_cpus=0)
@@ -72,47 +82,81 @@ def training_stage(config: Config, phase: Phase, source: Source, catalog: Catalo
     """The stage of a phase; nothing is computed before its `build`."""
     shared = config.training.model_dump(mode="json", exclude=NOT_IN_FINGERPRINT)
     length = phase.config.model_dump(mode="json", include={"epochs", "lr", "warmup_steps", "warmup_epochs"})
-    artifact = Artifact.of(config.store, phase.name, version=VERSION, catalog=catalog.artifact, keep=phase.keep,
-                           start=phase.start and phase.start.fingerprint, model=config.model.model_dump(mode="json"),
-                           shared=shared, length=length)
+    artifact = Artifact.of(
+        config.store,
+        phase.name,
+        version=VERSION,
+        catalog=catalog.artifact,
+        keep=phase.keep,
+        start=phase.start and phase.start.fingerprint,
+        model=config.model.model_dump(mode="json"),
+        shared=shared,
+        length=length,
+    )
 
     def build(display: Display) -> Artifact:
         return _train(config, phase, source, catalog, artifact, display)
 
     epochs = f"{phase.config.epochs} epoch{'s' if phase.config.epochs > 1 else ''}"
     what = config.model.name or "the configured model"
-    return Stage(name=phase.name, does=f"train {what} for {epochs} at lr {phase.config.lr:g}, global batch "
-                                       f"{config.training.global_batch_size:,}", artifact=artifact, build=build,
-                 epochs=phase.config.epochs, on_whole_pool=phase.start is not None)
+    return Stage(
+        name=phase.name,
+        does=f"train {what} for {epochs} at lr {phase.config.lr:g}, global batch {config.training.global_batch_size:,}",
+        artifact=artifact,
+        build=build,
+        epochs=phase.config.epochs,
+        on_whole_pool=phase.start is not None,
+    )
 
 
 def phase_stream(config: Config, phase: Phase) -> Stream:
     """The order of a phase. Errors: `UserError` when the pool keeps fewer pairs than a global batch."""
     training = config.training
-    return Stream(kept_per_part=KeepList(phase.keep).kept_per_part, num_epochs=phase.config.epochs,
-                  global_batch_size=training.global_batch_size, num_lanes=training.lanes, window=training.window,
-                  seed=training.seed)
+    return Stream(
+        kept_per_part=KeepList(phase.keep).kept_per_part,
+        num_epochs=phase.config.epochs,
+        global_batch_size=training.global_batch_size,
+        num_lanes=training.lanes,
+        window=training.window,
+        seed=training.seed,
+    )
 
 
-def _train(config: Config, phase: Phase, source: Source, catalog: Catalog, artifact: Artifact,
-           display: Display) -> Artifact:
+def _train(
+    config: Config, phase: Phase, source: Source, catalog: Catalog, artifact: Artifact, display: Display
+) -> Artifact:
     started = time.monotonic()
     check_installed(config.tracking)
     stream = phase_stream(config, phase)
     num_workers = cluster.num_train_workers(config.training.num_workers, lanes=config.training.lanes)
     use_gpu = cluster.num_gpus() > 0
     ticker: Any = Ticker.remote()  # type: ignore[attr-defined]
-    job = Job(config=config, phase=phase.config, name=phase.name, artifact=artifact,
-              start_uri=phase.start.path("model") if phase.start else None, source=source,
-              parts=tuple(source.parts()), catalog=catalog, keep=KeepList(phase.keep), stream=stream, ticker=ticker)
+    job = Job(
+        config=config,
+        phase=phase.config,
+        name=phase.name,
+        artifact=artifact,
+        start_uri=phase.start.path("model") if phase.start else None,
+        source=source,
+        parts=tuple(source.parts()),
+        catalog=catalog,
+        keep=KeepList(phase.keep),
+        stream=stream,
+        ticker=ticker,
+    )
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"job": job},
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-        scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu,
-                                     resources_per_worker=_worker_resources(config, use_gpu)),
-        run_config=RunConfig(name="train", **_storage(artifact), checkpoint_config=CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
-                             failure_config=FailureConfig(max_failures=config.training.max_failures)),
+        scaling_config=ScalingConfig(
+            num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=_worker_resources(config, use_gpu)
+        ),
+        run_config=RunConfig(
+            name="train",
+            **_storage(artifact),
+            checkpoint_config=CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
+            failure_config=FailureConfig(max_failures=config.training.max_failures),
+        ),
     )
     with display.stage(phase.name, unit="samples", total=stream.num_samples) as progress:
         _fit(trainer, ticker, progress)
@@ -141,7 +185,9 @@ def _fit(trainer: TorchTrainer, ticker: Any, progress: StageProgress) -> None:
         while not stopped.wait(POLL_SECONDS):
             latest, _ = ray.get(ticker.read.remote())
             if latest:
-                progress.update(int(latest["samples_seen"]), note=f"loss {latest['loss']:.3f}, step {latest['step']:.0f}")
+                progress.update(
+                    int(latest["samples_seen"]), note=f"loss {latest['loss']:.3f}, step {latest['step']:.0f}"
+                )
 
     follower = threading.Thread(target=follow, daemon=True)
     follower.start()

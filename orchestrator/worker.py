@@ -91,13 +91,26 @@ class _Worker:
         wrapped = ray.train.torch.prepare_model(
             self.clip.model, parallel_strategy_kwargs={"gradient_as_bucket_view": True}
         )
-        adamw = optimiser.adamw(self.clip.model, lr=self.job.phase.lr, weight_decay=training.weight_decay,
-                                beta1=training.beta1, beta2=training.beta2, eps=training.eps)
+        adamw = optimiser.adamw(
+            self.clip.model,
+            lr=self.job.phase.lr,
+            weight_decay=training.weight_decay,
+            beta1=training.beta1,
+            beta2=training.beta2,
+            eps=training.eps,
+        )
         loss = MaskedClipLoss(local_loss=training.local_loss, rank=self.rank, world_size=self.num_ranks)
         try:
-            return Learner(model=wrapped, loss=loss, optimiser=adamw, precision=training.precision,
-                           grad_clip_norm=training.grad_clip_norm, device=self.device,
-                           mean=self.clip.preprocess_cfg["mean"], std=self.clip.preprocess_cfg["std"])
+            return Learner(
+                model=wrapped,
+                loss=loss,
+                optimiser=adamw,
+                precision=training.precision,
+                grad_clip_norm=training.grad_clip_norm,
+                device=self.device,
+                mean=self.clip.preprocess_cfg["mean"],
+                std=self.clip.preprocess_cfg["std"],
+            )
         except ValueError as error:
             raise UserError(f"training: {error}") from error
 
@@ -134,14 +147,25 @@ class _Worker:
         return min(done * self.job.stream.global_batch_size, self.job.stream.num_samples)
 
     def _lr(self, step: int) -> float:
-        return cosine_with_warmup(step, peak_lr=self.job.phase.lr, num_steps=self.job.stream.num_steps,
-                                  num_warmup_steps=num_warmup_steps(self.job.phase, self.job.stream))
+        return cosine_with_warmup(
+            step,
+            peak_lr=self.job.phase.lr,
+            num_steps=self.job.stream.num_steps,
+            num_warmup_steps=num_warmup_steps(self.job.phase, self.job.stream),
+        )
 
     def _batches(self) -> Iterator[Batch]:
         job, training, size = self.job, self.job.config.training, self.clip.preprocess_cfg["size"]
-        feed = Feed(source=job.source, parts=job.parts, catalog=job.catalog, keep=job.keep, stream=job.stream,
-                    image_size=size[0] if isinstance(size, (tuple, list)) else size,
-                    augmentation=training.augmentation, max_image_pixels=training.max_image_pixels)
+        feed = Feed(
+            source=job.source,
+            parts=job.parts,
+            catalog=job.catalog,
+            keep=job.keep,
+            stream=job.stream,
+            image_size=size[0] if isinstance(size, (tuple, list)) else size,
+            augmentation=training.augmentation,
+            max_image_pixels=training.max_image_pixels,
+        )
         slots = job.stream.global_batch_size // self.num_ranks
         for rows in rank_batches(feed, rank=self.rank, num_ranks=self.num_ranks, first_step=self.first_step):
             self.skips.add(rows)
@@ -154,11 +178,20 @@ class _Worker:
         seen, loss = self._seen(done), metrics.loss.item()
         self.skips.agree(self.job.name, seen)
         if not math.isfinite(loss):
-            raise UserError(f"{self.job.name}: the loss is {loss} at step {done}; lower the learning rate, "
-                            "set training.grad_clip_norm, or use training.precision=fp32")
-        return {"step": done, "samples_seen": seen, "epoch": seen / self.job.stream.num_pairs, "loss": loss,
-                "lr": self._lr(done - 1), "logit_scale": metrics.logit_scale.item(),
-                "grad_norm": metrics.grad_norm.item(), "skipped": self.skips.total}
+            raise UserError(
+                f"{self.job.name}: the loss is {loss} at step {done}; lower the learning rate, "
+                "set training.grad_clip_norm, or use training.precision=fp32"
+            )
+        return {
+            "step": done,
+            "samples_seen": seen,
+            "epoch": seen / self.job.stream.num_pairs,
+            "loss": loss,
+            "lr": self._lr(done - 1),
+            "logit_scale": metrics.logit_scale.item(),
+            "grad_norm": metrics.grad_norm.item(),
+            "skipped": self.skips.total,
+        }
 
     def _checkpoint(self, done: int, log: _Log | None) -> None:
         self.skips.agree(self.job.name, self._seen(done))
@@ -177,10 +210,18 @@ class _Worker:
         with tempfile.TemporaryDirectory() as folder:
             model.save(self.clip, Path(folder))
             store.copy(folder, artifact.path("model"))
-        store.write_json(artifact.path("summary.json"), {
-            "loss": log.curve.records[-1]["loss"], "steps": stream.num_steps, "samples_seen": stream.num_samples,
-            "pairs": stream.num_pairs, "epochs": stream.num_epochs, "skipped": self.skips.total,
-            "examples": self.skips.examples})
+        store.write_json(
+            artifact.path("summary.json"),
+            {
+                "loss": log.curve.records[-1]["loss"],
+                "steps": stream.num_steps,
+                "samples_seen": stream.num_samples,
+                "pairs": stream.num_pairs,
+                "epochs": stream.num_epochs,
+                "skipped": self.skips.total,
+                "examples": self.skips.examples,
+            },
+        )
 
 
 class _Pace:
@@ -198,7 +239,10 @@ class _Pace:
     def mark(self, done: int, batch_size: int) -> dict[str, float]:
         now = time.monotonic()
         elapsed = now - self.marked
-        pace = {"samples_per_second": (done - self.step) * batch_size / elapsed, "data_wait_share": self.waited / elapsed}
+        pace = {
+            "samples_per_second": (done - self.step) * batch_size / elapsed,
+            "data_wait_share": self.waited / elapsed,
+        }
         self.step, self.marked, self.waited = done, now, 0.0
         return pace
 
@@ -208,8 +252,13 @@ class _Log:
 
     def __init__(self, job: Job, first_step: int):
         self.curve = Curve(job.artifact.uri, first_step=first_step)
-        self.trackers = Trackers(job.config.tracking, uri=job.artifact.uri, name=job.name, first_step=first_step,
-                                 settings=job.config.model_dump(mode="json"))
+        self.trackers = Trackers(
+            job.config.tracking,
+            uri=job.artifact.uri,
+            name=job.name,
+            first_step=first_step,
+            settings=job.config.model_dump(mode="json"),
+        )
         self.ticker = job.ticker
 
     def add(self, record: dict[str, float]) -> None:
@@ -250,9 +299,14 @@ def _build_model(job: Job) -> Clip:
     config = job.config.model
     try:
         if job.start_uri is None:
-            return model.build(name=config.name, config=config.config, pretrained=config.pretrained,
-                               image_size=config.image_size, context_length=config.context_length,
-                               seed=job.config.training.seed)
+            return model.build(
+                name=config.name,
+                config=config.config,
+                pretrained=config.pretrained,
+                image_size=config.image_size,
+                context_length=config.context_length,
+                seed=job.config.training.seed,
+            )
         with tempfile.TemporaryDirectory() as folder:
             store.copy(job.start_uri, folder)
             return model.load(folder)

@@ -65,7 +65,10 @@ def test_epochs_and_seeds_differ_and_repeat() -> None:
     assert as_list(make(kept).batch(0)) == as_list(make(kept).batch(0))
     assert as_list(make(kept).batch(0)) != as_list(make(kept, seed=8).batch(0))
     lane = make(kept, num_epochs=2).pairs(0, 0, 60)
-    assert lane.part[:30].tolist() != lane.part[30:].tolist() or lane.kept_ordinal[:30].tolist() != lane.kept_ordinal[30:].tolist()
+    assert (
+        lane.part[:30].tolist() != lane.part[30:].tolist()
+        or lane.kept_ordinal[:30].tolist() != lane.kept_ordinal[30:].tolist()
+    )
 
 
 def test_a_pool_smaller_than_a_global_batch_is_refused_with_both_numbers() -> None:

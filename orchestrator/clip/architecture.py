@@ -14,8 +14,14 @@ import timm
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 
 REQUIRED_KEYS = ("embed_dim", "vision_cfg", "text_cfg")
-OPTIONAL_KEYS = ("custom_text", "quick_gelu", "init_logit_scale", "init_logit_bias", "nonscalar_logit_scale",
-                 "multimodal_cfg")
+OPTIONAL_KEYS = (
+    "custom_text",
+    "quick_gelu",
+    "init_logit_scale",
+    "init_logit_bias",
+    "nonscalar_logit_scale",
+    "multimodal_cfg",
+)
 
 
 def resolve(
@@ -36,8 +42,9 @@ def resolve(
     text_cfg = model_cfg["text_cfg"]
     text_cfg.setdefault("context_length", CLIPTextCfg.context_length)
     if (text_cfg.get("hf_model_name") or text_cfg.get("hf_tokenizer_name")) and find_spec("transformers") is None:
-        raise ValueError(f"model {name or 'config'} has a Hugging Face text tower or tokenizer: "
-                         "pip install transformers")
+        raise ValueError(
+            f"model {name or 'config'} has a Hugging Face text tower or tokenizer: pip install transformers"
+        )
     if image_size is not None:
         model_cfg["vision_cfg"]["image_size"] = image_size
     if context_length is not None:
@@ -52,8 +59,10 @@ def builtin_name(name: str) -> str:
     spelled = name.replace("/", "-")
     valid_names = open_clip.list_models()
     if spelled not in valid_names:
-        raise ValueError(f"unknown model {name!r}: {_closest(spelled, valid_names)}; "
-                         "or a folder, 'local-dir:FOLDER' or 'hf-hub:ORGANISATION/NAME'")
+        raise ValueError(
+            f"unknown model {name!r}: {_closest(spelled, valid_names)}; "
+            "or a folder, 'local-dir:FOLDER' or 'hf-hub:ORGANISATION/NAME'"
+        )
     return spelled
 
 
@@ -68,8 +77,7 @@ def check_config(config: dict[str, Any]) -> None:
     tower = config["vision_cfg"].get("timm_model_name")
     # a name with a scheme ("hf-hub:...") is looked up by timm itself
     if tower is not None and ":" not in tower and not timm.is_model(tower):
-        raise ValueError(f"vision_cfg.timm_model_name: unknown model {tower!r}: "
-                         f"{_closest(tower, timm.list_models())}")
+        raise ValueError(f"vision_cfg.timm_model_name: unknown model {tower!r}: {_closest(tower, timm.list_models())}")
 
 
 def _check_keys(where: str, got: dict[str, Any], valid_keys: list[str]) -> None:

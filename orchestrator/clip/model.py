@@ -63,9 +63,7 @@ def build(
     with _seeded(seed):
         if name is not None and name.startswith((LOCAL_SCHEME, HUB_SCHEME)):
             return _from_reference(name, pretrained, image_size=image_size, context_length=context_length)
-        model_cfg = architecture.resolve(
-            name=name, config=config, image_size=image_size, context_length=context_length
-        )
+        model_cfg = architecture.resolve(name=name, config=config, image_size=image_size, context_length=context_length)
         return _from_config(model_cfg, name and architecture.builtin_name(name), pretrained)
 
 
@@ -85,8 +83,10 @@ def load(reference: str, *, pretrained: str | None = None) -> Clip:
         raise ValueError(f"no such folder: {reference} (nor has open_clip a model of that name)")
     name = architecture.builtin_name(reference)
     if pretrained is None:
-        raise ValueError(f"{reference} alone has no weights: pass as pretrained a checkpoint file or one of "
-                         f"{', '.join(open_clip.list_pretrained_tags_by_model(name)) or 'no tags'}")
+        raise ValueError(
+            f"{reference} alone has no weights: pass as pretrained a checkpoint file or one of "
+            f"{', '.join(open_clip.list_pretrained_tags_by_model(name)) or 'no tags'}"
+        )
     return build(name=name, config=None, pretrained=pretrained, image_size=None, context_length=None, seed=0)
 
 
@@ -152,8 +152,10 @@ def _checkpoint(name: str | None, pretrained: str) -> tuple[str, dict[str, Any]]
         return pretrained, {}
     tags = open_clip.list_pretrained_tags_by_model(name) if name else []
     if pretrained not in tags:
-        raise ValueError(f"pretrained={pretrained!r} is neither a file nor a tag of {name or 'a model config'}; "
-                         f"tags: {', '.join(tags) or 'none'}")
+        raise ValueError(
+            f"pretrained={pretrained!r} is neither a file nor a tag of {name or 'a model config'}; "
+            f"tags: {', '.join(tags) or 'none'}"
+        )
     preprocess_cfg = open_clip.get_pretrained_cfg(name, pretrained)
     return open_clip.download_pretrained(preprocess_cfg), preprocess_cfg
 

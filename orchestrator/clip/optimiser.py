@@ -19,8 +19,10 @@ def adamw(
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     groups = [
         {"params": [parameter for name, parameter in named if not is_decayed(name, parameter)], "weight_decay": 0.0},
-        {"params": [parameter for name, parameter in named if is_decayed(name, parameter)],
-         "weight_decay": weight_decay},
+        {
+            "params": [parameter for name, parameter in named if is_decayed(name, parameter)],
+            "weight_decay": weight_decay,
+        },
     ]
     fused = all(parameter.device.type in FUSED_DEVICES for _, parameter in named)
     return torch.optim.AdamW(groups, lr=lr, betas=(beta1, beta2), eps=eps, fused=fused)

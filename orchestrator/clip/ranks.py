@@ -20,8 +20,9 @@ def target_ranks(
         if not torch.isfinite(features).all():
             raise ValueError("features hold NaN or infinite values: the model has diverged")
     ranks = torch.zeros(len(queries), dtype=torch.int64, device=queries.device)
-    for rows, wanted, out in zip(queries.split(tile_rows), targets.split(tile_rows), ranks.split(tile_rows),
-                                 strict=True):
+    for rows, wanted, out in zip(
+        queries.split(tile_rows), targets.split(tile_rows), ranks.split(tile_rows), strict=True
+    ):
         rows = rows.double()
         own = (rows * gallery[wanted].double()).sum(dim=1).float()[:, None]
         for start in range(0, len(gallery), tile_rows):

@@ -20,8 +20,9 @@ def recall_at_k(
 
     Equal scores rank in row order (see `ranks`). Errors: `ValueError` for unequal or no rows, or diverged features."""
     if len(image_features) != len(text_features) or len(image_features) == 0:
-        raise ValueError(f"got {len(image_features)} images and {len(text_features)} texts: "
-                         "expected pairs, at least one")
+        raise ValueError(
+            f"got {len(image_features)} images and {len(text_features)} texts: expected pairs, at least one"
+        )
     own = torch.arange(len(image_features), device=image_features.device)
     ways = {
         "image_to_text": target_ranks(image_features, text_features, own, tile_rows=tile_rows),

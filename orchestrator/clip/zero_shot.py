@@ -30,8 +30,9 @@ def class_weights(
     A template holds `{c}` or `{}` where the class name goes. Errors: `ValueError` for no names, no templates, or a
     template without a place for the name."""
     if not class_names or not templates:
-        raise ValueError(f"got {len(class_names)} class names and {len(templates)} templates: "
-                         "expected at least one each")
+        raise ValueError(
+            f"got {len(class_names)} class names and {len(templates)} templates: expected at least one each"
+        )
     for template in templates:
         if not PLACEHOLDER.search(template):
             raise ValueError(f"template {template!r} has no place for the class name: write {{c}} there")
@@ -83,8 +84,9 @@ def topk_counts(image_features: torch.Tensor, labels: torch.Tensor, weights: tor
     num_classes = len(weights)
     wrong = labels[(labels < 0) | (labels >= num_classes)]
     if len(wrong):
-        raise ValueError(f"got label {wrong[0].item()}, expected 0 to {num_classes - 1}: "
-                         f"there are {num_classes} class names")
+        raise ValueError(
+            f"got label {wrong[0].item()}, expected 0 to {num_classes - 1}: there are {num_classes} class names"
+        )
     ranks = target_ranks(image_features, weights, labels)
     return ClassCounts(
         num_images=torch.bincount(labels, minlength=num_classes),

@@ -19,15 +19,21 @@ def embed_demo(config: Config) -> Config:
     if not isinstance(config.source, DemoSource) and not wants_set:
         return config
     if not store.is_local(config.store):
-        raise UserError(f"the demo writes its shards into the store, which must be a local folder; got store={config.store}")
+        raise UserError(
+            f"the demo writes its shards into the store, which must be a local folder; got store={config.store}"
+        )
     from orchestrator.demo.shards import write_shards
 
     per_shard = config.source.pairs_per_shard if isinstance(config.source, DemoSource) else 1000
     pool = write_shards(store.join(config.store, f"demo-{per_shard}"), pairs_per_shard=per_shard)
     zero_shot = pool.zero_shot_uri if sets.zero_shot.uri == DEMO else sets.zero_shot.uri
     retrieval = pool.retrieval_uri if sets.retrieval.uri == DEMO else sets.retrieval.uri
-    sets = sets.model_copy(update={"zero_shot": sets.zero_shot.model_copy(update={"uri": zero_shot}),
-                                   "retrieval": sets.retrieval.model_copy(update={"uri": retrieval})})
+    sets = sets.model_copy(
+        update={
+            "zero_shot": sets.zero_shot.model_copy(update={"uri": zero_shot}),
+            "retrieval": sets.retrieval.model_copy(update={"uri": retrieval}),
+        }
+    )
     source = config.source
     if isinstance(source, DemoSource):
         source = WebDatasetSource(uri=pool.train_uri, limits=source.limits)

@@ -36,7 +36,9 @@ def checkpoint_stage(config: Config) -> Stage:
     if config.checkpoint is None:
         raise UserError("evaluate needs checkpoint= (a model folder, or an open_clip name with model.pretrained=)")
     if config.evaluation.zero_shot.uri is None and config.evaluation.retrieval.uri is None:
-        raise UserError("evaluate needs evaluation.zero_shot.uri= or evaluation.retrieval.uri= (a tar, or a folder of tars)")
+        raise UserError(
+            "evaluate needs evaluation.zero_shot.uri= or evaluation.retrieval.uri= (a tar, or a folder of tars)"
+        )
     reference, pretrained = config.checkpoint, config.model.pretrained
     if store.exists(store.join(reference, CONFIG_FILE)):
         reference = store.absolute(reference)
@@ -45,7 +47,9 @@ def checkpoint_stage(config: Config) -> Stage:
             raise UserError(f"{reference} holds weights only: name their architecture, model.name=ViT-B-32 say")
         reference, pretrained = config.model.name, store.absolute(reference)
     models = Models(references={"checkpoint": reference}, pretrained=pretrained)
-    return _stage(config, models, {"reference": reference, "pretrained": pretrained, "files": _files(reference, pretrained)})
+    return _stage(
+        config, models, {"reference": reference, "pretrained": pretrained, "files": _files(reference, pretrained)}
+    )
 
 
 def _files(reference: str, pretrained: str | None) -> dict[str, Any]:
@@ -55,27 +59,42 @@ def _files(reference: str, pretrained: str | None) -> dict[str, Any]:
         if "://" in place or store.is_path(place):
             fs, path = store.filesystem(place)
             details = fs.find(path, detail=True) if fs.exists(path) else {}
-            found |= {name: [info["size"], str(info.get("ETag") or info.get("mtime"))] for name, info in details.items()}
+            found |= {
+                name: [info["size"], str(info.get("ETag") or info.get("mtime"))] for name, info in details.items()
+            }
     return found
 
 
 def _stage(config: Config, models: Models, made_from: Mapping[str, Any]) -> Stage:
     settings = config.evaluation
-    sets = {name: open_set(node.uri, needs_classes=name == "zero_shot")
-            for name, node in (("zero_shot", settings.zero_shot), ("retrieval", settings.retrieval)) if node.uri}
-    artifact = Artifact.of(config.store, "evaluation", version=VERSION, models=fingerprint(dict(made_from)),
-                           templates=settings.zero_shot.templates and list(settings.zero_shot.templates),
-                           sets={name: one.identity for name, one in sets.items()})
+    sets = {
+        name: open_set(node.uri, needs_classes=name == "zero_shot")
+        for name, node in (("zero_shot", settings.zero_shot), ("retrieval", settings.retrieval))
+        if node.uri
+    }
+    artifact = Artifact.of(
+        config.store,
+        "evaluation",
+        version=VERSION,
+        models=fingerprint(dict(made_from)),
+        templates=settings.zero_shot.templates and list(settings.zero_shot.templates),
+        sets={name: one.identity for name, one in sets.items()},
+    )
 
     def build(display: Display) -> Artifact:
         return _evaluate(settings, models, sets, artifact, display)
 
-    return Stage(name="evaluate", does=f"{' and '.join(sets).replace('_', '-')} of {', '.join(models.references)}",
-                 artifact=artifact, build=build)
+    return Stage(
+        name="evaluate",
+        does=f"{' and '.join(sets).replace('_', '-')} of {', '.join(models.references)}",
+        artifact=artifact,
+        build=build,
+    )
 
 
-def _evaluate(settings: EvaluationConfig, models: Models, sets: Mapping[str, EvaluationSet], artifact: Artifact,
-              display: Display) -> Artifact:
+def _evaluate(
+    settings: EvaluationConfig, models: Models, sets: Mapping[str, EvaluationSet], artifact: Artifact, display: Display
+) -> Artifact:
     started = time.monotonic()
     totals: dict[str, dict[str, Any]] = {name: {} for name in models.references}
     with display.stage("evaluate", unit="images") as progress:

@@ -73,8 +73,9 @@ def _placed(clip: Clip) -> Clip:
     return clip
 
 
-def zero_shot(models: Models, pictures: EvaluationSet, settings: EvaluationConfig,
-              progress: StageProgress) -> dict[str, dict[str, Any]]:
+def zero_shot(
+    models: Models, pictures: EvaluationSet, settings: EvaluationConfig, progress: StageProgress
+) -> dict[str, dict[str, Any]]:
     """Top-1, top-5 and mean per class of every model."""
     templates = settings.zero_shot.templates or pictures.templates or OPENAI_IMAGENET_TEMPLATES
     actor = partial(_ZeroShot, models, pictures.class_names, templates, settings.batch_size)
@@ -88,13 +89,18 @@ def zero_shot(models: Models, pictures: EvaluationSet, settings: EvaluationConfi
     results = {}
     for name, found in counts.items():
         total = reduce(add, found)
-        results[name] = {**total.summary(), "num_classes": len(pictures.class_names),
-                         "num_images": int(total.num_images.sum()), "skipped": skipped}
+        results[name] = {
+            **total.summary(),
+            "num_classes": len(pictures.class_names),
+            "num_images": int(total.num_images.sum()),
+            "skipped": skipped,
+        }
     return results
 
 
-def retrieval(models: Models, pairs: EvaluationSet, settings: EvaluationConfig,
-              progress: StageProgress) -> dict[str, dict[str, Any]]:
+def retrieval(
+    models: Models, pairs: EvaluationSet, settings: EvaluationConfig, progress: StageProgress
+) -> dict[str, dict[str, Any]]:
     """Recall@1, 5 and 10 both ways of every model, over the whole set."""
     actor = partial(_Retrieval, models, settings.batch_size)
     features: dict[str, list[tuple[NDArray, NDArray]]] = {name: [] for name in models.references}
@@ -111,8 +117,9 @@ def retrieval(models: Models, pairs: EvaluationSet, settings: EvaluationConfig,
     return results
 
 
-def _embed(models: Models, pictures: EvaluationSet, settings: EvaluationConfig, actor: Callable[[], Any], *,
-           needs_label: bool) -> Iterator[Rows]:
+def _embed(
+    models: Models, pictures: EvaluationSet, settings: EvaluationConfig, actor: Callable[[], Any], *, needs_label: bool
+) -> Iterator[Rows]:
     read = partial(_read, size=models.image_size(), batch_size=settings.batch_size, needs_label=needs_label)
     num_gpus = cluster.num_gpus()
     pool = ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(num_gpus, len(pictures.shard_uris))))
@@ -120,8 +127,13 @@ def _embed(models: Models, pictures: EvaluationSet, settings: EvaluationConfig, 
     embedded = (
         ray.data.from_items(rows, override_num_blocks=len(rows))
         .map_batches(read, batch_size=1)
-        .map_batches(_Actor, fn_constructor_args=(actor,), batch_size=settings.batch_size, compute=pool,
-                     num_gpus=1 if num_gpus else 0)
+        .map_batches(
+            _Actor,
+            fn_constructor_args=(actor,),
+            batch_size=settings.batch_size,
+            compute=pool,
+            num_gpus=1 if num_gpus else 0,
+        )
     )
     for row in embedded.iter_rows():
         yield row["result"]
@@ -145,8 +157,12 @@ def _read(batch: Rows, *, size: int, batch_size: int, needs_label: bool) -> Iter
 
 def _columns(rows: list[tuple]) -> Rows:
     images, labels, captions, valid = zip(*rows, strict=True)
-    return {"image": np.stack(images), "label": np.array(labels, np.int64), "caption": np.array(captions, object),
-            "valid": np.array(valid)}
+    return {
+        "image": np.stack(images),
+        "label": np.array(labels, np.int64),
+        "caption": np.array(captions, object),
+        "valid": np.array(valid),
+    }
 
 
 class _Actor:
@@ -166,8 +182,10 @@ class _Actor:
 class _ZeroShot:
     def __init__(self, models: Models, class_names: tuple[str, ...], templates: tuple[str, ...], batch_size: int):
         self.clips, self.batch_size = models.load(), batch_size
-        self.weights = {name: class_weights(clip, class_names, templates, batch_size=batch_size)
-                        for name, clip in self.clips.items()}
+        self.weights = {
+            name: class_weights(clip, class_names, templates, batch_size=batch_size)
+            for name, clip in self.clips.items()
+        }
 
     def __call__(self, images: torch.Tensor, columns: Rows) -> Rows:
         labels = torch.from_numpy(columns["label"])
@@ -190,6 +208,10 @@ class _Retrieval:
         captions = list(columns["caption"])
         return {
             "name": list(self.clips),
-            "image_features": [encode_images(clip, images, batch_size=self.batch_size).numpy() for clip in self.clips.values()],
-            "text_features": [encode_texts(clip, captions, batch_size=self.batch_size).numpy() for clip in self.clips.values()],
+            "image_features": [
+                encode_images(clip, images, batch_size=self.batch_size).numpy() for clip in self.clips.values()
+            ],
+            "text_features": [
+                encode_texts(clip, captions, batch_size=self.batch_size).numpy() for clip in self.clips.values()
+            ],
         }

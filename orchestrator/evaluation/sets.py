@@ -49,10 +49,16 @@ def open_set(uri: str, *, needs_classes: bool) -> EvaluationSet:
     shards = find_shards(uri, endings=ENDINGS, setting=setting)
     names, templates = (_lines(shards[0].uri, kind) if needs_classes else () for kind in (CLASS_NAMES, TEMPLATES))
     if needs_classes and not names:
-        raise UserError(f"no class names for {uri}: expected {stem(shards[0].name, ENDINGS)}.classnames.txt beside "
-                        "the tar (a line a class), or classnames.txt in its folder")
-    return EvaluationSet(shard_uris=tuple(shard.uri for shard in shards), class_names=names, templates=templates,
-                         identity=fingerprint([digest(shards), names, templates]))
+        raise UserError(
+            f"no class names for {uri}: expected {stem(shards[0].name, ENDINGS)}.classnames.txt beside "
+            "the tar (a line a class), or classnames.txt in its folder"
+        )
+    return EvaluationSet(
+        shard_uris=tuple(shard.uri for shard in shards),
+        class_names=names,
+        templates=templates,
+        identity=fingerprint([digest(shards), names, templates]),
+    )
 
 
 def _lines(shard_uri: str, endings: tuple[str, ...]) -> tuple[str, ...]:

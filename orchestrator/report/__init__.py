@@ -50,8 +50,13 @@ def build_report(record: RunRecord) -> Report:
     steps, trained, tables = selected_steps(record), phases(record), word_tables(record)
     catalogs, results = record.of_kind("catalog"), evaluations(record)
     return Report(
-        name=record.name, verb=record.verb, started=record.started, wall_seconds=record.wall_seconds,
-        funnel=funnel(record, steps), steps=step_reports(steps), captionless=num_captionless(record, steps),
+        name=record.name,
+        verb=record.verb,
+        started=record.started,
+        wall_seconds=record.wall_seconds,
+        funnel=funnel(record, steps),
+        steps=step_reports(steps),
+        captionless=num_captionless(record, steps),
         skipped=Skipped(
             catalog=catalog_skips(record),
             training={name: training_skips(phase) for name, phase in trained.items()},
@@ -63,7 +68,10 @@ def build_report(record: RunRecord) -> Report:
         evaluation=results,
         examples=example_pairs(catalogs[0], steps) if catalogs else None,
         stages=[stage_time(stage) for stage in record.stages],
-        fingerprints={stage.name: Fingerprint(kind=stage.kind, uri=stage.uri, fingerprint=stage.artifact.fingerprint)
-                      for stage in record.stages},
-        versions=record.versions, config=record.config,
+        fingerprints={
+            stage.name: Fingerprint(kind=stage.kind, uri=stage.uri, fingerprint=stage.artifact.fingerprint)
+            for stage in record.stages
+        },
+        versions=record.versions,
+        config=record.config,
     )

@@ -49,9 +49,12 @@ def example_pairs(catalog: Artifact, steps: list[SelectedStep]) -> Examples | No
     chosen = np.sort(draw.choice(filled, min(MAX_PARTS, len(filled)), replace=False)).tolist()
     parts = [_part_pairs(step, index, sizes[index], draw) for index in chosen]
     wanted = SCORED_GROUPS if step.scored else DRAWN_GROUPS
-    groups = [ExampleGroup(name=name, kept=kept,
-                           pairs=_group(Catalog(catalog), parts, kept, direction, step.scored is not None))
-              for name, kept, direction in wanted]
+    groups = [
+        ExampleGroup(
+            name=name, kept=kept, pairs=_group(Catalog(catalog), parts, kept, direction, step.scored is not None)
+        )
+        for name, kept, direction in wanted
+    ]
     return Examples(step=step.name, parts_read=len(chosen), num_parts=len(sizes), groups=groups)
 
 
@@ -71,14 +74,22 @@ def _group(catalog: Catalog, parts: list[_PartPairs], kept: bool, direction: int
     return list(_distinct(example for _, example in found))[:PAIRS_PER_GROUP]
 
 
-def _best(catalog: Catalog, part: _PartPairs, kept: bool, direction: int,
-          is_scored: bool) -> Iterator[tuple[float, Example]]:
+def _best(
+    catalog: Catalog, part: _PartPairs, kept: bool, direction: int, is_scored: bool
+) -> Iterator[tuple[float, Example]]:
     mine = np.flatnonzero(part.kept == kept)
     mine = mine[np.argsort(direction * part.scores[mine], kind="stable")][:CANDIDATES]
     labels = catalog.table(part.index, ("key", "caption")).take(part.rows[mine]).to_pylist()
-    examples = [Example(part=part.index, row=row, key=label["key"], score=score if is_scored else None,
-                        caption=(label["caption"] or "")[:MAX_CAPTION_CHARS])
-                for row, score, label in zip(part.rows[mine].tolist(), part.scores[mine].tolist(), labels, strict=True)]
+    examples = [
+        Example(
+            part=part.index,
+            row=row,
+            key=label["key"],
+            score=score if is_scored else None,
+            caption=(label["caption"] or "")[:MAX_CAPTION_CHARS],
+        )
+        for row, score, label in zip(part.rows[mine].tolist(), part.scores[mine].tolist(), labels, strict=True)
+    ]
     for example in list(_distinct(iter(examples)))[:PAIRS_PER_GROUP]:
         yield example.score or 0.0, example
 

@@ -19,11 +19,28 @@ from orchestrator.report.schema import PhaseReport, Words
 INK, GRID, BEFORE, AFTER, THIRD = "#010203", "#040506", "#070809", "#0a0b0c", "#0d0e0f"
 CSS = {INK: "currentColor", GRID: "var(--rule)", BEFORE: "var(--muted)", AFTER: "var(--accent)", THIRD: "var(--second)"}
 STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10, "text.color": INK, "axes.labelcolor": INK,
-    "axes.edgecolor": GRID, "xtick.color": GRID, "ytick.color": GRID, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": GRID, "grid.linewidth": 0.6,
-    "xtick.major.size": 0, "ytick.major.size": 0, "xtick.minor.size": 0, "ytick.minor.size": 0,
-    "legend.frameon": False, "lines.linewidth": 2.0, "lines.solid_capstyle": "round",
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": GRID,
+    "xtick.color": GRID,
+    "ytick.color": GRID,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "xtick.minor.size": 0,
+    "ytick.minor.size": 0,
+    "legend.frameon": False,
+    "lines.linewidth": 2.0,
+    "lines.solid_capstyle": "round",
 }
 INCHES = (5.2, 2.9)
 PHASE_NAMES = {"pretrain": "pre-training", "finetune": "fine-tuning"}
@@ -49,8 +66,14 @@ def kept_by_frequency(words: Words, kept_fraction: float) -> str:
 
     def draw(axes: Axes) -> None:
         middles = [(band.at_least * band.below) ** 0.5 for band in words.bands]
-        axes.plot(middles, [band.after / band.before for band in words.bands], color=AFTER, marker="o", markersize=4,
-                  label="occurrences kept")
+        axes.plot(
+            middles,
+            [band.after / band.before for band in words.bands],
+            color=AFTER,
+            marker="o",
+            markersize=4,
+            label="occurrences kept",
+        )
         axes.axhline(kept_fraction, color=BEFORE, linestyle=(0, (4, 3)), linewidth=1.2, label="pairs kept")
         axes.set(xscale="log", ylim=(0, 1.04), xlabel="occurrences of a word before pruning", ylabel="kept")
         _count_axis(axes.xaxis)
@@ -62,6 +85,7 @@ def kept_by_frequency(words: Words, kept_fraction: float) -> str:
 
 def loss_curves(phases: dict[str, PhaseReport]) -> str:
     """Loss over samples seen, one phase after the other."""
+
     def draw(axes: Axes) -> None:
         start = 0
         for (name, phase), colour in zip(phases.items(), (AFTER, THIRD), strict=False):
@@ -94,8 +118,9 @@ def _svg(name: str, draw: Callable[[Axes], None]) -> str:
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=INCHES, layout="constrained")
         draw(figure.add_subplot())
-        figure.savefig(out, format="svg", transparent=True,
-                       metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+        figure.savefig(
+            out, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        )
     return _inline(out.getvalue(), name)
 
 

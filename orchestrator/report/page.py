@@ -18,8 +18,12 @@ from orchestrator.report.summary import duration, headlines
 
 MODEL_NAMES = {"pretrain": "pre-trained", "finetune": "fine-tuned", "checkpoint": "checkpoint"}
 GROUP_TITLES = {
-    "highest": "Kept: the highest scores", "above": "Kept, just above the cut", "below": "Pruned, just below the cut",
-    "lowest": "Pruned: the lowest scores", "kept": "Kept", "pruned": "Pruned",
+    "highest": "Kept: the highest scores",
+    "above": "Kept, just above the cut",
+    "below": "Pruned, just below the cut",
+    "lowest": "Pruned: the lowest scores",
+    "kept": "Kept",
+    "pruned": "Pruned",
 }
 RECALL_WAYS = {"image_to_text": "image to text", "text_to_image": "text to image"}
 RECALL_AT = (1, 5, 10)
@@ -36,15 +40,32 @@ class ResultRow:
 
 def render(report: Report, pictures: Pictures) -> str:
     """The page. Everything in `report` is escaped."""
-    environment = Environment(loader=PackageLoader("orchestrator.report", "."), autoescape=True,
-                              undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"count": "{:,.0f}".format, "percent": percent, "duration": duration,
-                            "score": "{:.4g}".format, "json": partial(json.dumps, indent=2, ensure_ascii=False)}
+    environment = Environment(
+        loader=PackageLoader("orchestrator.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "count": "{:,.0f}".format,
+        "percent": percent,
+        "duration": duration,
+        "score": "{:.4g}".format,
+        "json": partial(json.dumps, indent=2, ensure_ascii=False),
+    }
     style = environment.get_template("style.css").render()
     return environment.get_template("report.html.j2").render(
-        report=report, pictures=pictures, style=Markup(style), headlines=headlines(report), figures=_figures(report),
-        model_names=MODEL_NAMES, phase_names=PHASE_NAMES, group_titles=GROUP_TITLES,
-        results=result_rows(report.evaluation), started=datetime.fromisoformat(report.started).astimezone(UTC),
+        report=report,
+        pictures=pictures,
+        style=Markup(style),
+        headlines=headlines(report),
+        figures=_figures(report),
+        model_names=MODEL_NAMES,
+        phase_names=PHASE_NAMES,
+        group_titles=GROUP_TITLES,
+        results=result_rows(report.evaluation),
+        started=datetime.fromisoformat(report.started).astimezone(UTC),
         longest=max((stage.computed_seconds for stage in report.stages), default=0.0) or 1.0,
         kept_fraction=_kept_fraction(report),
     )
@@ -76,8 +97,11 @@ def result_rows(evaluation: dict[str, ModelEvaluation]) -> list[ResultRow]:
     classes = next((shot.num_classes for shot in shots if shot), None)
     rows = []
     if classes:
-        for name, label, tries in (("top1", "zero-shot top-1", 1), ("top5", "zero-shot top-5", 5),
-                                   ("mean_per_class", "zero-shot, mean per class", 1)):
+        for name, label, tries in (
+            ("top1", "zero-shot top-1", 1),
+            ("top5", "zero-shot top-5", 5),
+            ("mean_per_class", "zero-shot, mean per class", 1),
+        ):
             values = [getattr(shot, name) if shot else None for shot in shots]
             rows.append(ResultRow(label, min(1.0, tries / classes), values))
     return rows + _recall_rows(evaluation)
@@ -88,6 +112,10 @@ def _recall_rows(evaluation: dict[str, ModelEvaluation]) -> list[ResultRow]:
     num_pairs = next((recall["num_pairs"] for recall in recalls if recall), None)
     if not num_pairs:
         return []
-    return [ResultRow(f"{title}, recall@{k}", min(1.0, k / num_pairs),
-                      [recall.get(f"{way}_recall_at_{k}") for recall in recalls])
-            for way, title in RECALL_WAYS.items() for k in RECALL_AT]
+    return [
+        ResultRow(
+            f"{title}, recall@{k}", min(1.0, k / num_pairs), [recall.get(f"{way}_recall_at_{k}") for recall in recalls]
+        )
+        for way, title in RECALL_WAYS.items()
+        for k in RECALL_AT
+    ]

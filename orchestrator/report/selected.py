@@ -64,9 +64,14 @@ def step_reports(steps: list[SelectedStep]) -> list[StepReport]:
 def _step_report(step: SelectedStep) -> StepReport:
     pairs_in, fraction = KeepList(step.incoming).num_pairs, step.settings.get("keep_fraction")
     return StepReport(
-        name=step.name, method=step.settings["method"], settings=step.settings, pairs_in=pairs_in,
-        budget=None if fraction is None else budget(pairs_in, fraction), pairs_out=KeepList(step.outgoing).num_pairs,
-        threshold=_lowest_kept_score(step), no_words=step.scored.totals["no_words"] if step.scored else None,
+        name=step.name,
+        method=step.settings["method"],
+        settings=step.settings,
+        pairs_in=pairs_in,
+        budget=None if fraction is None else budget(pairs_in, fraction),
+        pairs_out=KeepList(step.outgoing).num_pairs,
+        threshold=_lowest_kept_score(step),
+        no_words=step.scored.totals["no_words"] if step.scored else None,
     )
 
 
@@ -104,8 +109,9 @@ def _funnel(record: RunRecord, steps: list[SelectedStep]) -> Iterator[FunnelRow]
         return
     yield FunnelRow(name="source", what="pairs in the source", pairs=start.totals["rows"])
     has_images = bool(start.made_from["has_images"])
-    yield FunnelRow(name="pool", what="with an image" if has_images else "with a row to select by",
-                    pairs=KeepList(start).num_pairs)
+    yield FunnelRow(
+        name="pool", what="with an image" if has_images else "with a row to select by", pairs=KeepList(start).num_pairs
+    )
     for step in steps:
         yield FunnelRow(name=step.name, what=f"kept by {step.name}", pairs=KeepList(step.outgoing).num_pairs)
     for kind, what in (("pretrain", "pre-trained on"), ("finetune", "fine-tuned on")):
@@ -126,6 +132,9 @@ def catalog_skips(record: RunRecord) -> CatalogSkips | None:
     """What was wrong with the source, by kind, with names."""
     for catalog in record.of_kind("catalog"):
         totals = catalog.totals
-        return CatalogSkips(broken_shards=totals.get("broken_shards", 0), problems=totals.get("problems", {}),
-                            examples=totals.get("examples", []))
+        return CatalogSkips(
+            broken_shards=totals.get("broken_shards", 0),
+            problems=totals.get("problems", {}),
+            examples=totals.get("examples", []),
+        )
     return None

@@ -30,8 +30,15 @@ def phase_report(phase: Artifact) -> PhaseReport:
     totals = phase.totals
     lines = store.read(phase.path("metrics.jsonl")).decode().splitlines()
     curve = [CurvePoint(**json.loads(lines[index])) for index in _thinned(len(lines))]
-    return PhaseReport(pairs=totals["pairs"], epochs=totals["epochs"], samples_seen=totals["samples_seen"],
-                       steps=totals["steps"], loss=totals["loss"], num_workers=totals["num_workers"], curve=curve)
+    return PhaseReport(
+        pairs=totals["pairs"],
+        epochs=totals["epochs"],
+        samples_seen=totals["samples_seen"],
+        steps=totals["steps"],
+        loss=totals["loss"],
+        num_workers=totals["num_workers"],
+        curve=curve,
+    )
 
 
 def _thinned(num_points: int) -> list[int]:
@@ -53,8 +60,14 @@ def cost(record: RunRecord, steps: list[SelectedStep]) -> Cost | None:
     full = epochs * KeepList(whole).num_pairs
     kept = KeepList(steps[-1].outgoing).num_pairs / KeepList(steps[0].incoming).num_pairs if steps else 1.0
     finetuned = trained["finetune"].totals["epochs"] / epochs if "finetune" in trained else 0.0
-    return Cost(samples_seen=seen, full_samples=full, samples_fraction=seen / full, paper_fraction=kept + finetuned,
-                pruning_seconds=_seconds(record, SELECTION_KINDS), training_seconds=_seconds(record, PHASES))
+    return Cost(
+        samples_seen=seen,
+        full_samples=full,
+        samples_fraction=seen / full,
+        paper_fraction=kept + finetuned,
+        pruning_seconds=_seconds(record, SELECTION_KINDS),
+        training_seconds=_seconds(record, PHASES),
+    )
 
 
 def _seconds(record: RunRecord, kinds: tuple[str, ...]) -> float:

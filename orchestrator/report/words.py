@@ -39,16 +39,27 @@ def compare_words(before: Artifact, after: Artifact) -> Words:
     assert len(before.parts) == len(after.parts), "both tables come from one pool, so from as many buckets"
     for index in range(len(before.parts)):
         now = read_bucket(after, index).cast({"count": pl.Int64})
-        both = (read_bucket(before, index).cast({"count": pl.Int64}).rename({"count": "before"})
-                .join(now.rename({"count": "after"}), on="word", how="left").with_columns(pl.col("after").fill_null(0)))
+        both = (
+            read_bucket(before, index)
+            .cast({"count": pl.Int64})
+            .rename({"count": "before"})
+            .join(now.rename({"count": "after"}), on="word", how="left")
+            .with_columns(pl.col("after").fill_null(0))
+        )
         _add_counts(histograms[0], both["before"])
         _add_counts(histograms[1], now["count"])
         _add_bands(bands, both)
         frequent = _most_frequent(pl.concat([frequent, both.select("word", "before", "after")]))
     most, least = _affected(frequent)
-    return Words(min_count=min_count, before=_statistics(before, histograms[0], min_count),
-                 after=_statistics(after, histograms[1], min_count), bands=_band_list(bands),
-                 compared_words=len(frequent), most_affected=most, least_affected=least)
+    return Words(
+        min_count=min_count,
+        before=_statistics(before, histograms[0], min_count),
+        after=_statistics(after, histograms[1], min_count),
+        bands=_band_list(bands),
+        compared_words=len(frequent),
+        most_affected=most,
+        least_affected=least,
+    )
 
 
 def _add_counts(histogram: Counter[int], counts: pl.Series) -> None:
@@ -67,8 +78,12 @@ def _add_bands(bands: dict[int, NDArray[np.int64]], both: pl.DataFrame) -> None:
 
 
 def _band_list(bands: dict[int, NDArray[np.int64]]) -> list[FrequencyBand]:
-    return [FrequencyBand(at_least=2 ** (octave - 1), below=2**octave, words=int(words), before=int(before),
-                          after=int(after)) for octave, (words, before, after) in sorted(bands.items())]
+    return [
+        FrequencyBand(
+            at_least=2 ** (octave - 1), below=2**octave, words=int(words), before=int(before), after=int(after)
+        )
+        for octave, (words, before, after) in sorted(bands.items())
+    ]
 
 
 def _most_frequent(changes: pl.DataFrame) -> pl.DataFrame:
@@ -89,7 +104,9 @@ def _statistics(words: Artifact, histogram: Counter[int], min_count: int) -> Wor
     numbers = np.array([histogram[count] for count in counts.tolist()], np.int64)
     is_frequent = counts >= min_count
     return WordStatistics(
-        distinct=totals["words"], occurrences=totals["occurrences"], frequent_distinct=int(numbers[is_frequent].sum()),
+        distinct=totals["words"],
+        occurrences=totals["occurrences"],
+        frequent_distinct=int(numbers[is_frequent].sum()),
         top_100_share=_top_occurrences(counts[is_frequent], numbers[is_frequent]) / max(1, totals["occurrences"]),
         entropy_bits=_entropy_bits(counts[is_frequent], numbers[is_frequent]),
         curve=_curve(counts[is_frequent], numbers[is_frequent]),

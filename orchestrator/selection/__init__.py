@@ -26,8 +26,14 @@ def selection_stages(config: Config, source: Source, catalog: Catalog) -> list[S
     stages = [valid_stage(config.store, catalog, has_images=source.has_images, needs_caption=False)]
     for name in config.selection.steps:
         settings = config.selection.settings[name]
-        step = Step(name=name, settings=settings, store_uri=config.store, catalog=catalog,
-                    incoming=stages[-1].artifact, num_actors=config.cluster.scoring_actors)
+        step = Step(
+            name=name,
+            settings=settings,
+            store_uri=config.store,
+            catalog=catalog,
+            incoming=stages[-1].artifact,
+            num_actors=config.cluster.scoring_actors,
+        )
         stages += METHODS[settings.method](step)
     return stages
 

@@ -32,14 +32,20 @@ def budget_stage(step: Step, *, scored: Artifact | None, keys_of: KeysOf, keep_f
     """The stage that cuts. `keys_of(part, ordinals)` gives the keys of the part's pairs that reached the step, whose
     global ordinals are given; higher is kept, ties by position."""
     made_from = {"settings": step.settings.model_dump(), "scored": scored.fingerprint if scored else None}
-    artifact = Artifact.of(step.store_uri, "keep", version=VERSION, catalog=step.catalog.artifact, incoming=step.incoming,
-                           **made_from)
+    artifact = Artifact.of(
+        step.store_uri, "keep", version=VERSION, catalog=step.catalog.artifact, incoming=step.incoming, **made_from
+    )
 
     def build(display: Display) -> Artifact:
         return _cut(step, artifact, keys_of, keep_fraction, display)
 
-    return Stage(name=step.name, does=f"{does}: {keep_fraction:.1%} of the pairs", artifact=artifact, build=build,
-                 keep_fraction=keep_fraction)
+    return Stage(
+        name=step.name,
+        does=f"{does}: {keep_fraction:.1%} of the pairs",
+        artifact=artifact,
+        build=build,
+        keep_fraction=keep_fraction,
+    )
 
 
 def _cut(step: Step, artifact: Artifact, keys_of: KeysOf, keep_fraction: float, display: Display) -> Artifact:

@@ -18,8 +18,15 @@ def stages(step: Step) -> list[Stage]:
     """The keep list; there is nothing to compute before it."""
     settings = step.settings
     assert isinstance(settings, RandomStep)
-    return [budget_stage(step, scored=None, keys_of=partial(_keys_of, settings.seed),
-                         keep_fraction=settings.keep_fraction, does=f"keep a random draw (seed {settings.seed})")]
+    return [
+        budget_stage(
+            step,
+            scored=None,
+            keys_of=partial(_keys_of, settings.seed),
+            keep_fraction=settings.keep_fraction,
+            does=f"keep a random draw (seed {settings.seed})",
+        )
+    ]
 
 
 def _keys_of(seed: int, part: PartRows, ordinals: NDArray[np.int64]) -> NDArray[np.uint64]:

@@ -25,15 +25,18 @@ def valid_stage(store_uri: str, catalog: Catalog, *, has_images: bool, needs_cap
     """Keeps every pair with an image (any row of a table without images); with `needs_caption`, only those with words.
 
     Captionless pairs reach the selection, where their score is the lowest; the fine-tune epoch leaves them out."""
-    artifact = Artifact.of(store_uri, "keep", version=VERSION, catalog=catalog.artifact, has_images=has_images,
-                           needs_caption=needs_caption)
+    artifact = Artifact.of(
+        store_uri, "keep", version=VERSION, catalog=catalog.artifact, has_images=has_images, needs_caption=needs_caption
+    )
 
     def build(display: Display) -> Artifact:
         work = partial(_work, catalog, has_images, needs_caption)
         return build_parts(artifact, part_rows(catalog), work, display=display, name=name)
 
     name = CAPTIONED if needs_caption else POOL
-    does = "mark the pairs with " + ("an image and a caption" if needs_caption else "an image" if has_images else "a row")
+    does = "mark the pairs with " + (
+        "an image and a caption" if needs_caption else "an image" if has_images else "a row"
+    )
     return Stage(name=name, does=does, artifact=artifact, build=build)
 
 

@@ -34,22 +34,44 @@ def stages(step: Step) -> list[Stage]:
     count = count_stage(step.store_uri, step.catalog, step.incoming, label=step.name)
     words = words_stage(step.store_uri, step.catalog, count.artifact, min_count=settings.min_count, label=step.name)
     score = _score_stage(step, settings, words.artifact)
-    cut = budget_stage(step, scored=score.artifact, keys_of=partial(_keys_of, score.artifact),
-                       keep_fraction=settings.keep_fraction, does="keep the highest word-frequency scores")
+    cut = budget_stage(
+        step,
+        scored=score.artifact,
+        keys_of=partial(_keys_of, score.artifact),
+        keep_fraction=settings.keep_fraction,
+        does="keep the highest word-frequency scores",
+    )
     return [count, words, score, cut]
 
 
 def _score_stage(step: Step, settings: WfppStep, words: Artifact) -> Stage:
-    artifact = Artifact.of(step.store_uri, "scores", version=VERSION, catalog=step.catalog.artifact, keep=step.incoming,
-                           words=words, settings=settings.model_dump(exclude={"keep_fraction"}))
+    artifact = Artifact.of(
+        step.store_uri,
+        "scores",
+        version=VERSION,
+        catalog=step.catalog.artifact,
+        keep=step.incoming,
+        words=words,
+        settings=settings.model_dump(exclude={"keep_fraction"}),
+    )
 
     def build(display: Display) -> Artifact:
         work = partial(_score_work, step.catalog, KeepList(step.incoming), words, settings)
-        return build_parts(artifact, part_rows(step.catalog), work, display=display, name=f"score, {step.name}",
-                           num_actors=step.num_actors or cluster.num_cpus())
+        return build_parts(
+            artifact,
+            part_rows(step.catalog),
+            work,
+            display=display,
+            name=f"score, {step.name}",
+            num_actors=step.num_actors or cluster.num_cpus(),
+        )
 
-    return Stage(name=f"score, {step.name}", does="score every caption by the frequency of its words",
-                 artifact=artifact, build=build)
+    return Stage(
+        name=f"score, {step.name}",
+        does="score every caption by the frequency of its words",
+        artifact=artifact,
+        build=build,
+    )
 
 
 def _score_work(catalog: Catalog, keep: KeepList, words: Artifact, settings: WfppStep) -> Work:
@@ -57,9 +79,16 @@ def _score_work(catalog: Catalog, keep: KeepList, words: Artifact, settings: Wfp
     table = WordTable.from_probabilities(discard_probabilities(read_words(words), total, t=settings.t))
 
     def work(part: PartRows) -> PartResult:
-        chunks = [scores(caption_words(captions), table, max_words=settings.max_words,
-                         length_normalised=settings.length_normalised, clip_negative=settings.clip_negative)
-                  for captions in kept_captions(catalog, keep, part)]
+        chunks = [
+            scores(
+                caption_words(captions),
+                table,
+                max_words=settings.max_words,
+                length_normalised=settings.length_normalised,
+                clip_negative=settings.clip_negative,
+            )
+            for captions in kept_captions(catalog, keep, part)
+        ]
         values = np.concatenate(chunks) if chunks else np.empty(0)
         numbers = {"rows": part.num_rows, "scored": len(values), "no_words": int(np.isneginf(values).sum())}
         return PartResult({"parquet": to_parquet(pa.table({"score": values}))}, numbers)

@@ -39,11 +39,18 @@ def count_stage(store_uri: str, catalog: Catalog, keep: Artifact, *, label: str)
         parts = part_rows(catalog)
         size = math.ceil(len(parts) / MAX_GROUPS)
         groups = [parts[start : start + size] for start in range(0, len(parts), size)]
-        return build_parts(artifact, groups, partial(_count_work, catalog, KeepList(keep), num_buckets(catalog)),
-                           display=display, name=f"count words, {label}", count="pairs")
+        return build_parts(
+            artifact,
+            groups,
+            partial(_count_work, catalog, KeepList(keep), num_buckets(catalog)),
+            display=display,
+            name=f"count words, {label}",
+            count="pairs",
+        )
 
-    return Stage(name=f"count words, {label}", does="tokenise every caption and count its words", artifact=artifact,
-                 build=build)
+    return Stage(
+        name=f"count words, {label}", does="tokenise every caption and count its words", artifact=artifact, build=build
+    )
 
 
 def words_stage(store_uri: str, catalog: Catalog, counts: Artifact, *, min_count: int, label: str) -> Stage:
@@ -52,11 +59,16 @@ def words_stage(store_uri: str, catalog: Catalog, counts: Artifact, *, min_count
 
     def build(display: Display) -> Artifact:
         work = partial(_sum_work, counts, len(counts.parts), min_count)
-        return build_parts(artifact, range(num_buckets(catalog)), work, display=display, name=f"sum words, {label}",
-                           count="words")
+        return build_parts(
+            artifact, range(num_buckets(catalog)), work, display=display, name=f"sum words, {label}", count="words"
+        )
 
-    return Stage(name=f"sum words, {label}", does=f"sum the counts, keep words with at least {min_count}",
-                 artifact=artifact, build=build)
+    return Stage(
+        name=f"sum words, {label}",
+        does=f"sum the counts, keep words with at least {min_count}",
+        artifact=artifact,
+        build=build,
+    )
 
 
 def num_buckets(catalog: Catalog) -> int:
@@ -101,8 +113,12 @@ def _sum_work(counts: Artifact, num_groups: int, min_count: int) -> Work:
             with fs.open(path, "rb") as file:
                 summed = merge_counts([summed, pl.DataFrame(pq.ParquetFile(file).read_row_group(bucket))])
         kept = summed.filter(pl.col("count") >= min_count).sort("count", "word", descending=[True, False])
-        numbers = {"words": len(summed), "kept_words": len(kept), "occurrences": int(summed["count"].sum()),
-                   "kept_occurrences": int(kept["count"].sum())}
+        numbers = {
+            "words": len(summed),
+            "kept_words": len(kept),
+            "occurrences": int(summed["count"].sum()),
+            "kept_occurrences": int(kept["count"].sum()),
+        }
         return PartResult({"parquet": to_parquet(kept.to_arrow())}, numbers)
 
     return work

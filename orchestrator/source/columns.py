@@ -37,9 +37,7 @@ def label_columns(names: Sequence[str], caption: str, key: str | None) -> dict[s
     return {name: column for name, column in found.items() if column is not None}
 
 
-def catalog_columns(
-    table: pa.Table, sources: dict[str, str], part: Part, problems: Problems
-) -> dict[str, pa.Array]:
+def catalog_columns(table: pa.Table, sources: dict[str, str], part: Part, problems: Problems) -> dict[str, pa.Array]:
     """The catalog columns that a table's own columns give; a missing key is the row's number in the shard.
 
     Errors: `ConfigError` for a column that holds lists or records."""
@@ -89,8 +87,13 @@ def _text(column: pa.ChunkedArray, name: str, problems: Problems) -> pa.Array:
 
 
 def _is_bytes(kind: pa.DataType) -> bool:
-    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_binary,
-             pa.types.is_large_binary)
+    tests = (
+        pa.types.is_string,
+        pa.types.is_large_string,
+        pa.types.is_string_view,
+        pa.types.is_binary,
+        pa.types.is_large_binary,
+    )
     return any(test(kind) for test in tests)
 
 

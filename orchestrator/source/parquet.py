@@ -47,8 +47,12 @@ class ParquetImages:
         """What makes the pool what it is."""
         config = self.config
         return {
-            "format": "parquet", "image_column": config.image_column, "caption_column": config.caption_column,
-            "key_column": config.key_column, "part_rows": PART_ROWS, "num_shards": len(self.shards),
+            "format": "parquet",
+            "image_column": config.image_column,
+            "caption_column": config.caption_column,
+            "key_column": config.key_column,
+            "part_rows": PART_ROWS,
+            "num_shards": len(self.shards),
             "shards": digest(self.shards),
         }
 
@@ -84,8 +88,10 @@ class ParquetImages:
             require(shard, schema.names, config.key_column, "source.key_column")
         kind = schema.field(config.image_column).type
         if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
-            raise ConfigError(f"source.image_column: column {config.image_column!r} of {shard.name} is {kind}; "
-                              "expected binary (the encoded image)")
+            raise ConfigError(
+                f"source.image_column: column {config.image_column!r} of {shard.name} is {kind}; "
+                "expected binary (the encoded image)"
+            )
 
     def _catalog(self, file: pq.ParquetFile, part: Part, problems: Problems) -> PartCatalog:
         names = file.schema_arrow.names
@@ -117,9 +123,7 @@ class ParquetImages:
         images = file.read_row_group(index, columns=[self.config.image_column])[self.config.image_column]
         return images.slice(start, length).is_valid().to_numpy()
 
-    def _sizes(
-        self, file: pq.ParquetFile, part: Part, has_image: np.ndarray
-    ) -> tuple[pa.Array, pa.Array, np.ndarray]:
+    def _sizes(self, file: pq.ParquetFile, part: Part, has_image: np.ndarray) -> tuple[pa.Array, pa.Array, np.ndarray]:
         sizes: list[tuple[int, int] | None] = []
         for index, start, length in groups_of(file, part):
             images = file.read_row_group(index, columns=[self.config.image_column])[self.config.image_column]

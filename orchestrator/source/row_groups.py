@@ -49,9 +49,7 @@ def cut(group_rows: Sequence[int], part_rows: int) -> list[tuple[int, int]]:
     return ranges
 
 
-def cut_shards(
-    shards: Sequence[Shard], part_rows: int, check: Callable[[Shard, pa.Schema], None]
-) -> list[Part]:
+def cut_shards(shards: Sequence[Shard], part_rows: int, check: Callable[[Shard, pa.Schema], None]) -> list[Part]:
     """The parts of Parquet shards, from their footers; a shard whose footer is damaged is one part of unknown size.
 
     `check(shard, schema)` may raise what is wrong with a shard's columns."""

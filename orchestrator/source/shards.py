@@ -40,8 +40,10 @@ def find_shards(
     `setting`: the key that the messages name.
     Errors: `ConfigError`, one line, for nothing there, nothing with a known ending, or gaps in a brace expansion."""
     if uri is None or not len(uri):
-        raise ConfigError(f"{setting} is not set; expected shards ending in {' '.join(endings)}, "
-                          f"e.g. {setting}='data/{{00000..00010}}{endings[0]}'")
+        raise ConfigError(
+            f"{setting} is not set; expected shards ending in {' '.join(endings)}, "
+            f"e.g. {setting}='data/{{00000..00010}}{endings[0]}'"
+        )
     listing = _Listing()
     shards: dict[str, Shard] = {}
     for item in [uri] if isinstance(uri, str) else uri:
@@ -105,9 +107,7 @@ class _Found:
     whole_folder: bool
 
 
-def _matches(
-    listing: _Listing, fs: AbstractFileSystem, path: str, item: str, endings: Sequence[str]
-) -> list[_Found]:
+def _matches(listing: _Listing, fs: AbstractFileSystem, path: str, item: str, endings: Sequence[str]) -> list[_Found]:
     if not _has_magic(path) or fs.exists(path):
         return _plain(listing, fs, path, item, endings)
     try:
@@ -115,8 +115,9 @@ def _matches(
     except ValueError as error:
         raise _Nothing(f"unbalanced braces in {item!r}") from error
     found = [match for name in paths if _has_glob(name) for match in _glob(listing, fs, name, endings)]
-    return found + _literals(listing, fs, [name for name in paths if not _has_glob(name)], item, endings,
-                             expects_some=not found)
+    return found + _literals(
+        listing, fs, [name for name in paths if not _has_glob(name)], item, endings, expects_some=not found
+    )
 
 
 def _plain(listing: _Listing, fs: AbstractFileSystem, path: str, item: str, endings: Sequence[str]) -> list[_Found]:
@@ -147,7 +148,12 @@ def _glob(listing: _Listing, fs: AbstractFileSystem, pattern: str, endings: Sequ
 
 
 def _literals(
-    listing: _Listing, fs: AbstractFileSystem, paths: list[str], item: str, endings: Sequence[str], *,
+    listing: _Listing,
+    fs: AbstractFileSystem,
+    paths: list[str],
+    item: str,
+    endings: Sequence[str],
+    *,
     expects_some: bool,
 ) -> list[_Found]:
     wanted: dict[str, set[str]] = {}
@@ -169,9 +175,7 @@ def _literals(
     ]
 
 
-def _shard(
-    listing: _Listing, fs: AbstractFileSystem, found: _Found, endings: Sequence[str], sidecars: bool
-) -> Shard:
+def _shard(listing: _Listing, fs: AbstractFileSystem, found: _Found, endings: Sequence[str], sidecars: bool) -> Shard:
     folder, name = posixpath.split(found.path)
     version, sidecar_uri = _version(found.info), None
     if sidecars:
@@ -181,7 +185,10 @@ def _shard(
         if info:
             version, sidecar_uri = f"{version} {_version(info)}", _uri(fs, _join(folder, sidecar))
     return Shard(
-        uri=_uri(fs, found.path), name=name, num_bytes=int(found.info["size"] or 0), version=version,
+        uri=_uri(fs, found.path),
+        name=name,
+        num_bytes=int(found.info["size"] or 0),
+        version=version,
         sidecar_uri=sidecar_uri,
     )
 

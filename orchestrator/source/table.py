@@ -41,8 +41,12 @@ class CaptionTable:
         """What makes the pool what it is."""
         config = self.config
         return {
-            "format": "table", "caption_column": config.caption_column, "key_column": config.key_column,
-            "part_rows": config.part_rows, "num_shards": len(self.shards), "shards": digest(self.shards),
+            "format": "table",
+            "caption_column": config.caption_column,
+            "key_column": config.key_column,
+            "part_rows": config.part_rows,
+            "num_shards": len(self.shards),
+            "shards": digest(self.shards),
         }
 
     def parts(self) -> list[Part]:

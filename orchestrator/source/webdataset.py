@@ -63,7 +63,9 @@ class WebDataset:
                 walk.cut(error.member)
         table = walk.table(with_offsets=is_seekable)
         return PartCatalog(
-            table=table, problems=problems.counts, examples=problems.examples,
+            table=table,
+            problems=problems.counts,
+            examples=problems.examples,
             broken="truncated_shard" in problems.counts,
         )
 
@@ -163,9 +165,15 @@ class _Walk:
         caption = labels.caption if sample.text is None else sample.text
         status = self._status(key, sample, caption)
         return {
-            "key": key, "caption": caption, "width": labels.width, "height": labels.height, "status": status,
+            "key": key,
+            "caption": caption,
+            "width": labels.width,
+            "height": labels.height,
+            "status": status,
             "image_offset": image.offset if image and with_offsets else None,
-            "image_size": image.size if image else None, "uid": labels.uid, "url": labels.url,
+            "image_size": image.size if image else None,
+            "uid": labels.uid,
+            "url": labels.url,
         }
 
     def _status(self, key: str, sample: _Sample, caption: str | None) -> Status:

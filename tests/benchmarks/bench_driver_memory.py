@@ -1,6 +1,6 @@
 """Peak memory of the driver while `select` prunes caption tables of growing size: it must stay flat.
 
-    python tests/benchmarks/bench_driver_memory.py --millions 1 4 16
+python tests/benchmarks/bench_driver_memory.py --millions 1 4 16
 """
 
 from __future__ import annotations
@@ -32,8 +32,10 @@ def write_captions(folder: Path, num_millions: int) -> None:
         drawn = np.minimum(rng.zipf(1.2, lengths.sum()) - 1, VOCABULARY - 1)
         flat = pl.Series("caption", words[drawn])
         owner = pl.Series("row", np.repeat(np.arange(ROWS_PER_FILE), lengths))
-        captions = pl.DataFrame({"row": owner, "caption": flat}).group_by("row", maintain_order=True).agg(
-            pl.col("caption").str.join(" ")
+        captions = (
+            pl.DataFrame({"row": owner, "caption": flat})
+            .group_by("row", maintain_order=True)
+            .agg(pl.col("caption").str.join(" "))
         )
         pq.write_table(captions.select("caption").to_arrow(), folder / f"{number:05d}.parquet")
 
@@ -41,8 +43,17 @@ def write_captions(folder: Path, num_millions: int) -> None:
 def peak_of_select(captions: Path, scratch: Path) -> tuple[float, float]:
     """Peak resident memory of the driver alone in MiB, and the wall seconds."""
     started = time.monotonic()
-    command = [sys.executable, "-m", "orchestrator", "select", "+exp=wfpp", "source=table", f"source.uri={captions}",
-               f"out={scratch / 'out'}", f"store={scratch / 'store'}"]
+    command = [
+        sys.executable,
+        "-m",
+        "orchestrator",
+        "select",
+        "+exp=wfpp",
+        "source=table",
+        f"source.uri={captions}",
+        f"out={scratch / 'out'}",
+        f"store={scratch / 'store'}",
+    ]
     driver = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     process, peak = psutil.Process(driver.pid), 0
     while driver.poll() is None:

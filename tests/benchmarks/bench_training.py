@@ -52,8 +52,11 @@ class Pairs(Dataset):
         self.config, self.source = config, open_source(config.source)
         self.parts = self.source.parts()
         keep, self.catalog = KeepList(final_keep_list(record)), Catalog(record.of_kind("catalog")[0])
-        self.places = [(index, row) for index, rows in enumerate(self.catalog.rows_per_part)
-                       for row in np.flatnonzero(keep.mask(index, rows)).tolist()]
+        self.places = [
+            (index, row)
+            for index, rows in enumerate(self.catalog.rows_per_part)
+            for row in np.flatnonzero(keep.mask(index, rows)).tolist()
+        ]
 
     def __len__(self) -> int:
         return len(self.places)
@@ -76,23 +79,46 @@ def bare_worker(rank: int, config: Config, record: RunRecord, epochs: int, out: 
     dist.init_process_group("gloo", rank=rank, world_size=NUM_WORKERS)
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // NUM_WORKERS))
     settings, made = config.training, config.model
-    clip = model.build(name=made.name, config=made.config, pretrained=None, image_size=None, context_length=None, seed=0)
-    adamw = optimiser.adamw(clip.model, lr=settings.lr, weight_decay=settings.weight_decay, beta1=settings.beta1,
-                            beta2=settings.beta2, eps=settings.eps)
-    learner = Learner(model=DistributedDataParallel(clip.model, gradient_as_bucket_view=True),
-                      loss=MaskedClipLoss(rank=rank, world_size=NUM_WORKERS), optimiser=adamw,
-                      precision=settings.precision, grad_clip_norm=settings.grad_clip_norm, device=torch.device("cpu"),
-                      mean=clip.preprocess_cfg["mean"], std=clip.preprocess_cfg["std"])
+    clip = model.build(
+        name=made.name, config=made.config, pretrained=None, image_size=None, context_length=None, seed=0
+    )
+    adamw = optimiser.adamw(
+        clip.model,
+        lr=settings.lr,
+        weight_decay=settings.weight_decay,
+        beta1=settings.beta1,
+        beta2=settings.beta2,
+        eps=settings.eps,
+    )
+    learner = Learner(
+        model=DistributedDataParallel(clip.model, gradient_as_bucket_view=True),
+        loss=MaskedClipLoss(rank=rank, world_size=NUM_WORKERS),
+        optimiser=adamw,
+        precision=settings.precision,
+        grad_clip_norm=settings.grad_clip_norm,
+        device=torch.device("cpu"),
+        mean=clip.preprocess_cfg["mean"],
+        std=clip.preprocess_cfg["std"],
+    )
 
     def collate(rows: list[tuple[np.ndarray, str]]) -> Batch:
         images = torch.from_numpy(np.stack([pixels for pixels, _ in rows])).permute(0, 3, 1, 2)
-        return Batch(images=images, texts=clip.tokenizer([text for _, text in rows]),
-                     valid=torch.ones(len(rows), dtype=torch.bool))
+        return Batch(
+            images=images,
+            texts=clip.tokenizer([text for _, text in rows]),
+            valid=torch.ones(len(rows), dtype=torch.bool),
+        )
 
     pairs = Pairs(config, record)
-    loader = DataLoader(pairs, batch_size=settings.global_batch_size // NUM_WORKERS, collate_fn=collate, drop_last=True,
-                        sampler=DistributedSampler(pairs, NUM_WORKERS, rank, drop_last=True), num_workers=1,
-                        persistent_workers=True)
+    loader = DataLoader(
+        pairs,
+        batch_size=settings.global_batch_size // NUM_WORKERS,
+        collate_fn=collate,
+        drop_last=True,
+        sampler=DistributedSampler(pairs, NUM_WORKERS, rank, drop_last=True),
+        num_workers=1,
+        persistent_workers=True,
+    )
     seen, counted, mark = 0, 0, 0.0
     for _ in range(epochs):
         for batch in loader:
@@ -122,15 +148,25 @@ def main() -> None:
     epochs = parser.parse_args().epochs
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        overrides = ["+exp=demo", f"out={scratch / 'out'}", f"store={scratch / 'store'}", f"training.epochs={epochs}",
-                     f"training.num_workers={NUM_WORKERS}", "training.checkpoint_every_steps=100000",
-                     "finetune.enabled=false", "evaluation.zero_shot.uri=null", "evaluation.retrieval.uri=null"]
+        overrides = [
+            "+exp=demo",
+            f"out={scratch / 'out'}",
+            f"store={scratch / 'store'}",
+            f"training.epochs={epochs}",
+            f"training.num_workers={NUM_WORKERS}",
+            "training.checkpoint_every_steps=100000",
+            "finetune.enabled=false",
+            "evaluation.zero_shot.uri=null",
+            "evaluation.retrieval.uri=null",
+        ]
         ours, waited = orchestrated(scratch, overrides)
         config, record = prepare(compose_config(overrides)), RunRecord.read(str(scratch / "out"))
         mp.spawn(bare_worker, (config, record, epochs, str(scratch / "bare")), nprocs=NUM_WORKERS)
         bare = float((scratch / "bare").read_text())
-    print(f"| pre-training, demo model | {ours:,.0f} samples/s | {bare:,.0f} samples/s | {ours / bare:.2f} | "
-          f"{waited:.1%} of a step waits for data |")
+    print(
+        f"| pre-training, demo model | {ours:,.0f} samples/s | {bare:,.0f} samples/s | {ours / bare:.2f} | "
+        f"{waited:.1%} of a step waits for data |"
+    )
 
 
 if __name__ == "__main__":

@@ -26,8 +26,16 @@ def learner(config: dict[str, Any], local_loss: bool) -> tuple[Clip, Learner]:
     model = DistributedDataParallel(clip.model)
     optimiser = adamw(model, lr=1e-3, weight_decay=0.2, beta1=0.9, beta2=0.98, eps=1e-6)
     preprocess = clip.preprocess_cfg
-    return clip, Learner(model=model, loss=loss, optimiser=optimiser, precision="fp32", grad_clip_norm=1.0, device=CPU,
-                         mean=preprocess["mean"], std=preprocess["std"])
+    return clip, Learner(
+        model=model,
+        loss=loss,
+        optimiser=optimiser,
+        precision="fp32",
+        grad_clip_norm=1.0,
+        device=CPU,
+        mean=preprocess["mean"],
+        std=preprocess["std"],
+    )
 
 
 def own_slots(tensor: torch.Tensor) -> torch.Tensor:

@@ -18,8 +18,16 @@ from orchestrator.clip.optimiser import adamw
 def learner(config: dict[str, Any], seed: int) -> Learner:
     clip = build(name=None, config=config, pretrained=None, image_size=None, context_length=None, seed=seed)
     optimiser = adamw(clip.model, lr=1e-3, weight_decay=0.2, beta1=0.9, beta2=0.98, eps=1e-6)
-    return Learner(model=clip.model, loss=MaskedClipLoss(), optimiser=optimiser, precision="fp32", grad_clip_norm=None,
-                   device=torch.device("cpu"), mean=clip.preprocess_cfg["mean"], std=clip.preprocess_cfg["std"])
+    return Learner(
+        model=clip.model,
+        loss=MaskedClipLoss(),
+        optimiser=optimiser,
+        precision="fp32",
+        grad_clip_norm=None,
+        device=torch.device("cpu"),
+        mean=clip.preprocess_cfg["mean"],
+        std=clip.preprocess_cfg["std"],
+    )
 
 
 def test_a_restored_learner_continues_bit_by_bit(tmp_path: Path, timm_config: dict[str, Any], batch: Batch) -> None:

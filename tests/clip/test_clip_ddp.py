@@ -32,10 +32,14 @@ def fresh(config: dict[str, Any]) -> Clip:
 
 def single_process_learner(clip: Clip) -> Learner:
     return Learner(
-        model=clip.model, loss=MaskedClipLoss(),
+        model=clip.model,
+        loss=MaskedClipLoss(),
         optimiser=adamw(clip.model, lr=1e-3, weight_decay=0.2, beta1=0.9, beta2=0.98, eps=1e-6),
-        precision="fp32", grad_clip_norm=1.0, device=torch.device("cpu"),
-        mean=clip.preprocess_cfg["mean"], std=clip.preprocess_cfg["std"],
+        precision="fp32",
+        grad_clip_norm=1.0,
+        device=torch.device("cpu"),
+        mean=clip.preprocess_cfg["mean"],
+        std=clip.preprocess_cfg["std"],
     )
 
 

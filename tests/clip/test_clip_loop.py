@@ -23,9 +23,16 @@ CPU = torch.device("cpu")
 
 def learner(clip: Clip, precision: Precision = "fp32", grad_clip_norm: float | None = None) -> Learner:
     optimiser = adamw(clip.model, lr=1e-3, weight_decay=0.2, beta1=0.9, beta2=0.98, eps=1e-6)
-    return Learner(model=clip.model, loss=MaskedClipLoss(), optimiser=optimiser, precision=precision,
-                   grad_clip_norm=grad_clip_norm, device=CPU, mean=clip.preprocess_cfg["mean"],
-                   std=clip.preprocess_cfg["std"])
+    return Learner(
+        model=clip.model,
+        loss=MaskedClipLoss(),
+        optimiser=optimiser,
+        precision=precision,
+        grad_clip_norm=grad_clip_norm,
+        device=CPU,
+        mean=clip.preprocess_cfg["mean"],
+        std=clip.preprocess_cfg["std"],
+    )
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -74,8 +81,10 @@ def test_gradients_are_clipped_to_the_norm_and_the_norm_before_is_reported(
         gradients = [parameter.grad for parameter in clip.model.parameters()]
         return math.sqrt(sum(gradient.square().sum().item() for gradient in gradients))
 
-    free, clipped = (build(name=None, config=tiny_config, pretrained=None, image_size=None, context_length=None, seed=0)
-                     for _ in range(2))
+    free, clipped = (
+        build(name=None, config=tiny_config, pretrained=None, image_size=None, context_length=None, seed=0)
+        for _ in range(2)
+    )
     reported_free = learner(free).step(batch, lr=0.0).grad_norm.item()
     reported_clipped = learner(clipped, grad_clip_norm=0.01).step(batch, lr=0.0).grad_norm.item()
     assert reported_free == pytest.approx(gradient_norm(free), rel=1e-5)
@@ -122,9 +131,14 @@ def test_it_learns_on_a_gpu(precision: Precision, tiny_clip: Clip, batch: Batch)
     device = torch.device("cuda")
     model = tiny_clip.model.to(device)
     learning = Learner(
-        model=model, loss=MaskedClipLoss(), precision=precision, grad_clip_norm=1.0, device=device,
+        model=model,
+        loss=MaskedClipLoss(),
+        precision=precision,
+        grad_clip_norm=1.0,
+        device=device,
         optimiser=adamw(model, lr=1e-3, weight_decay=0.2, beta1=0.9, beta2=0.98, eps=1e-6),
-        mean=tiny_clip.preprocess_cfg["mean"], std=tiny_clip.preprocess_cfg["std"],
+        mean=tiny_clip.preprocess_cfg["mean"],
+        std=tiny_clip.preprocess_cfg["std"],
     )
     assert [learning.step(batch, lr=2e-3) for _ in range(60)][-1].loss.item() < 0.5
 
@@ -133,7 +147,13 @@ def test_a_captioning_decoder_is_refused(tiny_config: dict[str, Any]) -> None:
     tiny_config["vision_cfg"] |= {"attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True}
     tiny_config["text_cfg"] |= {"embed_cls": True, "output_tokens": True}
     decoder = {"context_length": 15, "width": 32, "heads": 2, "layers": 1, "vocab_size": 49408}
-    clip = build(name=None, config={**tiny_config, "custom_text": True, "multimodal_cfg": decoder}, pretrained=None,
-                 image_size=None, context_length=None, seed=0)
+    clip = build(
+        name=None,
+        config={**tiny_config, "custom_text": True, "multimodal_cfg": decoder},
+        pretrained=None,
+        image_size=None,
+        context_length=None,
+        seed=0,
+    )
     with pytest.raises(ValueError, match="CoCa"):
         learner(clip)

@@ -56,7 +56,11 @@ def test_the_config_of_the_caller_is_not_changed(timm_config: dict[str, Any]) ->
 
 @pytest.mark.parametrize("kind", ["tiny", "timm", "custom_text"])
 def test_a_saved_folder_is_loaded_by_open_clip_as_it_is(
-    kind: str, tmp_path: Path, tiny_config: dict[str, Any], timm_config: dict[str, Any], images: torch.Tensor,
+    kind: str,
+    tmp_path: Path,
+    tiny_config: dict[str, Any],
+    timm_config: dict[str, Any],
+    images: torch.Tensor,
     captions: list[str],
 ) -> None:
     config = {"tiny": tiny_config, "timm": timm_config, "custom_text": {**tiny_config, "custom_text": True}}[kind]

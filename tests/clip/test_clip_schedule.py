@@ -14,6 +14,6 @@ def test_every_step_equals_open_clip(num_warmup_steps: int, num_steps: int) -> N
     optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.0)
     adjust = cosine_lr(optimiser, 5e-4, num_warmup_steps, num_steps)
     for step in range(num_steps):
-        assert cosine_with_warmup(
-            step, peak_lr=5e-4, num_warmup_steps=num_warmup_steps, num_steps=num_steps
-        ) == adjust(step)
+        assert cosine_with_warmup(step, peak_lr=5e-4, num_warmup_steps=num_warmup_steps, num_steps=num_steps) == adjust(
+            step
+        )

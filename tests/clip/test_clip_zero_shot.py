@@ -16,8 +16,9 @@ NAMES = ["dog", "cat", "zebra crossing", "face with {c} braces", "keycap: 1", "s
 @pytest.mark.parametrize("batch_size", [3, 17, 4096])
 def test_class_weights_are_open_clips(batch_size: int, tiny_clip: Clip) -> None:
     templates = ["a photo of a {}.", "{}", "art of the {}, in {{white}}"]
-    ours = class_weights(tiny_clip, NAMES[:3], [t.replace("{{white}}", "{white}") for t in templates],
-                         batch_size=batch_size)
+    ours = class_weights(
+        tiny_clip, NAMES[:3], [t.replace("{{white}}", "{white}") for t in templates], batch_size=batch_size
+    )
     tiny_clip.model.eval()
     theirs = open_clip.build_zero_shot_classifier(tiny_clip.model, tiny_clip.tokenizer, NAMES[:3], templates)
     torch.testing.assert_close(ours, theirs.T, rtol=1e-5, atol=1e-6)

@@ -25,9 +25,11 @@ def pool_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def selected(ray_cluster: str, pool_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunRecord:
     """WFPP at one half over the tars."""
-    return select({"format": "webdataset", "uri": f"{pool_folder}/{{00000..00001}}.tar"},
-                  {"steps": ["wfpp"], "wfpp": {"keep_fraction": 0.5, "min_count": 2, "t": 1e-3}},
-                  tmp_path_factory.mktemp("selected"))
+    return select(
+        {"format": "webdataset", "uri": f"{pool_folder}/{{00000..00001}}.tar"},
+        {"steps": ["wfpp"], "wfpp": {"keep_fraction": 0.5, "min_count": 2, "t": 1e-3}},
+        tmp_path_factory.mktemp("selected"),
+    )
 
 
 @pytest.fixture(scope="session")
@@ -35,6 +37,9 @@ def trained(selected: RunRecord, tmp_path_factory: pytest.TempPathFactory) -> Ru
     """The same, with two phases and an evaluation written as their stages write them."""
     folder = str(tmp_path_factory.mktemp("trained"))
     kept = selected.of_kind("keep")[-1].totals["kept"]
-    stages = [phase_record(folder, "pretrain", kept, 10), phase_record(folder, "finetune", 33, 1),
-              evaluation_record(folder, ("pretrain", "finetune"))]
+    stages = [
+        phase_record(folder, "pretrain", kept, 10),
+        phase_record(folder, "finetune", 33, 1),
+        evaluation_record(folder, ("pretrain", "finetune")),
+    ]
     return selected.model_copy(update={"verb": "run", "stages": [*selected.stages, *stages]})

@@ -36,8 +36,16 @@ def select(source: dict[str, Any], selection: dict[str, Any], out: Path) -> RunR
 def config_of(source: dict[str, Any], selection: dict[str, Any], out: Path) -> Config:
     """A configuration of defaults but for the source, the selection and the places."""
     defaults: dict[str, Any] = {group: {} for group in DEFAULT_GROUPS}
-    return parse({**defaults, "name": "a <b>run</b>", "source": source, "selection": selection, "out": str(out / "out"),
-                  "store": str(out / "store")})
+    return parse(
+        {
+            **defaults,
+            "name": "a <b>run</b>",
+            "source": source,
+            "selection": selection,
+            "out": str(out / "out"),
+            "store": str(out / "store"),
+        }
+    )
 
 
 def write_tar(path: Path, numbers: range) -> None:
@@ -68,11 +76,29 @@ def picture(seed: int) -> bytes:
 def phase_record(folder: str, name: str, pairs: int, epochs: int) -> StageRecord:
     """A finished training phase."""
     artifact = Artifact.of(folder, name, version=1)
-    points = [{"step": step, "samples_seen": step, "epoch": step / pairs, "loss": 5 / step, "lr": 1e-3,
-               "grad_norm": 1.0, "samples_per_second": 100.0} for step in range(1, LOGGED_STEPS + 1)]
+    points = [
+        {
+            "step": step,
+            "samples_seen": step,
+            "epoch": step / pairs,
+            "loss": 5 / step,
+            "lr": 1e-3,
+            "grad_norm": 1.0,
+            "samples_per_second": 100.0,
+        }
+        for step in range(1, LOGGED_STEPS + 1)
+    ]
     store.write(artifact.path("metrics.jsonl"), "".join(json.dumps(point) + "\n" for point in points).encode())
-    totals = {"loss": 5 / LOGGED_STEPS, "steps": LOGGED_STEPS, "samples_seen": pairs * epochs, "pairs": pairs,
-              "epochs": epochs, "skipped": 1, "examples": ["00033: <i>undecodable</i>"], "num_workers": 2}
+    totals = {
+        "loss": 5 / LOGGED_STEPS,
+        "steps": LOGGED_STEPS,
+        "samples_seen": pairs * epochs,
+        "pairs": pairs,
+        "epochs": epochs,
+        "skipped": 1,
+        "examples": ["00033: <i>undecodable</i>"],
+        "num_workers": 2,
+    }
     artifact.publish(totals=totals, parts=[], seconds=60.0)
     return StageRecord(name=name, kind=name, uri=artifact.uri, made_from=artifact.made_from, reused=True, seconds=0.01)
 
@@ -81,10 +107,21 @@ def evaluation_record(folder: str, models: tuple[str, ...]) -> StageRecord:
     """A finished evaluation, each model twice as good as the one before."""
     artifact = Artifact.of(folder, "evaluation", version=1, models=list(models))
     ways = [f"{way}_recall_at_{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)]
-    totals = {name: {"zero_shot": {"top1": 0.02 * 2**i, "top5": 0.1 * 2**i, "mean_per_class": 0.02 * 2**i,
-                                   "num_classes": 200, "num_images": 1000, "skipped": 3},
-                     "retrieval": {**dict.fromkeys(ways, 0.25), "num_pairs": 400, "skipped": 0}}
-              for i, name in enumerate(models)}
+    totals = {
+        name: {
+            "zero_shot": {
+                "top1": 0.02 * 2**i,
+                "top5": 0.1 * 2**i,
+                "mean_per_class": 0.02 * 2**i,
+                "num_classes": 200,
+                "num_images": 1000,
+                "skipped": 3,
+            },
+            "retrieval": {**dict.fromkeys(ways, 0.25), "num_pairs": 400, "skipped": 0},
+        }
+        for i, name in enumerate(models)
+    }
     artifact.publish(totals=totals, parts=[], seconds=5.0)
-    return StageRecord(name="evaluate", kind="evaluation", uri=artifact.uri, made_from=artifact.made_from, reused=False,
-                       seconds=5.0)
+    return StageRecord(
+        name="evaluate", kind="evaluation", uri=artifact.uri, made_from=artifact.made_from, reused=False, seconds=5.0
+    )

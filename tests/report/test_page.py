@@ -19,8 +19,16 @@ from orchestrator.report.page import render
 from orchestrator.report.pictures import Pictures
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-QUIET = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync", "--hide-scrollbars")
+QUIET = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--hide-scrollbars",
+)
 POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
 MEASURE = """<script>document.title = JSON.stringify([document.title, document.documentElement.scrollWidth, innerWidth,
 [...document.images].map(image => image.naturalWidth)])</script>"""
@@ -62,9 +70,15 @@ def test_hostile_words_problems_and_names_are_escaped(trained: RunRecord) -> Non
     evil = "<script>alert(1)</script>\"'"
     changed = report.words.most_affected[0].model_copy(update={"word": evil})
     catalog = report.skipped.catalog.model_copy(update={"problems": {evil: 1}, "examples": [evil]})
-    hostile = report.model_copy(update={
-        "name": evil, "words": report.words.model_copy(update={"most_affected": [changed]}), "versions": {evil: evil},
-        "skipped": report.skipped.model_copy(update={"catalog": catalog}), "config": {evil: evil}})
+    hostile = report.model_copy(
+        update={
+            "name": evil,
+            "words": report.words.model_copy(update={"most_affected": [changed]}),
+            "versions": {evil: evil},
+            "skipped": report.skipped.model_copy(update={"catalog": catalog}),
+            "config": {evil: evil},
+        }
+    )
     text = render(hostile, Pictures(missing=evil))
     assert "<script" not in text
     assert text.count("&lt;script&gt;") >= 9
@@ -73,8 +87,12 @@ def test_hostile_words_problems_and_names_are_escaped(trained: RunRecord) -> Non
 def test_nothing_is_loaded_from_elsewhere(page: Path) -> None:
     elements = Elements()
     elements.feed(page.read_text())
-    asked = [attributes[name] or "" for _, attributes in elements.found for name in ("src", "href", "xlink:href")
-             if name in attributes]
+    asked = [
+        attributes[name] or ""
+        for _, attributes in elements.found
+        for name in ("src", "href", "xlink:href")
+        if name in attributes
+    ]
     assert asked
     assert all(reference.startswith(("data:image/webp;base64,", "#")) for reference in asked)
     assert "url(http" not in page.read_text()
@@ -99,8 +117,13 @@ def test_in_chromium_no_script_runs_and_pictures_load(page: Path, width: int, tm
     assert "Content-Security-Policy" not in bare
     (tmp_path / "bare.html").write_text(bare.replace("</body>", MEASURE + "</body>"))
     places = (f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", f"file://{tmp_path / 'bare.html'}")
-    told = subprocess.run([CHROMIUM, *QUIET, f"--window-size={width},2000", *places], capture_output=True, text=True,
-                          timeout=120, check=True)
+    told = subprocess.run(
+        [CHROMIUM, *QUIET, f"--window-size={width},2000", *places],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
     found = re.search(r"<title>(.*?)</title>", told.stdout)
     assert found is not None, told.stderr
     title, content_width, window_width, picture_widths = json.loads(html.unescape(found[1]))

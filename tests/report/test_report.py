@@ -27,7 +27,10 @@ def written(record: RunRecord, out: Path) -> Report:
 def test_select_counts_every_step(selected: RunRecord, tmp_path: Path) -> None:
     report = written(selected, tmp_path)
     assert [(row.name, row.pairs) for row in report.funnel] == [
-        ("source", NUM_PAIRS), ("pool", NUM_PAIRS), ("wfpp", NUM_PAIRS // 2)]
+        ("source", NUM_PAIRS),
+        ("pool", NUM_PAIRS),
+        ("wfpp", NUM_PAIRS // 2),
+    ]
     step = report.steps[0]
     assert step.method == "wfpp"
     assert (step.pairs_in, step.budget, step.pairs_out) == (NUM_PAIRS, NUM_PAIRS // 2, NUM_PAIRS // 2)
@@ -112,13 +115,20 @@ def test_caption_table_shows_captions_only(ray_cluster: str, tmp_path: Path) -> 
 
 
 def test_random_then_wfpp_then_all(ray_cluster: str, pool_folder: Path, tmp_path: Path) -> None:
-    settings = {"steps": ["random", "wfpp", "all"], "random": {"keep_fraction": 0.9},
-                "wfpp": {"keep_fraction": 0.5}, "all": {}}
+    settings = {
+        "steps": ["random", "wfpp", "all"],
+        "random": {"keep_fraction": 0.9},
+        "wfpp": {"keep_fraction": 0.5},
+        "all": {},
+    }
     record = select({"format": "webdataset", "uri": str(pool_folder / "*.tar")}, settings, tmp_path)
     report = build_report(record)
     drawn = int(NUM_PAIRS * 0.9)
     assert [(step.name, step.pairs_in, step.pairs_out) for step in report.steps] == [
-        ("random", NUM_PAIRS, drawn), ("wfpp", drawn, drawn // 2), ("all", drawn // 2, drawn // 2)]
+        ("random", NUM_PAIRS, drawn),
+        ("wfpp", drawn, drawn // 2),
+        ("all", drawn // 2, drawn // 2),
+    ]
     assert [step.threshold is None for step in report.steps] == [True, False, True]
     assert report.examples is not None
     assert report.examples.step == "wfpp"
@@ -127,8 +137,11 @@ def test_random_then_wfpp_then_all(ray_cluster: str, pool_folder: Path, tmp_path
 
 
 def test_random_alone_draws_its_examples(ray_cluster: str, pool_folder: Path, tmp_path: Path) -> None:
-    record = select({"format": "webdataset", "uri": str(pool_folder / "*.tar")},
-                    {"steps": ["random"], "random": {"keep_fraction": 0.5}}, tmp_path)
+    record = select(
+        {"format": "webdataset", "uri": str(pool_folder / "*.tar")},
+        {"steps": ["random"], "random": {"keep_fraction": 0.5}},
+        tmp_path,
+    )
     report = build_report(record)
     assert report.examples is not None
     assert [(group.name, group.kept) for group in report.examples.groups] == [("kept", True), ("pruned", False)]

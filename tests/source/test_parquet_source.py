@@ -48,8 +48,9 @@ def test_catalog_and_images(tmp_path: Path, without: tuple[str, ...]) -> None:
     assert table["key"].to_pylist() == [row["key"] for row in rows]
     assert table["caption"].to_pylist() == [row["caption"] for row in rows]
     assert table["width"].to_pylist() == [row["width"] for row in rows]
-    expected = [Status.MISSING_IMAGE if i % 5 == 4 else Status.MISSING_CAPTION if i == 3 else Status.OK
-                for i in range(11)]
+    expected = [
+        Status.MISSING_IMAGE if i % 5 == 4 else Status.MISSING_CAPTION if i == 3 else Status.OK for i in range(11)
+    ]
     assert table["status"].to_pylist() == expected
     assert table["uid"].to_pylist() == ([None] * 11 if "sha256" in without else [row["sha256"] for row in rows])
     assert catalog.problems == {"missing_image": 2, "missing_caption": 1}

@@ -14,8 +14,14 @@ from orchestrator.source import CATALOG_SCHEMA, CaptionTable, PartCatalog, Statu
 from orchestrator.source.row_groups import cut
 
 ROWS: list[dict[str, Any]] = [
-    {"key": f"k{i}", "caption": None if i == 2 else f'caption "{i}", ü', "url": f"http://x/{i}", "width": 300 + i,
-     "height": 200, "NSFW": "UNLIKELY"}
+    {
+        "key": f"k{i}",
+        "caption": None if i == 2 else f'caption "{i}", ü',
+        "url": f"http://x/{i}",
+        "width": 300 + i,
+        "height": 200,
+        "NSFW": "UNLIKELY",
+    }
     for i in range(10)
 ]
 
@@ -115,8 +121,14 @@ def test_parts_of_a_folder_are_in_order_of_uri(tmp_path: Path) -> None:
 
 def test_keys_from_laion_like_columns(tmp_path: Path) -> None:
     path = tmp_path / "laion.parquet"
-    table = pa.table({"SAMPLE_ID": [2980002347.0, 4.0, None], "URL": ["a", "b", "c"], "TEXT": ["x", "y", "z"],
-                      "WIDTH": [640.0, float("nan"), 0.0]})
+    table = pa.table(
+        {
+            "SAMPLE_ID": [2980002347.0, 4.0, None],
+            "URL": ["a", "b", "c"],
+            "TEXT": ["x", "y", "z"],
+            "WIDTH": [640.0, float("nan"), 0.0],
+        }
+    )
     pq.write_table(table, path)
     rows = first_catalog(path, caption_column="TEXT").table.to_pylist()
     assert [row["key"] for row in rows] == ["2980002347", "4", "2"]

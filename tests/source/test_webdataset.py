@@ -49,14 +49,38 @@ def test_catalog_and_images_of_a_plain_tar(tmp_path: Path, extension: str, with_
 def test_sidecar_is_matched_by_key_and_status(tmp_path: Path) -> None:
     write_tar(tmp_path / "0.tar", pairs(6))
     rows: list[dict[str, Any]] = [
-        {"key": f"{i:04d}", "status": "success", "caption": f"from parquet {i}", "width": 100 + i, "height": 50,
-         "sha256": f"sha{i}", "url": f"u{i}", "error_message": None}
+        {
+            "key": f"{i:04d}",
+            "status": "success",
+            "caption": f"from parquet {i}",
+            "width": 100 + i,
+            "height": 50,
+            "sha256": f"sha{i}",
+            "url": f"u{i}",
+            "error_message": None,
+        }
         for i in range(5)
     ] + [
-        {"key": "0005", "status": "failed_to_download", "caption": "never came", "width": None, "height": None,
-         "sha256": None, "url": "u5", "error_message": "404"},
-        {"key": "0099", "status": "failed_to_resize", "caption": "never came", "width": None, "height": None,
-         "sha256": None, "url": "u99", "error_message": "x"},
+        {
+            "key": "0005",
+            "status": "failed_to_download",
+            "caption": "never came",
+            "width": None,
+            "height": None,
+            "sha256": None,
+            "url": "u5",
+            "error_message": "404",
+        },
+        {
+            "key": "0099",
+            "status": "failed_to_resize",
+            "caption": "never came",
+            "width": None,
+            "height": None,
+            "sha256": None,
+            "url": "u99",
+            "error_message": "x",
+        },
     ]
     random.Random(3).shuffle(rows)
     write_sidecar(tmp_path / "0.parquet", rows)
