@@ -57,7 +57,9 @@ def _quiet_data() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # the cause as it was raised, so that a user's mistake in a task is still one line
+    context.raise_original_map_exception = True
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     logging.getLogger("ray.train").setLevel(logging.ERROR)
 
 

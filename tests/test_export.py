@@ -1,0 +1,159 @@
+"""The keep list for other tools: Parquet, DataComp's uids, shards; and the whole of it in a bucket."""
+
+from __future__ import annotations
+
+import io
+import json
+import socket
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from pools import Pair, build_selection, config_of, make_pairs, real_captions, write_table, write_tars
+
+NUM_PAIRS = 48
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+def select(shell: Any, folder: Path, uri: str, *more: str, source: str = "webdataset") -> None:
+    command = f"python -m orchestrator select +exp=wfpp source={source} source.uri={uri} selection.wfpp.keep_fraction=0.5 out=OUT"
+    done = shell(" ".join([command, *more]), cwd=folder)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def selected(typed: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a `select` over three tars with uids, one pair without a caption."""
+    folder = tmp_path_factory.mktemp("export")
+    pairs = make_pairs(NUM_PAIRS)
+    pairs[5] = Pair(pairs[5].key, None, pairs[5].image)
+    write_tars(folder / "pool", pairs, num_shards=3)
+    for number in range(3):
+        rows = pairs[16 * number : 16 * number + 16]
+        told = [{"key": pair.key, "status": "success", "caption": pair.caption, "uid": f"{1000 - int(pair.key):032x}"}
+                for pair in rows]
+        pq.write_table(pa.Table.from_pylist(told), folder / "pool" / f"{number:05d}.parquet")
+    select(typed, folder, "pool", "selection.wfpp.min_count=2")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def kept(selected: Path, typed: Any) -> pa.Table:
+    done = typed("python -m orchestrator export run=OUT to=kept.parquet", cwd=selected)
+    assert done.returncode == 0, done.stderr
+    return pq.read_table(selected / "kept.parquet")
+
+
+def test_parquet_names_shard_row_and_key(kept: pa.Table) -> None:
+    assert kept.column_names == ["shard", "row", "key", "score"]
+    rows = kept.to_pylist()
+    assert len(rows) == NUM_PAIRS // 2
+    assert [(row["shard"], row["row"]) for row in rows] == sorted((row["shard"], row["row"]) for row in rows)
+    assert all(int(row["key"]) == 16 * int(row["shard"].removesuffix(".tar")) + row["row"] for row in rows)
+    assert all(row["score"] > 0 for row in rows)
+    assert 5 not in {int(row["key"]) for row in rows}
+
+
+def test_uids_are_datacomps(selected: Path, kept: pa.Table, typed: Any) -> None:
+    done = typed("python -m orchestrator export run=OUT to=kept.npy", cwd=selected)
+    assert done.returncode == 0, done.stderr
+    uids = np.load(selected / "kept.npy")
+    assert uids.dtype == np.dtype("u8,u8")
+    assert sorted(1000 - int(low) for _, low in uids.tolist()) == sorted(map(int, kept["key"].to_pylist()))
+    assert (uids["f0"] == 0).all()
+    assert (np.diff(uids["f1"].astype(np.int64)) > 0).all(), "sorted, as DataComp's tools bisect"
+
+
+def test_shards_hold_the_kept_pairs_byte_by_byte(selected: Path, kept: pa.Table, typed: Any) -> None:
+    done = typed("python -m orchestrator export run=OUT to=shards", cwd=selected)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (selected / "shards").iterdir()) == [f"{i:05d}.tar" for i in range(3)]
+    originals, copies = members(selected / "pool"), members(selected / "shards")
+    assert {name.split(".")[0] for name in copies} == set(kept["key"].to_pylist())
+    for name, data in copies.items():
+        if name.endswith(".json"):
+            assert json.loads(data)["key"] == name.split(".")[0]
+        else:
+            assert data == originals[name]
+            if name.endswith(".jpg"):
+                Image.open(io.BytesIO(data)).load()
+
+
+def members(folder: Path) -> dict[str, bytes]:
+    found = {}
+    for path in folder.glob("*.tar"):
+        with tarfile.open(path) as tar:
+            found |= {info.name: tar.extractfile(info).read() for info in tar}  # type: ignore[union-attr]
+    return found
+
+
+def test_exported_shards_are_a_pool_again(selected: Path, kept: pa.Table, typed: Any, tmp_path: Path) -> None:
+    done = typed(f"python -m orchestrator export run=OUT to={tmp_path}/again", cwd=selected)
+    assert done.returncode == 0, done.stderr
+    selection = {"steps": ["all"], "all": {}}
+    pool = build_selection(config_of({"format": "webdataset", "uri": f"{tmp_path}/again"}, tmp_path / "store", selection=selection))
+    keys = [key for i in range(3) for key in pool.catalog.table(i, ("key",))["key"].to_pylist()]
+    assert keys == kept["key"].to_pylist()
+    assert pool.stages[0].artifact.totals["problems"] == {}
+
+
+def test_a_table_keeps_its_own_columns(typed: Any, tmp_path: Path) -> None:
+    captions = real_captions(100)
+    write_table(tmp_path / "table", captions, num_files=2)
+    select(typed, tmp_path, "table", source="table")
+    done = typed("python -m orchestrator export run=OUT to=kept.parquet && python -m orchestrator export run=OUT to=shards",
+                 cwd=tmp_path)
+    assert done.returncode == 2
+    assert "caption table has no images" in done.stderr
+    rows = pq.read_table(tmp_path / "kept.parquet").to_pylist()
+    assert len(rows) == len(captions) // 2
+    for row in rows:
+        ordinal = int(row["url"].rsplit("/", 1)[1])
+        assert row["caption"] == captions[ordinal]
+        assert row["row"] == (ordinal if row["shard"] == "00000.parquet" else ordinal - 58)
+
+
+@pytest.fixture
+def bucket() -> Iterator[dict[str, str]]:
+    """A bucket `bucket` on a server on loopback; the variables that a shell needs for it."""
+    from moto.server import ThreadedMotoServer
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
+    server.start()
+    yield {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
+           "AWS_DEFAULT_REGION": "us-east-1"}
+    server.stop()
+
+
+@pytest.mark.slow
+def test_source_store_and_out_in_a_bucket(bucket: dict[str, str], shell: Any, tmp_path: Path) -> None:
+    fs = fsspec.filesystem("s3", endpoint_url=bucket["AWS_ENDPOINT_URL"], key="test", secret="test",
+                           skip_instance_cache=True)
+    fs.mkdir("bucket")
+    write_tars(tmp_path / "pool", make_pairs(24), num_shards=2)
+    for path in (tmp_path / "pool").iterdir():
+        fs.pipe_file(f"bucket/pool/{path.name}", path.read_bytes())
+    places = "out=s3://bucket/OUT store=s3://bucket/store"
+    command = ("python -m orchestrator select +exp=wfpp source.uri='s3://bucket/pool/{00000..00001}.tar' " + places +
+               " selection.wfpp.keep_fraction=0.5 && python -m orchestrator export run=s3://bucket/OUT to=s3://bucket/kept.parquet"
+               " && python -m orchestrator export run=s3://bucket/OUT to=s3://bucket/shards")
+    done = shell(command, cwd=tmp_path, env=bucket)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pool"], "nothing lies on this machine"
+    names = {name.rsplit("/", 1)[1] for name in fs.find("bucket/OUT")}
+    assert {"report.json", "report.html", "run.json"} <= names
+    kept = pq.read_table(io.BytesIO(fs.cat_file("bucket/kept.parquet")))
+    local = build_selection(config_of({"format": "webdataset", "uri": f"{tmp_path}/pool"}, tmp_path / "store",
+                                      selection={"steps": ["wfpp"], "wfpp": {"keep_fraction": 0.5}}))
+    assert [int(key) for key in kept["key"].to_pylist()] == local.ordinals()
+    assert len(fs.ls("bucket/shards")) == 2
