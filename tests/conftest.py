@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import subprocess
-import sys
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-
+from commands import Shell, in_shell, tiny_command
 from pools import make_pairs, write_experiment, write_tars, write_zero_shot
 
 from orchestrator import cluster
 from orchestrator.config import ClusterConfig
-
-Shell = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="session")
@@ -29,20 +22,6 @@ def ray_cluster() -> str:
     cluster.connect(ClusterConfig(num_cpus=6))
     address: str = ray.get_runtime_context().gcs_address
     return address
-
-
-def environment(**changes: str) -> dict[str, str]:
-    """What a user's shell has, with this interpreter as `python`."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AWS_", "FSSPEC_"))}
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return {**inherited, "PATH": path, "COLUMNS": "160", **changes}
-
-
-def in_shell(command: str, *, cwd: Path, env: Mapping[str, str] | None = None, timeout: int = 500,
-             ) -> subprocess.CompletedProcess[str]:
-    """Types a command into a shell."""
-    return subprocess.run(["sh", "-c", command], cwd=cwd, env=environment(**(env or {})), capture_output=True, text=True,
-                          timeout=timeout, check=False)
 
 
 @pytest.fixture(scope="session")
@@ -83,8 +62,3 @@ def tiny_run(typed: Shell, tiny_conf: str, tar_pool: str, tmp_path_factory: pyte
     assert done.returncode == 0, done.stderr
     (folder / "stdout.txt").write_text(done.stdout)
     return folder
-
-
-def tiny_command(tiny_conf: str, pool: str) -> str:
-    """The command of `tiny_run` but for its places."""
-    return f"python -m orchestrator run {tiny_conf} source.uri={pool} evaluation.zero_shot.uri=zs.tar"

@@ -28,9 +28,21 @@ DEMO_TABLE = Path(__file__).parent.parent / "orchestrator" / "demo" / "pool" / "
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 40, 230), "yellow": (230, 220, 40)}
 SHAPES = ("square", "stripe")
 ODD_CAPTIONS = (
-    "Caf\u00e9 cr\u00e8me &amp; croissants", "&lt;b&gt;bold&lt;/b&gt; &amp;amp; brave", "\u65e5\u672c\u306e\u732b \u732b",
-    "na\u00c3\u00afve mojibake caf\u00c3\u00a9", "\u0130stanbul DON'T 2024!!", "\ufb01ne ligature \u2019tis", "", None, "   ", "\u00a0",
-    "word " * 1000, "\U0001f600\U0001f600 smile", "&eacute;t&#233; &#x1F600;", "\u00df\u1e9e Stra\u00dfe", "a\u0301 combining",
+    "Caf\u00e9 cr\u00e8me &amp; croissants",
+    "&lt;b&gt;bold&lt;/b&gt; &amp;amp; brave",
+    "\u65e5\u672c\u306e\u732b \u732b",
+    "na\u00c3\u00afve mojibake caf\u00c3\u00a9",
+    "\u0130stanbul DON'T 2024!!",
+    "\ufb01ne ligature \u2019tis",
+    "",
+    None,
+    "   ",
+    "\u00a0",
+    "word " * 1000,
+    "\U0001f600\U0001f600 smile",
+    "&eacute;t&#233; &#x1F600;",
+    "\u00df\u1e9e Stra\u00dfe",
+    "a\u0301 combining",
 )
 TINY_EXPERIMENT = """# @package _global_
 name: tiny
@@ -134,8 +146,11 @@ def write_parquet_images(folder: Path, pairs: Sequence[Pair], *, num_shards: int
     """img2dataset's `parquet` output."""
     folder.mkdir(parents=True)
     for number, members in enumerate(split(pairs, num_shards)):
-        columns = {"key": [p.key for p in members], "caption": [p.caption for p in members],
-                   "jpg": pa.array([p.image for p in members], pa.binary())}
+        columns = {
+            "key": [p.key for p in members],
+            "caption": [p.caption for p in members],
+            "jpg": pa.array([p.image for p in members], pa.binary()),
+        }
         pq.write_table(pa.table(columns), folder / f"{number:05d}.parquet")
     return str(folder)
 
@@ -145,7 +160,9 @@ def write_table(folder: Path, captions: Sequence[str | None], *, num_files: int 
     folder.mkdir(parents=True)
     for number, chunk in enumerate(np.array_split(np.arange(len(captions)), num_files)):
         columns = {"url": [f"http://pictures.example/{i}" for i in chunk], "caption": [captions[i] for i in chunk]}
-        pl.DataFrame(columns, schema={"url": pl.String, "caption": pl.String}).write_parquet(folder / f"{number:05d}.parquet")
+        pl.DataFrame(columns, schema={"url": pl.String, "caption": pl.String}).write_parquet(
+            folder / f"{number:05d}.parquet"
+        )
     return str(folder)
 
 

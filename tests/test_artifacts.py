@@ -28,8 +28,11 @@ def test_an_artifact_is_named_by_kind_version_and_inputs(tmp_path: Path) -> None
     store = str(tmp_path)
     one = Artifact.of(store, "scores", version=1, t=0.1)
     assert one == Artifact.of(store, "scores", version=1, t=0.1)
-    others = [Artifact.of(store, "scores", version=2, t=0.1), Artifact.of(store, "scores", version=1, t=0.2),
-              Artifact.of(store, "words", version=1, t=0.1)]
+    others = [
+        Artifact.of(store, "scores", version=2, t=0.1),
+        Artifact.of(store, "scores", version=1, t=0.2),
+        Artifact.of(store, "words", version=1, t=0.1),
+    ]
     assert len({one.fingerprint, *(other.fingerprint for other in others)}) == 4
     assert Artifact.of("s3://elsewhere", "scores", version=1, t=0.1).fingerprint == one.fingerprint
     below = Artifact.of(store, "keep", version=1, scored=one)
@@ -59,11 +62,13 @@ def prints(config: Config) -> dict[str, str]:
     read = catalog_stage(config.store, source, config.source.limits)
     catalog = Catalog(read.artifact)
     stages = [read, *selection_stages(config, source, catalog)]
-    pretrain = training_stage(config, Phase(name="pretrain", config=config.training, keep=stages[-1].artifact, start=None),
-                              source, catalog)
+    pretrain = training_stage(
+        config, Phase(name="pretrain", config=config.training, keep=stages[-1].artifact, start=None), source, catalog
+    )
     pool = stages[1].artifact
-    finetune = training_stage(config, Phase(name="finetune", config=config.finetune, keep=pool, start=pretrain.artifact),
-                              source, catalog)
+    finetune = training_stage(
+        config, Phase(name="finetune", config=config.finetune, keep=pool, start=pretrain.artifact), source, catalog
+    )
     return {stage.name: stage.artifact.fingerprint for stage in [*stages, pretrain, finetune]}
 
 
@@ -71,24 +76,30 @@ ALL = {"catalog", "pool", "count words, wfpp", "sum words, wfpp", "score, wfpp",
 TRAINED = {"pretrain", "finetune"}
 
 
-@pytest.mark.parametrize(("changes", "changed"), [
-    ({}, set()),
-    ({"selection": {"steps": ["wfpp"], "wfpp": {"keep_fraction": 0.5}}}, {"wfpp", *TRAINED}),
-    ({"selection": {"steps": ["wfpp"], "wfpp": {"t": 1e-6}}}, {"score, wfpp", "wfpp", *TRAINED}),
-    ({"selection": {"steps": ["wfpp"], "wfpp": {"length_normalised": False}}}, {"score, wfpp", "wfpp", *TRAINED}),
-    ({"selection": {"steps": ["wfpp"], "wfpp": {"min_count": 2}}}, {"sum words, wfpp", "score, wfpp", "wfpp", *TRAINED}),
-    ({"selection": {"steps": ["wfpp"], "wfpp": {}, "random": {"seed": 4}}}, set()),
-    ({"training": {"lr": 1e-3}}, TRAINED),
-    ({"training": {"epochs": 3}}, TRAINED),
-    ({"training": {"seed": 3}}, TRAINED),
-    ({"training": {"augmentation": {"horizontal_flip": True}}}, TRAINED),
-    ({"model": {"context_length": 16}}, TRAINED),
-    ({"training": {"num_workers": 2, "cpus_per_worker": 2, "max_failures": 1}}, set()),
-    ({"training": {"checkpoint_every_steps": 7, "log_every_steps": 1}}, set()),
-    ({"finetune": {"lr": 1e-6}}, {"finetune"}),
-    ({"evaluation": {"batch_size": 3}, "tracking": {"tensorboard": False}, "cluster": {"num_cpus": 9}}, set()),
-    ({"name": "another", "out": "elsewhere"}, set()),
-])
+@pytest.mark.parametrize(
+    ("changes", "changed"),
+    [
+        ({}, set()),
+        ({"selection": {"steps": ["wfpp"], "wfpp": {"keep_fraction": 0.5}}}, {"wfpp", *TRAINED}),
+        ({"selection": {"steps": ["wfpp"], "wfpp": {"t": 1e-6}}}, {"score, wfpp", "wfpp", *TRAINED}),
+        ({"selection": {"steps": ["wfpp"], "wfpp": {"length_normalised": False}}}, {"score, wfpp", "wfpp", *TRAINED}),
+        (
+            {"selection": {"steps": ["wfpp"], "wfpp": {"min_count": 2}}},
+            {"sum words, wfpp", "score, wfpp", "wfpp", *TRAINED},
+        ),
+        ({"selection": {"steps": ["wfpp"], "wfpp": {}, "random": {"seed": 4}}}, set()),
+        ({"training": {"lr": 1e-3}}, TRAINED),
+        ({"training": {"epochs": 3}}, TRAINED),
+        ({"training": {"seed": 3}}, TRAINED),
+        ({"training": {"augmentation": {"horizontal_flip": True}}}, TRAINED),
+        ({"model": {"context_length": 16}}, TRAINED),
+        ({"training": {"num_workers": 2, "cpus_per_worker": 2, "max_failures": 1}}, set()),
+        ({"training": {"checkpoint_every_steps": 7, "log_every_steps": 1}}, set()),
+        ({"finetune": {"lr": 1e-6}}, {"finetune"}),
+        ({"evaluation": {"batch_size": 3}, "tracking": {"tensorboard": False}, "cluster": {"num_cpus": 9}}, set()),
+        ({"name": "another", "out": "elsewhere"}, set()),
+    ],
+)
 def test_what_matters_changes_what_depends_on_it(uri: str, tmp_path: Path, changes: Any, changed: set[str]) -> None:
     source = {"format": "webdataset", "uri": uri}
     before, after = prints(config_of(source, tmp_path)), prints(config_of(source, tmp_path, **changes))
@@ -112,7 +123,12 @@ def test_another_file_at_the_same_place_changes_everything(tmp_path: Path) -> No
 
 def test_the_same_files_by_folder_glob_and_braces_are_one_pool(tmp_path: Path) -> None:
     folder = write_table(tmp_path / "table", ["a", "b", "c"], num_files=3)
-    uris = [folder, f"{folder}/*.parquet", f"{folder}/{{00000..00002}}.parquet", [f"{folder}/0000{i}.parquet" for i in range(3)]]
+    uris = [
+        folder,
+        f"{folder}/*.parquet",
+        f"{folder}/{{00000..00002}}.parquet",
+        [f"{folder}/0000{i}.parquet" for i in range(3)],
+    ]
     names = []
     for one in uris:
         source = open_source(config_of({"format": "table", "uri": one}, tmp_path).source)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import tiny_command
+from commands import tiny_command
 from pools import Pair, bomb, make_pairs, torn, write_experiment, write_tars
 
 SELECT = "python -m orchestrator select +exp=wfpp selection.wfpp.min_count=2"
@@ -32,13 +32,16 @@ def report_of(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "OUT" / "report.json").read_text())
 
 
-@pytest.mark.parametrize(("uri", "said"), [
-    ("nowhere", ["no such path", "nowhere"]),
-    ("'pool/{00000..00003}.tar'", ["3 of the 4 files", "00001.tar"]),
-    ("empty", ["no shards in", "empty", ".tar"]),
-    ("'empty/*.tar'", ["nothing matches"]),
-    ("pool/00000.txt", ["no such path"]),
-])
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("nowhere", ["no such path", "nowhere"]),
+        ("'pool/{00000..00003}.tar'", ["3 of the 4 files", "00001.tar"]),
+        ("empty", ["no shards in", "empty", ".tar"]),
+        ("'empty/*.tar'", ["nothing matches"]),
+        ("pool/00000.txt", ["no such path"]),
+    ],
+)
 def test_a_source_that_is_not_there(shell: Any, tmp_path: Path, uri: str, said: list[str]) -> None:
     write_tars(tmp_path / "pool", make_pairs(2))
     (tmp_path / "empty").mkdir()
@@ -65,7 +68,9 @@ def test_a_file_that_is_no_tar(typed: Any, tmp_path: Path) -> None:
     refused(typed(f"{SELECT} source.uri=pool out=OUT store=STORE", cwd=tmp_path), "00000.tar: not a tar")
 
 
-def test_a_cut_tar_a_header_that_is_none_and_a_missing_caption_are_counted_and_named(typed: Any, tmp_path: Path) -> None:
+def test_a_cut_tar_a_header_that_is_none_and_a_missing_caption_are_counted_and_named(
+    typed: Any, tmp_path: Path
+) -> None:
     pairs = make_pairs(60)
     pairs[2] = Pair(pairs[2].key, pairs[2].caption, b"<html>404</html>" * 40)
     pairs[3] = Pair(pairs[3].key, None, pairs[3].image)
@@ -101,10 +106,14 @@ def conf(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"--config-dir {write_experiment(tmp_path_factory.mktemp('conf') / 'conf')} +exp=tiny"
 
 
-def test_a_pool_smaller_than_a_global_batch_is_told_before_anything_is_computed(typed: Any, conf: str, tmp_path: Path) -> None:
+def test_a_pool_smaller_than_a_global_batch_is_told_before_anything_is_computed(
+    typed: Any, conf: str, tmp_path: Path
+) -> None:
     write_tars(tmp_path / "pool", make_pairs(20))
-    done = typed(f"python -m orchestrator run {conf} source.uri=pool out=OUT store=STORE training.global_batch_size=32",
-                 cwd=tmp_path)
+    done = typed(
+        f"python -m orchestrator run {conf} source.uri=pool out=OUT store=STORE training.global_batch_size=32",
+        cwd=tmp_path,
+    )
     refused(done, "15", "32", "training.global_batch_size")
     assert "pretrain ..." not in done.stdout
     assert not (tmp_path / "STORE" / "pretrain").exists()
@@ -139,7 +148,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 64 KiB."""
     place = tmp_path / "small"
     place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)], capture_output=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)], capture_output=True, check=False
+    )
     if mounted.returncode:
         pytest.skip(f"no mount here: {mounted.stderr.decode().strip()}")
     yield place
@@ -170,11 +181,17 @@ def test_a_full_store_is_one_line(typed: Any, small_disk: Path, tmp_path: Path) 
 def test_a_read_only_output_folder(typed: Any, small_disk: Path, tmp_path: Path) -> None:
     write_tars(tmp_path / "pool", make_pairs(4))
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    refused(typed(f"{SELECT} source.uri=pool out=small/OUT store=STORE", cwd=tmp_path), "cannot write", "Read-only file system")
+    refused(
+        typed(f"{SELECT} source.uri=pool out=small/OUT store=STORE", cwd=tmp_path),
+        "cannot write",
+        "Read-only file system",
+    )
 
 
 @pytest.mark.slow
-def test_pictures_that_cannot_be_decoded_are_masked_counted_and_named_in_the_report(typed: Any, conf: str, tmp_path: Path) -> None:
+def test_pictures_that_cannot_be_decoded_are_masked_counted_and_named_in_the_report(
+    typed: Any, conf: str, tmp_path: Path
+) -> None:
     pairs = make_pairs(64)
     pairs[7] = Pair(pairs[7].key, pairs[7].caption, torn(pairs[7].image or b""))
     pairs[30] = Pair(pairs[30].key, pairs[30].caption, bomb())
@@ -198,7 +215,9 @@ def test_pictures_that_cannot_be_decoded_are_masked_counted_and_named_in_the_rep
 
 @pytest.mark.slow
 def test_too_many_undecodable_pictures_end_the_run(typed: Any, conf: str, tmp_path: Path) -> None:
-    pairs = [Pair(p.key, p.caption, torn(p.image or b"") if i % 4 == 0 else p.image) for i, p in enumerate(make_pairs(64))]
+    pairs = [
+        Pair(p.key, p.caption, torn(p.image or b"") if i % 4 == 0 else p.image) for i, p in enumerate(make_pairs(64))
+    ]
     write_tars(tmp_path / "pool", pairs)
     command = tiny_command(conf, "pool").replace("evaluation.zero_shot.uri=zs.tar", "")
     done = typed(f"{command} out=OUT store=STORE training.epochs=1", cwd=tmp_path)

@@ -51,11 +51,45 @@ def test_run_alone_is_the_demo(composed: Callable[..., Config]) -> None:
     assert composed("run").source.format == "demo"
 
 
-@pytest.mark.parametrize("value", [
-    "SHARDS/{00000..00002}.tar", "a=b", "a b/c d.tar", "it's", 'say "x"', "back\\slash", "end\\", "end\\\\", "\\'", "'", "a'",
-    "s3://bucket/pool/{00000..41455}.tar", "~/x", "(a),b", "x:y", "a#b", "100", "1e5", "true", "0x1f", "", "50%", "{a,b}/*.tar",
-    " leading", "trailing ", "日本/é.tar", "a[0-3].tar", "key={x: 1}", "$x", "a,b", "nul", "inf", "-", "x\\{y}",
-])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "SHARDS/{00000..00002}.tar",
+        "a=b",
+        "a b/c d.tar",
+        "it's",
+        'say "x"',
+        "back\\slash",
+        "end\\",
+        "end\\\\",
+        "\\'",
+        "'",
+        "a'",
+        "s3://bucket/pool/{00000..41455}.tar",
+        "~/x",
+        "(a),b",
+        "x:y",
+        "a#b",
+        "100",
+        "1e5",
+        "true",
+        "0x1f",
+        "",
+        "50%",
+        "{a,b}/*.tar",
+        " leading",
+        "trailing ",
+        "日本/é.tar",
+        "a[0-3].tar",
+        "key={x: 1}",
+        "$x",
+        "a,b",
+        "nul",
+        "inf",
+        "-",
+        "x\\{y}",
+    ],
+)
 @pytest.mark.parametrize("key", ["out", "source.uri"])
 def test_a_path_arrives_as_it_was_typed(key: str, value: str) -> None:
     config = compose_config(quote_paths(["+exp=wfpp", "source.uri=x", f"{key}={value}"]))
@@ -82,25 +116,32 @@ def test_every_path_of_the_configuration_is_path_like() -> None:
     assert {"out", "store", "run", "to", "checkpoint", "uri", "pretrained"} <= set(PATH_KEYS)
 
 
-@pytest.mark.parametrize(("command", "names"), [
-    ("rnu", [*VERBS, "rnu"]),
-    ("run +exp=wfpp_laoin", [*EXPERIMENTS, "wfpp_laoin"]),
-    ("select source=webdatasets", ["webdataset", "parquet", "table", "demo"]),
-    ("select model=vit", ["vit_b_16", "vit_b_32"]),
-    ("select +exp=wfpp source.uri=x training.lrr=1", ["training.lrr", "weight_decay", "global_batch_size"]),
-    ("select +exp=wfpp source.uri=x trainig.lr=1", ["trainig", "training", "selection", "source"]),
-    ("select +exp=wfpp source.uri=x training.precision=fp8", ["training.precision", "fp8", "fp32", "bf16", "fp16"]),
-    ("select +exp=wfpp source.uri=x selection.steps=[wfp]", ["wfp", "wfpp", "random", "all"]),
-    ("select +exp=wfpp source.uri=x selection.wfpp.method=foo", ["selection.wfpp.method", "foo", "random", "all"]),
-    ("select +exp=wfpp source.uri=x +selection.wfpp.keepfraction=1", ["selection.wfpp.keepfraction"]),
-    ("select +exp=wfpp", ["source.uri"]),
-    ("select +exp=wfpp source.uri=x 'training.lr=[1'", []),
-    ("export run=nowhere to=kept.parquet", ["nowhere", "run.json"]),
-    ("export to=kept.parquet", ["run="]),
-    ("evaluate out=x", ["checkpoint="]),
-])
+@pytest.mark.parametrize(
+    ("command", "names"),
+    [
+        ("rnu", [*VERBS, "rnu"]),
+        ("run +exp=wfpp_laoin", [*EXPERIMENTS, "wfpp_laoin"]),
+        ("select source=webdatasets", ["webdataset", "parquet", "table", "demo"]),
+        ("select model=vit", ["vit_b_16", "vit_b_32"]),
+        ("select +exp=wfpp source.uri=x training.lrr=1", ["training.lrr", "weight_decay", "global_batch_size"]),
+        ("select +exp=wfpp source.uri=x trainig.lr=1", ["trainig", "training", "selection", "source"]),
+        ("select +exp=wfpp source.uri=x training.precision=fp8", ["training.precision", "fp8", "fp32", "bf16", "fp16"]),
+        ("select +exp=wfpp source.uri=x selection.steps=[wfp]", ["wfp", "wfpp", "random", "all"]),
+        ("select +exp=wfpp source.uri=x selection.wfpp.method=foo", ["selection.wfpp.method", "foo", "random", "all"]),
+        ("select +exp=wfpp source.uri=x +selection.wfpp.keepfraction=1", ["selection.wfpp.keepfraction"]),
+        ("select +exp=wfpp", ["source.uri"]),
+        ("select +exp=wfpp source.uri=x 'training.lr=[1'", []),
+        ("export run=nowhere to=kept.parquet", ["nowhere", "run.json"]),
+        ("export to=kept.parquet", ["run="]),
+        ("evaluate out=x", ["checkpoint="]),
+    ],
+)
 def test_a_mistake_is_one_line_that_names_what_is_valid(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], command: str, names: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    command: str,
+    names: list[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as ended:
@@ -115,7 +156,10 @@ def test_a_mistake_is_one_line_that_names_what_is_valid(
 
 @pytest.mark.parametrize("command", ["rnu", "run +exp=wfpp_laoin", "select +exp=wfpp source.uri=x training.lrr=1"])
 def test_a_mistake_in_a_shell(shell: Any, tmp_path: Path, command: str) -> None:
-    refused(shell(f"python -m orchestrator {command}", cwd=tmp_path), names=["wfpp_laion" if "laoin" in command else "expected one of"])
+    refused(
+        shell(f"python -m orchestrator {command}", cwd=tmp_path),
+        names=["wfpp_laion" if "laoin" in command else "expected one of"],
+    )
 
 
 def test_help_needs_neither_torch_nor_ray(shell: Any, tmp_path: Path) -> None:
@@ -148,8 +192,11 @@ def test_plan_shows_pairs_and_samples_and_computes_nothing(shell: Any, tmp_path:
     before = sorted(tmp_path.rglob("*"))
     done = shell("python -m orchestrator plan   +exp=wfpp_laion source.uri='SHARDS/{00000..00002}.tar'", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    rows = {cells[1].strip(): [cell.strip() for cell in cells] for cells in
-            (line.split("│") for line in done.stdout.splitlines()) if len(cells) == 7}
+    rows = {
+        cells[1].strip(): [cell.strip() for cell in cells]
+        for cells in (line.split("│") for line in done.stdout.splitlines())
+        if len(cells) == 7
+    }
     assert rows["wfpp"][3:5] == ["to compute", "~24"]
     assert rows["pretrain"][3:6] == ["to compute", "~24", f"~{24 * 32}"]
     assert rows["finetune"][3:6] == ["to compute", "~30", "~30"]
@@ -164,9 +211,13 @@ def selected(typed: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("select")
     pl.DataFrame({"url": [f"http://x/{i}" for i in range(200)], "caption": real_captions(400)[:200]}).write_parquet(
-        folder / "captions.parquet")
-    done = typed("python -m orchestrator select +exp=wfpp source=table source.uri=captions.parquet "
-                 "source.caption_column=caption selection.wfpp.keep_fraction=0.5 out=OUT", cwd=folder)
+        folder / "captions.parquet"
+    )
+    done = typed(
+        "python -m orchestrator select +exp=wfpp source=table source.uri=captions.parquet "
+        "source.caption_column=caption selection.wfpp.keep_fraction=0.5 out=OUT",
+        cwd=folder,
+    )
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -186,7 +237,9 @@ def test_export_follows_the_ending(selected: Path, typed: Any) -> None:
     places = list(zip(table["shard"].to_pylist(), table["row"].to_pylist(), strict=True))
     assert places == sorted(places)
     assert len(set(places)) == 100
-    refused(typed("python -m orchestrator export run=OUT to=kept.xlsx", cwd=selected), names=[".xlsx", ".parquet", ".npy"])
+    refused(
+        typed("python -m orchestrator export run=OUT to=kept.xlsx", cwd=selected), names=[".xlsx", ".parquet", ".npy"]
+    )
     assert sorted(path.name for path in selected.glob("kept*")) == ["kept.parquet"]
 
 
@@ -199,5 +252,3 @@ def test_a_fault_of_ours_shows_its_trace_and_ends_with_1(monkeypatch: pytest.Mon
         main(["plan", "+exp=wfpp", "source.uri=x"])
     assert ended.value.code == cli.FAILURE
     assert "ZeroDivisionError: ours" in capfd.readouterr().err
-
-

@@ -64,27 +64,30 @@ def test_the_demo_prunes_trains_and_measures_on_the_shipped_pool() -> None:
     assert config.finetune.enabled
 
 
-@pytest.mark.parametrize(("override", "said"), [
-    ("selection.wfpp.keep_fraction=0", r"selection\.wfpp\.keep_fraction: got 0, .*greater than 0"),
-    ("selection.wfpp.keep_fraction=1.5", r"selection\.wfpp\.keep_fraction: got 1\.5, .*less than or equal to 1"),
-    ("selection.wfpp.keep_fraction=-0.1", r"selection\.wfpp\.keep_fraction: got -0\.1"),
-    ("selection.wfpp.keep_fraction=nan", r"selection\.wfpp\.keep_fraction: got nan"),
-    ("selection.wfpp.keep_fraction=abc", r"selection\.wfpp\.keep_fraction: got 'abc'"),
-    ("selection.random.keep_fraction=2", r"selection\.random\.keep_fraction: got 2"),
-    ("selection.wfpp.t=0", r"selection\.wfpp\.t: got 0"),
-    ("selection.wfpp.min_count=0", r"selection\.wfpp\.min_count: got 0"),
-    ("training.epochs=0", r"training\.epochs: got 0"),
-    ("training.lr=0", r"training\.lr: got 0"),
-    ("training.global_batch_size=100", r"global_batch_size=100 must be a multiple of .*lanes=64"),
-    ("training.num_workers=3", r"lanes=64 must be a multiple of .*num_workers=\s*3"),
-    ("training.warmup_epochs=1", r"training: give either warmup_steps or warmup_epochs"),
-    ("training.augmentation.scale=[0,1]", r"training\.augmentation\.scale\.0: got 0"),
-    ("source.limits.max_broken_pairs=1.1", r"source\.limits\.max_broken_pairs: got 1\.1"),
-    ("model.name=null", r"model: give either model\.name or model\.config"),
-    ("selection.steps=[wfpp,wfpp]", "names a step twice"),
-    ("selection.steps=[second]", "names 'second'; declared steps: all, random, wfpp"),
-    ("+selection.second.keep_fraction=0.5", r"selection\.second\.method: got 'second', expected one of .*'wfpp'"),
-])
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("selection.wfpp.keep_fraction=0", r"selection\.wfpp\.keep_fraction: got 0, .*greater than 0"),
+        ("selection.wfpp.keep_fraction=1.5", r"selection\.wfpp\.keep_fraction: got 1\.5, .*less than or equal to 1"),
+        ("selection.wfpp.keep_fraction=-0.1", r"selection\.wfpp\.keep_fraction: got -0\.1"),
+        ("selection.wfpp.keep_fraction=nan", r"selection\.wfpp\.keep_fraction: got nan"),
+        ("selection.wfpp.keep_fraction=abc", r"selection\.wfpp\.keep_fraction: got 'abc'"),
+        ("selection.random.keep_fraction=2", r"selection\.random\.keep_fraction: got 2"),
+        ("selection.wfpp.t=0", r"selection\.wfpp\.t: got 0"),
+        ("selection.wfpp.min_count=0", r"selection\.wfpp\.min_count: got 0"),
+        ("training.epochs=0", r"training\.epochs: got 0"),
+        ("training.lr=0", r"training\.lr: got 0"),
+        ("training.global_batch_size=100", r"global_batch_size=100 must be a multiple of .*lanes=64"),
+        ("training.num_workers=3", r"lanes=64 must be a multiple of .*num_workers=\s*3"),
+        ("training.warmup_epochs=1", r"training: give either warmup_steps or warmup_epochs"),
+        ("training.augmentation.scale=[0,1]", r"training\.augmentation\.scale\.0: got 0"),
+        ("source.limits.max_broken_pairs=1.1", r"source\.limits\.max_broken_pairs: got 1\.1"),
+        ("model.name=null", r"model: give either model\.name or model\.config"),
+        ("selection.steps=[wfpp,wfpp]", "names a step twice"),
+        ("selection.steps=[second]", "names 'second'; declared steps: all, random, wfpp"),
+        ("+selection.second.keep_fraction=0.5", r"selection\.second\.method: got 'second', expected one of .*'wfpp'"),
+    ],
+)
 def test_what_cannot_be_is_one_line_with_the_key_and_what_came(override: str, said: str) -> None:
     with pytest.raises(UserError, match=said) as error:
         compose("source.uri=x", override)
@@ -95,7 +98,9 @@ def test_keep_fraction_one_is_allowed() -> None:
     assert compose("selection.wfpp.keep_fraction=1").selection.settings["wfpp"] == WfppStep(keep_fraction=1.0)
 
 
-@pytest.mark.parametrize(("source", "kind"), [("webdataset", WebDatasetSource), ("parquet", ParquetSource), ("table", TableSource)])
+@pytest.mark.parametrize(
+    ("source", "kind"), [("webdataset", WebDatasetSource), ("parquet", ParquetSource), ("table", TableSource)]
+)
 def test_a_source_by_its_format(source: str, kind: type) -> None:
     config = compose(f"source={source}", "source.uri=somewhere")
     assert isinstance(config.source, kind)

@@ -52,11 +52,14 @@ def test_the_identity_follows_names_and_files(zero_shot: Path, tmp_path: Path) -
     assert identities[0] == identities[1] != identities[2]
 
 
-@pytest.mark.parametrize(("members", "said"), [
-    ([("0.jpg", picture(0)), ("0.cls", b"dog")], r"got class 'dog', expected an index"),
-    ([("0.jpg", picture(0))], r"zs\.tar/0 has no cls member"),
-    ([("0.cls", b"1")], r"has no image member"),
-])
+@pytest.mark.parametrize(
+    ("members", "said"),
+    [
+        ([("0.jpg", picture(0)), ("0.cls", b"dog")], r"got class 'dog', expected an index"),
+        ([("0.jpg", picture(0))], r"zs\.tar/0 has no cls member"),
+        ([("0.cls", b"1")], r"has no image member"),
+    ],
+)
 def test_a_sample_that_cannot_be_judged_is_refused(members: list[tuple[str, bytes]], said: str, tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "zs.tar", "w") as tar:
         for name, data in members:
@@ -81,8 +84,14 @@ def test_a_set_without_names_is_refused(zero_shot: Path, tmp_path: Path) -> None
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `OUT/model`, random weights that follow from the seed."""
     folder = tmp_path_factory.mktemp("checkpoint")
-    clip = model.build(name=TINY_MODEL["name"], config=TINY_MODEL["config"], pretrained=None, image_size=None,  # type: ignore[arg-type]
-                       context_length=None, seed=0)
+    clip = model.build(
+        name=TINY_MODEL["name"],
+        config=TINY_MODEL["config"],
+        pretrained=None,
+        image_size=None,  # type: ignore[arg-type]
+        context_length=None,
+        seed=0,
+    )
     model.save(clip, folder / "OUT" / "model")
     return folder
 
@@ -99,22 +108,32 @@ def expected_hits(folder: Path, zero_shot: Path) -> dict[str, float]:
     names = (zero_shot.parent / "zs.classnames.txt").read_text().splitlines()
     samples = list(read_samples(str(zero_shot), needs_label=True))
     with torch.no_grad():
-        texts = [clip.encode_text(tokenizer([t.format(c=name) if "{c}" in t else t.format(name)
-                                             for t in OPENAI_IMAGENET_TEMPLATES]), normalize=True).mean(0) for name in names]
+        texts = [
+            clip.encode_text(
+                tokenizer([t.format(c=name) if "{c}" in t else t.format(name) for t in OPENAI_IMAGENET_TEMPLATES]),
+                normalize=True,
+            ).mean(0)
+            for name in names
+        ]
         weights = torch.nn.functional.normalize(torch.stack(texts), dim=-1)
         images = torch.stack([preprocess(Image.open(io.BytesIO(sample.image)).convert("RGB")) for sample in samples])
         best = (clip.encode_image(images, normalize=True) @ weights.T).topk(5).indices
     labels = torch.tensor([sample.label for sample in samples])
     hits = best == labels[:, None]
     per_class = [hits[labels == label, 0].float().mean().item() for label in range(8)]
-    return {"top1": hits[:, 0].float().mean().item(), "top5": hits.any(1).float().mean().item(),
-            "mean_per_class": sum(per_class) / 8}
+    return {
+        "top1": hits[:, 0].float().mean().item(),
+        "top5": hits.any(1).float().mean().item(),
+        "mean_per_class": sum(per_class) / 8,
+    }
 
 
 def test_evaluate_as_typed_gives_open_clips_numbers(typed: Any, checkpoint: Path, zero_shot: Path) -> None:
     write_zero_shot(checkpoint, range(24))
-    done = typed("python -m orchestrator evaluate checkpoint=OUT/model evaluation.zero_shot.uri=zs.tar out=OUT2 store=STORE",
-                 cwd=checkpoint)
+    done = typed(
+        "python -m orchestrator evaluate checkpoint=OUT/model evaluation.zero_shot.uri=zs.tar out=OUT2 store=STORE",
+        cwd=checkpoint,
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads((checkpoint / "OUT2" / "report.json").read_text())["evaluation"]["checkpoint"]["zero_shot"]
     assert (found["num_images"], found["num_classes"], found["skipped"]) == (24, 8, 0)
@@ -128,8 +147,10 @@ def test_retrieval_and_pictures_that_cannot_be_decoded(typed: Any, checkpoint: P
     pairs = make_pairs(12)
     pairs[4] = type(pairs[4])(pairs[4].key, pairs[4].caption, torn(pairs[4].image or b""))
     write_tars(checkpoint / "heldout", pairs)
-    done = typed("python -m orchestrator evaluate checkpoint=OUT/model evaluation.retrieval.uri=heldout out=OUT3 store=STORE",
-                 cwd=checkpoint)
+    done = typed(
+        "python -m orchestrator evaluate checkpoint=OUT/model evaluation.retrieval.uri=heldout out=OUT3 store=STORE",
+        cwd=checkpoint,
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads((checkpoint / "OUT3" / "report.json").read_text())["evaluation"]["checkpoint"]["retrieval"]
     assert (found["num_pairs"], found["skipped"]) == (11, 1)
@@ -137,12 +158,15 @@ def test_retrieval_and_pictures_that_cannot_be_decoded(typed: Any, checkpoint: P
         assert 0 <= found[f"{way}_recall_at_1"] <= found[f"{way}_recall_at_5"] <= found[f"{way}_recall_at_10"] <= 1
 
 
-@pytest.mark.parametrize(("arguments", "said"), [
-    ("checkpoint=nowhere/model evaluation.zero_shot.uri=zs.tar", "nowhere/model"),
-    ("checkpoint=OUT/model", "evaluation.zero_shot.uri="),
-    ("checkpoint=OUT/model evaluation.zero_shot.uri=nowhere.tar", "evaluation.zero_shot.uri: no such path"),
-    ("checkpoint=ViT-B-99 evaluation.zero_shot.uri=zs.tar", "ViT-B-99"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("checkpoint=nowhere/model evaluation.zero_shot.uri=zs.tar", "nowhere/model"),
+        ("checkpoint=OUT/model", "evaluation.zero_shot.uri="),
+        ("checkpoint=OUT/model evaluation.zero_shot.uri=nowhere.tar", "evaluation.zero_shot.uri: no such path"),
+        ("checkpoint=ViT-B-99 evaluation.zero_shot.uri=zs.tar", "ViT-B-99"),
+    ],
+)
 def test_what_cannot_be_evaluated_is_one_line(typed: Any, checkpoint: Path, arguments: str, said: str) -> None:
     write_zero_shot(checkpoint, range(24))
     done = typed(f"python -m orchestrator evaluate {arguments} out=BAD", cwd=checkpoint)
@@ -153,7 +177,9 @@ def test_what_cannot_be_evaluated_is_one_line(typed: Any, checkpoint: Path, argu
 
 @pytest.mark.slow
 def test_the_model_of_a_run_is_evaluated_as_the_run_did(typed: Any, tiny_run: Path) -> None:
-    done = typed("python -m orchestrator evaluate checkpoint=OUT/model evaluation.zero_shot.uri=zs.tar out=OUT2", cwd=tiny_run)
+    done = typed(
+        "python -m orchestrator evaluate checkpoint=OUT/model evaluation.zero_shot.uri=zs.tar out=OUT2", cwd=tiny_run
+    )
     assert done.returncode == 0, done.stderr
     there, here = (json.loads((tiny_run / out / "report.json").read_text())["evaluation"] for out in ("OUT", "OUT2"))
     assert here["checkpoint"]["zero_shot"] == there["finetune"]["zero_shot"]

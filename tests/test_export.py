@@ -37,8 +37,10 @@ def selected(typed: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_tars(folder / "pool", pairs, num_shards=3)
     for number in range(3):
         rows = pairs[16 * number : 16 * number + 16]
-        told = [{"key": pair.key, "status": "success", "caption": pair.caption, "uid": f"{1000 - int(pair.key):032x}"}
-                for pair in rows]
+        told = [
+            {"key": pair.key, "status": "success", "caption": pair.caption, "uid": f"{1000 - int(pair.key):032x}"}
+            for pair in rows
+        ]
         pq.write_table(pa.Table.from_pylist(told), folder / "pool" / f"{number:05d}.parquet")
     select(typed, folder, "pool", "selection.wfpp.min_count=2")
     return folder
@@ -98,7 +100,9 @@ def test_exported_shards_are_a_pool_again(selected: Path, kept: pa.Table, typed:
     done = typed(f"python -m orchestrator export run=OUT to={tmp_path}/again", cwd=selected)
     assert done.returncode == 0, done.stderr
     selection = {"steps": ["all"], "all": {}}
-    pool = build_selection(config_of({"format": "webdataset", "uri": f"{tmp_path}/again"}, tmp_path / "store", selection=selection))
+    pool = build_selection(
+        config_of({"format": "webdataset", "uri": f"{tmp_path}/again"}, tmp_path / "store", selection=selection)
+    )
     keys = [key for i in range(3) for key in pool.catalog.table(i, ("key",))["key"].to_pylist()]
     assert keys == kept["key"].to_pylist()
     assert pool.stages[0].artifact.totals["problems"] == {}
@@ -108,8 +112,10 @@ def test_a_table_keeps_its_own_columns(typed: Any, tmp_path: Path) -> None:
     captions = real_captions(100)
     write_table(tmp_path / "table", captions, num_files=2)
     select(typed, tmp_path, "table", source="table")
-    done = typed("python -m orchestrator export run=OUT to=kept.parquet && python -m orchestrator export run=OUT to=shards",
-                 cwd=tmp_path)
+    done = typed(
+        "python -m orchestrator export run=OUT to=kept.parquet && python -m orchestrator export run=OUT to=shards",
+        cwd=tmp_path,
+    )
     assert done.returncode == 2
     assert "caption table has no images" in done.stderr
     rows = pq.read_table(tmp_path / "kept.parquet").to_pylist()
@@ -130,30 +136,43 @@ def bucket() -> Iterator[dict[str, str]]:
         port = probe.getsockname()[1]
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
     server.start()
-    yield {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
-           "AWS_DEFAULT_REGION": "us-east-1"}
+    yield {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
     server.stop()
 
 
 @pytest.mark.slow
 def test_source_store_and_out_in_a_bucket(bucket: dict[str, str], shell: Any, tmp_path: Path) -> None:
-    fs = fsspec.filesystem("s3", endpoint_url=bucket["AWS_ENDPOINT_URL"], key="test", secret="test",
-                           skip_instance_cache=True)
+    fs = fsspec.filesystem(
+        "s3", endpoint_url=bucket["AWS_ENDPOINT_URL"], key="test", secret="test", skip_instance_cache=True
+    )
     fs.mkdir("bucket")
     write_tars(tmp_path / "pool", make_pairs(24), num_shards=2)
     for path in (tmp_path / "pool").iterdir():
         fs.pipe_file(f"bucket/pool/{path.name}", path.read_bytes())
     places = "out=s3://bucket/OUT store=s3://bucket/store"
-    command = ("python -m orchestrator select +exp=wfpp source.uri='s3://bucket/pool/{00000..00001}.tar' " + places +
-               " selection.wfpp.keep_fraction=0.5 && python -m orchestrator export run=s3://bucket/OUT to=s3://bucket/kept.parquet"
-               " && python -m orchestrator export run=s3://bucket/OUT to=s3://bucket/shards")
+    command = (
+        "python -m orchestrator select +exp=wfpp source.uri='s3://bucket/pool/{00000..00001}.tar' "
+        + places
+        + " selection.wfpp.keep_fraction=0.5 && python -m orchestrator export run=s3://bucket/OUT to=s3://bucket/kept.parquet"
+        " && python -m orchestrator export run=s3://bucket/OUT to=s3://bucket/shards"
+    )
     done = shell(command, cwd=tmp_path, env=bucket)
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pool"], "nothing lies on this machine"
     names = {name.rsplit("/", 1)[1] for name in fs.find("bucket/OUT")}
     assert {"report.json", "report.html", "run.json"} <= names
     kept = pq.read_table(io.BytesIO(fs.cat_file("bucket/kept.parquet")))
-    local = build_selection(config_of({"format": "webdataset", "uri": f"{tmp_path}/pool"}, tmp_path / "store",
-                                      selection={"steps": ["wfpp"], "wfpp": {"keep_fraction": 0.5}}))
+    local = build_selection(
+        config_of(
+            {"format": "webdataset", "uri": f"{tmp_path}/pool"},
+            tmp_path / "store",
+            selection={"steps": ["wfpp"], "wfpp": {"keep_fraction": 0.5}},
+        )
+    )
     assert [int(key) for key in kept["key"].to_pylist()] == local.ordinals()
     assert len(fs.ls("bucket/shards")) == 2

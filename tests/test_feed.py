@@ -47,11 +47,24 @@ def feed_of(source: dict[str, Any], store: Path, *, window: int = 20, seed: int 
     """The feed over every pair but those that random pruning leaves out (one in ten)."""
     selection = {"steps": ["random"], "random": {"keep_fraction": 0.9, "seed": 0}}
     found = build_selection(config_of(source, store, selection=selection))
-    stream = Stream(kept_per_part=found.keep.kept_per_part, num_epochs=EPOCHS, global_batch_size=BATCH, num_lanes=4,
-                    window=window, seed=seed)
-    return Feed(source=found.source, parts=tuple(found.source.parts()), catalog=found.catalog, keep=found.keep,
-                stream=stream, image_size=24, max_image_pixels=89_478_485,
-                augmentation=AugmentationConfig(scale=(0.4, 1.0), horizontal_flip=True))
+    stream = Stream(
+        kept_per_part=found.keep.kept_per_part,
+        num_epochs=EPOCHS,
+        global_batch_size=BATCH,
+        num_lanes=4,
+        window=window,
+        seed=seed,
+    )
+    return Feed(
+        source=found.source,
+        parts=tuple(found.source.parts()),
+        catalog=found.catalog,
+        keep=found.keep,
+        stream=stream,
+        image_size=24,
+        max_image_pixels=89_478_485,
+        augmentation=AugmentationConfig(scale=(0.4, 1.0), horizontal_flip=True),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +89,11 @@ def same(ours: Rows, theirs: Rows) -> bool:
 
 def by_key(batches: list[Rows]) -> dict[str, tuple[bytes, str, bool]]:
     """Pixels, caption and validity by key: one global batch, where a pair may come twice only at an epoch's border."""
-    return {f"{key}-{image.tobytes().hex()[:40]}": (image.tobytes(), text, bool(valid)) for rows in batches for key, image, text, valid
-            in zip(rows["key"], rows["image"], rows["caption"], rows["valid"], strict=True)}
+    return {
+        f"{key}-{image.tobytes().hex()[:40]}": (image.tobytes(), text, bool(valid))
+        for rows in batches
+        for key, image, text, valid in zip(rows["key"], rows["image"], rows["caption"], rows["valid"], strict=True)
+    }
 
 
 def test_the_batches_are_those_of_the_stream(feed: Feed, alone: list[Rows]) -> None:
@@ -87,7 +103,9 @@ def test_the_batches_are_those_of_the_stream(feed: Feed, alone: list[Rows]) -> N
     keys = [feed.catalog.table(part, ("key",))["key"].to_pylist() for part in range(len(kept))]
     for step, rows in enumerate(alone):
         pairs = stream.batch(step)
-        expected = [keys[part][kept[part][ordinal]] for part, ordinal in zip(pairs.part, pairs.kept_ordinal, strict=True)]
+        expected = [
+            keys[part][kept[part][ordinal]] for part, ordinal in zip(pairs.part, pairs.kept_ordinal, strict=True)
+        ]
         assert sorted(rows["key"].tolist()) == sorted(expected)
     assert [len(rows["key"]) for rows in alone[:-1]] == [BATCH] * (stream.num_steps - 1)
 
@@ -152,7 +170,10 @@ def test_a_pair_looks_different_in_the_next_epoch(alone: list[Rows]) -> None:
 
 @pytest.mark.parametrize("kind", ["compressed", "parquet"])
 def test_other_forms_of_the_pool_give_the_same_batches(
-    pairs: list[Pair], alone: list[Rows], tmp_path: Path, kind: str,
+    pairs: list[Pair],
+    alone: list[Rows],
+    tmp_path: Path,
+    kind: str,
 ) -> None:
     if kind == "compressed":
         source = {"format": "webdataset", "uri": write_tars(tmp_path / "pool", pairs, num_shards=3, compressed=True)}

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pyarrow.parquet as pq
 import pytest
-from conftest import environment, in_shell, tiny_command
+from commands import environment, in_shell, tiny_command
 from pools import make_pairs, real_captions, write_table, write_tars
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -26,8 +26,14 @@ PATIENCE = 240.0
 def started(command: str, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A command in a process group of its own, with its own cluster; nothing of it survives the block."""
     with (folder / "log.txt").open("ab") as log:
-        process = subprocess.Popen(["sh", "-c", f"exec {command}"], cwd=folder, env=environment(), stdout=log, stderr=log,
-                                   start_new_session=True)
+        process = subprocess.Popen(
+            ["sh", "-c", f"exec {command}"],
+            cwd=folder,
+            env=environment(),
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
         try:
             yield process
         finally:
@@ -76,8 +82,10 @@ def finished_parts(folder: Path, kind: str) -> dict[Path, int]:
 def test_killed_while_scoring(tmp_path: Path) -> None:
     captions = real_captions(6000) * 3
     write_table(tmp_path / "table", captions, num_files=2)
-    select = ("python -m orchestrator select +exp=wfpp source=table source.uri=table source.part_rows=40 "
-              "selection.wfpp.keep_fraction=0.5 cluster.scoring_actors=1 ")
+    select = (
+        "python -m orchestrator select +exp=wfpp source=table source.uri=table source.part_rows=40 "
+        "selection.wfpp.keep_fraction=0.5 cluster.scoring_actors=1 "
+    )
     with started(f"{select} out=OUT store=STORE", tmp_path) as process:
         wait_for(lambda: len(finished_parts(tmp_path, "scores")) >= 20, process)
         kill(process)
@@ -92,9 +100,12 @@ def test_killed_while_scoring(tmp_path: Path) -> None:
     assert {path: after[path] for path in before} == before, "what was committed was not done again"
     for kind, parts in others.items():
         assert {path: path.stat().st_mtime_ns for path in parts} == parts, kind
-    whole = in_shell(f"{select.replace('part_rows=40', 'part_rows=100000')} out=WHOLE store=STORE2 && "
-                     "python -m orchestrator export run=WHOLE to=whole.parquet && "
-                     "python -m orchestrator export run=OUT to=kept.parquet", cwd=tmp_path)
+    whole = in_shell(
+        f"{select.replace('part_rows=40', 'part_rows=100000')} out=WHOLE store=STORE2 && "
+        "python -m orchestrator export run=WHOLE to=whole.parquet && "
+        "python -m orchestrator export run=OUT to=kept.parquet",
+        cwd=tmp_path,
+    )
     assert whole.returncode == 0, whole.stderr
     assert pq.read_table(tmp_path / "kept.parquet").equals(pq.read_table(tmp_path / "whole.parquet"))
 

@@ -41,7 +41,9 @@ class Calls:
             time.sleep(self.pause)
             if item in self.broken:
                 raise UserError(f"item {item} is broken")
-            return PartResult({"txt": str(item).encode() * 1000}, {"rows": int(item), "kinds": {"even": int(item % 2 == 0)}})
+            return PartResult(
+                {"txt": str(item).encode() * 1000}, {"rows": int(item), "kinds": {"even": int(item % 2 == 0)}}
+            )
 
         return work
 
@@ -140,5 +142,8 @@ def test_two_builders_at_once_do_no_harm(artifact: Artifact, tmp_path: Path) -> 
 
 
 def test_sums_add_numbers_and_counts_by_key() -> None:
-    summaries = [{"index": 0, "rows": 2, "kinds": {"a": 1}, "examples": ["x"]}, {"index": 1, "rows": 3, "kinds": {"a": 1, "b": 4}}]
+    summaries = [
+        {"index": 0, "rows": 2, "kinds": {"a": 1}, "examples": ["x"]},
+        {"index": 1, "rows": 3, "kinds": {"a": 1, "b": 4}},
+    ]
     assert sums(summaries) == {"rows": 5, "kinds": {"a": 2, "b": 4}}

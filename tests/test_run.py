@@ -11,7 +11,7 @@ from typing import Any
 import open_clip
 import pytest
 import torch
-from conftest import tiny_command
+from commands import tiny_command
 from PIL import Image
 
 pytestmark = pytest.mark.slow
@@ -30,12 +30,18 @@ def phase_folder(folder: Path, phase: str) -> Path:
 
 
 def test_the_report_counts_every_stage(report: dict[str, Any]) -> None:
-    assert {row["name"]: row["pairs"] for row in report["funnel"]} | {"wfpp": KEPT, "pretrain": KEPT, "finetune": NUM_PAIRS} == {
-        row["name"]: row["pairs"] for row in report["funnel"]}
+    assert {row["name"]: row["pairs"] for row in report["funnel"]} | {
+        "wfpp": KEPT,
+        "pretrain": KEPT,
+        "finetune": NUM_PAIRS,
+    } == {row["name"]: row["pairs"] for row in report["funnel"]}
     (step,) = report["steps"]
     assert (step["pairs_in"], step["budget"], step["pairs_out"]) == (NUM_PAIRS, KEPT, KEPT)
     assert report["skipped"]["catalog"]["problems"] == {}
-    assert {name: phase["skipped"] for name, phase in report["skipped"]["training"].items()} == {"pretrain": 0, "finetune": 0}
+    assert {name: phase["skipped"] for name, phase in report["skipped"]["training"].items()} == {
+        "pretrain": 0,
+        "finetune": 0,
+    }
 
 
 def test_samples_seen_are_counted_and_compared(report: dict[str, Any]) -> None:
@@ -72,8 +78,10 @@ def test_the_model_folder_is_open_clips(tiny_run: Path) -> None:
 
 
 def test_the_model_is_the_fine_tuned_one_and_training_moved_it(tiny_run: Path) -> None:
-    weights = {phase: (phase_folder(tiny_run, phase) / "model" / "open_clip_model.safetensors").read_bytes()
-               for phase in ("pretrain", "finetune")}
+    weights = {
+        phase: (phase_folder(tiny_run, phase) / "model" / "open_clip_model.safetensors").read_bytes()
+        for phase in ("pretrain", "finetune")
+    }
     assert (tiny_run / "OUT" / "model" / "open_clip_model.safetensors").read_bytes() == weights["finetune"]
     assert weights["pretrain"] != weights["finetune"]
 
@@ -87,7 +95,15 @@ def test_both_models_were_evaluated(report: dict[str, Any]) -> None:
 
 def test_the_plain_output_tells_the_plan_the_progress_and_where_things_lie(tiny_run: Path) -> None:
     said = (tiny_run / "stdout.txt").read_text()
-    for part in ("plan of tiny", "to compute", "pretrain: done", "finetune: done", "evaluate: done", "report.html", "model"):
+    for part in (
+        "plan of tiny",
+        "to compute",
+        "pretrain: done",
+        "finetune: done",
+        "evaluate: done",
+        "report.html",
+        "model",
+    ):
         assert part in said
     assert "\x1b" not in said
     assert "samples seen: " in said
@@ -118,9 +134,17 @@ def test_a_second_run_recomputes_nothing(typed: Any, tiny_run: Path, tiny_conf: 
 def test_a_plan_of_it_shows_what_is_there(typed: Any, tiny_run: Path, tiny_conf: str, tar_pool: str) -> None:
     command = tiny_command(tiny_conf, tar_pool).replace(" run ", " plan ")
     done = typed(f"{command} store=STORE selection.wfpp.keep_fraction=0.5", cwd=tiny_run)
-    rows = {cells[1].strip(): cells[3].strip() for cells in (line.split("│") for line in done.stdout.splitlines()) if len(cells) == 7}
+    rows = {
+        cells[1].strip(): cells[3].strip()
+        for cells in (line.split("│") for line in done.stdout.splitlines())
+        if len(cells) == 7
+    }
     assert {name: rows[name] for name in ("catalog", "score, wfpp", "wfpp", "pretrain")} == {
-        "catalog": "reused", "score, wfpp": "reused", "wfpp": "to compute", "pretrain": "to compute"}
+        "catalog": "reused",
+        "score, wfpp": "reused",
+        "wfpp": "to compute",
+        "pretrain": "to compute",
+    }
 
 
 def test_the_report_is_rebuilt(typed: Any, tiny_run: Path) -> None:
@@ -135,11 +159,21 @@ def test_the_report_is_rebuilt(typed: Any, tiny_run: Path) -> None:
 
 
 def test_one_worker_sees_what_two_see(typed: Any, tiny_run: Path, tiny_conf: str, tar_pool: str) -> None:
-    done = typed(f"{tiny_command(tiny_conf, tar_pool)} out=ALONE store=ALONE-STORE training.num_workers=1 finetune.enabled=false",
-                 cwd=tiny_run)
+    done = typed(
+        f"{tiny_command(tiny_conf, tar_pool)} out=ALONE store=ALONE-STORE training.num_workers=1 finetune.enabled=false",
+        cwd=tiny_run,
+    )
     assert done.returncode == 0, done.stderr
-    ours, theirs = ([json.loads(line) for line in next((tiny_run / store / "pretrain").iterdir()).joinpath("metrics.jsonl")
-                     .read_text().splitlines()] for store in ("ALONE-STORE", "STORE"))
+    ours, theirs = (
+        [
+            json.loads(line)
+            for line in next((tiny_run / store / "pretrain").iterdir())
+            .joinpath("metrics.jsonl")
+            .read_text()
+            .splitlines()
+        ]
+        for store in ("ALONE-STORE", "STORE")
+    )
     assert [line["samples_seen"] for line in ours] == [line["samples_seen"] for line in theirs]
     # no batch norm in this model, so the same batches give the same losses, but for rounding
     assert [line["loss"] for line in ours] == pytest.approx([line["loss"] for line in theirs], rel=1e-3)

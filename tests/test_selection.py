@@ -20,7 +20,8 @@ from orchestrator.selection.wfpp import read_scores
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 PATTERN = regex.compile(
-    r"<start_of_text>|<end_of_text>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+", regex.IGNORECASE)
+    r"<start_of_text>|<end_of_text>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+", regex.IGNORECASE
+)
 NUM_CAPTIONS = 5000
 
 
@@ -29,7 +30,9 @@ def oracle_words(caption: str | None) -> list[str]:
     return PATTERN.findall(" ".join(text.strip().split()).lower())
 
 
-def oracle_scores(captions: Sequence[str | None], *, min_count: int = 5, max_words: int = 30, t: float = 1e-7) -> list[float]:
+def oracle_scores(
+    captions: Sequence[str | None], *, min_count: int = 5, max_words: int = 30, t: float = 1e-7
+) -> list[float]:
     words = [oracle_words(caption) for caption in captions]
     counts = Counter(word for caption in words for word in caption)
     frequent = {word: count for word, count in counts.items() if count >= min_count}
@@ -58,7 +61,9 @@ def select(tmp_path_factory: pytest.TempPathFactory) -> Select:
     """Selects from a caption table; `steps` are nodes by name, in order. One store serves the module."""
     store = tmp_path_factory.mktemp("store")
 
-    def run(uri: str, steps: dict[str, dict[str, Any]], *, actors: int | None = 2, part_rows: int = 1_000_000) -> Selected:
+    def run(
+        uri: str, steps: dict[str, dict[str, Any]], *, actors: int | None = 2, part_rows: int = 1_000_000
+    ) -> Selected:
         source = {"format": "table", "uri": uri, "part_rows": part_rows}
         selection = {"steps": list(steps), **steps}
         return build_selection(config_of(source, store, selection=selection, cluster={"scoring_actors": actors}))
@@ -93,7 +98,9 @@ def test_the_captions_hold_what_the_web_holds(captions: list[str | None]) -> Non
 
 
 @pytest.mark.parametrize("keep_fraction", [0.3, 0.5, 0.8, 0.999, 1.0])
-def test_wfpp_keeps_what_the_oracle_keeps(select: Select, one_file: str, scores: list[float], keep_fraction: float) -> None:
+def test_wfpp_keeps_what_the_oracle_keeps(
+    select: Select, one_file: str, scores: list[float], keep_fraction: float
+) -> None:
     kept = select(one_file, {"wfpp": {"keep_fraction": keep_fraction}}).ordinals()
     assert kept == oracle_kept(scores, keep_fraction)
 
@@ -106,7 +113,10 @@ def test_scores_equal_the_oracles_bit_for_bit(select: Select, one_file: str, sco
 
 
 def test_the_keep_list_does_not_depend_on_shards_parts_and_actors(
-    select: Select, one_file: str, seven_files: str, scores: list[float],
+    select: Select,
+    one_file: str,
+    seven_files: str,
+    scores: list[float],
 ) -> None:
     expected = oracle_kept(scores, 0.5)
     steps = {"wfpp": {"keep_fraction": 0.5}}
@@ -126,10 +136,17 @@ def test_random_keeps_its_budget_by_seed_alone(select: Select, one_file: str, se
 
 
 def test_a_second_step_sees_what_the_first_one_left(
-    select: Select, seven_files: str, captions: list[str | None], scores: list[float],
+    select: Select,
+    seven_files: str,
+    captions: list[str | None],
+    scores: list[float],
 ) -> None:
     first = {"wfpp": {"keep_fraction": 0.5}}
-    steps = {**first, "second": {"method": "wfpp", "keep_fraction": 0.4}, "last": {"method": "random", "keep_fraction": 0.5}}
+    steps = {
+        **first,
+        "second": {"method": "wfpp", "keep_fraction": 0.4},
+        "last": {"method": "random", "keep_fraction": 0.5},
+    }
     survivors = oracle_kept(scores, 0.5)
     again = oracle_kept(oracle_scores([captions[i] for i in survivors]), 0.4)
     found = select(seven_files, steps)
@@ -142,14 +159,34 @@ def test_all_keeps_everything(select: Select, one_file: str, captions: list[str 
     assert select(one_file, {"all": {}}).ordinals() == list(range(len(captions)))
 
 
-WORKED = [*["a dog on a beach"] * 6, *["a cat"] * 5, *["a photo of a dog"] * 4, *["A photo of a zebra!"] * 2, "zebra", "",
-          "the the the the the"]
+WORKED = [
+    *["a dog on a beach"] * 6,
+    *["a cat"] * 5,
+    *["a photo of a dog"] * 4,
+    *["A photo of a zebra!"] * 2,
+    "zebra",
+    "",
+    "the the the the the",
+]
 
 
-@pytest.mark.parametrize(("t", "expected"), [
-    (1e-7, {19: .001205388123, 6: .0008547097704, 0: .0008114951393, 11: .0008114951393, 15: .0005343023951, 17: 0.0}),
-    (1e-2, {6: .2400672148, 19: .1819854733, 0: .1561866495, 15: .1166387397}),
-])
+@pytest.mark.parametrize(
+    ("t", "expected"),
+    [
+        (
+            1e-7,
+            {
+                19: 0.001205388123,
+                6: 0.0008547097704,
+                0: 0.0008114951393,
+                11: 0.0008114951393,
+                15: 0.0005343023951,
+                17: 0.0,
+            },
+        ),
+        (1e-2, {6: 0.2400672148, 19: 0.1819854733, 0: 0.1561866495, 15: 0.1166387397}),
+    ],
+)
 def test_the_worked_example(select: Select, tmp_path: Path, t: float, expected: dict[int, float]) -> None:
     uri = write_table(tmp_path / "worked", WORKED)
     found = select(uri, {"wfpp": {"keep_fraction": 0.5, "t": t}})
@@ -197,10 +234,16 @@ def test_what_is_there_is_not_computed_again(ray_cluster: str, captions: list[st
 
 
 def test_the_typed_select_and_export_give_the_oracles_list(
-    typed: Any, seven_files: str, scores: list[float], tmp_path: Path,
+    typed: Any,
+    seven_files: str,
+    scores: list[float],
+    tmp_path: Path,
 ) -> None:
-    done = typed(f"python -m orchestrator select +exp=wfpp source=table source.uri={seven_files} "
-                 "selection.wfpp.keep_fraction=0.5 out=OUT && python -m orchestrator export run=OUT to=kept.parquet", cwd=tmp_path)
+    done = typed(
+        f"python -m orchestrator select +exp=wfpp source=table source.uri={seven_files} "
+        "selection.wfpp.keep_fraction=0.5 out=OUT && python -m orchestrator export run=OUT to=kept.parquet",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     kept = oracle_kept(scores, 0.5)
     table = pq.read_table(tmp_path / "kept.parquet")

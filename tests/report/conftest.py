@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from report_runs import CAPTIONS, evaluation_record, phase_record, select, write_tar
 
 from orchestrator.record import RunRecord
