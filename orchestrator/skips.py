@@ -4,6 +4,7 @@ the limit by all ranks together."""
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ class Skips:
     def agree(self, phase: str, seen: int) -> None:
         """Adds up what all ranks have taken in since the last time; every rank calls it at the same step.
 
-        Errors: `UserError` on all ranks alike when more than `max_share` of the samples `seen` were unreadable."""
+        Errors: `UserError` on all ranks alike when clearly more than `max_share` of the samples `seen` were unreadable,
+        `seen` counting the whole phase so far."""
         unreadable = sum(problem != NO_CAPTION for _, problem in self.own)
         told = (len(self.own), unreadable, [f"{key}: {problem}" for key, problem in self.own[:MAX_EXAMPLES]])
         gathered: list[Any] = [told]
@@ -44,8 +46,9 @@ class Skips:
         self.total += sum(count for count, _, _ in gathered)
         self.unreadable += sum(count for _, count, _ in gathered)
         self.examples = (self.examples + [one for _, _, examples in gathered for one in examples])[:MAX_EXAMPLES]
-        # one bad pair is no reason to stop, however early it comes
-        if self.unreadable > max(1, self.max_share * seen):
+        # early on a few bad pairs may come together by chance: three standard deviations of it are no reason to stop
+        expected = self.max_share * seen
+        if self.unreadable > 1 + expected + 3 * math.sqrt(expected):
             raise UserError(
                 f"{phase}: {self.unreadable:,} of {seen:,} samples could not be decoded "
                 f"({'; '.join(self.examples[:3])}); mend the pool or raise training.max_bad_pairs"
