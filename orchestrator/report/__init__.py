@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ray
+
 from orchestrator import store
 from orchestrator.record import RunRecord
 from orchestrator.report.examples import example_pairs
@@ -30,13 +32,18 @@ def write_report(out: str, record: RunRecord) -> None:
     """Writes both files into the run's folder; the cluster is connected.
 
     Errors: `StoreError` when the folder cannot be written."""
+    # in a task: the example pairs' parts and a bucket of words at a time have no place in the driver's memory
+    numbers, page = ray.get(ray.remote(num_cpus=0)(_make).remote(record))
+    store.write(store.join(out, JSON_FILE), numbers)
+    store.write(store.join(out, PAGE_FILE), page)
+
+
+def _make(record: RunRecord) -> tuple[bytes, bytes]:
     report = build_report(record)
     pictures = Pictures()
     if report.examples is not None:
         pictures = example_pictures(record, record.of_kind("catalog")[0], report.examples)
-    page = render(report, pictures)
-    store.write(store.join(out, JSON_FILE), report.model_dump_json(indent=1).encode())
-    store.write(store.join(out, PAGE_FILE), page.encode())
+    return report.model_dump_json(indent=1).encode(), render(report, pictures).encode()
 
 
 def headline(out: str) -> list[tuple[str, str]]:
