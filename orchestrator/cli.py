@@ -25,6 +25,8 @@ VERBS = ("run", "plan", "select", "evaluate", "report", "export")
 NEED_NO_SOURCE = ("evaluate", "report", "export")
 PATH_KEYS = ("uri", "out", "store", "run", "to", "checkpoint", "pretrained", "mlflow_uri")
 USAGE_ERROR, FAILURE = 2, 1
+# what Ray Data appends to the message of an error in a task: advice on retries
+RAY_ADDS = "Failed to apply UDF transform"
 # a list, or a value quoted whole: these the user wrote in Hydra's grammar
 HYDRA_SYNTAX = re.compile(r"\[.*\]|'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
 
@@ -143,12 +145,13 @@ def _hydra_cli(verb: str | None, arguments: list[str], folder: str | None) -> No
 def _explain(error: BaseException) -> NoReturn:
     chain: BaseException | None = error
     while chain is not None:
-        # Ray wraps what a task raised: the original hangs as `cause`, and its own message names the user's mistake
-        if isinstance(chain, UserError):
-            _fail(" ".join(str(chain).split()))
-        if isinstance(chain, OSError) and chain.filename is not None:
+        # Ray wraps what a task raised: the wrapper is of its class but tells the whole trace, `cause` is the original
+        wrapped = getattr(chain, "cause", None)
+        if isinstance(chain, UserError) and wrapped is None:
+            _fail(" ".join(str(chain).split(RAY_ADDS)[0].split()))
+        if isinstance(chain, OSError) and chain.filename is not None and wrapped is None:
             _fail(f"{chain.strerror}: {chain.filename}", FAILURE)
-        chain = getattr(chain, "cause", None) or chain.__cause__ or chain.__context__
+        chain = wrapped or chain.__cause__ or chain.__context__
     traceback.print_exception(error)
     _fail(f"this is a fault of the orchestrator's: {type(error).__name__}", FAILURE)
 

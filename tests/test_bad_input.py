@@ -1,4 +1,4 @@
-"""Bad input, typed: what cannot work is one line and exit code 2; what is broken in a pool is skipped, counted, named."""
+"""Bad input, typed: what cannot work is one line and exit code 2; broken pairs are skipped, counted, named."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ def refused(done: Any, *said: str) -> str:
     assert line.startswith("orchestrator: "), line
     assert "\n" not in line, line
     assert "Traceback" not in done.stdout + done.stderr
+    assert "ray::" not in line, "a trace folded into one line is none the better"
+    assert "UDF" not in line
     for part in said:
         assert part in line, line
     return line

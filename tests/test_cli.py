@@ -27,6 +27,8 @@ def refused(done: Any, *, names: set[str] | list[str] = ()) -> str:
     assert line.startswith("orchestrator: "), line
     assert "\n" not in line
     assert "Traceback" not in done.stdout + done.stderr
+    assert "ray::" not in line, "a trace folded into one line is none the better"
+    assert "UDF" not in line
     for name in names:
         assert name in line, line
     return line
