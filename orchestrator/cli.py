@@ -3,6 +3,7 @@ must."""
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import traceback
@@ -70,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if any(override.startswith("-") for override in overrides) or verb is None:
         _hydra_cli(verb, overrides or ["--help"], folder)
         return
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", RAY_NOISE)
     try:
         config = compose_config(overrides, folder, needs_source=verb not in NEED_NO_SOURCE)
         getattr(import_module("orchestrator.pipeline"), verb)(config)
