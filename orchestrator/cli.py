@@ -26,6 +26,8 @@ VERBS = ("run", "plan", "select", "evaluate", "report", "export")
 NEED_NO_SOURCE = ("evaluate", "report", "export")
 PATH_KEYS = ("uri", "out", "store", "run", "to", "checkpoint", "pretrained", "mlflow_uri")
 USAGE_ERROR, FAILURE = 2, 1
+# Ray reads it when it is imported: training workers and reading tasks are more processes than a laptop has cores
+RAY_NOISE = "worker processes have been started on node"
 # what Ray Data appends to the message of an error in a task: advice on retries
 RAY_ADDS = "Failed to apply UDF transform"
 # a list, or a value quoted whole: these the user wrote in Hydra's grammar
