@@ -1,4 +1,4 @@
-"""One Ray cluster a session, shared with the commands that tests type; the pools and the run that several tests read."""
+"""One Ray cluster a session, shared with the commands that tests type; the pools and the run that several read."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """What orchestration costs: samples/s of the pre-training phase against a bare loop, one after the other in one run.
 
 The bare loop has the same model, loss, optimiser, precision, batch and number of gloo processes, and reads and decodes
-the same pool through a PyTorch DataLoader; it has no Ray, no checkpoints, no ordered stream and no log. Both figures are
-the steady state: the steps before the first `SKIPPED` samples are left out.
+the same pool through a PyTorch DataLoader; it has no Ray, no checkpoints, no ordered stream and no log. Both figures
+are the steady state: the steps before the first `SKIPPED` samples are left out.
 
     python tests/benchmarks/bench_training.py --epochs 4
 """
@@ -117,6 +117,7 @@ def bare_worker(rank: int, config: Config, record: RunRecord, epochs: int, out: 
         drop_last=True,
         sampler=DistributedSampler(pairs, NUM_WORKERS, rank, drop_last=True),
         num_workers=1,
+        multiprocessing_context="fork",
         persistent_workers=True,
     )
     seen, counted, mark = 0, 0, 0.0
