@@ -23,7 +23,10 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
 def select(shell: Any, folder: Path, uri: str, *more: str, source: str = "webdataset") -> None:
-    command = f"python -m orchestrator select +exp=wfpp source={source} source.uri={uri} selection.wfpp.keep_fraction=0.5 out=OUT"
+    command = (
+        f"python -m orchestrator select +exp=wfpp source={source} source.uri={uri} "
+        "selection.wfpp.keep_fraction=0.5 out=OUT"
+    )
     done = shell(" ".join([command, *more]), cwd=folder)
     assert done.returncode == 0, done.stderr
 

@@ -160,7 +160,8 @@ def test_the_report_is_rebuilt(typed: Any, tiny_run: Path) -> None:
 
 def test_one_worker_sees_what_two_see(typed: Any, tiny_run: Path, tiny_conf: str, tar_pool: str) -> None:
     done = typed(
-        f"{tiny_command(tiny_conf, tar_pool)} out=ALONE store=ALONE-STORE training.num_workers=1 finetune.enabled=false",
+        f"{tiny_command(tiny_conf, tar_pool)} out=ALONE store=ALONE-STORE training.num_workers=1 "
+        "finetune.enabled=false",
         cwd=tiny_run,
     )
     assert done.returncode == 0, done.stderr
