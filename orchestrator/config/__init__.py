@@ -1,0 +1,198 @@
+"""What a run is, typed: one frozen class per group of `conf/`, validated once at the boundary.
+
+Past `parse` nothing sees a raw mapping. Every message names the key, what came and what is expected."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ValidationError, model_validator
+
+from orchestrator.config.embedding import (
+    BroughtConfig,
+    ClipRetrievalEmbedding,
+    ColumnEmbedding,
+    EfficientNetLite0Encoder,
+    EmbeddingConfig,
+    EncoderConfig,
+    MatchBy,
+    OpenClipEncoder,
+    TimmEncoder,
+)
+from orchestrator.config.section import ConfigError, Positive, Section
+from orchestrator.config.selection import (
+    AllStep,
+    BasicStep,
+    Budgeted,
+    ClipScoreStep,
+    Clustering,
+    DbpStep,
+    KeepListStep,
+    MetaClipStep,
+    RandomStep,
+    SelectionConfig,
+    SemDeDupStep,
+    SspStep,
+    StepConfig,
+    WfppStep,
+)
+from orchestrator.config.source import (
+    DemoSource,
+    Limits,
+    ParquetSource,
+    SourceConfig,
+    TableSource,
+    WebDatasetSource,
+)
+from orchestrator.config.training import (
+    AugmentationConfig,
+    FinetuneConfig,
+    ModelConfig,
+    PhaseConfig,
+    TrainingConfig,
+)
+
+__all__ = [
+    "AllStep",
+    "AugmentationConfig",
+    "BasicStep",
+    "BroughtConfig",
+    "Budgeted",
+    "ClipRetrievalEmbedding",
+    "ClipScoreStep",
+    "ClusterConfig",
+    "Clustering",
+    "ColumnEmbedding",
+    "Config",
+    "ConfigError",
+    "DbpStep",
+    "DemoSource",
+    "EfficientNetLite0Encoder",
+    "EmbeddingConfig",
+    "EncoderConfig",
+    "EvaluationConfig",
+    "FinetuneConfig",
+    "KeepListStep",
+    "Limits",
+    "MatchBy",
+    "MetaClipStep",
+    "ModelConfig",
+    "OpenClipEncoder",
+    "ParquetSource",
+    "PhaseConfig",
+    "RandomStep",
+    "RetrievalConfig",
+    "Section",
+    "SelectionConfig",
+    "SemDeDupStep",
+    "SourceConfig",
+    "SspStep",
+    "StepConfig",
+    "TableSource",
+    "TimmEncoder",
+    "TrackingConfig",
+    "TrainingConfig",
+    "WebDatasetSource",
+    "WfppStep",
+    "ZeroShotConfig",
+    "parse",
+]
+
+
+class ZeroShotConfig(Section):
+    """A classification set: a tar of image + `cls`, its class names and prompt templates in text files beside it."""
+
+    uri: str | None = None
+    templates: tuple[str, ...] | None = None
+
+
+class RetrievalConfig(Section):
+    """Held-out pairs: a tar of image + caption."""
+
+    uri: str | None = None
+
+
+class EvaluationConfig(Section):
+    """What the trained models are measured on."""
+
+    zero_shot: ZeroShotConfig = ZeroShotConfig()
+    retrieval: RetrievalConfig = RetrievalConfig()
+    batch_size: Positive = 256
+
+
+class TrackingConfig(Section):
+    """Where the training curve goes besides the JSON-lines file."""
+
+    tensorboard: bool = True
+    wandb_project: str | None = None
+    mlflow_uri: str | None = None
+
+
+class ClusterConfig(Section):
+    """Which Ray cluster: an address (default: RAY_ADDRESS, else one on this machine)."""
+
+    address: str | None = None
+    num_cpus: Positive | None = None
+    scoring_actors: Positive | None = None
+
+
+class Config(Section):
+    """A whole run."""
+
+    name: str = "run"
+    source: SourceConfig
+    embedding: dict[str, EmbeddingConfig]
+    selection: SelectionConfig
+    model: ModelConfig
+    training: TrainingConfig
+    finetune: FinetuneConfig
+    evaluation: EvaluationConfig
+    tracking: TrackingConfig
+    cluster: ClusterConfig
+    store: str = "runs/store"
+    out: str | None = None
+    run: str | None = None
+    to: str | None = None
+    checkpoint: str | None = None
+
+    @model_validator(mode="after")
+    def _embeddings_are_declared(self) -> Config:
+        for step in self.selection.steps:
+            name = self.selection.embedding_of(step)
+            if name is not None and name not in self.embedding:
+                declared = ", ".join(sorted(self.embedding))
+                raise ValueError(f"selection.{step}.embedding names {name!r}; declared embeddings: {declared}")
+        return self
+
+
+def parse(raw: dict[str, Any]) -> Config:
+    """The typed configuration of a resolved Hydra config.
+
+    Errors: `ConfigError`, one line for all that is wrong, each with its key, what came and what was expected."""
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_line(problem) for problem in error.errors())) from None
+
+
+def _line(problem: Any) -> str:
+    where = [str(step) for step in problem["loc"]]
+    # pydantic's location also names the union's member ("table", "wfpp") and the folded node, no keys of the user's
+    if where[:1] == ["source"]:
+        where = where[:1] + where[2:]
+    if where[:2] == ["selection", "settings"]:
+        where = [where[0], where[2], *where[4:]]
+    if where[:1] == ["embedding"]:
+        where = [*where[:2], *where[3:]]
+    key, message = ".".join(where), problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        return message if not where or message.startswith(where[0]) else f"{key}: {message}"
+    if problem["type"] == "missing":
+        return f"{key}: missing, expected a value"
+    if problem["type"] == "extra_forbidden":
+        return f"{key}: no such key"
+    if problem["type"] == "union_tag_invalid":
+        context = problem["ctx"]
+        discriminator = context["discriminator"].strip("'")
+        return f"{key}.{discriminator}: got {context['tag']!r}, expected one of {context['expected_tags']}"
+    return f"{key}: got {problem['input']!r}, expected {message.removeprefix('Input should be ').lower()}"

@@ -1,0 +1,97 @@
+"""The model, and the two phases that train it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from orchestrator.config.section import Fraction, Positive, Section, Share
+
+
+class ModelConfig(Section):
+    """An open_clip model by name, or a configuration of one's own (timm towers allowed)."""
+
+    name: str | None = "ViT-B-32"
+    config: dict[str, Any] | None = None
+    pretrained: str | None = None
+    image_size: Positive | None = None
+    context_length: Positive | None = None
+
+    @model_validator(mode="after")
+    def _one_of_name_and_config(self) -> ModelConfig:
+        if (self.name is None) == (self.config is None):
+            raise ValueError("model: give either model.name or model.config, and set the other to null")
+        return self
+
+
+class AugmentationConfig(Section):
+    """Random resized crop as open_clip trains with; `scale` [1, 1] and `ratio` [1, 1] make it a centre crop."""
+
+    scale: tuple[Fraction, Fraction] = (0.9, 1.0)
+    ratio: tuple[float, float] = (0.75, 4 / 3)
+    horizontal_flip: bool = False
+
+
+class PhaseConfig(Section):
+    """One training phase: how long, how fast."""
+
+    epochs: Positive = 32
+    lr: Annotated[float, Field(gt=0)] = 5e-4
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
+
+    @model_validator(mode="after")
+    def _one_warmup(self) -> PhaseConfig:
+        if self.warmup_steps and self.warmup_epochs:
+            raise ValueError("give either warmup_steps or warmup_epochs, not both")
+        return self
+
+
+class FinetuneConfig(PhaseConfig):
+    """The phase on every valid pair of the source (with `after`: of what that selection step left), from the
+    pre-trained weights with a new optimiser."""
+
+    enabled: bool = True
+    after: str | None = None
+    epochs: Positive = 1
+    lr: Annotated[float, Field(gt=0)] = 1e-5
+    warmup_epochs: Annotated[float, Field(ge=0)] = 0.1
+
+
+class TrainingConfig(PhaseConfig):
+    """Pre-training, and what both phases share: batch, optimiser, precision, stream and checkpoints."""
+
+    global_batch_size: Positive = 32_768
+    weight_decay: Annotated[float, Field(ge=0)] = 0.2
+    beta1: Share = 0.9
+    beta2: Share = 0.98
+    eps: Annotated[float, Field(gt=0)] = 1e-6
+    grad_clip_norm: Annotated[float, Field(gt=0)] | None = None
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    local_loss: bool = False
+    seed: int = 0
+    augmentation: AugmentationConfig = AugmentationConfig()
+    max_image_pixels: Positive = 89_478_485
+    max_bad_pairs: Share = 0.05
+    lanes: Positive = 64
+    window: Positive = 1024
+    checkpoint_every_steps: Positive = 1000
+    log_every_steps: Positive = 10
+    num_workers: Positive | None = None
+    cpus_per_worker: Positive = 1
+    max_failures: Annotated[int, Field(ge=0)] = 3
+
+    @model_validator(mode="after")
+    def _lanes_divide_the_batch(self) -> TrainingConfig:
+        if self.global_batch_size % self.lanes:
+            raise ValueError(
+                f"training.global_batch_size={self.global_batch_size} must be a multiple of "
+                f"training.lanes={self.lanes}: every global batch takes as many pairs from each lane"
+            )
+        if self.num_workers is not None and self.lanes % self.num_workers:
+            raise ValueError(
+                f"training.lanes={self.lanes} must be a multiple of training.num_workers="
+                f"{self.num_workers}: every worker owns as many lanes"
+            )
+        return self
