@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import accumulate
 from typing import Any
 
 import pyarrow as pa
@@ -51,6 +52,33 @@ def _read(uri: str, columns: tuple[str, ...]) -> pa.Table:
     fs, path = store.filesystem(uri)
     with fs.open(path, "rb", cache_type="all") if not store.is_local(uri) else open(path, "rb") as file:
         return pq.read_table(file, columns=list(columns))
+
+
+@dataclass(frozen=True, slots=True)
+class PartRows:
+    """A part of a catalogued pool: its index, its rows, and the global ordinal of its first row."""
+
+    index: int
+    num_rows: int
+    first_ordinal: int
+
+
+def part_rows(catalog: Catalog) -> list[PartRows]:
+    """The parts of a complete catalog, in order."""
+    rows = catalog.rows_per_part
+    return [PartRows(index, n, end - n) for index, (n, end) in enumerate(zip(rows, accumulate(rows), strict=True))]
+
+
+def part_groups(catalog: Catalog, *, max_groups: int, pairs_per_group: int = 1) -> list[list[PartRows]]:
+    """The parts in runs of about as many pairs, at least `pairs_per_group` where the pool has so many, and at most
+    `max_groups` runs."""
+    parts = part_rows(catalog)
+    num_pairs = sum(part.num_rows for part in parts)
+    size = max(pairs_per_group, -(-num_pairs // max_groups), 1)
+    groups: dict[int, list[PartRows]] = {}
+    for part in parts:
+        groups.setdefault(part.first_ordinal // size, []).append(part)
+    return list(groups.values())
 
 
 def to_parquet(table: pa.Table) -> bytes:

@@ -73,6 +73,11 @@ def num_gpus() -> int:
     return int(ray.cluster_resources().get("GPU", 0))
 
 
+def node_cpus() -> int:
+    """Logical CPUs of the largest node: what one task may ask for at most."""
+    return int(max(node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"]))
+
+
 def num_train_workers(asked: int | None, *, lanes: int) -> int:
     """Training workers: as asked, else one for each GPU, else up to 2 on CPU; `lanes` must be a multiple.
 

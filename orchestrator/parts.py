@@ -65,12 +65,14 @@ def build_parts(
     name: str,
     count: str = "rows",
     num_actors: int | None = None,
+    num_gpus: int = 0,
     check: Callable[[list[Summary]], None] | None = None,
     totals: Callable[[list[Summary]], dict[str, Any]] | None = None,
 ) -> Artifact:
     """Computes the items that are missing and publishes the artifact.
 
-    `make_work()` is called once a batch in tasks, or once an actor with `num_actors`; `count` names the summary's
+    `make_work()` is called once a batch in tasks, or once an actor with `num_actors` (each with `num_gpus`);
+    `count` names the summary's
     field that the display counts; `check` may refuse what came out before the manifest is written; `totals` replaces
     the sums. Errors: whatever the work raises, through Ray."""
     started = time.monotonic()
@@ -79,7 +81,7 @@ def build_parts(
         counted = sum(summary.get(count, 0) for summary in done.values())
         progress.update(counted)
         missing = [(index, item) for index, item in enumerate(items) if index not in done]
-        for summary in _run(artifact, missing, make_work, num_actors):
+        for summary in _run(artifact, missing, make_work, num_actors, num_gpus):
             done[summary["index"]] = summary
             counted += summary.get(count, 0)
             progress.update(counted)
@@ -91,7 +93,11 @@ def build_parts(
 
 
 def _run(
-    artifact: Artifact, missing: list[tuple[int, Any]], make_work: Callable[[], Work], num_actors: int | None
+    artifact: Artifact,
+    missing: list[tuple[int, Any]],
+    make_work: Callable[[], Work],
+    num_actors: int | None,
+    num_gpus: int,
 ) -> Iterator[Summary]:
     if not missing:
         return
@@ -99,7 +105,9 @@ def _run(
     dataset = ray.data.from_items(rows, override_num_blocks=min(len(rows), MAX_BLOCKS))
     if num_actors:
         pool = ray.data.ActorPoolStrategy(min_size=1, max_size=min(num_actors, len(rows)))
-        done = dataset.map_batches(_Worker, fn_constructor_args=(artifact, make_work), batch_size=1, compute=pool)
+        done = dataset.map_batches(
+            _Worker, fn_constructor_args=(artifact, make_work), batch_size=1, compute=pool, num_gpus=num_gpus
+        )
     else:
         # the worker is made inside the task, so that only its recipe travels
         done = dataset.map_batches(lambda batch: _Worker(artifact, make_work)(batch), batch_size=1)

@@ -9,10 +9,10 @@ from orchestrator.catalog import Catalog
 from orchestrator.config import Config
 from orchestrator.record import RunRecord
 from orchestrator.selection import all_pairs, random_draw, wfpp
-from orchestrator.selection.step import Step
 from orchestrator.selection.valid import CAPTIONED, valid_stage
 from orchestrator.source import Source
 from orchestrator.stage import Stage
+from orchestrator.step import Step
 
 METHODS: dict[str, Callable[[Step], list[Stage]]] = {
     "wfpp": wfpp.stages,

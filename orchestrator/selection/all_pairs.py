@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from orchestrator.selection.step import Step
 from orchestrator.stage import Stage
+from orchestrator.step import Step
 
 
 def stages(step: Step) -> list[Stage]:

@@ -7,11 +7,12 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from orchestrator.catalog import PartRows
 from orchestrator.config import RandomStep
 from orchestrator.pruning.random import random_scores
 from orchestrator.selection.budget import budget_stage
-from orchestrator.selection.step import PartRows, Step
 from orchestrator.stage import Stage
+from orchestrator.step import Step
 
 
 def stages(step: Step) -> list[Stage]:

@@ -9,11 +9,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from orchestrator.artifacts import Artifact
-from orchestrator.catalog import Catalog
+from orchestrator.catalog import Catalog, PartRows, part_rows
 from orchestrator.keeplist import pack
 from orchestrator.parts import PartResult, Work, build_parts
 from orchestrator.progress import Display
-from orchestrator.selection.step import PartRows, part_rows
 from orchestrator.source import Status
 from orchestrator.stage import Stage
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from orchestrator import cluster, store
 from orchestrator.artifacts import Artifact
-from orchestrator.catalog import Catalog, to_parquet
+from orchestrator.catalog import Catalog, PartRows, part_rows, to_parquet
 from orchestrator.config import WfppStep
 from orchestrator.keeplist import KeepList
 from orchestrator.parts import PartResult, Work, build_parts, part_path
@@ -20,9 +20,9 @@ from orchestrator.pruning.cut import sortable
 from orchestrator.pruning.wfpp import WordTable, discard_probabilities, scores
 from orchestrator.pruning.words import caption_words
 from orchestrator.selection.budget import budget_stage
-from orchestrator.selection.step import PartRows, Step, part_rows
 from orchestrator.selection.words import count_stage, kept_captions, read_words, words_stage
 from orchestrator.stage import Stage
+from orchestrator.step import Step
 
 VERSION = 1
 

@@ -1,0 +1,41 @@
+"""A clustering of the pairs that reach a step: a sample, centroids trained on it, and every pair's nearest one.
+
+Each is an artifact of its own, so a sweep over what comes after computes them once; two steps with other settings have
+two clusterings of one set of embeddings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from orchestrator.artifacts import Artifact
+from orchestrator.clustering.assign import assign_stage
+from orchestrator.clustering.sample import sample_stage
+from orchestrator.clustering.stats import stats_stage
+from orchestrator.clustering.train import centroids_stage
+from orchestrator.config import Clustering
+from orchestrator.stage import Stage
+from orchestrator.step import Step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clusters:
+    """The artifacts of a clustering, and the stages that make them."""
+
+    centroids: Artifact
+    assigned: Artifact
+    stats: Artifact
+    stages: list[Stage]
+
+
+def clusters_of(step: Step, settings: Clustering) -> Clusters:
+    """The clustering that a step goes by, perhaps not computed yet."""
+    sample = sample_stage(step, settings)
+    centroids = centroids_stage(step, settings, sample.artifact)
+    assigned = assign_stage(step, centroids.artifact)
+    stats = stats_stage(step, settings.k, assigned.artifact)
+    return Clusters(
+        centroids=centroids.artifact,
+        assigned=assigned.artifact,
+        stats=stats.artifact,
+        stages=[sample, centroids, assigned, stats],
+    )

@@ -1,0 +1,108 @@
+"""Lloyd's algorithm for a sample that outgrows a machine: actors hold a share of it each, and after every iteration
+their partial sums are added up in a tree of tasks.
+
+The sums are of fixed-point numbers: the centroids do not depend on the number of actors. The state is written after
+each iteration; a killed training goes on from there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+
+from orchestrator import cluster, store
+from orchestrator.artifacts import Artifact
+from orchestrator.clustering.sample import read_sample
+from orchestrator.config import Clustering
+from orchestrator.npy import from_npy, to_npy
+from orchestrator.pruning.clusters import Nearest, Trained, Vectors, next_centroids, sums_by_cluster, unit
+
+Partial = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
+"""Of some vectors: sums [k, d], sizes [k] and distances [k] by cluster, in fixed point but for the sizes."""
+
+
+def train_in_tasks(artifact: Artifact, sample: Artifact, settings: Clustering) -> Trained:
+    """The centroids after all iterations, or as soon as they stand still."""
+    held = _hold(sample)
+    centroids = _start(held, sample, settings)
+    objective: list[float] = []
+    restarts, begin = 0, 0
+    state = artifact.path("state.json")
+    if store.exists(state):
+        told = store.read_json(state)
+        objective, restarts, begin = told["objective"], told["restarts"], told["iterations"]
+        centroids = from_npy(store.read(artifact.path(f"state-{begin}.npy")))
+    for iteration in range(begin, settings.num_iterations):
+        sums, sizes, distances = _one_pass(held, centroids)
+        moved, num_empty = next_centroids(sums, sizes, centroids)
+        objective.append(1 - float(distances.sum()) / 2**30 / float(sizes.sum()))
+        restarts += num_empty
+        stands_still = bool((moved == centroids).all())
+        centroids = moved
+        store.write(artifact.path(f"state-{iteration + 1}.npy"), to_npy(centroids))
+        store.write_json(state, {"iterations": iteration + 1, "objective": objective, "restarts": restarts})
+        store.remove(artifact.path(f"state-{iteration}.npy"))
+        if stands_still:
+            break
+    return Trained(centroids, objective, restarts)
+
+
+@ray.remote
+class _Share:
+    """Some groups of the sample, in memory."""
+
+    def __init__(self, sample: Artifact, groups: Sequence[int]):
+        self.vectors = {group: unit(chunk) for group, chunk in zip(groups, read_sample(sample, groups), strict=True)}
+
+    def rows(self, group: int, rows: NDArray[np.int64]) -> Vectors:
+        return self.vectors[group][rows]
+
+    def pass_over(self, centroids: Vectors) -> Partial:
+        nearest, k = Nearest(centroids, num_threads=1), len(centroids)
+        total = _zero(centroids)
+        for vectors in self.vectors.values():
+            clusters, distances = nearest(vectors)
+            sizes = np.bincount(clusters, minlength=k)
+            total = _add(total, (sums_by_cluster(vectors, clusters, k), sizes, sums_by_cluster(distances, clusters, k)))
+        return total
+
+
+def _zero(centroids: Vectors) -> Partial:
+    k = len(centroids)
+    return np.zeros(centroids.shape, np.int64), np.zeros(k, np.int64), np.zeros(k, np.int64)
+
+
+def _add(one: Partial, other: Partial) -> Partial:
+    return one[0] + other[0], one[1] + other[1], one[2] + other[2]
+
+
+def _hold(sample: Artifact) -> list[tuple[Sequence[int], ray.actor.ActorHandle]]:
+    num_groups = len(sample.parts)
+    shares = np.array_split(np.arange(num_groups), min(num_groups, cluster.num_cpus()))
+    return [(share.tolist(), _Share.remote(sample, share.tolist())) for share in shares]
+
+
+def _start(
+    held: Sequence[tuple[Sequence[int], ray.actor.ActorHandle]], sample: Artifact, settings: Clustering
+) -> Vectors:
+    ends = list(accumulate(part["sampled"] for part in sample.parts))
+    drawn = np.sort(np.random.default_rng(settings.seed).choice(ends[-1], settings.k, replace=False))
+    found = []
+    for groups, actor in held:
+        for group in groups:
+            first = ends[group] - sample.parts[group]["sampled"]
+            found.append(actor.rows.remote(group, drawn[(drawn >= first) & (drawn < ends[group])] - first))
+    return np.concatenate(ray.get(found))
+
+
+def _one_pass(held: Sequence[tuple[Sequence[int], ray.actor.ActorHandle]], centroids: Vectors) -> Partial:
+    shared = ray.put(centroids)
+    partials = [actor.pass_over.remote(shared) for _, actor in held]
+    add = ray.remote(_add)
+    while len(partials) > 1:
+        pairs = [add.remote(*partials[i : i + 2]) for i in range(0, len(partials) - 1, 2)]
+        partials = pairs + partials[len(pairs) * 2 :]
+    return ray.get(partials[0])

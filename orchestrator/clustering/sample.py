@@ -1,0 +1,94 @@
+"""The sample k-means is trained on: every pair that reaches the step has the same chance, by its own random key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator import store
+from orchestrator.artifacts import Artifact
+from orchestrator.catalog import PartRows, part_groups
+from orchestrator.config import Clustering
+from orchestrator.embedding.vectors import Embedding
+from orchestrator.errors import UserError
+from orchestrator.keeplist import KeepList
+from orchestrator.npy import from_npy, to_npy
+from orchestrator.parts import PartResult, Summary, Work, build_parts, part_path
+from orchestrator.progress import Display
+from orchestrator.pruning.random import random_scores
+from orchestrator.stage import Stage
+from orchestrator.step import Step
+
+VERSION = 1
+MAX_GROUPS = 512
+# not the keys by which `random` draws: a sample would lie inside what that step keeps
+STREAM = 0x73616D706C65
+
+
+def sample_stage(step: Step, settings: Clustering) -> Stage:
+    """Gathers the vectors of about k * points_per_centroid pairs, float16, one file for a group of parts."""
+    embedding = step.embedding
+    assert embedding is not None
+    num_wanted = settings.k * settings.points_per_centroid
+    artifact = Artifact.of(
+        step.store_uri,
+        "sample",
+        version=VERSION,
+        embedding=embedding,
+        keep=step.incoming,
+        num_wanted=num_wanted,
+        seed=settings.seed,
+    )
+
+    def build(display: Display) -> Artifact:
+        keep = KeepList(step.incoming)
+        work = partial(_work, Embedding(embedding), keep, num_wanted / max(1, keep.num_pairs), settings.seed)
+        return build_parts(
+            artifact,
+            part_groups(step.catalog, max_groups=MAX_GROUPS),
+            work,
+            display=display,
+            name=f"sample, {step.name}",
+            count="sampled",
+            check=partial(_check, step.name, settings.k),
+        )
+
+    return Stage(
+        name=f"sample, {step.name}",
+        does=f"draw {num_wanted:,} vectors, or all, to train {settings.k:,} centroids on",
+        artifact=artifact,
+        build=build,
+    )
+
+
+def _work(embedding: Embedding, keep: KeepList, share: float, seed: int) -> Work:
+    threshold = np.uint64(min(share, 1.0) * (2**64 - 1025))
+
+    def work(group: Sequence[PartRows]) -> PartResult:
+        chunks = []
+        for part in group:
+            drawn = random_scores(seed ^ STREAM, part.first_ordinal, part.num_rows) <= threshold
+            vectors = embedding.image(part.index)[keep.mask(part.index, part.num_rows) & (drawn | (share >= 1))]
+            chunks.append(vectors[vectors.any(axis=1)])
+        sample = np.concatenate(chunks)
+        return PartResult({"npy": to_npy(sample)}, {"sampled": len(sample)})
+
+    return work
+
+
+def _check(name: str, k: int, summaries: list[Summary]) -> None:
+    sampled = sum(summary["sampled"] for summary in summaries)
+    if sampled < k:
+        raise UserError(
+            f"selection.{name}.clustering.k={k:,}, but only {sampled:,} pairs with an embedding reach the step; "
+            f"set k to at most that"
+        )
+
+
+def read_sample(sample: Artifact, groups: Sequence[int]) -> Iterator[NDArray[np.float16]]:
+    """The vectors of each of the groups, float16 [n, d]."""
+    for group in groups:
+        yield from_npy(store.read(part_path(sample, group, "npy")))

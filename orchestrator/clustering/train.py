@@ -1,0 +1,68 @@
+"""Training the centroids: faiss in one task that holds the whole sample, or Lloyd's algorithm over many."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import numpy as np
+import ray
+
+from orchestrator import cluster, store
+from orchestrator.artifacts import Artifact
+from orchestrator.clustering.lloyd import train_in_tasks
+from orchestrator.clustering.sample import read_sample
+from orchestrator.config import Clustering
+from orchestrator.npy import from_npy, to_npy
+from orchestrator.progress import Display
+from orchestrator.pruning.clusters import Trained, Vectors, train, unit
+from orchestrator.stage import Stage
+from orchestrator.step import Step
+
+VERSION = 1
+FILE = "centroids.npy"
+
+
+def centroids_stage(step: Step, settings: Clustering, sample: Artifact) -> Stage:
+    """Trains k unit centroids, float32 [k, d]."""
+    made_from = settings.model_dump(exclude={"points_per_centroid"})
+    artifact = Artifact.of(step.store_uri, "centroids", version=VERSION, sample=sample, **made_from)
+    name = f"train centroids, {step.name}"
+
+    def build(display: Display) -> None:
+        started = time.monotonic()
+        with display.stage(name, unit="centroids") as progress:
+            if settings.trainer == "lloyd":
+                trained = train_in_tasks(artifact, sample, settings)
+            else:
+                gpus = 1 if cluster.num_gpus() else 0
+                task = ray.remote(num_cpus=1 if gpus else cluster.node_cpus(), num_gpus=gpus)(_train)
+                trained = ray.get(task.remote(sample, settings))
+            store.write(artifact.path(FILE), to_npy(trained.centroids))
+            progress.update(settings.k)
+        totals = {
+            "k": settings.k,
+            "sampled": sample.totals["sampled"],
+            "objective": trained.objective,
+            "restarts": trained.num_restarts,
+        }
+        artifact.publish(totals=totals, parts=[], seconds=time.monotonic() - started)
+
+    does = f"spherical k-means ({settings.trainer}), k = {settings.k:,}, {settings.num_iterations} iterations"
+    return Stage(name=name, does=does, artifact=artifact, build=build)
+
+
+def _train(sample: Artifact, settings: Clustering) -> Trained:
+    vectors = np.concatenate([unit(chunk) for chunk in read_sample(sample, range(len(sample.parts)))])
+    return train(
+        vectors,
+        settings.k,
+        seed=settings.seed,
+        num_iterations=settings.num_iterations,
+        num_threads=os.cpu_count() or 1,
+    )
+
+
+def read_centroids(centroids: Artifact) -> Vectors:
+    """Unit centroids float32 [k, d]."""
+    return from_npy(store.read(centroids.path(FILE)))

@@ -1,0 +1,121 @@
+"""Spherical k-means of unit vectors: the cluster of x is the unit centroid c with the largest x.c, its distance 1 - x.c.
+
+Training is faiss's, or Lloyd's algorithm from partial sums for samples that no machine holds:
+
+    c_j = s_j / |s_j|,   s_j = sum of the vectors of cluster j
+
+Sums are of fixed-point numbers, so they are the same in any order of any parts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+FIXED_POINT = 2**30
+"""Of distances and coordinates, at most 2 in size: int64 holds the sum of 4 billion of them, in steps of 1e-9."""
+SPLIT = 1 / 1024
+CHUNK_ROWS = 65_536
+
+Vectors = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Unit centroids float32 [k, d], the mean of x.c after each iteration, and how often an empty cluster was
+    restarted."""
+
+    centroids: Vectors
+    objective: list[float]
+    num_restarts: int
+
+
+def unit(vectors: NDArray[np.floating]) -> Vectors:
+    """The vectors at norm 1, float32 [n, d]: what float16 keeps of a unit vector is one only to 3 digits."""
+    wide = np.ascontiguousarray(vectors, np.float32)
+    return wide / np.linalg.norm(wide, axis=1, keepdims=True)
+
+
+def train(
+    sample: Vectors, k: int, *, seed: int, num_iterations: int, num_threads: int, start: Vectors | None = None
+) -> Trained:
+    """faiss's spherical k-means on a whole sample of unit vectors [n, d], n >= k; on the GPUs it sees, if any.
+
+    The result depends on `num_threads`: faiss adds up in another order. `start`: the first centroids; `None`: k random
+    vectors of the sample."""
+    assert len(sample) >= k, (len(sample), k)
+    faiss.omp_set_num_threads(num_threads)
+    kmeans = faiss.Kmeans(
+        sample.shape[1],
+        k,
+        niter=num_iterations,
+        seed=seed,
+        spherical=True,
+        # faiss would take 256 a centroid, silently: the sample is the caller's choice
+        max_points_per_centroid=len(sample),
+        min_points_per_centroid=1,
+        gpu=faiss.get_num_gpus() > 0,
+    )
+    kmeans.train(sample, init_centroids=start)
+    restarts = sum(int(iteration["nsplit"]) for iteration in kmeans.iteration_stats)
+    return Trained(kmeans.centroids.copy(), [float(value) / len(sample) for value in kmeans.obj], restarts)
+
+
+class Nearest:
+    """Finds the nearest centroid, on the GPUs this process sees, if any."""
+
+    def __init__(self, centroids: Vectors, *, num_threads: int) -> None:
+        faiss.omp_set_num_threads(num_threads)
+        self.centroids = centroids
+        index = faiss.IndexFlatIP(centroids.shape[1])
+        index.add(centroids)
+        self.index = faiss.index_cpu_to_all_gpus(index) if faiss.get_num_gpus() else index
+
+    def __call__(self, vectors: NDArray[np.floating]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """Cluster int32 [n] and distance float32 [n] of vectors [n, d] of any norm but 0.
+
+        The distance is summed row by row, not taken from the search, whose rounding depends on the other rows."""
+        clusters, distances = np.empty(len(vectors), np.int32), np.empty(len(vectors), np.float32)
+        for begin in range(0, len(vectors), CHUNK_ROWS):
+            rows = slice(begin, begin + CHUNK_ROWS)
+            chunk = np.ascontiguousarray(vectors[rows], np.float32)
+            clusters[rows] = self.index.search(chunk, 1)[1][:, 0]
+            along = np.einsum("nd,nd->n", chunk, self.centroids[clusters[rows]])
+            distances[rows] = 1 - along / np.sqrt(np.einsum("nd,nd->n", chunk, chunk))
+        return clusters, distances
+
+
+def fixed_point(values: NDArray[np.floating]) -> NDArray[np.int64]:
+    """Numbers of size 2 at most as integers, whose sum does not depend on the order."""
+    return np.rint(values.astype(np.float64) * FIXED_POINT).astype(np.int64)
+
+
+def sums_by_cluster(values: NDArray[np.floating], clusters: NDArray[np.integer], k: int) -> NDArray[np.int64]:
+    """Fixed-point sums int64 [k] or [k, d] of values [n] or [n, d] over each cluster."""
+    sums = np.zeros((k, *values.shape[1:]), np.int64)
+    for begin in range(0, len(values), CHUNK_ROWS):
+        members = clusters[begin : begin + CHUNK_ROWS]
+        order = np.argsort(members, kind="stable")
+        present, firsts = np.unique(members[order], return_index=True)
+        sums[present] += np.add.reduceat(fixed_point(values[begin : begin + CHUNK_ROWS][order]), firsts, axis=0)
+    return sums
+
+
+def next_centroids(sums: NDArray[np.int64], sizes: NDArray[np.int64], previous: Vectors) -> tuple[Vectors, int]:
+    """Lloyd's step: unit centroids float32 [k, d] from the clusters' fixed-point sums [k, d] and sizes [k], and how
+    many clusters were empty. An empty one restarts beside the largest, which it halves."""
+    directions = sums.astype(np.float64)
+    lengths = np.linalg.norm(directions, axis=1, keepdims=True)
+    still = lengths[:, 0] == 0
+    centroids = np.where(still[:, None], previous, directions / np.where(lengths, lengths, 1)).astype(np.float32)
+    left = sizes.copy()
+    for empty in np.flatnonzero(sizes == 0):
+        largest = int(np.argmax(left))
+        signs = np.where(np.arange(centroids.shape[1]) % 2, SPLIT, -SPLIT).astype(np.float32)
+        centroids[empty] = centroids[largest] * (1 + signs)
+        centroids[largest] *= 1 - signs
+        left[empty] = left[largest] // 2
+        left[largest] -= left[empty]
+    return unit(centroids), int((sizes == 0).sum())
