@@ -1,0 +1,21 @@
+"""Embeddings by name: computed by an encoder in one pass over the pool, or brought along and aligned to it."""
+
+from __future__ import annotations
+
+from orchestrator.catalog import Catalog
+from orchestrator.config import ClipRetrievalEmbedding, ColumnEmbedding, Config
+from orchestrator.source import Source
+from orchestrator.stage import Stage
+
+
+def embedding_stage(config: Config, name: str, source: Source, catalog: Catalog) -> Stage:
+    """The stage that makes the embedding `config.embedding[name]` of the whole pool.
+
+    Errors: `UserError` for settings that the pool, or what was brought along, cannot meet."""
+    if isinstance(config.embedding[name], (ClipRetrievalEmbedding, ColumnEmbedding)):
+        from orchestrator.embedding.brought import brought_stage
+
+        return brought_stage(config, name, catalog)
+    from orchestrator.embedding.encode import encode_stage
+
+    return encode_stage(config, name, source, catalog)

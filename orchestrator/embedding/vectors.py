@@ -1,0 +1,102 @@
+"""An embedding artifact: unit vectors of the whole pool, by part, in row order, whatever they came from.
+
+A part has `NNNNNN.image.npy` and/or `NNNNNN.text.npy`, float16 [rows, dim], an all-zero row where the pair has no
+vector; with both towers also `NNNNNN.clip_score.npy`, float32 [rows], the dot product of the two stored vectors, NaN
+where either is missing."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator import store
+from orchestrator.artifacts import Artifact
+from orchestrator.config.embedding import Tower
+from orchestrator.parts import PartResult, Summary, part_path, sums
+
+MAX_EXAMPLES = 20
+CHUNK_ROWS = 16_384
+
+Vectors = NDArray[np.float16]
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """A complete embedding; readers load the parts they need."""
+
+    artifact: Artifact
+
+    def image(self, index: int) -> Vectors:
+        """A part's image vectors, float16 [rows, dim], unit norm or all zero."""
+        return self._read(index, "image")
+
+    def text(self, index: int) -> Vectors:
+        """A part's text vectors, float16 [rows, dim], unit norm or all zero."""
+        return self._read(index, "text")
+
+    def clip_score(self, index: int) -> NDArray[np.float32]:
+        """A part's cosines of image and caption, float32 [rows], NaN where either has no vector."""
+        return self._read(index, "clip_score")
+
+    def has(self, tower: Tower) -> bool:
+        """Whether the pool was embedded by this tower."""
+        return f"{tower}_dim" in self.artifact.totals
+
+    def dim(self, tower: Tower) -> int:
+        """The length of a tower's vectors."""
+        return int(self.artifact.totals[f"{tower}_dim"])
+
+    def _read(self, index: int, name: str) -> NDArray[Any]:
+        data = store.read(part_path(self.artifact, index, f"{name}.npy"))
+        return np.load(io.BytesIO(data), allow_pickle=False)
+
+
+def unit_vectors(values: NDArray[np.floating]) -> Vectors:
+    """The rows at unit norm, float16 [n, dim]; all zero where a row is zero or not finite. Norms are float32."""
+    wide = values.astype(np.float32)
+    norms = np.linalg.norm(wide, axis=1, keepdims=True)
+    usable = np.isfinite(norms) & (norms > 0)
+    return np.where(usable, np.divide(wide, norms, where=usable, out=np.zeros_like(wide)), 0).astype(np.float16)
+
+
+def clip_scores(image: Vectors, text: Vectors) -> NDArray[np.float32]:
+    """The dot product of each row of the two, float32 [n]; NaN where either is all zero."""
+    scores = np.full(len(image), np.nan, np.float32)
+    for start in range(0, len(image), CHUNK_ROWS):
+        rows = slice(start, start + CHUNK_ROWS)
+        # in chunks: a part may be a million rows, and float32 copies of both are twice the vectors themselves
+        left, right = image[rows].astype(np.float32), text[rows].astype(np.float32)
+        both = left.any(axis=1) & right.any(axis=1)
+        scores[rows] = np.where(both, np.einsum("nd,nd->n", left, right), np.nan)
+    return scores
+
+
+def part_result(
+    vectors: Mapping[Tower, Vectors], *, problems: Mapping[str, int], examples: Sequence[str], **counts: int
+) -> PartResult:
+    """A part's files and summary from its towers' vectors; `problems` counts what was wrong by reason."""
+    files = {f"{tower}.npy": _npy(values) for tower, values in vectors.items()}
+    if len(vectors) == 2:
+        files["clip_score.npy"] = _npy(clip_scores(vectors["image"], vectors["text"]))
+    valid = {tower: int(values.any(axis=1).sum()) for tower, values in vectors.items()}
+    rows = len(next(iter(vectors.values())))
+    told = {"problems": dict(problems), "examples": list(examples)[:MAX_EXAMPLES]}
+    return PartResult(files, {"rows": rows, **valid, **told, **counts})
+
+
+def embedding_totals(summaries: Sequence[Summary], dims: Mapping[Tower, int]) -> dict[str, Any]:
+    """The parts' sums, a few examples, and the length of each tower's vectors."""
+    examples = [example for summary in summaries for example in summary["examples"]]
+    lengths = {f"{tower}_dim": dim for tower, dim in dims.items()}
+    return {**sums(summaries), "examples": examples[:MAX_EXAMPLES], **lengths}
+
+
+def _npy(values: NDArray[Any]) -> bytes:
+    out = io.BytesIO()
+    np.save(out, values, allow_pickle=False)
+    return out.getvalue()
