@@ -195,7 +195,7 @@ def write_experiment(folder: Path) -> Path:
 
 def config_of(source: dict[str, Any], store: Path, **groups: dict[str, Any]) -> Config:
     """A configuration of the defaults but for what is given."""
-    empty = {name: {} for name in ("model", "training", "finetune", "evaluation", "tracking", "cluster")}
+    empty = {name: {} for name in ("embedding", "model", "training", "finetune", "evaluation", "tracking", "cluster")}
     selection = {"steps": ["wfpp"], "wfpp": {}}
     return parse({**empty, "selection": selection, "source": source, "store": str(store), **groups})
 

@@ -1,7 +1,7 @@
 """Word counts of the pool, never on the driver: counted by groups of parts, summed by buckets of the words' hash.
 
-Counting tasks write one row group for each bucket; the summing task of a bucket reads its row group from every group of
-parts, and drops the words below `min_count` there."""
+Counting tasks send their words to the bucket of their hash (`exchange`); the summing task of a bucket drops the words
+below `min_count` there."""
 
 from __future__ import annotations
 
@@ -11,20 +11,19 @@ from functools import partial
 
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from orchestrator import store
+from orchestrator import exchange, store
 from orchestrator.artifacts import Artifact
-from orchestrator.catalog import Catalog, to_parquet
+from orchestrator.catalog import Catalog, PartRows, part_rows, to_parquet
 from orchestrator.keeplist import KeepList
 from orchestrator.parts import PartResult, Work, build_parts, part_path
 from orchestrator.progress import Display
 from orchestrator.pruning.wfpp import count_words, merge_counts, word_bucket
 from orchestrator.pruning.words import caption_words
-from orchestrator.selection.step import PartRows, part_rows
 from orchestrator.stage import Stage
 
 VERSION = 1
+COUNTS_VERSION = 2
 MAX_GROUPS = 512
 PAIRS_PER_BUCKET = 2_000_000
 MAX_BUCKETS = 256
@@ -33,7 +32,7 @@ CHUNK_CAPTIONS = 100_000
 
 def count_stage(store_uri: str, catalog: Catalog, keep: Artifact, *, label: str) -> Stage:
     """Counts the words of the kept captions, whole, by groups of parts."""
-    artifact = Artifact.of(store_uri, "word_counts", version=VERSION, catalog=catalog.artifact, keep=keep)
+    artifact = Artifact.of(store_uri, "word_counts", version=COUNTS_VERSION, catalog=catalog.artifact, keep=keep)
 
     def build(display: Display) -> Artifact:
         parts = part_rows(catalog)
@@ -91,27 +90,17 @@ def _count_work(catalog: Catalog, keep: KeepList, buckets: int) -> Work:
             for captions in kept_captions(catalog, keep, part):
                 num_pairs += len(captions)
                 counts = merge_counts([counts, count_words(caption_words(captions))])
-        return PartResult({"parquet": _by_bucket(counts, buckets)}, {"pairs": num_pairs})
+        by_bucket = exchange.split(counts.to_arrow(), word_bucket(counts["word"], buckets).to_numpy(), buckets)
+        return PartResult({"exchange": exchange.pack(by_bucket)}, {"pairs": num_pairs})
 
     return work
-
-
-def _by_bucket(counts: pl.DataFrame, buckets: int) -> bytes:
-    bucket = word_bucket(counts["word"], buckets)
-    sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(sink, counts.to_arrow().schema, compression="zstd") as writer:
-        for number in range(buckets):
-            writer.write_table(counts.filter(bucket == number).to_arrow(), row_group_size=max(1, len(counts)))
-    return sink.getvalue().to_pybytes()
 
 
 def _sum_work(counts: Artifact, num_groups: int, min_count: int) -> Work:
     def work(bucket: int) -> PartResult:
         summed = count_words(pl.Series([], dtype=pl.List(pl.String)))
-        for group in range(num_groups):
-            fs, path = store.filesystem(part_path(counts, group, "parquet"))
-            with fs.open(path, "rb") as file:
-                summed = merge_counts([summed, pl.DataFrame(pq.ParquetFile(file).read_row_group(bucket))])
+        for table in exchange.gather([part_path(counts, group, "exchange") for group in range(num_groups)], bucket):
+            summed = merge_counts([summed, pl.DataFrame(table)])
         kept = summed.filter(pl.col("count") >= min_count).sort("count", "word", descending=[True, False])
         numbers = {
             "words": len(summed),
