@@ -8,9 +8,10 @@ from collections.abc import Callable
 import numpy as np
 import polars as pl
 import pytest
+from cuts import cut_parts
 from numpy.typing import NDArray
 
-from orchestrator.pruning.cut import budget, find_cut, keep_mask, sortable
+from orchestrator.pruning.cut import budget, sortable
 from orchestrator.pruning.random import random_scores
 from orchestrator.pruning.wfpp import WordTable, count_words, discard_probabilities, merge_counts, scores
 from orchestrator.pruning.words import caption_words
@@ -43,9 +44,7 @@ def split(captions: pl.Series, num_parts: int) -> list[pl.Series]:
 
 def select(keys_of: KeysOf, parts: list[pl.Series], num_kept: int, seed: int) -> NDArray[np.bool_]:
     keys = keys_of(parts, seed)
-    cut = find_cut(lambda cut: sum(cut.histogram(part) for part in keys), sum(map(len, keys)), num_kept)
-    shares = cut.share_ties(np.array([cut.num_ties(part) for part in keys]))
-    return np.concatenate([keep_mask(part, cut.threshold, int(n)) for part, n in zip(keys, shares, strict=True)])
+    return cut_parts(keys, [np.zeros(len(part), np.int64) for part in keys], np.array([num_kept]))
 
 
 @pytest.mark.parametrize("keep_fraction", [0.001, 0.5, 0.8, 0.999, 1.0])
