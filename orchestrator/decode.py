@@ -83,11 +83,12 @@ def decode(data: bytes, *, size: int, crop: Cropper | None = None, max_pixels: i
     return np.ascontiguousarray(pixels[:, ::-1]) if box.flip else pixels
 
 
-def evaluation_crop(width: int, height: int, *, size: int) -> Crop:
-    """The box that becomes the centre `size` x `size` once the shorter side is resized to `size`.
+def evaluation_crop(width: int, height: int, *, size: int, fraction: float = 1.0) -> Crop:
+    """The box that becomes the centre `size` x `size` once the shorter side is resized to `size / fraction`.
 
     Rounds as torchvision's Resize and CenterCrop do, so the pixels are the same but for rounding within Pillow."""
-    resized = (size, int(size * height / width)) if width <= height else (int(size * width / height), size)
+    side = int(size / fraction)
+    resized = (side, int(side * height / width)) if width <= height else (int(side * width / height), side)
     left, top = round((resized[0] - size) / 2), round((resized[1] - size) / 2)
     across, down = width / resized[0], height / resized[1]
     return Crop(left=left * across, top=top * down, width=size * across, height=size * down)

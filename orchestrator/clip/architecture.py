@@ -60,7 +60,7 @@ def builtin_name(name: str) -> str:
     valid_names = open_clip.list_models()
     if spelled not in valid_names:
         raise ValueError(
-            f"unknown model {name!r}: {_closest(spelled, valid_names)}; "
+            f"unknown model {name!r}: {closest(spelled, valid_names)}; "
             "or a folder, 'local-dir:FOLDER' or 'hf-hub:ORGANISATION/NAME'"
         )
     return spelled
@@ -77,16 +77,17 @@ def check_config(config: dict[str, Any]) -> None:
     tower = config["vision_cfg"].get("timm_model_name")
     # a name with a scheme ("hf-hub:...") is looked up by timm itself
     if tower is not None and ":" not in tower and not timm.is_model(tower):
-        raise ValueError(f"vision_cfg.timm_model_name: unknown model {tower!r}: {_closest(tower, timm.list_models())}")
+        raise ValueError(f"vision_cfg.timm_model_name: unknown model {tower!r}: {closest(tower, timm.list_models())}")
 
 
 def _check_keys(where: str, got: dict[str, Any], valid_keys: list[str]) -> None:
     for key in got:
         if key not in valid_keys:
-            raise ValueError(f"{where}: unknown key {key!r}: {_closest(key, valid_keys)}")
+            raise ValueError(f"{where}: unknown key {key!r}: {closest(key, valid_keys)}")
 
 
-def _closest(word: str, valid_words: list[str]) -> str:
+def closest(word: str, valid_words: list[str]) -> str:
+    """What to say of a word that is none of the valid ones: those that look like it, else all of them."""
     lower_case = {valid.lower(): valid for valid in valid_words}
     matches = difflib.get_close_matches(word.lower(), lower_case, n=5, cutoff=0.6)
     if matches:

