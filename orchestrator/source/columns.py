@@ -49,11 +49,25 @@ def catalog_columns(table: pa.Table, sources: dict[str, str], part: Part, proble
         elif pa.types.is_integer(kind):
             columns[name] = _lengths(table[sources[name]])
         else:
-            text = _text(table[sources[name]], f"{part.shard.name}: column {sources[name]}", problems)
+            text = text_values(table[sources[name]], f"{part.shard.name}: column {sources[name]}", problems)
             columns[name] = text.cast(kind)
     numbers = pa.array([str(part.first_row + i) for i in range(table.num_rows)], pa.string())
     columns["key"] = pc.coalesce(columns["key"], numbers)
     return columns
+
+
+def text_values(column: pa.ChunkedArray, name: str, problems: Problems) -> pa.Array:
+    """A column of text or numbers as text (large_string [n], nulls stay); a whole number has no decimal point.
+
+    Errors: `ConfigError` naming the column by `name` if it holds lists or records."""
+    if _is_bytes(column.type):
+        return _decoded(column.cast(pa.large_binary()).combine_chunks(), name, problems)
+    series = pl.Series(pl.from_arrow(column))
+    if series.dtype.is_nested():
+        raise ConfigError(f"{name} is {column.type}; expected text or numbers")
+    if series.dtype.is_float() and (series.drop_nulls() % 1 == 0).all():
+        series = series.cast(pl.Int64)
+    return series.cast(pl.String).to_arrow().cast(pa.large_string())
 
 
 def count_duplicates(shard_name: str, keys: pa.Array, problems: Problems) -> None:
@@ -73,17 +87,6 @@ def report_statuses(shard_name: str, keys: pa.Array, status: np.ndarray, problem
 def _lengths(column: pa.ChunkedArray) -> pa.Array:
     number = pl.lit(pl.Series(pl.from_arrow(column))).cast(pl.Float64, strict=False)
     return pl.select(pl.when(number >= 1).then(number)).to_series().cast(pl.Int32, strict=False).to_arrow()
-
-
-def _text(column: pa.ChunkedArray, name: str, problems: Problems) -> pa.Array:
-    if _is_bytes(column.type):
-        return _decoded(column.cast(pa.large_binary()).combine_chunks(), name, problems)
-    series = pl.Series(pl.from_arrow(column))
-    if series.dtype.is_nested():
-        raise ConfigError(f"source: {name} is {column.type}; expected text or numbers")
-    if series.dtype.is_float() and (series.drop_nulls() % 1 == 0).all():
-        series = series.cast(pl.Int64)
-    return series.cast(pl.String).to_arrow().cast(pa.large_string())
 
 
 def _is_bytes(kind: pa.DataType) -> bool:
