@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 
 from orchestrator import cluster, store
+from orchestrator.artifacts import Artifact
 from orchestrator.catalog import Catalog, catalog_stage, check_catalog
 from orchestrator.config import Config, WfppStep
 from orchestrator.demo.source import embed_demo
@@ -133,12 +134,20 @@ def _training(pipeline: Pipeline) -> Pipeline:
     )
     stages = [*pipeline.stages, pretrain]
     if config.finetune.enabled:
-        whole = valid_stage(config.store, catalog, has_images=True, needs_caption=True)
+        among = _left_by(config.finetune.after, pipeline.stages)
+        whole = valid_stage(config.store, catalog, has_images=True, needs_caption=True, among=among)
         phase = Phase(name="finetune", config=config.finetune, keep=whole.artifact, start=pretrain.artifact)
         stages += [whole, training_stage(config, phase, source, catalog)]
     trained = [stage for stage in stages if stage.epochs]
     stages += models_stage(config, {stage.name: stage.artifact for stage in trained})
     return Pipeline(config=config, source=source, catalog=catalog, stages=stages)
+
+
+def _left_by(step: str | None, stages: Sequence[Stage]) -> Artifact | None:
+    keeps = {stage.name: stage.artifact for stage in stages if stage.artifact.kind == "keep"}
+    if step is not None and step not in keeps:
+        raise UserError(f"finetune.after={step}: no such step; this run's steps: {', '.join(keeps)}")
+    return keeps[step] if step else None
 
 
 def _execute(pipeline: Pipeline, verb: str) -> None:

@@ -13,13 +13,17 @@ from orchestrator.progress import Display
 class Stage:
     """`does` says it in words; `build` computes what is missing of the artifact and publishes it.
 
-    For the plan's estimates: `keep_fraction` is what a step leaves of the pairs that reach it, `epochs` how often a
-    training phase sees them, `on_whole_pool` that it sees every valid pair and not the selected ones."""
+    For the plan's estimates: `keep_fraction`, or first `keep_pairs`, is what a step leaves of the pairs that reach it,
+    `is_filter` that what it leaves is an outcome, `epochs` how often a training phase sees them (or `samples`, how many
+    of them in all), `on_whole_pool` that it sees every valid pair and not the selected ones."""
 
     name: str
     does: str
     artifact: Artifact
     build: Callable[[Display], object]
     keep_fraction: float | None = None
+    keep_pairs: int | None = None
+    is_filter: bool = False
     epochs: int = 0
+    samples: int | None = None
     on_whole_pool: bool = False

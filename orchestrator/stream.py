@@ -3,10 +3,10 @@ reading.
 
 In epoch e the parts are put in a seeded order; their kept pairs form one sequence of K, known by prefix sums, cut
 into L contiguous lanes. Inside a lane a seeded permutation acts within fixed windows of W positions. Global batch b
-takes s = B / L pairs from every lane; rank r of N owns the lanes l with l mod N = r. The whole run is one stream of E
-* K positions: lane l holds position p of the run where the running index g = p * L + l falls into epoch g // K, so
-the lanes differ by at most one pair in the whole run, batches run across epoch borders and only the very last may be
-short. (MosaicML streaming's canonical nodes, with seek by arithmetic.)"""
+takes s = B / L pairs from every lane; rank r of N owns the lanes l with l mod N = r. The whole run is one stream of
+as many positions as samples are seen, K an epoch: lane l holds position p of the run where the running index g = p * L
++ l falls into epoch g // K, so the lanes differ by at most one pair in the whole run, batches run across epoch borders
+and only the very last may be short. (MosaicML streaming's canonical nodes, with seek by arithmetic.)"""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class Pairs(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Stream:
-    """The order of a training phase over `kept_per_part` pairs for `num_epochs`."""
+    """The order of a training phase over `kept_per_part` pairs: `num_samples` positions, K of them an epoch."""
 
     kept_per_part: tuple[int, ...]
-    num_epochs: int
+    num_samples: int
     global_batch_size: int
     num_lanes: int
     window: int
@@ -58,9 +58,9 @@ class Stream:
         return int(sum(self.kept_per_part))
 
     @property
-    def num_samples(self) -> int:
-        """E * K, the samples seen in the whole phase."""
-        return self.num_epochs * self.num_pairs
+    def num_epochs(self) -> float:
+        """E, the samples seen by the pairs of one epoch."""
+        return self.num_samples / self.num_pairs
 
     @property
     def num_steps(self) -> int:
@@ -79,11 +79,14 @@ class Stream:
 
     def lane_length(self, lane: int) -> int:
         """Positions of a lane in the whole run."""
-        return self._lane_start(self.num_epochs, lane)
+        return self._positions_before(self.num_samples, lane)
 
     def _lane_start(self, epoch: int, lane: int) -> int:
-        # the number of running indices g < epoch * K with g mod L == lane
-        return (epoch * self.num_pairs - lane + self.num_lanes - 1) // self.num_lanes
+        return self._positions_before(epoch * self.num_pairs, lane)
+
+    def _positions_before(self, index: int, lane: int) -> int:
+        # the number of running indices g < index with g mod L == lane
+        return (index - lane + self.num_lanes - 1) // self.num_lanes
 
     def _sequence_start(self, epoch: int, lane: int) -> int:
         # where the lane's stretch of this epoch begins in the epoch's sequence: the lanes before it come first

@@ -41,6 +41,7 @@ NOT_IN_FINGERPRINT = {
     "log_every_steps",
     "max_bad_pairs",
     "epochs",
+    "samples",
     "lr",
     "warmup_steps",
     "warmup_epochs",
@@ -81,7 +82,8 @@ class Phase:
 def training_stage(config: Config, phase: Phase, source: Source, catalog: Catalog) -> Stage:
     """The stage of a phase; nothing is computed before its `build`."""
     shared = config.training.model_dump(mode="json", exclude=NOT_IN_FINGERPRINT)
-    length = phase.config.model_dump(mode="json", include={"epochs", "lr", "warmup_steps", "warmup_epochs"})
+    length = phase.config.model_dump(mode="json", include={"lr", "warmup_steps", "warmup_epochs"})
+    length |= {"samples": phase.config.samples} if phase.config.samples else {"epochs": phase.config.epochs}
     artifact = Artifact.of(
         config.store,
         phase.name,
@@ -98,13 +100,15 @@ def training_stage(config: Config, phase: Phase, source: Source, catalog: Catalo
         return _train(config, phase, source, catalog, artifact, display)
 
     epochs = f"{phase.config.epochs} epoch{'s' if phase.config.epochs > 1 else ''}"
+    how_long = f"{phase.config.samples:,} samples" if phase.config.samples else epochs
     what = config.model.name or "the configured model"
     return Stage(
         name=phase.name,
-        does=f"train {what} for {epochs} at lr {phase.config.lr:g}, global batch {config.training.global_batch_size:,}",
+        does=f"train {what} for {how_long} at lr {phase.config.lr:g}, batches of {config.training.global_batch_size:,}",
         artifact=artifact,
         build=build,
         epochs=phase.config.epochs,
+        samples=phase.config.samples,
         on_whole_pool=phase.start is not None,
     )
 
@@ -112,9 +116,10 @@ def training_stage(config: Config, phase: Phase, source: Source, catalog: Catalo
 def phase_stream(config: Config, phase: Phase) -> Stream:
     """The order of a phase. Errors: `UserError` when the pool keeps fewer pairs than a global batch."""
     training = config.training
+    kept_per_part = KeepList(phase.keep).kept_per_part
     return Stream(
-        kept_per_part=KeepList(phase.keep).kept_per_part,
-        num_epochs=phase.config.epochs,
+        kept_per_part=kept_per_part,
+        num_samples=phase.config.samples or phase.config.epochs * sum(kept_per_part),
         global_batch_size=training.global_batch_size,
         num_lanes=training.lanes,
         window=training.window,

@@ -217,7 +217,7 @@ class _Worker:
                 "steps": stream.num_steps,
                 "samples_seen": stream.num_samples,
                 "pairs": stream.num_pairs,
-                "epochs": stream.num_epochs,
+                "epochs": round(stream.num_epochs, 4),
                 "skipped": self.skips.total,
                 "examples": self.skips.examples,
             },

@@ -49,7 +49,7 @@ def feed_of(source: dict[str, Any], store: Path, *, window: int = 20, seed: int 
     found = build_selection(config_of(source, store, selection=selection))
     stream = Stream(
         kept_per_part=found.keep.kept_per_part,
-        num_epochs=EPOCHS,
+        num_samples=EPOCHS * found.keep.num_pairs,
         global_batch_size=BATCH,
         num_lanes=4,
         window=window,

@@ -74,4 +74,6 @@ def test_doors(path: Path) -> None:
 @pytest.mark.parametrize("name", ["store", "artifacts", "stream", "keeplist", "stage", "config", "errors"])
 def test_what_stages_stand_on_knows_no_stage(name: str) -> None:
     forbidden = {"selection", "training", "worker", "evaluation", "report", "export", "pipeline", "cli"}
-    assert not rooms(PACKAGE / f"{name}.py") & forbidden
+    folder = PACKAGE / name
+    for path in folder.rglob("*.py") if folder.is_dir() else [PACKAGE / f"{name}.py"]:
+        assert not rooms(path) & forbidden

@@ -9,8 +9,9 @@ from orchestrator.errors import UserError
 from orchestrator.stream import Pairs, Stream
 
 
-def make(kept_per_part: tuple[int, ...], **changes: int) -> Stream:
-    settings = {"num_epochs": 3, "global_batch_size": 16, "num_lanes": 4, "window": 10, "seed": 7}
+def make(kept_per_part: tuple[int, ...], *, num_epochs: int = 3, **changes: int) -> Stream:
+    num_samples = num_epochs * sum(kept_per_part)
+    settings = {"num_samples": num_samples, "global_batch_size": 16, "num_lanes": 4, "window": 10, "seed": 7}
     return Stream(kept_per_part=kept_per_part, **(settings | changes))
 
 
@@ -28,6 +29,16 @@ def test_each_pair_is_seen_exactly_once_an_epoch(kept: tuple[int, ...]) -> None:
     expected = {(e, part, i) for e in range(3) for part, n in enumerate(kept) for i in range(n)}
     assert len(seen) == len(expected) == stream.num_samples
     assert set(seen) == expected
+
+
+@pytest.mark.parametrize("num_samples", [16, 17, 100, 355, 600])
+def test_a_stream_of_so_many_samples_is_the_beginning_of_the_whole_one(num_samples: int) -> None:
+    whole, stream = make((100, 3, 251)), make((100, 3, 251), num_samples=num_samples)
+    seen = [as_list(stream.batch(step)) for step in range(stream.num_steps)]
+    assert sum(map(len, seen)) == num_samples
+    full = num_samples // 16
+    assert seen[:full] == [as_list(whole.batch(step)) for step in range(full)]
+    assert all(set(rest) <= set(as_list(whole.batch(full))) for rest in seen[full:])
 
 
 @pytest.mark.parametrize("kept", POOLS)

@@ -34,9 +34,10 @@ class AugmentationConfig(Section):
 
 
 class PhaseConfig(Section):
-    """One training phase: how long, how fast."""
+    """One training phase: how long (`samples` seen, where it is set, and not whole `epochs`), how fast."""
 
     epochs: Positive = 32
+    samples: Positive | None = None
     lr: Annotated[float, Field(gt=0)] = 5e-4
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0

@@ -8,14 +8,14 @@ from orchestrator.source import Source
 from orchestrator.stage import Stage
 
 
-def embedding_stage(config: Config, name: str, source: Source, catalog: Catalog) -> Stage:
-    """The stage that makes the embedding `config.embedding[name]` of the whole pool.
+def embedding_stages(config: Config, name: str, source: Source, catalog: Catalog) -> list[Stage]:
+    """The stages that make, with the last one's artifact, the embedding `config.embedding[name]` of the whole pool.
 
     Errors: `UserError` for settings that the pool, or what was brought along, cannot meet."""
     if isinstance(config.embedding[name], (ClipRetrievalEmbedding, ColumnEmbedding)):
-        from orchestrator.embedding.brought import brought_stage
+        from orchestrator.embedding.brought import brought_stages
 
-        return brought_stage(config, name, catalog)
+        return brought_stages(config, name, catalog)
     from orchestrator.embedding.encode import encode_stage
 
-    return encode_stage(config, name, source, catalog)
+    return [encode_stage(config, name, source, catalog)]

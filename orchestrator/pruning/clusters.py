@@ -1,4 +1,4 @@
-"""Spherical k-means of unit vectors: the cluster of x is the unit centroid c with the largest x.c, its distance 1 - x.c.
+"""Spherical k-means of unit vectors: x belongs to the unit centroid c with the largest x.c, at distance 1 - x.c.
 
 Training is faiss's, or Lloyd's algorithm from partial sums for samples that no machine holds:
 

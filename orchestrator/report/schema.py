@@ -143,7 +143,7 @@ class PhaseReport(Entry):
     `curve`, at most 500 of the logged steps, the last one among them."""
 
     pairs: int
-    epochs: int
+    epochs: float
     samples_seen: int
     steps: int
     loss: float

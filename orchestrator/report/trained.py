@@ -57,7 +57,7 @@ def cost(record: RunRecord, steps: list[SelectedStep]) -> Cost | None:
         return None
     epochs = trained["pretrain"].totals["epochs"]
     seen = sum(phase.totals["samples_seen"] for phase in trained.values())
-    full = epochs * KeepList(whole).num_pairs
+    full = round(epochs * KeepList(whole).num_pairs)
     kept = KeepList(steps[-1].outgoing).num_pairs / KeepList(steps[0].incoming).num_pairs if steps else 1.0
     finetuned = trained["finetune"].totals["epochs"] / epochs if "finetune" in trained else 0.0
     return Cost(

@@ -3,38 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 
 from orchestrator.artifacts import Artifact
 from orchestrator.catalog import Catalog
 from orchestrator.config import Config
+from orchestrator.embedding import embedding_stages
 from orchestrator.record import RunRecord
-from orchestrator.selection import all_pairs, random_draw, wfpp
 from orchestrator.selection.valid import CAPTIONED, valid_stage
 from orchestrator.source import Source
 from orchestrator.stage import Stage
 from orchestrator.step import Step
 
-METHODS: dict[str, Callable[[Step], list[Stage]]] = {
-    "wfpp": wfpp.stages,
-    "random": random_draw.stages,
-    "all": all_pairs.stages,
-}
+# a method's module, imported once a step needs it: faiss, fastText and the like are no business of the others
+MODULES = {"all": "all_pairs", "random": "random_draw"}
+
+
+def _method(name: str) -> Callable[[Step], list[Stage]]:
+    stages: Callable[[Step], list[Stage]] = import_module(f"{__name__}.{MODULES.get(name, name)}").stages
+    return stages
 
 
 def selection_stages(config: Config, source: Source, catalog: Catalog) -> list[Stage]:
     """The stages from the catalog to the final keep list, which is the last stage's artifact."""
     stages = [valid_stage(config.store, catalog, has_images=source.has_images, needs_caption=False)]
+    embeddings: dict[str, Artifact] = {}
+    incoming = stages[0].artifact
     for name in config.selection.steps:
-        settings = config.selection.settings[name]
+        embedding = config.selection.embedding_of(name)
+        if embedding is not None and embedding not in embeddings:
+            made = embedding_stages(config, embedding, source, catalog)
+            stages += made
+            embeddings[embedding] = made[-1].artifact
         step = Step(
             name=name,
-            settings=settings,
+            settings=config.selection.settings[name],
             store_uri=config.store,
             catalog=catalog,
-            incoming=stages[-1].artifact,
+            incoming=incoming,
+            embedding=embeddings[embedding] if embedding else None,
             num_actors=config.cluster.scoring_actors,
         )
-        stages += METHODS[settings.method](step)
+        stages += _method(step.settings.method)(step)
+        incoming = stages[-1].artifact
     return stages
 
 

@@ -1,121 +1,197 @@
-"""A budgeted step's keep list: exactly int(n * keep_fraction) of the n pairs that reach it, those with the highest
-keys.
+"""A budgeted step's keep list: exactly its budget of the pairs that reach it, those that rank highest, over all or
+within each of k groups.
 
-The keys stay with their parts: each round of the search for the threshold brings back one histogram for a block of
-parts, the last round one number of ties for each part (`pruning.cut`)."""
+The keys stay with their parts: each round of the search for the thresholds brings back one histogram for a block of
+parts, the last round the ties of each part (`pruning.cut`)."""
 
 from __future__ import annotations
 
+import pickle
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import ray
 from numpy.typing import NDArray
 
 from orchestrator.artifacts import Artifact
-from orchestrator.keeplist import KeepList, pack
+from orchestrator.catalog import PartRows, part_rows
+from orchestrator.config import Budgeted
+from orchestrator.errors import UserError
+from orchestrator.keeplist import KeepList, Mask, pack
 from orchestrator.parts import PartResult, Work, build_parts
 from orchestrator.progress import Display
-from orchestrator.pruning.cut import NUM_BINS, Cut, budget, find_cut, keep_mask
-from orchestrator.selection.step import PartRows, Step, part_rows
+from orchestrator.pruning.cut import Cut, budget, find_cut, keep_mask, share_ties
 from orchestrator.stage import Stage
+from orchestrator.step import Step
 
-VERSION = 1
+VERSION = 2
 MAX_BLOCKS = 256
-KeysOf = Callable[[PartRows, NDArray[np.int64]], NDArray[np.uint64]]
+EXCLUDED = -1
+"""The group of a pair that cannot be kept."""
 
 
-def budget_stage(step: Step, *, scored: Artifact | None, keys_of: KeysOf, keep_fraction: float, does: str) -> Stage:
-    """The stage that cuts. `keys_of(part, ordinals)` gives the keys of the part's pairs that reached the step, whose
-    global ordinals are given; higher is kept, ties by position."""
-    made_from = {"settings": step.settings.model_dump(), "scored": scored.fingerprint if scored else None}
+class Ranked(NamedTuple):
+    """Of some pairs: keys uint64 [n], higher is kept, and groups int [n] (`EXCLUDED` or 0 to k - 1); `None`: all 0."""
+
+    keys: NDArray[np.uint64]
+    groups: NDArray[np.integer] | None
+
+
+class Rank(Protocol):
+    """Ranks the given rows of a part, those that reached the step, ascending."""
+
+    def __call__(self, part: PartRows, rows: NDArray[np.int64]) -> Ranked: ...
+
+
+class Ranking(NamedTuple):
+    """A rank, the pairs int64 [k] that each group holds (`None`: one group, to be counted), and how many int64 [k] of
+    them are kept."""
+
+    rank: Rank
+    sizes: NDArray[np.int64] | None
+    wanted: NDArray[np.int64]
+
+
+def num_wanted(step: Step, num_pairs: int) -> int:
+    """A step's budget, of the pairs that reach it. Errors: `UserError` when it asks for more than those."""
+    settings = step.settings
+    assert isinstance(settings, Budgeted)
+    if settings.keep_pairs is None:
+        return budget(num_pairs, settings.keep_fraction)
+    if settings.keep_pairs > num_pairs:
+        raise UserError(
+            f"selection.{step.name}.keep_pairs={settings.keep_pairs:,}, but only {num_pairs:,} pairs reach the step; "
+            f"lower it, or let the steps before keep more"
+        )
+    return settings.keep_pairs
+
+
+def budget_stage(step: Step, *, scored: Artifact | None, ranking: Callable[[int], Ranking], does: str) -> Stage:
+    """The stage that cuts. `ranking(budget)` is asked once all before it is there; `scored` is what it goes by."""
+    settings = step.settings
+    assert isinstance(settings, Budgeted)
     artifact = Artifact.of(
-        step.store_uri, "keep", version=VERSION, catalog=step.catalog.artifact, incoming=step.incoming, **made_from
+        step.store_uri,
+        "keep",
+        version=VERSION,
+        catalog=step.catalog.artifact,
+        incoming=step.incoming,
+        settings=settings.model_dump(exclude={"embedding", "clustering"}),
+        scored=scored.fingerprint if scored else None,
     )
 
     def build(display: Display) -> Artifact:
-        return _cut(step, artifact, keys_of, keep_fraction, display)
+        reached = KeepList(step.incoming).num_pairs
+        started = time.monotonic()
+        threshold = find_threshold(step, ranking(num_wanted(step, reached)))
+        display.line(f"{step.name}: threshold found in {time.monotonic() - started:.1f} s")
+        work = partial(_mask_work, threshold)
+        build_parts(artifact, part_rows(step.catalog), work, display=display, name=step.name)
+        assert artifact.totals["kept"] == num_wanted(step, reached), "a budgeted step keeps exactly its budget"
+        return artifact
 
+    kept = f"{settings.keep_pairs:,}" if settings.keep_pairs else f"{settings.keep_fraction:.1%} of the"
     return Stage(
         name=step.name,
-        does=f"{does}: {keep_fraction:.1%} of the pairs",
+        does=f"{does}: {kept} pairs",
         artifact=artifact,
         build=build,
-        keep_fraction=keep_fraction,
+        keep_fraction=settings.keep_fraction,
+        keep_pairs=settings.keep_pairs,
     )
 
 
-def _cut(step: Step, artifact: Artifact, keys_of: KeysOf, keep_fraction: float, display: Display) -> Artifact:
-    incoming, parts = KeepList(step.incoming), part_rows(step.catalog)
-    wanted = budget(incoming.num_pairs, keep_fraction)
-    search = _Search(incoming, keys_of)
-    started = time.monotonic()
-    cut = find_cut(partial(_total_histogram, search, parts), incoming.num_pairs, wanted)
-    ties = np.zeros(len(parts), np.int64)
-    for index, number in _over(parts, search.ties, cut):
-        ties[index] = number
-    items = list(zip(parts, cut.share_ties(ties).tolist(), strict=True))
-    display.line(f"{step.name}: threshold found in {time.monotonic() - started:.1f} s")
-    build_parts(artifact, items, partial(_mask_work, search, cut.threshold), display=display, name=step.name)
-    assert artifact.totals["kept"] == wanted, "a budgeted step keeps exactly its budget"
-    return artifact
+@dataclass(frozen=True)
+class Threshold:
+    """What a search came to: which pairs of any part are kept. `ties` are each part's groups and how many of the pairs
+    that equal the group's threshold it may keep."""
+
+    incoming: KeepList
+    rank: Rank
+    cut: Cut
+    ties: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]]
+
+    def kept(self, part: PartRows, rows: NDArray[np.int64]) -> Mask:
+        """Bool [n] of the part's rows that reached the step."""
+        keys, groups = self.rank(part, rows)
+        groups = np.zeros(len(keys), np.int64) if groups is None else groups
+        inside = groups != EXCLUDED
+        kept = np.zeros(len(rows), bool)
+        none = np.empty(0, np.int64)
+        kept[inside] = keep_mask(keys[inside], groups[inside], self.cut, *self.ties.get(part.index, (none, none)))
+        return kept
+
+
+def find_threshold(step: Step, ranking: Ranking) -> Threshold:
+    """The search, over blocks of parts. Errors: `UserError` when a group holds fewer pairs than are wanted of it."""
+    search = _Search(KeepList(step.incoming), ranking.rank)
+    parts, sizes = part_rows(step.catalog), ranking.sizes
+    if sizes is None:
+        sizes = np.array([sum(_over(parts, search.count, None))])
+    if (ranking.wanted > sizes).any():
+        raise UserError(
+            f"selection.{step.name}: its budget is {ranking.wanted.sum():,} pairs, but only {sizes.sum():,} of those "
+            f"that reach it have what it goes by (an embedding, a score); lower keep_fraction or keep_pairs"
+        )
+    cut = find_cut(lambda cut: sum(_over(parts, search.histogram, cut)), sizes, ranking.wanted)
+    found = list(_over(parts, search.ties, cut))
+    part, group, count = (np.concatenate(column) for column in zip(*found, strict=True))
+    order = np.argsort(part, kind="stable")
+    part, group, count = part[order], group[order], count[order]
+    allowed = share_ties(cut, part, group, count)
+    starts, ends = np.flatnonzero(np.diff(part, prepend=-1)), np.flatnonzero(np.diff(part, append=-1)) + 1
+    ties = {int(part[start]): (group[start:end], allowed[start:end]) for start, end in zip(starts, ends, strict=True)}
+    return Threshold(search.incoming, ranking.rank, cut, ties)
 
 
 class _Search:
-    """One part's answers, where its keys are."""
+    """One block of parts' answers, where their keys are."""
 
-    def __init__(self, incoming: KeepList, keys_of: KeysOf):
-        self.incoming, self.keys_of = incoming, keys_of
+    def __init__(self, incoming: KeepList, rank: Rank):
+        self.incoming, self.rank = incoming, rank
 
-    def keys(self, part: PartRows) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
-        """The rows that reached the step, and their keys."""
-        rows = np.flatnonzero(self.incoming.mask(part.index, part.num_rows))
-        return rows, self.keys_of(part, rows + part.first_ordinal)
+    def _ranked(self, part: PartRows) -> Ranked:
+        keys, groups = self.rank(part, np.flatnonzero(self.incoming.mask(part.index, part.num_rows)))
+        if groups is None:
+            return Ranked(keys, np.zeros(len(keys), np.int64))
+        return Ranked(keys[groups != EXCLUDED], groups[groups != EXCLUDED])
 
-    def histogram(self, parts: list[PartRows], cut: Cut) -> Iterator[NDArray[np.int64]]:
+    def count(self, parts: list[PartRows], _: None) -> int:
+        """How many pairs can be kept at all."""
+        return sum(len(self._ranked(part).keys) for part in parts)
+
+    def histogram(self, parts: list[PartRows], cut: Cut) -> NDArray[np.int64]:
         """The parts' histograms of this round, added up."""
-        total = np.zeros(NUM_BINS, np.int64)
-        for part in parts:
-            total += cut.histogram(self.keys(part)[1])
-        yield total
+        return sum(cut.histogram(*self._ranked(part)) for part in parts)
 
-    def ties(self, parts: list[PartRows], cut: Cut) -> Iterator[tuple[int, int]]:
-        """Each part's index and its number of ties at the threshold."""
-        for part in parts:
-            yield part.index, cut.num_ties(self.keys(part)[1])
+    def ties(self, parts: list[PartRows], cut: Cut) -> tuple[NDArray[np.int64], ...]:
+        """Parts, groups and numbers of the pairs at their group's threshold."""
+        found = [(part.index, *cut.ties(*self._ranked(part))) for part in parts]
+        part = np.concatenate([np.full(len(group), index) for index, group, _ in found])
+        return part, np.concatenate([group for _, group, _ in found]), np.concatenate([count for *_, count in found])
 
 
-def _total_histogram(search: _Search, parts: list[PartRows], cut: Cut) -> NDArray[np.int64]:
-    total = np.zeros(NUM_BINS, np.int64)
-    for histogram in _over(parts, search.histogram, cut):
-        total += histogram
-    return total
-
-
-def _over(parts: list[PartRows], answer: Callable[[list[PartRows], Cut], Iterator[Any]], cut: Cut) -> Iterator[Any]:
+def _over(parts: list[PartRows], answer: Callable[[list[PartRows], Any], Any], asked: Any) -> Iterator[Any]:
     blocks = [block.tolist() for block in np.array_split(np.array(parts, object), min(len(parts), MAX_BLOCKS))]
     dataset = ray.data.from_items([{"parts": block} for block in blocks], override_num_blocks=len(blocks))
 
-    def answers(batch: dict[str, Any]) -> dict[str, Any]:
-        found = [one for block in batch["parts"] for one in answer(list(block), cut)]
-        column = np.empty(len(found), object)
-        column[:] = found
-        return {"answer": column}
+    def answers(batch: dict[str, Any]) -> dict[str, list[bytes]]:
+        # pickled by hand: a column of tuples of arrays would come back with other types
+        return {"answer": [pickle.dumps(answer(list(block), asked)) for block in batch["parts"]]}
 
     for row in dataset.map_batches(answers, batch_size=1).iter_rows():
-        yield row["answer"]
+        yield pickle.loads(row["answer"])
 
 
-def _mask_work(search: _Search, threshold: int) -> Work:
-    def work(item: tuple[PartRows, int]) -> PartResult:
-        part, ties_allowed = item
-        rows, keys = search.keys(part)
-        kept = keep_mask(keys, threshold, ties_allowed)
+def _mask_work(threshold: Threshold) -> Work:
+    def work(part: PartRows) -> PartResult:
+        rows = np.flatnonzero(threshold.incoming.mask(part.index, part.num_rows))
         mask = np.zeros(part.num_rows, bool)
-        mask[rows[kept]] = True
+        mask[rows[threshold.kept(part, rows)]] = True
         return pack(mask, reached=len(rows))
 
     return work

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from orchestrator.catalog import PartRows
 from orchestrator.config import RandomStep
+from orchestrator.keeplist import KeepList
 from orchestrator.pruning.random import random_scores
-from orchestrator.selection.budget import budget_stage
+from orchestrator.selection.budget import Ranked, Ranking, budget_stage
 from orchestrator.stage import Stage
 from orchestrator.step import Step
 
@@ -23,12 +24,15 @@ def stages(step: Step) -> list[Stage]:
         budget_stage(
             step,
             scored=None,
-            keys_of=partial(_keys_of, settings.seed),
-            keep_fraction=settings.keep_fraction,
+            ranking=partial(_ranking, step, settings.seed),
             does=f"keep a random draw (seed {settings.seed})",
         )
     ]
 
 
-def _keys_of(seed: int, part: PartRows, ordinals: NDArray[np.int64]) -> NDArray[np.uint64]:
-    return random_scores(seed, part.first_ordinal, part.num_rows)[ordinals - part.first_ordinal]
+def _ranking(step: Step, seed: int, num_wanted: int) -> Ranking:
+    return Ranking(partial(_rank, seed), np.array([KeepList(step.incoming).num_pairs]), np.array([num_wanted]))
+
+
+def _rank(seed: int, part: PartRows, rows: NDArray[np.int64]) -> Ranked:
+    return Ranked(random_scores(seed, part.first_ordinal, part.num_rows)[rows], None)

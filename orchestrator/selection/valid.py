@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from orchestrator.artifacts import Artifact
 from orchestrator.catalog import Catalog, PartRows, part_rows
-from orchestrator.keeplist import pack
+from orchestrator.keeplist import KeepList, pack
 from orchestrator.parts import PartResult, Work, build_parts
 from orchestrator.progress import Display
 from orchestrator.source import Status
@@ -20,16 +20,25 @@ VERSION = 1
 POOL, CAPTIONED = "pool", "captioned"
 
 
-def valid_stage(store_uri: str, catalog: Catalog, *, has_images: bool, needs_caption: bool) -> Stage:
-    """Keeps every pair with an image (any row of a table without images); with `needs_caption`, only those with words.
+def valid_stage(
+    store_uri: str, catalog: Catalog, *, has_images: bool, needs_caption: bool, among: Artifact | None = None
+) -> Stage:
+    """Keeps every pair with an image (any row of a table without images); with `needs_caption`, only those with words;
+    with `among`, only those of that keep list.
 
     Captionless pairs reach the selection, where their score is the lowest; the fine-tune epoch leaves them out."""
     artifact = Artifact.of(
-        store_uri, "keep", version=VERSION, catalog=catalog.artifact, has_images=has_images, needs_caption=needs_caption
+        store_uri,
+        "keep",
+        version=VERSION,
+        catalog=catalog.artifact,
+        has_images=has_images,
+        needs_caption=needs_caption,
+        **({} if among is None else {"among": among}),
     )
 
     def build(display: Display) -> Artifact:
-        work = partial(_work, catalog, has_images, needs_caption)
+        work = partial(_work, catalog, has_images, needs_caption, among)
         return build_parts(artifact, part_rows(catalog), work, display=display, name=name)
 
     name = CAPTIONED if needs_caption else POOL
@@ -39,7 +48,7 @@ def valid_stage(store_uri: str, catalog: Catalog, *, has_images: bool, needs_cap
     return Stage(name=name, does=does, artifact=artifact, build=build)
 
 
-def _work(catalog: Catalog, has_images: bool, needs_caption: bool) -> Work:
+def _work(catalog: Catalog, has_images: bool, needs_caption: bool, among: Artifact | None) -> Work:
     def work(part: PartRows) -> PartResult:
         table = catalog.table(part.index, ("status", "caption"))
         keep = pc.is_valid(table["status"])
@@ -49,6 +58,7 @@ def _work(catalog: Catalog, has_images: bool, needs_caption: bool) -> Work:
         if needs_caption:
             words = pc.utf8_length(pc.utf8_trim_whitespace(pc.fill_null(table["caption"], "")))
             keep = pc.and_(keep, pc.greater(words, 0))
-        return pack(keep.to_numpy(zero_copy_only=False) if isinstance(keep, pa.Array) else keep.to_numpy())
+        mask = keep.to_numpy(zero_copy_only=False) if isinstance(keep, pa.Array) else keep.to_numpy()
+        return pack(mask if among is None else mask & KeepList(among).mask(part.index, part.num_rows))
 
     return work

@@ -19,7 +19,7 @@ from orchestrator.progress import Display
 from orchestrator.pruning.cut import sortable
 from orchestrator.pruning.wfpp import WordTable, discard_probabilities, scores
 from orchestrator.pruning.words import caption_words
-from orchestrator.selection.budget import budget_stage
+from orchestrator.selection.budget import Ranked, Ranking, budget_stage
 from orchestrator.selection.words import count_stage, kept_captions, read_words, words_stage
 from orchestrator.stage import Stage
 from orchestrator.step import Step
@@ -37,8 +37,7 @@ def stages(step: Step) -> list[Stage]:
     cut = budget_stage(
         step,
         scored=score.artifact,
-        keys_of=partial(_keys_of, score.artifact),
-        keep_fraction=settings.keep_fraction,
+        ranking=partial(_ranking, step, score.artifact),
         does="keep the highest word-frequency scores",
     )
     return [count, words, score, cut]
@@ -52,7 +51,7 @@ def _score_stage(step: Step, settings: WfppStep, words: Artifact) -> Stage:
         catalog=step.catalog.artifact,
         keep=step.incoming,
         words=words,
-        settings=settings.model_dump(exclude={"keep_fraction"}),
+        settings=settings.model_dump(exclude={"keep_fraction", "keep_pairs"}),
     )
 
     def build(display: Display) -> Artifact:
@@ -101,5 +100,9 @@ def read_scores(scored: Artifact, index: int) -> NDArray[np.float64]:
     return pq.read_table(pa.BufferReader(store.read(part_path(scored, index, "parquet"))))["score"].to_numpy()
 
 
-def _keys_of(scored: Artifact, part: PartRows, ordinals: NDArray[np.int64]) -> NDArray[np.uint64]:
-    return sortable(read_scores(scored, part.index))
+def _ranking(step: Step, scored: Artifact, num_wanted: int) -> Ranking:
+    return Ranking(partial(_rank, scored), np.array([KeepList(step.incoming).num_pairs]), np.array([num_wanted]))
+
+
+def _rank(scored: Artifact, part: PartRows, rows: NDArray[np.int64]) -> Ranked:
+    return Ranked(sortable(read_scores(scored, part.index)), None)

@@ -1,0 +1,65 @@
+"""A filter's keep list: of the pairs that reach the step, those that pass a rule, and how many failed it for what
+reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator import cluster
+from orchestrator.artifacts import Artifact
+from orchestrator.catalog import PartRows, part_rows
+from orchestrator.keeplist import KeepList, Mask, pack
+from orchestrator.parts import PartResult, Work, build_parts
+from orchestrator.progress import Display
+from orchestrator.stage import Stage
+from orchestrator.step import Step
+
+VERSION = 1
+
+
+class Verdict(NamedTuple):
+    """Of a part's pairs that reached the step: bool [n], and how many were dropped for each reason."""
+
+    keep: Mask
+    reasons: Mapping[str, int]
+
+
+Rule = Callable[[PartRows, NDArray[np.int64]], Verdict]
+"""The verdict on the given rows of a part (those that reached the step, ascending)."""
+
+
+def filter_stage(step: Step, make_rule: Callable[[], Rule], *, does: str, **made_from: Any) -> Stage:
+    """The stage that asks the rule, which `make_rule()` makes once in each actor; `made_from` is what it goes by."""
+    artifact = Artifact.of(
+        step.store_uri, "keep", version=VERSION, catalog=step.catalog.artifact, incoming=step.incoming, **made_from
+    )
+
+    def build(display: Display) -> Artifact:
+        return build_parts(
+            artifact,
+            part_rows(step.catalog),
+            partial(_work, KeepList(step.incoming), make_rule),
+            display=display,
+            name=step.name,
+            num_actors=step.num_actors or cluster.num_cpus(),
+        )
+
+    return Stage(name=step.name, does=does, artifact=artifact, build=build, is_filter=True)
+
+
+def _work(incoming: KeepList, make_rule: Callable[[], Rule]) -> Work:
+    rule = make_rule()
+
+    def work(part: PartRows) -> PartResult:
+        rows = np.flatnonzero(incoming.mask(part.index, part.num_rows))
+        verdict = rule(part, rows)
+        mask = np.zeros(part.num_rows, bool)
+        mask[rows[verdict.keep]] = True
+        return pack(mask, reached=len(rows), reasons=dict(verdict.reasons))
+
+    return work

@@ -1,0 +1,120 @@
+"""MetaCLIP's balancing as stages (arXiv 2309.16671): count the captions that hold each entry of the metadata, then draw
+every pair by the entries it holds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from orchestrator import store
+from orchestrator.artifacts import Artifact
+from orchestrator.catalog import Catalog, PartRows, part_groups
+from orchestrator.config import MetaClipStep
+from orchestrator.errors import UserError
+from orchestrator.keeplist import KeepList
+from orchestrator.npy import from_npy, to_npy
+from orchestrator.parts import PartResult, Work, build_parts, part_path
+from orchestrator.progress import Display
+from orchestrator.pruning.metaclip import Matcher, entry_probabilities, keep
+from orchestrator.selection.filter import Rule, Verdict, filter_stage
+from orchestrator.selection.words import kept_captions
+from orchestrator.stage import Stage
+from orchestrator.step import Step
+
+VERSION = 1
+MAX_GROUPS = 256
+
+
+def stages(step: Step) -> list[Stage]:
+    """Counts and the keep list; the counts serve every t and seed."""
+    settings = step.settings
+    assert isinstance(settings, MetaClipStep)
+    if settings.metadata is None:
+        raise UserError(
+            f"selection.{step.name}.metadata is missing: "
+            f"set it to a JSON list of entries, or a text file with one a line"
+        )
+    uri = store.absolute(settings.metadata)
+    counts = _count_stage(step, uri)
+    draw = filter_stage(
+        step,
+        partial(_rule, step.catalog, uri, counts.artifact, settings),
+        does=f"draw pairs by their entries, t = {settings.t:g} (seed {settings.seed})",
+        counts=counts.artifact,
+        t=settings.t,
+        seed=settings.seed,
+    )
+    return [counts, draw]
+
+
+def read_entries(uri: str) -> list[str]:
+    """The metadata's entries. Errors: `UserError` when there is no such file, or it is neither of the two formats."""
+    if not store.exists(uri):
+        raise UserError(f"no metadata at {uri}: expected a JSON list of entries, or a text file with one a line")
+    text = store.read(uri).decode()
+    entries = json.loads(text) if text.lstrip().startswith("[") else [line for line in text.splitlines() if line]
+    if not entries or not all(isinstance(entry, str) for entry in entries):
+        raise UserError(f"the metadata at {uri} is no list of entries: expected strings, at least one")
+    return list(dict.fromkeys(entries))
+
+
+def _count_stage(step: Step, uri: str) -> Stage:
+    digest = hashlib.sha256(json.dumps(read_entries(uri)).encode()).hexdigest()
+    artifact = Artifact.of(
+        step.store_uri,
+        "entry_counts",
+        version=VERSION,
+        catalog=step.catalog.artifact,
+        keep=step.incoming,
+        entries=digest,
+    )
+    name = f"count entries, {step.name}"
+
+    def build(display: Display) -> Artifact:
+        return build_parts(
+            artifact,
+            part_groups(step.catalog, max_groups=MAX_GROUPS),
+            partial(_count_work, step.catalog, KeepList(step.incoming), uri),
+            display=display,
+            name=name,
+            count="pairs",
+            num_actors=step.num_actors,
+        )
+
+    return Stage(name=name, does="count the captions that hold each entry", artifact=artifact, build=build)
+
+
+def _count_work(catalog: Catalog, keep_list: KeepList, uri: str) -> Work:
+    matcher = Matcher(read_entries(uri))
+
+    def work(group: Sequence[PartRows]) -> PartResult:
+        chunks = [captions for part in group for captions in kept_captions(catalog, keep_list, part)]
+        counts = sum((matcher.counts(captions) for captions in chunks), np.zeros(matcher.num_entries, np.int64))
+        return PartResult({"npy": to_npy(counts)}, {"pairs": sum(map(len, chunks))})
+
+    return work
+
+
+def read_counts(counts: Artifact) -> NDArray[np.int64]:
+    """How many captions hold each entry, int64 [entries]."""
+    return sum(from_npy(store.read(part_path(counts, group, "npy"))) for group in range(len(counts.parts)))
+
+
+def _rule(catalog: Catalog, uri: str, counts: Artifact, settings: MetaClipStep) -> Rule:
+    matcher = Matcher(read_entries(uri))
+    entries = entry_probabilities(read_counts(counts), settings.t)
+
+    def rule(part: PartRows, rows: NDArray[np.int64]) -> Verdict:
+        captions = pl.Series(catalog.table(part.index, ("caption",))["caption"].take(rows), dtype=pl.String)
+        probabilities = matcher.keep_probabilities(captions, entries)
+        kept = keep(probabilities, settings.seed, rows + part.first_ordinal)
+        unmatched = int((probabilities == 0).sum())
+        return Verdict(kept, {"no_entry": unmatched, "balanced_out": int((~kept).sum()) - unmatched})
+
+    return rule
