@@ -1,0 +1,78 @@
+"""An actor that holds the encoder and turns batches of pairs into vectors."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from orchestrator.clip import encoders
+from orchestrator.clip.encoders import Encoder
+from orchestrator.config import EfficientNetLite0Encoder, OpenClipEncoder, TimmEncoder
+from orchestrator.config.embedding import EncoderConfig, Tower
+from orchestrator.embedding.pool import Rows
+from orchestrator.embedding.vectors import Vectors
+
+
+def build_encoder(settings: EncoderConfig) -> Encoder:
+    """The encoder that the settings name, on the CPU. Errors: `ValueError`, one line."""
+    match settings:
+        case OpenClipEncoder():
+            return encoders.open_clip_encoder(
+                name=settings.model, pretrained=settings.pretrained, towers=settings.towers
+            )
+        case TimmEncoder():
+            return encoders.timm_encoder(
+                name=settings.model, checkpoint=settings.checkpoint, image_size=settings.image_size
+            )
+        case EfficientNetLite0Encoder():
+            return encoders.efficientnet_lite0(image_size=settings.image_size)
+
+
+class Description(NamedTuple):
+    """What is to be known of an encoder before any data is read: `pictures` are its size, crop fraction and resize
+    mode; `dims` the lengths of its vectors."""
+
+    pictures: tuple[int, float, str]
+    dims: dict[Tower, int]
+
+
+def describe(settings: EncoderConfig) -> Description:
+    """Builds the encoder once and tells what it is. Errors: `ValueError`, one line."""
+    encoder = build_encoder(settings)
+    pictures = encoder.pictures
+    return Description((pictures.size, pictures.crop_fraction, pictures.resize_mode), dict(encoder.dims))
+
+
+class Embedder:
+    """One encoder on one GPU, or on its share of a node's cores."""
+
+    def __init__(self, settings: EncoderConfig, num_threads: int):
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if device.type == "cpu":
+            torch.set_num_threads(num_threads)
+        self.encoder = build_encoder(settings).place(device, settings.precision)
+
+    def __call__(self, batch: Rows) -> Rows:
+        """Columns `image` and/or `text`, float16 [n, dim] of unit norm (all zero where there is nothing to embed), in
+        place of pixels and captions."""
+        vectors: dict[str, Vectors] = {}
+        problems = batch.get("problem", np.full(len(batch["key"]), "", object)).copy()
+        if "image" in self.encoder.dims:
+            # as the decoder wrote them, [n, h, w, 3]: the permuted view is what channels-last convolutions want
+            images = torch.from_numpy(batch["image"]).permute(0, 3, 1, 2)
+            vectors["image"] = _stored(self.encoder.encode_images(images), batch["has_image"], problems)
+        if "text" in self.encoder.dims:
+            captions = ["" if caption is None else caption for caption in batch["caption"]]
+            has_caption = np.array([bool(caption.strip()) for caption in captions])
+            vectors["text"] = _stored(self.encoder.encode_texts(captions), has_caption, problems)
+        places = {name: batch[name] for name in ("part", "row", "expected", "key")}
+        return {**places, "problem": problems, **vectors}
+
+
+def _stored(features: torch.Tensor, valid: np.ndarray, problems: np.ndarray) -> Vectors:
+    valid, is_finite = valid.astype(bool), torch.isfinite(features).all(dim=1).numpy()
+    # a forward pass that overflows gives no direction
+    problems[valid & ~is_finite] = "not_finite"
+    return np.where((valid & is_finite)[:, None], features.numpy(), 0).astype(np.float16)

@@ -1,0 +1,148 @@
+"""An encoder's embedding as a stage: what it is made from, a pass over the parts that are missing, the limit on bad
+pairs."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+import xxhash
+from ray.exceptions import RayTaskError
+
+from orchestrator import store
+from orchestrator.artifacts import Artifact
+from orchestrator.catalog import Catalog
+from orchestrator.config import Config, OpenClipEncoder, TimmEncoder
+from orchestrator.config.embedding import EncoderConfig, Tower
+from orchestrator.embedding.actor import Description, describe
+from orchestrator.embedding.execution import Pass
+from orchestrator.embedding.pool import Pictures, Pool
+from orchestrator.embedding.vectors import embedding_totals
+from orchestrator.errors import UserError
+from orchestrator.parts import Summary, done_summaries
+from orchestrator.progress import Display, StageProgress
+from orchestrator.source import Source
+from orchestrator.stage import Stage
+
+VERSION = 1
+HASH_BYTES = 2**24
+# what does not change the vectors
+NOT_IDENTITY = {"batch_size", "max_bad_pairs"}
+
+
+def encode_stage(config: Config, name: str, source: Source, catalog: Catalog) -> Stage:
+    """The stage that embeds the whole pool with the encoder `config.embedding[name]`.
+
+    Errors: `UserError` when the pool has no images for an image tower."""
+    settings = config.embedding[name]
+    assert isinstance(settings, EncoderConfig)
+    settings = _with_absolute_files(settings)
+    towers = _towers(name, settings)
+    if "image" in towers and not source.has_images:
+        raise UserError(
+            f"embedding.{name} embeds images, but the source is a caption table, which has none: name the text tower "
+            f"of an open_clip model alone (embedding.{name}.towers=[text])"
+        )
+    artifact = Artifact.of(
+        config.store,
+        "embedding",
+        version=VERSION,
+        catalog=catalog.artifact,
+        settings=settings.model_dump(mode="json", exclude=NOT_IDENTITY) | {"towers": list(towers)},
+        files=_digests(settings),
+    )
+
+    def build(display: Display) -> Artifact:
+        started = time.monotonic()
+        described = _describe(name, settings)
+        pictures = Pictures(*described.pictures, max_pixels=settings.max_image_pixels)
+        pool = Pool(source=source, parts=tuple(source.parts()), catalog=catalog, towers=towers, pictures=pictures)
+        unit = "images" if "image" in towers else "captions"
+        with display.stage(stage.name, unit=unit, total=sum(catalog.rows_per_part)) as progress:
+            summaries = _embed(Pass(artifact, settings, pool, described.dims), progress)
+            _check_bad_pairs(name, settings, summaries)
+            totals = embedding_totals(summaries, described.dims)
+            artifact.publish(totals=totals, parts=summaries, seconds=time.monotonic() - started)
+        return artifact
+
+    does = f"embed the {' and '.join(f'{tower}s' for tower in towers)} by {getattr(settings, 'model', settings.kind)}"
+    stage = Stage(name=f"embed, {name}", does=does, artifact=artifact, build=build)
+    return stage
+
+
+def _embed(execution: Pass, progress: StageProgress) -> list[Summary]:
+    """Rounds over the parts that are missing: a writer that had to be started anew has lost the parts it held."""
+    num_parts = len(execution.pool.parts)
+    done = done_summaries(execution.artifact)
+    while missing := [index for index in range(num_parts) if index not in done]:
+        rows = sum(summary["rows"] for summary in done.values())
+        progress.update(rows)
+        for num_rows in execution.run(missing):
+            rows += num_rows
+            progress.update(rows)
+        before, done = len(done), done_summaries(execution.artifact)
+        if len(done) == before:
+            raise RuntimeError(f"a whole pass over {len(missing)} parts completed none: the writer died each time")
+    return [done[index] for index in range(num_parts)]
+
+
+def _describe(name: str, settings: EncoderConfig) -> Description:
+    # in a task: the driver needs neither the weights nor the memory, and a mistake comes before any actor starts
+    try:
+        return ray.get(ray.remote(describe).remote(settings))
+    except RayTaskError as error:
+        if isinstance(error.cause, ValueError):
+            raise UserError(f"embedding.{name}: {error.cause}") from error
+        raise
+
+
+def _check_bad_pairs(name: str, settings: EncoderConfig, summaries: list[Summary]) -> None:
+    rows = sum(summary["rows"] for summary in summaries)
+    bad = sum(sum(summary["problems"].values()) for summary in summaries)
+    if bad > settings.max_bad_pairs * rows:
+        examples = [example for summary in summaries for example in summary["examples"]]
+        raise UserError(
+            f"embedding.{name}: {bad:,} of {rows:,} pairs could not be decoded or embedded, at most "
+            f"{settings.max_bad_pairs:.1%} allowed ({'; '.join(examples[:3])}); "
+            f"mend the pool or raise embedding.{name}.max_bad_pairs"
+        )
+
+
+def _towers(name: str, settings: EncoderConfig) -> tuple[Tower, ...]:
+    if not isinstance(settings, OpenClipEncoder):
+        return ("image",)
+    if not settings.towers:
+        raise UserError(f"embedding.{name}.towers is empty: expected image, text or both")
+    return tuple(sorted(set(settings.towers)))
+
+
+def _with_absolute_files(settings: EncoderConfig) -> EncoderConfig:
+    # actors run in other folders
+    return settings.model_copy(update={key: store.absolute(place) for key, place in _files(settings).items()})
+
+
+def _files(settings: EncoderConfig) -> dict[str, str]:
+    places: dict[str, str | None] = {}
+    if isinstance(settings, OpenClipEncoder):
+        places = {"model": settings.model, "pretrained": settings.pretrained}
+    elif isinstance(settings, TimmEncoder):
+        places = {"checkpoint": settings.checkpoint}
+    return {key: place for key, place in places.items() if place is not None and store.is_path(place)}
+
+
+def _digests(settings: EncoderConfig) -> dict[str, str]:
+    # by content: weights that were copied or touched are the same weights, others at the same place are not
+    digests: dict[str, Any] = {}
+    for key, place in _files(settings).items():
+        root = Path(place)
+        paths = [root] if root.is_file() else sorted(path for path in root.rglob("*") if path.is_file())
+        state = xxhash.xxh3_128()
+        for path in paths:
+            state.update(str(path.relative_to(root)).encode())
+            with path.open("rb") as file:
+                while data := file.read(HASH_BYTES):
+                    state.update(data)
+        digests[key] = state.hexdigest()
+    return digests

@@ -1,0 +1,94 @@
+"""One execution of Ray Data over parts: read, decode, embed, write.
+
+Decoded blocks are of exactly a batch whatever the parts' borders, so the actors' batches are full but for the last. The
+order of reading is kept from end to end: the writer sees one part after another, and a part's vectors are the same for
+any timing. What waits between two operators is bounded by Ray Data's share of the object store for each of them, at
+which it stops reading; open at the writer are the parts of at most the batches under way in the actors."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import ray
+
+from orchestrator import cluster
+from orchestrator.artifacts import Artifact
+from orchestrator.config.embedding import EncoderConfig, Tower
+from orchestrator.embedding.actor import Embedder
+from orchestrator.embedding.pool import BLOCK_BYTES, Pool, decode_rows, read_part
+from orchestrator.embedding.writer import Writer
+
+READ_CPUS, DECODE_CPUS, WRITE_CPUS = 0.25, 0.75, 0.1
+# on CPUs; threads of one actor wait for one another at every layer
+ACTOR_THREADS = 4
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What an execution takes; `dims` are the lengths of the encoder's vectors."""
+
+    artifact: Artifact
+    settings: EncoderConfig
+    pool: Pool
+    dims: Mapping[Tower, int]
+
+    def run(self, parts: Sequence[int]) -> Iterator[int]:
+        """Embeds and writes parts; gives the rows of each batch once they are with the writer."""
+        reference, batch_size = ray.put(self.pool), self.settings.batch_size
+        dataset = ray.data.from_items([{"part": index} for index in parts], override_num_blocks=len(parts))
+        # the dataset's own context: smaller blocks start sooner, and a batch takes only what it needs to its node
+        dataset.context.execution_options.preserve_order = True
+        dataset.context.target_max_block_size = BLOCK_BYTES
+        rows = dataset.map_batches(
+            partial(read_part, reference=reference, rows_per_block=batch_size), batch_size=1, num_cpus=READ_CPUS
+        )
+        if "image" in self.dims:
+            rows = rows.map_batches(
+                partial(decode_rows, reference=reference),
+                batch_size=batch_size,
+                batch_format="pyarrow",
+                num_cpus=DECODE_CPUS,
+            )
+        written = (
+            rows.repartition(target_num_rows_per_block=batch_size, strict=True)
+            .map_batches(
+                Embedder,
+                fn_constructor_args=(self.settings, threads_per_actor()),
+                batch_size=batch_size,
+                compute=ray.data.ActorPoolStrategy(size=num_actors()),
+                **actor_share(),
+            )
+            .map_batches(
+                Writer,
+                fn_constructor_args=(self.artifact, self.pool.catalog.rows_per_part, self.dims),
+                batch_size=None,
+                compute=ray.data.ActorPoolStrategy(size=1),
+                num_cpus=WRITE_CPUS,
+            )
+        )
+        for row in written.iter_rows():
+            yield row["rows"]
+
+
+def num_actors() -> int:
+    """One for each GPU; without GPUs one for every `ACTOR_THREADS` cores."""
+    return cluster.num_gpus() or max(1, math.ceil(_num_cores() / ACTOR_THREADS))
+
+
+def threads_per_actor() -> int:
+    """torch threads of an actor on CPUs: together the actors have a thread for every core."""
+    return max(1, _num_cores() // num_actors())
+
+
+def actor_share() -> dict[str, float]:
+    """What an actor reserves: a GPU, else a CPU. Without GPUs decoding takes turns with it on the same cores."""
+    return {"num_gpus": 1} if cluster.num_gpus() else {"num_cpus": min(1.0, cluster.num_cpus() / 2)}
+
+
+def _num_cores() -> int:
+    # a local cluster has more logical CPUs than there are cores
+    return min(cluster.num_cpus(), len(ray.nodes()) * (os.cpu_count() or 1))

@@ -1,0 +1,136 @@
+"""What is to be embedded: reading tasks send a part's pairs that have something to embed, decoding tasks make pixels.
+
+A row carries its place (part, row) and `expected`, the number of rows that its part sends: batches fill up across the
+borders of parts, and the rows find back. A read error is raised, never mistaken for a bad picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+from numpy.typing import NDArray
+
+from orchestrator.catalog import Catalog
+from orchestrator.config.embedding import Tower
+from orchestrator.decode import BadImage, Crop, Cropper, decode, evaluation_crop
+from orchestrator.source import Part, Source, Status
+
+BLOCK_BYTES = 16 * 2**20
+COLUMNS = ("key", "caption", "status", "image_offset", "image_size")
+UNUSABLE = pa.array([Status.MISSING_IMAGE, Status.BAD_IMAGE], pa.int8())
+
+Rows = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """How pictures are cut and scaled for an encoder (`clip.encoders.Pictures`), and the most pixels they may have."""
+
+    size: int
+    crop_fraction: float
+    resize_mode: str
+    max_pixels: int
+
+    def cropper(self) -> Cropper:
+        """Chooses the box that becomes `size` x `size`."""
+        if self.resize_mode == "squash":
+            return partial(_squash, fraction=self.crop_fraction)
+        return partial(evaluation_crop, size=self.size, fraction=self.crop_fraction)
+
+
+def _squash(width: int, height: int, *, fraction: float) -> Crop:
+    across, down = width * fraction, height * fraction
+    return Crop(left=(width - across) / 2, top=(height - down) / 2, width=across, height=down)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool:
+    """What reading and decoding take; travels to the tasks once."""
+
+    source: Source
+    parts: tuple[Part, ...]
+    catalog: Catalog
+    towers: tuple[Tower, ...]
+    pictures: Pictures
+
+    def usable(self, index: int) -> tuple[pa.Table, NDArray[np.int64]]:
+        """The part's pairs that a tower has something to embed of: their catalog rows, and their row numbers."""
+        table = self.catalog.table(index, COLUMNS)
+        caption = pc.utf8_trim_whitespace(pc.fill_null(table["caption"], ""))
+        wanted = np.zeros(table.num_rows, bool)
+        if "image" in self.towers:
+            wanted |= ~pc.is_in(table["status"], value_set=UNUSABLE).to_numpy()
+        if "text" in self.towers:
+            wanted |= pc.greater(pc.utf8_length(caption), 0).to_numpy()
+        rows = np.flatnonzero(wanted)
+        return table.take(rows), rows
+
+
+def read_part(batch: Rows, *, reference: ray.ObjectRef, rows_per_block: int) -> Iterator[pa.Table]:
+    """A part's usable pairs in row order, in blocks of up to `rows_per_block` rows or about 16 MB of pictures.
+
+    A part without any sends one row, with no place in the part, so that it is written as well."""
+    pool: Pool = ray.get(reference)
+    for index in batch["part"].tolist():
+        table, rows = pool.usable(index)
+        images = _images(pool, index, table)
+        if not len(rows):
+            yield _block(index, [-1], [""], [None], [None], expected=0)
+        start, waiting, num_bytes = 0, list[bytes | None](), 0
+        for stop, image in enumerate(images, 1):
+            waiting.append(image)
+            num_bytes += len(image or b"")
+            if len(waiting) == rows_per_block or num_bytes >= BLOCK_BYTES or stop == len(rows):
+                chunk = table.slice(start, stop - start)
+                labels = chunk["key"].to_pylist(), chunk["caption"].to_pylist()
+                yield _block(index, rows[start:stop], *labels, waiting, expected=len(rows))
+                start, waiting, num_bytes = stop, [], 0
+
+
+def _images(pool: Pool, index: int, table: pa.Table) -> Iterator[bytes | None]:
+    if "image" not in pool.towers:
+        yield from (None for _ in range(table.num_rows))
+        return
+    is_picture = ~pc.is_in(table["status"], value_set=UNUSABLE).to_numpy()
+    found = pool.source.images(pool.parts[index], table.filter(pa.array(is_picture)))
+    for has_image in is_picture:
+        yield next(found) if has_image else None
+
+
+def _block(index: int, rows: Any, keys: list, captions: list, images: list, *, expected: int) -> pa.Table:
+    num_rows = len(keys)
+    return pa.table(
+        {
+            "part": pa.array(np.full(num_rows, index, np.int32)),
+            "row": pa.array(np.asarray(rows, np.int64)),
+            "expected": pa.array(np.full(num_rows, expected, np.int64)),
+            "key": pa.array(keys, pa.string()),
+            "caption": pa.array(captions, pa.large_string()),
+            "image": pa.array(images, pa.large_binary()),
+        }
+    )
+
+
+def decode_rows(batch: pa.Table, *, reference: ray.ObjectRef) -> Rows:
+    """Rows with pixels in place of encoded images: `image` uint8 [n, size, size, 3], `has_image` bool, and `problem`,
+    why a picture that was there cannot be used (empty where it can, or none was there)."""
+    pictures: Pictures = ray.get(reference).pictures
+    crop, num_rows = pictures.cropper(), batch.num_rows
+    pixels = np.zeros((num_rows, pictures.size, pictures.size, 3), np.uint8)
+    has_image, problems = np.zeros(num_rows, bool), np.full(num_rows, "", object)
+    for place, data in enumerate(batch["image"]):
+        if not data.is_valid:
+            continue
+        try:
+            pixels[place] = decode(data.as_py(), size=pictures.size, crop=crop, max_pixels=pictures.max_pixels)
+            has_image[place] = True
+        except BadImage as error:
+            problems[place] = error.reason
+    columns = {name: batch[name].to_numpy() for name in ("part", "row", "expected", "key", "caption")}
+    return {**columns, "image": pixels, "has_image": has_image, "problem": problems}
