@@ -24,7 +24,7 @@ from orchestrator.errors import UserError
 # the verb's function in orchestrator.pipeline, imported only once it is needed
 VERBS = ("run", "plan", "select", "evaluate", "report", "export")
 NEED_NO_SOURCE = ("evaluate", "report", "export")
-PATH_KEYS = ("uri", "out", "store", "run", "to", "checkpoint", "pretrained", "mlflow_uri")
+PATH_KEYS = ("uri", "out", "store", "run", "to", "checkpoint", "pretrained", "mlflow_uri", "metadata", "language_model")
 USAGE_ERROR, FAILURE = 2, 1
 # Ray reads it when it is imported: training workers and reading tasks are more processes than a laptop has cores
 RAY_NOISE = "worker processes have been started on node"

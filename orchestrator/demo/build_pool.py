@@ -3,11 +3,13 @@
 The pool is Open Clip Art with its captions as they are, and two emoji styles; Noto is captioned by its name alone and
 Twemoji by name and tags, so that a class is met under its short name and among its synonyms. Held out for retrieval are
 pairs without a near-duplicate in the rest; a held-out emoji is taken in one style and its other style is dropped, since
-the two share their words. Fluent 3D, a style never trained on, is the zero-shot set."""
+the two share their words. Fluent 3D, a style never trained on, is the zero-shot set. MetaCLIP's metadata are the
+keywords and tags that at least two drawings or emoji share."""
 
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from orchestrator.demo.near_duplicates import lone_pairs
 SEED = 0
 NUM_HELDOUT_CLIPART = 400
 NUM_HELDOUT_EMOJI = 100
+MIN_SHARED = 2
 TRAINING_STYLES = ("noto", "twemoji")
 ZERO_SHOT_STYLE = "fluent3d"
 EMOJI_CREATORS = {"noto": "Google", "twemoji": "Twitter and contributors", "fluent3d": "Microsoft"}
@@ -33,13 +36,15 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder for train.parquet, heldout.parquet and zero_shot.parquet")
     arguments = parser.parse_args()
     emoji = pq.read_table(arguments.sources / "emoji.parquet").to_pylist()
-    clipart = [_clipart_row(row) for row in pq.read_table(arguments.sources / "openclipart.parquet").to_pylist()]
+    drawings = pq.read_table(arguments.sources / "openclipart.parquet").to_pylist()
+    clipart = [_clipart_row(row) for row in drawings]
     pool = clipart + [_emoji_row(row) for row in emoji if row["style"] in TRAINING_STYLES]
     train, heldout = split(pool)
     arguments.out.mkdir(parents=True, exist_ok=True)
     _write(train, arguments.out / "train.parquet")
     _write(heldout, arguments.out / "heldout.parquet")
     _write(_zero_shot_rows(emoji), arguments.out / "zero_shot.parquet")
+    (arguments.out / "metadata.txt").write_text("".join(f"{entry}\n" for entry in entries(drawings, emoji)))
 
 
 def split(pool: list[Row]) -> tuple[list[Row], list[Row]]:
@@ -55,6 +60,14 @@ def split(pool: list[Row]) -> tuple[list[Row], list[Row]]:
     taken = {families[i] for i in clipart + emoji}
     heldout = [pool[i] for i in rng.permutation(clipart + emoji)]
     return [pool[i] for i in order if families[i] not in taken], heldout
+
+
+def entries(drawings: list[Row], emoji: list[Row]) -> list[str]:
+    """The keywords and tags that at least `MIN_SHARED` drawings or emoji (all styles of one count once) have, sorted."""
+    keywords = [set(row["keywords"] or []) for row in drawings]
+    tags = {row["hexcode"]: set((row["tags"] or "").split(", ")) for row in emoji}
+    counts = Counter(word.strip() for words in [*keywords, *tags.values()] for word in words)
+    return sorted(word for word, count in counts.items() if word and count >= MIN_SHARED)
 
 
 def _clipart_row(row: Row) -> Row:

@@ -3,17 +3,22 @@ that a user's own shards take."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from orchestrator import store
-from orchestrator.config import Config, DemoSource, WebDatasetSource
+from orchestrator.config import Config, DemoSource, MetaClipStep, WebDatasetSource
 from orchestrator.errors import UserError
 
 DEMO = "demo"
+METADATA_PATH = Path(__file__).parent / "pool" / "metadata.txt"
 
 
 def embed_demo(config: Config) -> Config:
-    """The config with the demo source and the evaluation sets named `demo` replaced by shards in the store.
+    """The config with the demo source and the evaluation sets named `demo` replaced by shards in the store, and the
+    metadata named `demo` by the shipped entries.
 
     Errors: `UserError` when the store is not on this machine's disk."""
+    config = _with_metadata(config)
     sets = config.evaluation
     wants_set = DEMO in (sets.zero_shot.uri, sets.retrieval.uri)
     if not isinstance(config.source, DemoSource) and not wants_set:
@@ -38,3 +43,13 @@ def embed_demo(config: Config) -> Config:
     if isinstance(source, DemoSource):
         source = WebDatasetSource(uri=pool.train_uri, limits=source.limits)
     return config.model_copy(update={"source": source, "evaluation": sets})
+
+
+def _with_metadata(config: Config) -> Config:
+    named = {
+        name: step.model_copy(update={"metadata": str(METADATA_PATH)})
+        for name, step in config.selection.settings.items()
+        if isinstance(step, MetaClipStep) and step.metadata == DEMO
+    }
+    selection = config.selection.model_copy(update={"settings": {**config.selection.settings, **named}})
+    return config.model_copy(update={"selection": selection})
