@@ -13,17 +13,18 @@ from numpy.typing import NDArray
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
 
-def random_scores(seed: int, first_ordinal: int, num_pairs: int) -> NDArray[np.uint64]:
-    """Keys of `num_pairs` consecutive pairs, uint64 [num_pairs], uniform over all 64-bit numbers.
+def random_keys(seed: int, ordinals: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Keys of the pairs with the given global ordinals [n], uint64 [n], uniform over all 64-bit numbers.
 
-    Args:
-        seed: any integer, taken modulo 2**64.
-        first_ordinal: global ordinal of the first of the pairs.
-        num_pairs: how many pairs.
+    `seed` is any integer, taken modulo 2**64.
     """
     start = _mix(np.array([seed % 2**64], dtype=np.uint64))
-    ordinals = np.arange(first_ordinal, first_ordinal + num_pairs, dtype=np.uint64)
-    return _mix(start + ordinals * _GAMMA)
+    return _mix(start + ordinals.astype(np.uint64) * _GAMMA)
+
+
+def random_scores(seed: int, first_ordinal: int, num_pairs: int) -> NDArray[np.uint64]:
+    """Keys of `num_pairs` consecutive pairs from global ordinal `first_ordinal` on, uint64 [num_pairs]."""
+    return random_keys(seed, np.arange(first_ordinal, first_ordinal + num_pairs))
 
 
 def _mix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -1,0 +1,54 @@
+"""SemDeDup's comparison (arXiv 2303.09540): of each item of a cluster, the largest cosine to any earlier item,
+
+    s_j = max over i < j of x_i.x_j,
+
+whether or not that item is itself removed. Item j is a duplicate at eps if s_j > 1 - eps, so one comparison serves
+every eps. Only the lower triangle of the similarity matrix is computed, tile by tile, so that memory is bounded
+whatever the size of the cluster; the result is that of the full matrix. Tiles are multiplied in float32; the winning
+pair's cosine is then summed anew in float64, as the last bits of a product depend on the shape of its tile.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+TILE = 1024
+
+Vectors = NDArray[np.float32] | NDArray[np.float16]
+
+
+def max_earlier_similarity(vectors: Vectors, tile: int = TILE) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Compares each item with all before it.
+
+    Args:
+        vectors: [n, d] of unit norm, in the order in which items are kept; float16 is widened tile by tile. All
+            finite: items without an embedding are left out before.
+        tile: items in a tile's rows and columns; memory beside the vectors is of the order of tile * (tile + d) + n.
+
+    Returns:
+        similarity float32 [n], -inf for the first item; earlier int64 [n], the first item that attains it as far as
+        float32 tells them apart, -1 for the first.
+    """
+    num_items = len(vectors)
+    similarity = np.full(num_items, -np.inf, np.float32)
+    earlier = np.full(num_items, -1)
+    for start in range(0, num_items, tile):
+        rows = slice(start, start + tile)
+        later = np.asarray(vectors[rows], np.float32)
+        for column in range(0, start + 1, tile):
+            products = later @ np.asarray(vectors[column : column + tile], np.float32).T
+            if column == start:
+                products[np.triu_indices(len(later))] = -np.inf
+            nearest = products.argmax(axis=1)
+            found = np.take_along_axis(products, nearest[:, None], axis=1)[:, 0]
+            better = found > similarity[rows]
+            similarity[rows][better] = found[better]
+            earlier[rows][better] = column + nearest[better]
+        similarity[rows] = _cosines(later, vectors[earlier[rows]])
+    similarity[:1] = -np.inf
+    return similarity, earlier
+
+
+def _cosines(later: Vectors, earlier: Vectors) -> NDArray[np.float64]:
+    return np.einsum("nd,nd->n", later, earlier, dtype=np.float64)
