@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import ray
@@ -18,7 +19,7 @@ from orchestrator.artifacts import Artifact
 from orchestrator.clustering.sample import read_sample
 from orchestrator.config import Clustering
 from orchestrator.npy import from_npy, to_npy
-from orchestrator.pruning.clusters import Nearest, Trained, Vectors, next_centroids, sums_by_cluster, unit
+from orchestrator.pruning.clusters import FIXED_POINT, Nearest, Trained, Vectors, next_centroids, sums_by_cluster, unit
 
 Partial = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 """Of some vectors: sums [k, d], sizes [k] and distances [k] by cluster, in fixed point but for the sizes."""
@@ -38,7 +39,7 @@ def train_in_tasks(artifact: Artifact, sample: Artifact, settings: Clustering) -
     for iteration in range(begin, settings.num_iterations):
         sums, sizes, distances = _one_pass(held, centroids)
         moved, num_empty = next_centroids(sums, sizes, centroids)
-        objective.append(1 - float(distances.sum()) / 2**30 / float(sizes.sum()))
+        objective.append(1 - float(distances.sum()) / FIXED_POINT / float(sizes.sum()))
         restarts += num_empty
         stands_still = bool((moved == centroids).all())
         centroids = moved
@@ -82,7 +83,8 @@ def _add(one: Partial, other: Partial) -> Partial:
 def _hold(sample: Artifact) -> list[tuple[Sequence[int], ray.actor.ActorHandle]]:
     num_groups = len(sample.parts)
     shares = np.array_split(np.arange(num_groups), min(num_groups, cluster.num_cpus()))
-    return [(share.tolist(), _Share.remote(sample, share.tolist())) for share in shares]
+    start: Any = _Share.remote  # type: ignore[attr-defined]
+    return [(share.tolist(), start(sample, share.tolist())) for share in shares]
 
 
 def _start(
@@ -90,7 +92,7 @@ def _start(
 ) -> Vectors:
     ends = list(accumulate(part["sampled"] for part in sample.parts))
     drawn = np.sort(np.random.default_rng(settings.seed).choice(ends[-1], settings.k, replace=False))
-    found = []
+    found: list[Any] = []
     for groups, actor in held:
         for group in groups:
             first = ends[group] - sample.parts[group]["sampled"]
@@ -100,9 +102,10 @@ def _start(
 
 def _one_pass(held: Sequence[tuple[Sequence[int], ray.actor.ActorHandle]], centroids: Vectors) -> Partial:
     shared = ray.put(centroids)
-    partials = [actor.pass_over.remote(shared) for _, actor in held]
+    partials: list[Any] = [actor.pass_over.remote(shared) for _, actor in held]
     add = ray.remote(_add)
     while len(partials) > 1:
         pairs = [add.remote(*partials[i : i + 2]) for i in range(0, len(partials) - 1, 2)]
         partials = pairs + partials[len(pairs) * 2 :]
-    return ray.get(partials[0])
+    total: Partial = ray.get(partials[0])
+    return total

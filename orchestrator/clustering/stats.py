@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
+from operator import add
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,8 +35,8 @@ class ClusterStats:
     @classmethod
     def read(cls, stats: Artifact) -> ClusterStats:
         """The sums over all groups: k numbers, whatever the pool's size."""
-        total = sum(from_npy(store.read(part_path(stats, group, "npy"))) for group in range(len(stats.parts)))
-        sizes, distances = np.asarray(total)
+        groups = (from_npy(store.read(part_path(stats, group, "npy"))) for group in range(len(stats.parts)))
+        sizes, distances = reduce(add, groups)
         with np.errstate(invalid="ignore"):
             return cls(sizes, distances / FIXED_POINT / sizes)
 

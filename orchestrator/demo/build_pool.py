@@ -63,7 +63,7 @@ def split(pool: list[Row]) -> tuple[list[Row], list[Row]]:
 
 
 def entries(drawings: list[Row], emoji: list[Row]) -> list[str]:
-    """The keywords and tags that at least `MIN_SHARED` drawings or emoji (all styles of one count once) have, sorted."""
+    """The keywords and tags that at least `MIN_SHARED` drawings or emoji have, sorted; an emoji counts once."""
     keywords = [set(row["keywords"] or []) for row in drawings]
     tags = {row["hexcode"]: set((row["tags"] or "").split(", ")) for row in emoji}
     counts = Counter(word.strip() for words in [*keywords, *tags.values()] for word in words)

@@ -59,6 +59,9 @@ def train(
         gpu=faiss.get_num_gpus() > 0,
     )
     kmeans.train(sample, init_centroids=start)
+    assert kmeans.iteration_stats is not None
+    assert kmeans.centroids is not None
+    assert kmeans.obj is not None
     restarts = sum(int(iteration["nsplit"]) for iteration in kmeans.iteration_stats)
     return Trained(kmeans.centroids.copy(), [float(value) / len(sample) for value in kmeans.obj], restarts)
 

@@ -10,7 +10,8 @@ import pickle
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
+from operator import add
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -137,7 +138,7 @@ def find_threshold(step: Step, ranking: Ranking) -> Threshold:
             f"selection.{step.name}: its budget is {ranking.wanted.sum():,} pairs, but only {sizes.sum():,} of those "
             f"that reach it have what it goes by (an embedding, a score); lower keep_fraction or keep_pairs"
         )
-    cut = find_cut(lambda cut: sum(_over(parts, search.histogram, cut)), sizes, ranking.wanted)
+    cut = find_cut(lambda cut: reduce(add, _over(parts, search.histogram, cut)), sizes, ranking.wanted)
     found = list(_over(parts, search.ties, cut))
     part, group, count = (np.concatenate(column) for column in zip(*found, strict=True))
     order = np.argsort(part, kind="stable")
@@ -166,7 +167,7 @@ class _Search:
 
     def histogram(self, parts: list[PartRows], cut: Cut) -> NDArray[np.int64]:
         """The parts' histograms of this round, added up."""
-        return sum(cut.histogram(*self._ranked(part)) for part in parts)
+        return reduce(add, (cut.histogram(*self._ranked(part)) for part in parts))
 
     def ties(self, parts: list[PartRows], cut: Cut) -> tuple[NDArray[np.int64], ...]:
         """Parts, groups and numbers of the pairs at their group's threshold."""

@@ -6,7 +6,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from functools import partial
+from functools import partial, reduce
+from operator import add
 
 import numpy as np
 import polars as pl
@@ -103,7 +104,8 @@ def _count_work(catalog: Catalog, keep_list: KeepList, uri: str) -> Work:
 
 def read_counts(counts: Artifact) -> NDArray[np.int64]:
     """How many captions hold each entry, int64 [entries]."""
-    return sum(from_npy(store.read(part_path(counts, group, "npy"))) for group in range(len(counts.parts)))
+    groups = (from_npy(store.read(part_path(counts, group, "npy"))) for group in range(len(counts.parts)))
+    return reduce(add, groups)
 
 
 def _rule(catalog: Catalog, uri: str, counts: Artifact, settings: MetaClipStep) -> Rule:
