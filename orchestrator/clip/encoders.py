@@ -150,11 +150,11 @@ def _no_text(captions: list[str]) -> NoReturn:
 
 def _timm_model(name: str, image_size: int | None, *, pretrained: bool) -> TimmModel:
     options: dict[str, Any] = {}
-    config = timm.get_pretrained_cfg(name) if ":" not in name else None
-    if image_size is not None and config is not None and config.fixed_input_size:
-        # convolutions take any size; a transformer must be built for it
-        options["img_size"] = image_size
     try:
+        config = timm.get_pretrained_cfg(name) if ":" not in name else None
+        if image_size is not None and config is not None and config.fixed_input_size:
+            # convolutions take any size; a transformer must be built for it
+            options["img_size"] = image_size
         return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
     except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(

@@ -1,0 +1,209 @@
+"""What the embedding stage costs beside its encoder: images/s of the stage against bare loops of the same encoder.
+
+The bare loops read the same shards, decode with the same function and run the same encoder in batches of the same size
+on as many torch threads as the stage's actors have together, without Ray: one in a single process, one with a PyTorch
+DataLoader of `NUM_WORKERS` processes that decode beside it. All figures are the steady state, between the marks of
+20% and 100% of the pairs; what the stage takes beyond that, at its start, is given apart. On a GPU its utilisation is
+told as well.
+
+    python tests/benchmarks/bench_embedding.py --encoder lite --pairs 6000
+    python tests/benchmarks/bench_embedding.py --encoder vit_b_32 --pairs 1000
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import subprocess
+import tarfile
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import ray
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from orchestrator import cluster
+from orchestrator.artifacts import Artifact
+from orchestrator.catalog import Catalog, catalog_stage
+from orchestrator.clip import model
+from orchestrator.config import ClusterConfig, EfficientNetLite0Encoder, Limits, OpenClipEncoder, WebDatasetSource
+from orchestrator.config.embedding import EncoderConfig
+from orchestrator.decode import decode
+from orchestrator.embedding.actor import Description, build_encoder, describe
+from orchestrator.embedding.execution import Pass, num_actors, threads_per_actor
+from orchestrator.embedding.pool import Pictures, Pool
+from orchestrator.progress import Display
+from orchestrator.source import Part, Source, open_source
+
+DEMO_TABLE = Path(__file__).parents[2] / "orchestrator" / "demo" / "pool" / "train.parquet"
+SHARD_PAIRS, SIDE = 500, 256
+SKIPPED_SHARE = 0.2
+NUM_WORKERS = 2
+GPU_POLL_MS = 200
+
+Marks = list[tuple[float, int]]
+
+
+def write_pool(folder: Path, num_pairs: int) -> str:
+    """The demo's pictures as JPEGs of 256 pixels, as img2dataset writes them, with their captions."""
+    folder.mkdir()
+    table = pl.read_parquet(DEMO_TABLE, columns=["image", "caption"])
+    for first in range(0, num_pairs, SHARD_PAIRS):
+        with tarfile.open(folder / f"{first // SHARD_PAIRS:05d}.tar", "w") as tar:
+            for number in range(first, min(first + SHARD_PAIRS, num_pairs)):
+                data, caption = table.row(number % len(table))
+                out = io.BytesIO()
+                Image.open(io.BytesIO(data)).convert("RGB").resize((SIDE, SIDE)).save(out, "JPEG", quality=95)
+                for ending, content in (("jpg", out.getvalue()), ("txt", (caption or "").encode())):
+                    member = tarfile.TarInfo(f"{number:09d}.{ending}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+    return str(folder)
+
+
+class Stream(IterableDataset):
+    """Pixels and captions in batches; with loader processes each takes every n-th shard."""
+
+    def __init__(self, source: Source, parts: list[Part], pictures: Pictures, batch_size: int):
+        self.source, self.parts, self.pictures, self.batch_size = source, parts, pictures, batch_size
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, list[str]]]:
+        worker = get_worker_info()
+        crop, waiting = self.pictures.cropper(), list[tuple[np.ndarray, str]]()
+        for part in self.parts[worker.id :: worker.num_workers] if worker else self.parts:
+            table = self.source.catalog(part).table
+            for data, caption in zip(self.source.images(part, table), table["caption"].to_pylist(), strict=True):
+                pixels = decode(data or b"", size=self.pictures.size, crop=crop, max_pixels=self.pictures.max_pixels)
+                waiting.append((pixels, caption))
+                if len(waiting) == self.batch_size:
+                    yield np.stack([one for one, _ in waiting]), [text for _, text in waiting]
+                    waiting = []
+        if waiting:
+            yield np.stack([one for one, _ in waiting]), [text for _, text in waiting]
+
+
+def bare_loop(settings: EncoderConfig, uri: str, pictures: Pictures, num_threads: int, num_workers: int) -> Marks:
+    """When how many pairs were embedded, in this process."""
+    torch.set_num_threads(num_threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    encoder = build_encoder(settings).place(device, settings.precision)
+    source = open_source(WebDatasetSource(uri=uri))
+    stream = Stream(source, source.parts(), pictures, settings.batch_size)
+    marks, vectors = [(time.monotonic(), 0)], []
+    for pixels, captions in DataLoader(stream, batch_size=None, num_workers=num_workers, collate_fn=lambda one: one):
+        images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+        vectors.append(encoder.encode_images(images).half())
+        if "text" in encoder.dims:
+            vectors.append(encoder.encode_texts(captions).half())
+        marks.append((time.monotonic(), marks[-1][1] + len(pixels)))
+    return marks
+
+
+def stage_marks(settings: EncoderConfig, uri: str, pictures: Pictures, scratch: Path) -> Marks:
+    """When how many pairs were with the stage's writer."""
+    source = open_source(WebDatasetSource(uri=uri))
+    read = catalog_stage(str(scratch / "store"), source, Limits())
+    read.build(Display())
+    dims = describe(settings).dims
+    pool = Pool(
+        source=source,
+        parts=tuple(source.parts()),
+        catalog=Catalog(read.artifact),
+        towers=tuple(dims),
+        pictures=pictures,
+    )
+    artifact = Artifact.of(str(scratch / "store"), "embedding", version=1)
+    marks = [(time.monotonic(), 0)]
+    for num_rows in Pass(artifact, settings, pool, dims).run(range(len(pool.parts))):
+        marks.append((time.monotonic(), marks[-1][1] + num_rows))
+    return marks
+
+
+def steady(marks: Marks) -> tuple[float, float]:
+    """Pairs a second after the first 20%, and the seconds that the start took beyond that pace."""
+    total = marks[-1][1]
+    began, first = next(mark for mark in marks if mark[1] >= SKIPPED_SHARE * total)
+    rate = (total - first) / (marks[-1][0] - began)
+    return rate, (began - marks[0][0]) - first / rate
+
+
+class GpuUse(threading.Thread):
+    """Samples of the GPUs' utilisation in percent, with their times, until `stop`."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        query = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", f"-lms={GPU_POLL_MS}"]
+        self.process = subprocess.Popen(query, stdout=subprocess.PIPE, text=True)
+        self.samples: list[tuple[float, float]] = []
+
+    def run(self) -> None:
+        """Reads until the process ends."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.samples.append((time.monotonic(), float(line)))
+
+    def mean(self, marks: Marks) -> float:
+        """Ends sampling; the mean over the steady state."""
+        self.process.terminate()
+        self.join()
+        began = next(at for at, done in marks if done >= SKIPPED_SHARE * marks[-1][1])
+        return float(np.mean([use for at, use in self.samples if began <= at <= marks[-1][0]]))
+
+
+def settings_of(encoder: str, scratch: Path, batch_size: int) -> EncoderConfig:
+    """The encoder's settings; ViT-B-32 has random weights, whose arithmetic is the same."""
+    if encoder == "lite":
+        return EfficientNetLite0Encoder(batch_size=batch_size)
+    sizes: dict[str, Any] = {"image_size": None, "context_length": None}
+    model.save(model.build(name="ViT-B-32", config=None, pretrained=None, seed=0, **sizes), scratch / "vit_b_32")
+    return OpenClipEncoder(model=str(scratch / "vit_b_32"), pretrained=None, batch_size=batch_size)
+
+
+def alone(function: Any) -> Any:
+    """The result of a function in a fresh process, with nothing of the others in its memory."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        return process.submit(function).result()
+
+
+def main() -> None:
+    """Prints a Markdown row for each way of embedding."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--encoder", choices=["lite", "vit_b_32"], default="lite")
+    parser.add_argument("--pairs", type=int, default=6000)
+    parser.add_argument("--batch-size", type=int, default=128)
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        uri = write_pool(scratch / "pool", asked.pairs)
+        settings = settings_of(asked.encoder, scratch, asked.batch_size)
+        described: Description = alone(partial(describe, settings))
+        pictures = Pictures(*described.pictures, max_pixels=settings.max_image_pixels)
+        cluster.connect(ClusterConfig())
+        num_threads = num_actors() * threads_per_actor()
+        use = GpuUse() if cluster.num_gpus() else None
+        if use:
+            use.start()
+        marks = stage_marks(settings, uri, pictures, scratch)
+        ours, start = steady(marks)
+        told = f", GPU {use.mean(marks):.0f}%" if use else ""
+        print(f"| {asked.encoder} | stage | {ours:.1f}/s | start {start:.1f} s{told} |", flush=True)
+        ray.shutdown()
+        for num_workers, name in ((0, "one process"), (NUM_WORKERS, f"DataLoader of {NUM_WORKERS}")):
+            loop = partial(bare_loop, settings, uri, pictures, num_threads, num_workers)
+            bare, _ = steady(alone(loop))
+            print(f"| {asked.encoder} | {name} | {bare:.1f}/s | stage / bare {ours / bare:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
