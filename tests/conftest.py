@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import shlex
+import socket
 import subprocess
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -62,3 +65,29 @@ def tiny_run(typed: Shell, tiny_conf: str, tar_pool: str, tmp_path_factory: pyte
     assert done.returncode == 0, done.stderr
     (folder / "stdout.txt").write_text(done.stdout)
     return folder
+
+
+@pytest.fixture
+def s3_bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A bucket on a server on loopback, which this process reaches as `s3://`."""
+    import fsspec
+    from moto.server import ThreadedMotoServer
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
+    server.start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(variable, "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    fs = fsspec.filesystem("s3", skip_instance_cache=True)
+    # all servers of a process share their buckets
+    name = f"bucket-{uuid.uuid4().hex}"
+    fs.mkdir(name)
+    # an instance made before has another endpoint, or none
+    fs.clear_instance_cache()
+    yield f"s3://{name}"
+    fs.clear_instance_cache()
+    server.stop()

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from orchestrator.catalog import Catalog, catalog_stage
+from orchestrator import store
+from orchestrator.artifacts import Artifact
+from orchestrator.catalog import Catalog, catalog_stage, to_parquet
 from orchestrator.config import Config, parse
 from orchestrator.keeplist import KeepList
+from orchestrator.parts import part_path
 from orchestrator.progress import Display
 from orchestrator.selection import selection_stages
-from orchestrator.source import Source, open_source
+from orchestrator.source import CATALOG_SCHEMA, Source, Status, open_source
 from orchestrator.stage import Stage
 
 DEMO_TABLE = Path(__file__).parent.parent / "orchestrator" / "demo" / "pool" / "train.parquet"
@@ -172,6 +175,22 @@ def real_captions(num_captions: int) -> list[str | None]:
     for number, odd in enumerate(ODD_CAPTIONS):
         captions.insert(number * num_captions // len(ODD_CAPTIONS), odd)
     return captions
+
+
+def write_catalog(folder: Path, pairs: Sequence[Mapping[str, Any]], rows: Sequence[int]) -> Catalog:
+    """A catalog of the given pairs in parts of the given sizes."""
+    assert sum(rows) == len(pairs)
+    artifact = Artifact.of(str(folder), "catalog", version=1, rows=list(rows))
+    parts, first = [], 0
+    for index, num_rows in enumerate(rows):
+        told = [{"status": Status.OK, **pair} for pair in pairs[first : first + num_rows]]
+        store.write(
+            part_path(artifact, index, "parquet"), to_parquet(pa.Table.from_pylist(told, schema=CATALOG_SCHEMA))
+        )
+        parts.append({"index": index, "rows": num_rows})
+        first += num_rows
+    artifact.publish(totals={}, parts=parts, seconds=0)
+    return Catalog(artifact)
 
 
 def write_zero_shot(folder: Path, numbers: Iterable[int] = range(16)) -> Path:

@@ -13,38 +13,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pools import write_catalog
 
-from orchestrator import align, foreign, store
+from orchestrator import align, foreign
 from orchestrator.align import Aligned, align_stages
-from orchestrator.artifacts import Artifact
-from orchestrator.catalog import Catalog, part_rows, to_parquet
+from orchestrator.catalog import Catalog, part_rows
 from orchestrator.errors import UserError
 from orchestrator.export import UID_DTYPE
 from orchestrator.foreign import Foreign
-from orchestrator.parts import part_path
 from orchestrator.progress import Display
-from orchestrator.source import CATALOG_SCHEMA, Status
+from orchestrator.source import Status
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 NUM_PAIRS = 4000
 Position = tuple[int, int]
-
-
-def write_catalog(folder: Path, pairs: Sequence[dict[str, Any]], rows: Sequence[int]) -> Catalog:
-    """A catalog of the given pairs in parts of the given sizes."""
-    assert sum(rows) == len(pairs)
-    artifact = Artifact.of(str(folder), "catalog", version=1, rows=list(rows))
-    parts, first = [], 0
-    for index, num_rows in enumerate(rows):
-        told = [{"status": Status.OK, **pair} for pair in pairs[first : first + num_rows]]
-        store.write(
-            part_path(artifact, index, "parquet"), to_parquet(pa.Table.from_pylist(told, schema=CATALOG_SCHEMA))
-        )
-        parts.append({"index": index, "rows": num_rows})
-        first += num_rows
-    artifact.publish(totals={}, parts=parts, seconds=0)
-    return Catalog(artifact)
 
 
 def made_pool() -> list[dict[str, Any]]:

@@ -3,11 +3,8 @@ bucket."""
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Iterator
 from pathlib import Path
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -74,32 +71,9 @@ def test_a_destination_that_is_none(wrong: int) -> None:
         split(table, destination, NUM_DESTINATIONS)
 
 
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A bucket on a server on loopback, which this process reaches as `s3://`."""
-    from moto.server import ThreadedMotoServer
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
-    server.start()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    fs = fsspec.filesystem("s3", skip_instance_cache=True)
-    fs.mkdir("bucket")
-    # an instance made before has another endpoint, or none
-    fs.clear_instance_cache()
-    yield "s3://bucket"
-    fs.clear_instance_cache()
-    server.stop()
-
-
-def test_by_ranges_of_a_bucket(bucket: str) -> None:
+def test_by_ranges_of_a_bucket(s3_bucket: str) -> None:
     sources = [source_table(number, 40) for number in range(4)]
-    uris = [f"{bucket}/{number}.exchange" for number in range(4)]
+    uris = [f"{s3_bucket}/{number}.exchange" for number in range(4)]
     for uri, (table, destination) in zip(uris, sources, strict=True):
         store.write(uri, pack(split(table, destination, NUM_DESTINATIONS)))
     check_every_destination(uris, sources)

@@ -1,0 +1,69 @@
+"""A keep list brought along: the pairs that reach the step and are on the list stay.
+
+The list may have been made by others (DataComp's uids, a Parquet of keys), or be this project's own export: pruned as
+a caption table before anything was downloaded, then applied to the shards that came of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.align import Aligned, align_stages
+from orchestrator.catalog import PartRows
+from orchestrator.config import KeepListStep
+from orchestrator.errors import UserError
+from orchestrator.foreign import Foreign
+from orchestrator.progress import Display
+from orchestrator.selection.filter import Rule, Verdict, filter_stage
+from orchestrator.stage import Stage
+from orchestrator.step import Step
+
+
+def stages(step: Step) -> list[Stage]:
+    """The alignment, and the pairs on the list. The counts of both sides are the totals of the alignment.
+
+    Errors: `ConfigError` where there is no list; when built, `UserError` where more of the list than `max_missing`
+    allows is not in the pool."""
+    settings = step.settings
+    assert isinstance(settings, KeepListStep)
+    setting = f"selection.{step.name}"
+    listed = Foreign.find(settings.uri, match_by=settings.match_by, match_column=settings.match_column, setting=setting)
+    align = align_stages(step.store_uri, step.catalog, listed, label=step.name)
+    aligned = Aligned(align[-1].artifact)
+    keep = filter_stage(
+        step,
+        partial(_rule, aligned),
+        does="keep the pairs on the list brought along",
+        aligned=aligned.artifact,
+        settings=settings.model_dump(exclude={"uri"}),
+    )
+
+    def build(display: Display) -> object:
+        _check_missing(settings, setting, aligned)
+        return keep.build(display)
+
+    return [*align, replace(keep, build=build)]
+
+
+def _rule(aligned: Aligned) -> Rule:
+    def rule(part: PartRows, rows: NDArray[np.int64]) -> Verdict:
+        listed = aligned.part(part).file[rows] >= 0
+        return Verdict(listed, {"not_on_the_list": int((~listed).sum())})
+
+    return rule
+
+
+def _check_missing(settings: KeepListStep, setting: str, aligned: Aligned) -> None:
+    totals = aligned.totals
+    missing = totals["list_unmatched"]
+    distinct = totals["list_rows"] - totals["list_empty"] - totals["duplicate_list"]
+    if missing > settings.max_missing * distinct:
+        raise UserError(
+            f"{setting}: {missing:,} of the list's {distinct:,} are not in the pool by {settings.match_by}, at most "
+            f"{settings.max_missing:.1%} allowed (on the list: {', '.join(totals['list_examples'])}; in the pool, not "
+            f"on it: {', '.join(totals['pool_examples']) or 'none'}); check {setting}.match_by and match_column, or "
+            f"raise {setting}.max_missing"
+        )
