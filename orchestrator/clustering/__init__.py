@@ -13,6 +13,8 @@ from orchestrator.clustering.sample import sample_stage
 from orchestrator.clustering.stats import stats_stage
 from orchestrator.clustering.train import centroids_stage
 from orchestrator.config import Clustering
+from orchestrator.embedding.vectors import Embedding
+from orchestrator.errors import UserError
 from orchestrator.stage import Stage
 from orchestrator.step import Step
 
@@ -28,7 +30,9 @@ class Clusters:
 
 
 def clusters_of(step: Step, settings: Clustering) -> Clusters:
-    """The clustering that a step goes by, perhaps not computed yet."""
+    """The clustering that a step goes by, perhaps not computed yet. Errors: `UserError` without image vectors."""
+    if step.embedding is None or not Embedding(step.embedding).has("image"):
+        raise UserError(f"selection.{step.name}: clusters are of image vectors, and its embedding has none")
     sample = sample_stage(step, settings)
     centroids = centroids_stage(step, settings, sample.artifact)
     assigned = assign_stage(step, centroids.artifact)

@@ -50,7 +50,8 @@ def encode_stage(config: Config, name: str, source: Source, catalog: Catalog) ->
         "embedding",
         version=VERSION,
         catalog=catalog.artifact,
-        settings=settings.model_dump(mode="json", exclude=NOT_IDENTITY) | {"towers": list(towers)},
+        settings=settings.model_dump(mode="json", exclude={*NOT_IDENTITY, "towers"}),
+        towers=list(towers),
         files=_digests(settings),
     )
 

@@ -33,6 +33,7 @@ def stages(step: Step) -> list[Stage]:
             step,
             partial(_rule, step.catalog, settings),
             does=f"drop short captions, small and elongated images{speaks}",
+            loads=settings.language_model is not None,
             settings=settings.model_dump(),
         )
     ]

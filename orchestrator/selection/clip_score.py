@@ -11,6 +11,7 @@ from orchestrator.artifacts import Artifact
 from orchestrator.catalog import PartRows
 from orchestrator.config import ClipScoreStep
 from orchestrator.embedding.vectors import Embedding
+from orchestrator.errors import UserError
 from orchestrator.pruning.cut import sortable
 from orchestrator.selection.budget import EXCLUDED, Ranked, Ranking, budget_stage
 from orchestrator.selection.filter import Rule, Verdict, filter_stage
@@ -23,6 +24,11 @@ def stages(step: Step) -> list[Stage]:
     settings = step.settings
     assert isinstance(settings, ClipScoreStep)
     assert step.embedding is not None
+    if not all(Embedding(step.embedding).has(tower) for tower in ("image", "text")):
+        raise UserError(
+            f"selection.{step.name}.embedding={settings.embedding} has no text or no image vectors, and the CLIP score "
+            f"takes both; name one that embeds image and text"
+        )
     if settings.threshold is None:
         does = "keep the highest CLIP scores"
         return [budget_stage(step, scored=step.embedding, ranking=partial(_ranking, step.embedding), does=does)]

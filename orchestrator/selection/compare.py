@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +21,7 @@ from orchestrator.clustering.assign import read_assigned
 from orchestrator.clustering.stats import ClusterStats
 from orchestrator.config import SemDeDupStep
 from orchestrator.embedding.vectors import Embedding
-from orchestrator.exchange import column_to_vectors, gather, pack, read_slice, split, vectors_to_column
+from orchestrator.exchange import column_to_vectors, gather, pack, read_slice, read_slices, split, vectors_to_column
 from orchestrator.keeplist import KeepList
 from orchestrator.parts import PartResult, Work, build_parts, part_path
 from orchestrator.progress import Display
@@ -149,6 +150,24 @@ def _by_cluster(
         similarity[start:end] = found[0]
         earlier[start:end] = np.where(found[1] < 0, -1, found[1] + start)
     return similarity, earlier
+
+
+class Compared(NamedTuple):
+    """Of the pairs of a bucket, in no order: global ordinals int64 [n], the largest cosine to an earlier pair of the
+    cluster float32 [n], and that pair's ordinal int64 [n] (-1: it is the first). No cluster lies in two buckets."""
+
+    ordinals: NDArray[np.int64]
+    similarity: NDArray[np.float32]
+    earlier: NDArray[np.int64]
+
+
+def read_compared(compared: Artifact, bucket: int) -> Compared:
+    """What was found in a bucket; there is one for each part of the artifact."""
+    tables = list(read_slices(part_path(compared, bucket, "exchange")))
+    if not tables:
+        return Compared(np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.int64))
+    table = pa.concat_tables(tables)
+    return Compared(*(table[name].to_numpy() for name in ("ordinal", "similarity", "earlier")))
 
 
 def _return_stage(step: Step, compared: Artifact) -> Stage:

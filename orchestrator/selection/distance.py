@@ -27,6 +27,8 @@ class DistanceRank:
     def __call__(self, part: PartRows, rows: NDArray[np.int64]) -> Ranked:
         """Keys and groups of the given rows, those that reached the step."""
         clusters, distances = read_assigned(self.assigned, part.index)
-        keys = order_keys(distances, rows + part.first_ordinal, self.order, self.seed)
+        # those without an embedding have no distance, and no place in the order
+        known = np.where(clusters < 0, np.float32(0), distances)
+        keys = order_keys(known, rows + part.first_ordinal, self.order, self.seed)
         groups = clusters if self.by_cluster else np.where(clusters < 0, EXCLUDED, 0)
         return Ranked(keys, groups)

@@ -33,8 +33,11 @@ Rule = Callable[[PartRows, NDArray[np.int64]], Verdict]
 """The verdict on the given rows of a part (those that reached the step, ascending)."""
 
 
-def filter_stage(step: Step, make_rule: Callable[[], Rule], *, does: str, **made_from: Any) -> Stage:
-    """The stage that asks the rule, which `make_rule()` makes once in each actor; `made_from` is what it goes by."""
+def filter_stage(
+    step: Step, make_rule: Callable[[], Rule], *, does: str, loads: bool = False, **made_from: Any
+) -> Stage:
+    """The stage that asks the rule, which `make_rule()` makes: for every part, or once in each actor where it `loads`
+    something. `made_from` is what the rule goes by."""
     artifact = Artifact.of(
         step.store_uri, "keep", version=VERSION, catalog=step.catalog.artifact, incoming=step.incoming, **made_from
     )
@@ -46,7 +49,7 @@ def filter_stage(step: Step, make_rule: Callable[[], Rule], *, does: str, **made
             partial(_work, KeepList(step.incoming), make_rule),
             display=display,
             name=step.name,
-            num_actors=step.num_actors or cluster.num_cpus(),
+            num_actors=(step.num_actors or cluster.num_cpus()) if loads else None,
         )
 
     return Stage(name=step.name, does=does, artifact=artifact, build=build, is_filter=True)

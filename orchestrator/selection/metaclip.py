@@ -47,6 +47,7 @@ def stages(step: Step) -> list[Stage]:
         step,
         partial(_rule, step.catalog, uri, counts.artifact, settings),
         does=f"draw pairs by their entries, t = {settings.t:g} (seed {settings.seed})",
+        loads=True,
         counts=counts.artifact,
         t=settings.t,
         seed=settings.seed,
