@@ -44,8 +44,8 @@ class Embedding:
         return self._read(index, "clip_score")
 
     def has(self, tower: Tower) -> bool:
-        """Whether the pool was embedded by this tower."""
-        return f"{tower}_dim" in self.artifact.totals
+        """Whether the pool is embedded by this tower; known before anything is computed."""
+        return tower in self.artifact.made_from["towers"]
 
     def dim(self, tower: Tower) -> int:
         """The length of a tower's vectors."""
@@ -59,9 +59,12 @@ class Embedding:
 def unit_vectors(values: NDArray[np.floating]) -> Vectors:
     """The rows at unit norm, float16 [n, dim]; all zero where a row is zero or not finite. Norms are float32."""
     wide = values.astype(np.float32)
-    norms = np.linalg.norm(wide, axis=1, keepdims=True)
-    usable = np.isfinite(norms) & (norms > 0)
-    return np.where(usable, np.divide(wide, norms, where=usable, out=np.zeros_like(wide)), 0).astype(np.float16)
+    largest = np.abs(wide).max(axis=1, keepdims=True, initial=0)
+    usable = np.isfinite(largest) & (largest > 0)
+    # scaled first: the squares of very large or small numbers leave float32
+    scaled = np.divide(wide, largest, where=usable, out=np.zeros_like(wide))
+    norms = np.linalg.norm(scaled, axis=1, keepdims=True)
+    return np.divide(scaled, norms, where=usable, out=np.zeros_like(wide)).astype(np.float16)
 
 
 def clip_scores(image: Vectors, text: Vectors) -> NDArray[np.float32]:
