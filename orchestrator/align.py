@@ -37,7 +37,7 @@ VERSION = 1
 MAX_GROUPS = 2048
 PAIRS_PER_GROUP = 1_000_000
 MAX_BUCKETS = 2048
-ROWS_PER_BUCKET = 2_000_000
+ROWS_PER_BUCKET = 1_000_000
 NUM_EXAMPLES = 3
 WITHOUT_IMAGE = (Status.MISSING_IMAGE, Status.BAD_IMAGE)
 POOL = pl.Schema({"value": pl.String, "usable": pl.Boolean, "group": pl.Int32, "position": pl.Int64})
@@ -223,6 +223,7 @@ def _smallest(values: pl.Series) -> list[str]:
 
 def _join_totals(sent: dict[str, Any], summaries: list[Summary]) -> dict[str, Any]:
     totals = {**sent, **sums(summaries)}
+    totals["rows"] = totals["pool_rows"]
     totals["usable_unmatched"] += totals.pop("usable_empty")
     for name in ("pool_examples", "list_examples"):
         totals[name] = sorted(value for summary in summaries for value in summary[name])[:NUM_EXAMPLES]

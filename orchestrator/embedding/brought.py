@@ -17,7 +17,7 @@ from orchestrator.artifacts import Artifact
 from orchestrator.catalog import Catalog, PartRows, part_rows
 from orchestrator.config import BroughtConfig, ClipRetrievalEmbedding, ColumnEmbedding, Config
 from orchestrator.config.embedding import Tower
-from orchestrator.embedding.brought_files import Brought, Values, open_brought
+from orchestrator.embedding.brought_files import Brought, open_brought
 from orchestrator.embedding.vectors import Vectors, embedding_totals, part_result, unit_vectors
 from orchestrator.errors import UserError
 from orchestrator.parts import PartResult, Work, build_parts
@@ -46,6 +46,7 @@ def brought_stages(config: Config, name: str, catalog: Catalog) -> list[Stage]:
         aligned=aligned.artifact,
         settings=settings.model_dump(exclude={"uri"}),
         vectors=brought.identity(),
+        towers=list(brought.towers),
     )
 
     def build_first(display: Display) -> object:
@@ -110,14 +111,11 @@ def _gather(brought: Brought, tower: Tower, dim: int, match: Match) -> tuple[Vec
         start = 0
         for values in brought.vectors(tower, dim, int(file), match.row[places]):
             these = places[start : start + len(values)]
-            out[these] = unit_vectors(values)
-            for kind, rows in _unusable(values).items():
-                bad[kind] += these[rows].tolist()
+            out[these] = unit = unit_vectors(values)
+            unusable = ~unit.any(axis=1)
+            finite = np.isfinite(values[unusable].astype(np.float32)).all(axis=1)
+            bad["not_finite"] += these[unusable][~finite].tolist()
+            bad["zero"] += these[unusable][finite].tolist()
             start += len(values)
         assert start == len(places), f"{len(places) - start} rows lie beyond file {file}"
     return out, bad
-
-
-def _unusable(values: Values) -> dict[str, NDArray[np.bool_]]:
-    norms = np.linalg.norm(values.astype(np.float32), axis=1)
-    return {"not_finite": ~np.isfinite(norms), "zero": norms == 0}
