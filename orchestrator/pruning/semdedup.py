@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-TILE = 1024
+TILE = 512
 
 Vectors = NDArray[np.float32] | NDArray[np.float16]
 
@@ -39,7 +39,7 @@ def max_earlier_similarity(vectors: Vectors, tile: int = TILE) -> tuple[NDArray[
         for column in range(0, start + 1, tile):
             products = later @ np.asarray(vectors[column : column + tile], np.float32).T
             if column == start:
-                products[np.triu_indices(len(later))] = -np.inf
+                products[~np.tri(len(later), k=-1, dtype=bool)] = -np.inf
             nearest = products.argmax(axis=1)
             found = np.take_along_axis(products, nearest[:, None], axis=1)[:, 0]
             better = found > similarity[rows]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from orchestrator.pruning.random import random_scores
+from orchestrator.pruning.random import random_keys, random_scores
 
 MASK = 2**64 - 1
 
@@ -36,6 +36,8 @@ def test_depends_on_seed_and_ordinal_only() -> None:
     whole = random_scores(7, 0, 1000)
     np.testing.assert_array_equal(random_scores(7, 313, 400), whole[313:713])
     assert random_scores(7, 10**12, 3).tolist() == random_scores(7, 10**12 - 5, 8)[5:].tolist()
+    some = np.random.default_rng(0).integers(0, 1000, 300)
+    np.testing.assert_array_equal(random_keys(7, some), whole[some])
     assert not np.isin(random_scores(8, 0, 1000), whole).any()
     assert len(random_scores(7, 5, 0)) == 0
 
