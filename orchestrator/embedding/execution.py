@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import ray
 
@@ -84,7 +85,7 @@ def threads_per_actor() -> int:
     return max(1, _num_cores() // num_actors())
 
 
-def actor_share() -> dict[str, float]:
+def actor_share() -> dict[str, Any]:
     """What an actor reserves: a GPU, else a CPU. Without GPUs decoding takes turns with it on the same cores."""
     return {"num_gpus": 1} if cluster.num_gpus() else {"num_cpus": min(1.0, cluster.num_cpus() / 2)}
 
