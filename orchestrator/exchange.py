@@ -71,6 +71,16 @@ def gather(uris: Sequence[str], destination: int) -> Iterator[pa.Table]:
             yield from _given(waiting.popleft())
 
 
+def read_slices(uri: str) -> Iterator[pa.Table]:
+    """All tables of a source's file, in the destinations' order, without the empty ones. Errors: `OSError`."""
+    data = memoryview(store.read(uri))
+    first = np.frombuffer(data, OFFSET, count=1)[0]
+    offsets = np.frombuffer(data[:first], OFFSET).tolist()
+    for start, end in pairwise(offsets):
+        if start < end:
+            yield pa.ipc.open_stream(data[start:end]).read_all()
+
+
 def vectors_to_column(vectors: Vectors) -> pa.Array:
     """Vectors, float16 [n, dim] and contiguous, as a column of n values of 2 * dim bytes; nothing is copied."""
     assert vectors.dtype == np.float16, f"got {vectors.dtype}"

@@ -6,9 +6,13 @@ import ray
 
 from orchestrator import store
 from orchestrator.record import RunRecord
+from orchestrator.report.clusterings import clusterings
+from orchestrator.report.clusters import cluster_prunings
+from orchestrator.report.duplicates import duplicates
 from orchestrator.report.examples import example_pairs
 from orchestrator.report.page import render
-from orchestrator.report.pictures import Pictures, example_pictures
+from orchestrator.report.pairs import pairs_shown
+from orchestrator.report.pictures import Pictures, pictures_of
 from orchestrator.report.schema import Fingerprint, Report, Skipped
 from orchestrator.report.selected import catalog_skips, funnel, num_captionless, selected_steps, step_reports
 from orchestrator.report.summary import headlines
@@ -39,10 +43,9 @@ def write_report(out: str, record: RunRecord) -> None:
 
 
 def _make(record: RunRecord) -> tuple[bytes, bytes]:
-    report = build_report(record)
-    pictures = Pictures()
-    if report.examples is not None:
-        pictures = example_pictures(record, record.of_kind("catalog")[0], report.examples)
+    report, pictures = build_report(record), Pictures()
+    if pairs := pairs_shown(report):
+        pictures = pictures_of(record, record.of_kind("catalog")[0], pairs)
     return report.model_dump_json(indent=1).encode(), render(report, pictures).encode()
 
 
@@ -55,7 +58,7 @@ def headline(out: str) -> list[tuple[str, str]]:
 def build_report(record: RunRecord) -> Report:
     """Everything that `report.json` holds, from the artifacts of the run; as far as its verb went."""
     steps, trained, tables = selected_steps(record), phases(record), word_tables(record)
-    catalogs, results = record.of_kind("catalog"), evaluations(record)
+    results = evaluations(record)
     return Report(
         name=record.name,
         verb=record.verb,
@@ -64,6 +67,9 @@ def build_report(record: RunRecord) -> Report:
         funnel=funnel(record, steps),
         steps=step_reports(steps),
         captionless=num_captionless(record, steps),
+        clusterings=clusterings(record, steps),
+        clusters=cluster_prunings(record, steps),
+        duplicates=duplicates(record, steps),
         skipped=Skipped(
             catalog=catalog_skips(record),
             training={name: training_skips(phase) for name, phase in trained.items()},
@@ -73,7 +79,7 @@ def build_report(record: RunRecord) -> Report:
         training={name: phase_report(phase) for name, phase in trained.items()},
         cost=cost(record, steps),
         evaluation=results,
-        examples=example_pairs(catalogs[0], steps) if catalogs else None,
+        examples=example_pairs(steps),
         stages=[stage_time(stage) for stage in record.stages],
         fingerprints={
             stage.name: Fingerprint(kind=stage.kind, uri=stage.uri, fingerprint=stage.artifact.fingerprint)

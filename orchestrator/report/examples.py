@@ -11,17 +11,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.artifacts import Artifact
 from orchestrator.catalog import Catalog
 from orchestrator.keeplist import KeepList
-from orchestrator.report.schema import Example, ExampleGroup, Examples
+from orchestrator.report.entry import Example
+from orchestrator.report.pairs import example
+from orchestrator.report.schema import ExampleGroup, Examples
 from orchestrator.report.selected import SelectedStep
 from orchestrator.selection.wfpp import read_scores
 
 MAX_PARTS = 4
 PAIRS_PER_GROUP = 10
 CANDIDATES = 400
-MAX_CAPTION_CHARS = 300
 SEED = 0
 # name, whether kept, +1 for rising scores, -1 for falling ones; without scores the order is a random draw
 SCORED_GROUPS = (("highest", True, -1), ("above", True, 1), ("below", False, -1), ("lowest", False, 1))
@@ -38,21 +38,20 @@ class _PartPairs:
     scores: NDArray[np.float64]
 
 
-def example_pairs(catalog: Artifact, steps: list[SelectedStep]) -> Examples | None:
+def example_pairs(steps: list[SelectedStep]) -> Examples | None:
     """Pairs kept and pruned by the last step that pruned; null where none did."""
     pruned = [step for step in steps if step.outgoing != step.incoming]
     if not pruned:
         return None
-    step, sizes = pruned[-1], Catalog(catalog).rows_per_part
+    step = pruned[-1]
+    catalog, sizes = step.catalog, step.catalog.rows_per_part
     draw = np.random.default_rng(SEED)
     filled = np.flatnonzero(sizes)
     chosen = np.sort(draw.choice(filled, min(MAX_PARTS, len(filled)), replace=False)).tolist()
     parts = [_part_pairs(step, index, sizes[index], draw) for index in chosen]
     wanted = SCORED_GROUPS if step.scored else DRAWN_GROUPS
     groups = [
-        ExampleGroup(
-            name=name, kept=kept, pairs=_group(Catalog(catalog), parts, kept, direction, step.scored is not None)
-        )
+        ExampleGroup(name=name, kept=kept, pairs=_group(catalog, parts, kept, direction, step.scored is not None))
         for name, kept, direction in wanted
     ]
     return Examples(step=step.name, parts_read=len(chosen), num_parts=len(sizes), groups=groups)
@@ -69,9 +68,9 @@ def _part_pairs(step: SelectedStep, index: int, num_rows: int, draw: np.random.G
 
 
 def _group(catalog: Catalog, parts: list[_PartPairs], kept: bool, direction: int, is_scored: bool) -> list[Example]:
-    found = [(score, example) for part in parts for score, example in _best(catalog, part, kept, direction, is_scored)]
-    found.sort(key=lambda pair: direction * pair[0])
-    return list(_distinct(example for _, example in found))[:PAIRS_PER_GROUP]
+    found = [scored for part in parts for scored in _best(catalog, part, kept, direction, is_scored)]
+    found.sort(key=lambda scored: direction * scored[0])
+    return list(_distinct(pair for _, pair in found))[:PAIRS_PER_GROUP]
 
 
 def _best(
@@ -81,22 +80,16 @@ def _best(
     mine = mine[np.argsort(direction * part.scores[mine], kind="stable")][:CANDIDATES]
     labels = catalog.table(part.index, ("key", "caption")).take(part.rows[mine]).to_pylist()
     examples = [
-        Example(
-            part=part.index,
-            row=row,
-            key=label["key"],
-            score=score if is_scored else None,
-            caption=(label["caption"] or "")[:MAX_CAPTION_CHARS],
-        )
+        example(part.index, row, label, score if is_scored else None)
         for row, score, label in zip(part.rows[mine].tolist(), part.scores[mine].tolist(), labels, strict=True)
     ]
-    for example in list(_distinct(iter(examples)))[:PAIRS_PER_GROUP]:
-        yield example.score or 0.0, example
+    for pair in list(_distinct(iter(examples)))[:PAIRS_PER_GROUP]:
+        yield pair.score or 0.0, pair
 
 
 def _distinct(examples: Iterator[Example]) -> Iterator[Example]:
     seen: set[str] = set()
-    for example in examples:
-        if example.caption not in seen:
-            seen.add(example.caption)
-            yield example
+    for pair in examples:
+        if pair.caption not in seen:
+            seen.add(pair.caption)
+            yield pair

@@ -16,8 +16,15 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 from orchestrator.report.schema import PhaseReport, Words
 
 # stand-ins that nothing else is drawn in, and what they become
-INK, GRID, BEFORE, AFTER, THIRD = "#010203", "#040506", "#070809", "#0a0b0c", "#0d0e0f"
+INK, GRID, BEFORE, AFTER, THIRD, PAPER = "#010203", "#040506", "#070809", "#0a0b0c", "#0d0e0f", "#101112"
 CSS = {INK: "currentColor", GRID: "var(--rule)", BEFORE: "var(--muted)", AFTER: "var(--accent)", THIRD: "var(--second)"}
+CSS |= {PAPER: "var(--paper)"}
+# a scale from none to all, in as many steps; the lowest one still differs from the paper
+RAMP = [f"#1314{step:02x}" for step in range(16)]
+CSS |= {
+    colour: f"color-mix(in oklab, var(--accent) {100 * step / (len(RAMP) - 1):.3g}%, var(--gone))"
+    for step, colour in enumerate(RAMP)
+}
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -58,7 +65,7 @@ def word_frequency(words: Words) -> str:
         _count_axis(axes.yaxis)
         axes.legend(loc="upper right")
 
-    return _svg("words", draw)
+    return svg("words", draw)
 
 
 def kept_by_frequency(words: Words, kept_fraction: float) -> str:
@@ -80,7 +87,7 @@ def kept_by_frequency(words: Words, kept_fraction: float) -> str:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.legend(loc="lower left", ncols=2)
 
-    return _svg("bands", draw)
+    return svg("bands", draw)
 
 
 def loss_curves(phases: dict[str, PhaseReport]) -> str:
@@ -93,27 +100,29 @@ def loss_curves(phases: dict[str, PhaseReport]) -> str:
             axes.plot(seen, [point.loss for point in phase.curve], color=colour, linewidth=1.6, label=PHASE_NAMES[name])
             start += phase.samples_seen
         axes.set(xlabel="samples seen", ylabel="contrastive loss", xlim=(0, None))
-        axes.xaxis.set_major_formatter(FuncFormatter(_short))
+        axes.xaxis.set_major_formatter(FuncFormatter(short))
         axes.legend(loc="upper right", ncols=2)
 
-    return _svg("loss", draw)
+    return svg("loss", draw)
 
 
 def _count_axis(axis: Any) -> None:
     axis.set_major_locator(LogLocator(numticks=7))
-    axis.set_major_formatter(FuncFormatter(_short))
+    axis.set_major_formatter(FuncFormatter(short))
     axis.set_minor_locator(NullLocator())
     axis.set_minor_formatter(NullFormatter())
 
 
-def _short(value: float, _position: int | None = None) -> str:
+def short(value: float, _position: int | None = None) -> str:
+    """A number as an axis has room for it; matplotlib asks with the tick's position."""
     for size, letter in ((1e9, "B"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= size:
             return f"{value / (1e3 if letter == 'k' else size):,.4g}{letter}"
     return f"{value:,.4g}"
 
 
-def _svg(name: str, draw: Callable[[Axes], None]) -> str:
+def svg(name: str, draw: Callable[[Axes], None]) -> str:
+    """A plot as an element of the page; `name` keeps its ids apart from other plots'."""
     out = io.StringIO()
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=INCHES, layout="constrained")

@@ -4,13 +4,16 @@ template escapes everything but the plots, and the page's content policy forbids
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from orchestrator.report import cluster_figures
 from orchestrator.report.figures import PHASE_NAMES, kept_by_frequency, loss_curves, word_frequency
 from orchestrator.report.pictures import Pictures
 from orchestrator.report.schema import ModelEvaluation, Report
@@ -24,6 +27,24 @@ GROUP_TITLES = {
     "lowest": "Pruned: the lowest scores",
     "kept": "Kept",
     "pruned": "Pruned",
+}
+# what is not here is told by its own name
+REASONS = {
+    "duplicate": "near-duplicates of an earlier pair",
+    "no_embedding": "without an embedding",
+    "below_the_cut": "beyond the budget",
+    "no_score": "without a score",
+    "low_score": "score below the threshold",
+    "not_on_the_list": "not on the list",
+    "no_entry": "no entry of the metadata in the caption",
+    "balanced_out": "drawn out to balance the entries",
+    "size_unknown": "image size unknown",
+    "too_elongated": "image too elongated",
+    "other_language": "caption in another language",
+}
+CLUSTER_TITLES = {
+    "complexity": ("The densest clusters: lowest complexity", "The most complex clusters"),
+    "d_intra": ("The densest clusters: lowest d_intra", "The most spread-out clusters"),
 }
 RECALL_WAYS = {"image_to_text": "image to text", "text_to_image": "text to image"}
 RECALL_AT = (1, 5, 10)
@@ -52,6 +73,9 @@ def render(report: Report, pictures: Pictures) -> str:
         "percent": percent,
         "duration": duration,
         "score": "{:.4g}".format,
+        "decimals": "{:.3f}".format,
+        "reason": lambda name: REASONS.get(name, name.replace("_", " ")),
+        "settings": settings_text,
         "json": partial(json.dumps, indent=2, ensure_ascii=False),
     }
     style = environment.get_template("style.css").render()
@@ -61,9 +85,11 @@ def render(report: Report, pictures: Pictures) -> str:
         style=Markup(style),
         headlines=headlines(report),
         figures=_figures(report),
+        plots=_step_plots(report),
         model_names=MODEL_NAMES,
         phase_names=PHASE_NAMES,
         group_titles=GROUP_TITLES,
+        cluster_titles=CLUSTER_TITLES,
         results=result_rows(report.evaluation),
         started=datetime.fromisoformat(report.started).astimezone(UTC),
         longest=max((stage.computed_seconds for stage in report.stages), default=0.0) or 1.0,
@@ -74,6 +100,19 @@ def render(report: Report, pictures: Pictures) -> str:
 def percent(value: float, digits: int = 1) -> str:
     """A fraction as a percentage."""
     return f"{value:.{digits}%}"
+
+
+def settings_text(settings: dict[str, Any]) -> str:
+    """A step's settings on one line, without those that are not set."""
+    return ", ".join(f"{name} {value}" for name, value in _flat(settings) if name != "method")
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        elif value is not None:
+            yield prefix + name, value
 
 
 def _kept_fraction(report: Report) -> float:
@@ -89,6 +128,19 @@ def _figures(report: Report) -> dict[str, Markup]:
     if report.training:
         figures["loss"] = Markup(loss_curves(report.training))
     return figures
+
+
+def _step_plots(report: Report) -> dict[str, dict[str, Markup]]:
+    # a step's name is a user's, so it is no part of an id
+    plots: dict[str, dict[str, Markup]] = {step.name: {} for step in report.steps}
+    for number, (step, found) in enumerate(report.duplicates.items()):
+        if found.similarity.counts:
+            plots[step]["similarity"] = Markup(cluster_figures.similarity(f"similarity{number}", found))
+    for number, (step, pruning) in enumerate(report.clusters.items()):
+        if pruning.ordered_by == "complexity":
+            plots[step]["density"] = Markup(cluster_figures.density(f"density{number}", pruning.clusters))
+            plots[step]["quota"] = Markup(cluster_figures.quota(f"quota{number}", pruning.clusters))
+    return plots
 
 
 def result_rows(evaluation: dict[str, ModelEvaluation]) -> list[ResultRow]:

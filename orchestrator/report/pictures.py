@@ -1,4 +1,4 @@
-"""Thumbnails of the example pairs: decoded as training decodes them, encoded anew, carried inside the page.
+"""Thumbnails of the pairs shown: decoded as training decodes them, encoded anew, carried inside the page.
 
 A source may be gone or changed by the time a report is rebuilt: then the page shows captions and says why."""
 
@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -17,11 +19,12 @@ from orchestrator.config import parse
 from orchestrator.decode import BadImage, decode
 from orchestrator.errors import UserError
 from orchestrator.record import RunRecord
-from orchestrator.report.schema import Example, Examples
-from orchestrator.source import Source, open_source
+from orchestrator.report.entry import Example
+from orchestrator.source import Part, Source, open_source
 
 PIXELS = 128
 WEBP_QUALITY = 80
+PARTS_AT_ONCE = 8
 COLUMNS = ("key", "status", "image_offset", "image_size")
 Place = tuple[int, int]
 
@@ -35,8 +38,8 @@ class Pictures:
     missing: str | None = None
 
 
-def example_pictures(record: RunRecord, catalog: Artifact, examples: Examples) -> Pictures:
-    """The pictures of the example pairs, at most a few hundred KiB."""
+def pictures_of(record: RunRecord, catalog: Artifact, pairs: Sequence[Example]) -> Pictures:
+    """The pictures of the pairs, each some 5 KiB of text."""
     config = parse(record.config)
     try:
         source = open_source(config.source)
@@ -44,23 +47,34 @@ def example_pictures(record: RunRecord, catalog: Artifact, examples: Examples) -
             return Pictures(missing="The source is a caption table: it has no pictures.")
         if source.identity() != catalog.made_from["source"]:
             return Pictures(missing="The source has changed since it was catalogued, so its pictures are not shown.")
-        return _read(source, Catalog(catalog), examples, config.training.max_image_pixels)
+        return _read(source, Catalog(catalog), pairs, config.training.max_image_pixels)
     except (OSError, UserError) as error:
         return Pictures(missing=f"The source can no longer be read, so its pictures are not shown ({error}).")
 
 
-def _read(source: Source, catalog: Catalog, examples: Examples, max_pixels: int) -> Pictures:
+def _read(source: Source, catalog: Catalog, pairs: Sequence[Example], max_pixels: int) -> Pictures:
     pictures, parts = Pictures(), source.parts()
-    pairs: list[Example] = [pair for group in examples.groups for pair in group.pairs]
-    for index in sorted({pair.part for pair in pairs}):
-        rows = sorted({pair.row for pair in pairs if pair.part == index})
-        wanted = catalog.table(index, COLUMNS).take(pa.array(rows, pa.int64()))
-        for row, data in zip(rows, source.images(parts[index], wanted), strict=True):
-            try:
-                pictures.uris[index, row] = thumbnail(data or b"", max_pixels)
-            except BadImage as error:
-                pictures.problems[index, row] = str(error)
+    rows: dict[int, set[int]] = {}
+    for pair in pairs:
+        rows.setdefault(pair.part, set()).add(pair.row)
+
+    def read(index: int) -> None:
+        _read_part(source, catalog, parts[index], index, sorted(rows[index]), max_pixels, pictures)
+
+    with ThreadPoolExecutor(PARTS_AT_ONCE) as pool:
+        list(pool.map(read, sorted(rows)))
     return pictures
+
+
+def _read_part(
+    source: Source, catalog: Catalog, part: Part, index: int, rows: list[int], max_pixels: int, into: Pictures
+) -> None:
+    wanted = catalog.table(index, COLUMNS).take(pa.array(rows, pa.int64()))
+    for row, data in zip(rows, source.images(part, wanted), strict=True):
+        try:
+            into.uris[index, row] = thumbnail(data or b"", max_pixels)
+        except BadImage as error:
+            into.problems[index, row] = str(error)
 
 
 def thumbnail(data: bytes, max_pixels: int) -> str:

@@ -7,15 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict, Field
+
+from orchestrator.report.entry import Entry, Example
+from orchestrator.report.schema_clusters import ClusteringReport, ClusterPruning, Duplicates
 
 SCHEMA_VERSION = 1
-
-
-class Entry(BaseModel):
-    """A part of the report: immutable; numbers that are not finite become null in JSON."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class FunnelRow(Entry):
@@ -32,8 +29,9 @@ class StepReport(Entry):
     """A selection step.
 
     Keys: `name` and `method`; `settings` as configured; `pairs_in` that reached it; `budget` it was asked to keep (null
-    for a step without one); `pairs_out` that left it; `threshold`, the lowest score kept (null without scores);
-    `no_words`, pairs whose caption holds no word, pruned first (null without scores)."""
+    for a step without one); `pairs_out` that left it; `reasons`, how many of the others were dropped for what;
+    `threshold`, the lowest score kept (null without scores); `no_words`, pairs whose caption holds no word, pruned
+    first (null without scores)."""
 
     name: str
     method: str
@@ -41,6 +39,7 @@ class StepReport(Entry):
     pairs_in: int
     budget: int | None
     pairs_out: int
+    reasons: dict[str, int] = Field(default={})
     threshold: float | None
     no_words: int | None
 
@@ -68,8 +67,8 @@ class Skipped(Entry):
     Keys: `catalog`; `training` by phase; `evaluation`, undecodable images of the evaluation sets by model."""
 
     catalog: CatalogSkips | None = None
-    training: dict[str, TrainingSkips] = {}
-    evaluation: dict[str, int] = {}
+    training: dict[str, TrainingSkips] = Field(default={})
+    evaluation: dict[str, int] = Field(default={})
 
 
 class WordStatistics(Entry):
@@ -187,16 +186,6 @@ class ModelEvaluation(Entry):
     retrieval: dict[str, float] | None = None
 
 
-class Example(Entry):
-    """A pair shown: `part` and `row` are its place in the catalog; `score` is null where the step gives none."""
-
-    part: int
-    row: int
-    key: str
-    caption: str
-    score: float | None
-
-
 class ExampleGroup(Entry):
     """Pairs of one fate.
 
@@ -237,23 +226,27 @@ class Report(Entry):
     """The whole of `report.json`.
 
     Keys: `schema_version`; the run's `name`, `verb`, when it `started` (ISO 8601) and its `wall_seconds`; `funnel`, the
-    counts at each step; `steps`; `captionless` pairs of the pool (null where nothing counted them); `skipped`; `words`;
-    `training` by phase; `cost`; `evaluation` by model ("pretrain", "finetune", "checkpoint"); `examples`; `stages`,
-    wall seconds in order; `fingerprints` by stage; `versions` of the libraries; `config`, whole."""
+    counts at each step; `steps`; `captionless` pairs of the pool (null where nothing counted them); `clusterings`,
+    `clusters` and `duplicates` by step, of the steps that have them; `skipped`; `words`; `training` by phase; `cost`;
+    `evaluation` by model ("pretrain", "finetune", "checkpoint"); `examples`; `stages`, wall seconds in order;
+    `fingerprints` by stage; `versions` of the libraries; `config`, whole."""
 
     schema_version: int = SCHEMA_VERSION
     name: str
     verb: str
     started: str
     wall_seconds: float
-    funnel: list[FunnelRow] = []
-    steps: list[StepReport] = []
+    funnel: list[FunnelRow] = Field(default=[])
+    steps: list[StepReport] = Field(default=[])
     captionless: int | None = None
+    clusterings: dict[str, ClusteringReport] = Field(default={})
+    clusters: dict[str, ClusterPruning] = Field(default={})
+    duplicates: dict[str, Duplicates] = Field(default={})
     skipped: Skipped = Skipped()
     words: Words | None = None
-    training: dict[str, PhaseReport] = {}
+    training: dict[str, PhaseReport] = Field(default={})
     cost: Cost | None = None
-    evaluation: dict[str, ModelEvaluation] = {}
+    evaluation: dict[str, ModelEvaluation] = Field(default={})
     examples: Examples | None = None
     stages: list[StageTime]
     fingerprints: dict[str, Fingerprint]

@@ -4,30 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
-import ray
 
 from orchestrator.artifacts import Artifact
+from orchestrator.catalog import Catalog, PartRows, part_rows
 from orchestrator.keeplist import KeepList
 from orchestrator.pruning.cut import budget
 from orchestrator.record import RunRecord
+from orchestrator.report.blocks import over_blocks
 from orchestrator.report.schema import CatalogSkips, FunnelRow, StepReport
 from orchestrator.selection.wfpp import read_scores
 
-MAX_BLOCKS = 256
+NO_EMBEDDING, BELOW_THE_CUT = "no_embedding", "below_the_cut"
 
 
 @dataclass(frozen=True)
 class SelectedStep:
-    """A step as it ran: the keep list that reached it, the one that left it, and the scores it cut by, if any."""
+    """A step as it ran: over which catalog, the keep list that reached it, the one that left it, and the scores or the
+    assignment to clusters that it went by, if any."""
 
     name: str
     settings: dict[str, Any]
+    catalog: Catalog
     incoming: Artifact
     outgoing: Artifact
     scored: Artifact | None
+    assigned: Artifact | None
 
 
 def pool(record: RunRecord) -> Artifact | None:
@@ -45,13 +50,15 @@ def selected_steps(record: RunRecord) -> list[SelectedStep]:
     incoming = pool(record)
     if incoming is None:
         return []
+    catalog = Catalog(record.of_kind("catalog")[0])
     keeps = {stage.name: stage.artifact for stage in record.stages if stage.kind == "keep"}
     scores = {artifact.fingerprint: artifact for artifact in record.of_kind("scores")}
     selection, steps = record.config["selection"], []
     for name in selection["steps"]:
         outgoing = keeps.get(name, incoming)
         scored = scores.get(outgoing.made_from.get("scored") or "") if name in keeps else None
-        steps.append(SelectedStep(name, selection["settings"][name], incoming, outgoing, scored))
+        assigned = record.named(f"assign, {name}")
+        steps.append(SelectedStep(name, selection["settings"][name], catalog, incoming, outgoing, scored, assigned))
         incoming = outgoing
     return steps
 
@@ -62,34 +69,50 @@ def step_reports(steps: list[SelectedStep]) -> list[StepReport]:
 
 
 def _step_report(step: SelectedStep) -> StepReport:
-    pairs_in, fraction = KeepList(step.incoming).num_pairs, step.settings.get("keep_fraction")
+    pairs_in = KeepList(step.incoming).num_pairs
     return StepReport(
         name=step.name,
         method=step.settings["method"],
         settings=step.settings,
         pairs_in=pairs_in,
-        budget=None if fraction is None else budget(pairs_in, fraction),
+        budget=_budget(step, pairs_in),
         pairs_out=KeepList(step.outgoing).num_pairs,
+        reasons=_reasons(step),
         threshold=_lowest_kept_score(step),
         no_words=step.scored.totals["no_words"] if step.scored else None,
     )
 
 
+def _budget(step: SelectedStep, pairs_in: int) -> int | None:
+    # a step with a threshold goes by that, whatever its budget is set to
+    if "keep_fraction" not in step.settings or step.settings.get("threshold") is not None:
+        return None
+    return step.settings.get("keep_pairs") or budget(pairs_in, step.settings["keep_fraction"])
+
+
+def _reasons(step: SelectedStep) -> dict[str, int]:
+    if step.outgoing == step.incoming:
+        return {}
+    told = step.outgoing.totals.get("reasons")
+    if told is None:
+        embedded = step.assigned.totals["embedded"] if step.assigned else KeepList(step.incoming).num_pairs
+        told = {
+            NO_EMBEDDING: KeepList(step.incoming).num_pairs - embedded,
+            BELOW_THE_CUT: embedded - KeepList(step.outgoing).num_pairs,
+        }
+    return {reason: number for reason, number in told.items() if number}
+
+
 def _lowest_kept_score(step: SelectedStep) -> float | None:
     if step.scored is None:
         return None
-    # one number a block of parts comes back: neither scores nor masks visit the driver
-    parts = np.array_split(np.arange(len(step.outgoing.parts)), min(len(step.outgoing.parts), MAX_BLOCKS))
-    rows = [part["rows"] for part in step.outgoing.parts]
-    items = [{"parts": [(int(index), rows[index]) for index in block]} for block in parts]
+    threshold = min(over_blocks(part_rows(step.catalog), partial(_lowest, step)))
+    return threshold if np.isfinite(threshold) else None
 
-    def lowest(batch: dict[str, Any]) -> dict[str, list[float]]:
-        kept = [_kept_scores(step, index, num_rows) for block in batch["parts"] for index, num_rows in block]
-        return {"lowest": [min((scores.min() for scores in kept if len(scores)), default=np.inf)]}
 
-    found = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(lowest, batch_size=1)
-    threshold = min(row["lowest"] for row in found.iter_rows())
-    return float(threshold) if np.isfinite(threshold) else None
+def _lowest(step: SelectedStep, parts: list[PartRows]) -> float:
+    kept = [_kept_scores(step, part.index, part.num_rows) for part in parts]
+    return min((float(scores.min()) for scores in kept if len(scores)), default=np.inf)
 
 
 def _kept_scores(step: SelectedStep, index: int, num_rows: int) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -14,8 +15,7 @@ from orchestrator.report.schema import Cost, CurvePoint, ModelEvaluation, PhaseR
 from orchestrator.report.selected import SelectedStep, captioned, pool
 
 PHASES = ("pretrain", "finetune")
-SELECTION_KINDS = ("catalog", "keep", "word_counts", "words", "scores")
-# of those kinds, but for the report or for fine-tuning
+# stages of selection that are for the report or for fine-tuning
 NOT_PRUNING = ("count words, before", "sum words, before", "count words, after", "sum words, after", "captioned")
 MAX_CURVE_POINTS = 500
 
@@ -65,13 +65,16 @@ def cost(record: RunRecord, steps: list[SelectedStep]) -> Cost | None:
         full_samples=full,
         samples_fraction=seen / full,
         paper_fraction=kept + finetuned,
-        pruning_seconds=_seconds(record, SELECTION_KINDS),
-        training_seconds=_seconds(record, PHASES),
+        pruning_seconds=_seconds(
+            stage
+            for stage in record.stages
+            if stage.kind not in (*PHASES, "evaluation") and stage.name not in NOT_PRUNING
+        ),
+        training_seconds=_seconds(stage for stage in record.stages if stage.kind in PHASES),
     )
 
 
-def _seconds(record: RunRecord, kinds: tuple[str, ...]) -> float:
-    stages = [stage for stage in record.stages if stage.kind in kinds and stage.name not in NOT_PRUNING]
+def _seconds(stages: Iterable[StageRecord]) -> float:
     return round(sum(stage_time(stage).computed_seconds for stage in stages), 2)
 
 

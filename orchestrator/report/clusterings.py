@@ -1,0 +1,37 @@
+"""The report's account of the clusterings that steps went by."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.artifacts import Artifact
+from orchestrator.clustering.stats import ClusterStats
+from orchestrator.record import RunRecord
+from orchestrator.report.schema_clusters import ClusteringReport, ClusterSizes
+from orchestrator.report.selected import SelectedStep
+
+
+def clusterings(record: RunRecord, steps: list[SelectedStep]) -> dict[str, ClusteringReport]:
+    """Of every step that went by one, its clustering."""
+    reports = {}
+    for step in steps:
+        centroids, stats = record.named(f"train centroids, {step.name}"), record.named(f"measure clusters, {step.name}")
+        if centroids is not None and stats is not None:
+            reports[step.name] = _report(centroids, ClusterStats.read(stats).sizes)
+    return reports
+
+
+def _report(centroids: Artifact, sizes: NDArray[np.int64]) -> ClusteringReport:
+    totals, filled = centroids.totals, sizes[sizes > 0]
+    return ClusteringReport(
+        k=totals["k"],
+        pairs=int(sizes.sum()),
+        empty=len(sizes) - len(filled),
+        sizes=ClusterSizes(min=int(filled.min()), median=float(np.median(filled)), max=int(filled.max())),
+        sampled=totals["sampled"],
+        iterations=len(totals["objective"]),
+        objective_first=totals["objective"][0],
+        objective_last=totals["objective"][-1],
+        restarts=totals["restarts"],
+    )

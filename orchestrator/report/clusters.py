@@ -1,0 +1,122 @@
+"""What budgeted steps kept of which cluster, and a few pairs of the densest and of the most spread-out ones.
+
+The pairs are those with the lowest random keys: of each cluster, kept and pruned, a block of parts names as many as are
+shown, and so does any union of blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial, reduce
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from orchestrator.artifacts import Artifact
+from orchestrator.catalog import PartRows, part_rows
+from orchestrator.clustering.assign import read_assigned
+from orchestrator.clustering.stats import ClusterStats
+from orchestrator.keeplist import KeepList
+from orchestrator.pruning.random import random_scores
+from orchestrator.record import RunRecord
+from orchestrator.report.blocks import over_blocks
+from orchestrator.report.entry import Example
+from orchestrator.report.pairs import examples_at
+from orchestrator.report.schema_clusters import Cluster, ClusterPruning, ClusterSheet
+from orchestrator.report.selected import SelectedStep
+from orchestrator.selection.dbp import read_quotas
+
+MAX_CLUSTERS = 500
+SHEETS_EACH_END = 3
+PAIRS_PER_ROW = 8
+SEED = 0x736865657473
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Of some parts: pairs by cluster and fate (`cluster`, `kept`, `key`, `ordinal`, `distance`), a few of each; and
+    the pairs kept of each cluster asked for, int64 [m]."""
+
+    pairs: pl.DataFrame
+    num_kept: NDArray[np.int64]
+
+    def __add__(self, other: Drawn) -> Drawn:
+        return Drawn(_lowest(pl.concat([self.pairs, other.pairs])), self.num_kept + other.num_kept)
+
+
+def _lowest(pairs: pl.DataFrame) -> pl.DataFrame:
+    return pairs.sort("key").group_by("cluster", "kept", maintain_order=True).head(PAIRS_PER_ROW)
+
+
+def cluster_prunings(record: RunRecord, steps: list[SelectedStep]) -> dict[str, ClusterPruning]:
+    """Of every budgeted step that went by a clustering, what it kept of the clusters."""
+    reports = {}
+    for step in steps:
+        stats = record.named(f"measure clusters, {step.name}")
+        if stats is not None and step.assigned is not None and "keep_fraction" in step.settings:
+            clusters = _clusters(stats, record.named(f"quotas, {step.name}"))
+            reports[step.name] = _pruning(step, step.assigned, clusters)
+    return reports
+
+
+def _clusters(stats: Artifact, quotas: Artifact | None) -> list[Cluster]:
+    if quotas is not None:
+        order = ("complexity", "cluster")
+        table = read_quotas(quotas).rename({"intra": "d_intra", "inter": "d_inter"}).drop("share")
+    else:
+        order, read = ("d_intra", "cluster"), ClusterStats.read(stats)
+        table = pl.DataFrame({"cluster": np.arange(len(read.sizes)), "size": read.sizes, "d_intra": read.intra})
+    return [Cluster(**row) for row in table.filter(pl.col("size") > 0).sort(*order).iter_rows(named=True)]
+
+
+def _pruning(step: SelectedStep, assigned: Artifact, clusters: list[Cluster]) -> ClusterPruning:
+    fit = np.median([cluster.size for cluster in clusters]) / 2
+    large = [cluster for cluster in clusters if cluster.size >= fit]
+    num_sheets = min(SHEETS_EACH_END, len(large) // 2)
+    ends = [large[:num_sheets], large[len(large) - num_sheets :][::-1]] if num_sheets else [large, []]
+    sheets = _sheets(step, assigned, [*ends[0], *ends[1]])
+    shown = np.unique(np.linspace(0, len(clusters) - 1, min(len(clusters), MAX_CLUSTERS)).round().astype(int))
+    return ClusterPruning(
+        ordered_by="d_intra" if clusters[0].complexity is None else "complexity",
+        clusters=[clusters[index] for index in shown],
+        densest=sheets[: len(ends[0])],
+        most_spread=sheets[len(ends[0]) :],
+    )
+
+
+def _sheets(step: SelectedStep, assigned: Artifact, clusters: list[Cluster]) -> list[ClusterSheet]:
+    chosen = np.array([cluster.cluster for cluster in clusters], np.int64)
+    drawn = reduce(Drawn.__add__, over_blocks(part_rows(step.catalog), partial(_drawn, step, assigned, chosen)))
+    scores: dict[int, float | None] = dict(drawn.pairs.select("ordinal", "distance").iter_rows())
+    examples = examples_at(step.catalog, scores)
+
+    def of(cluster: Cluster, kept: bool) -> list[Example]:
+        mine = drawn.pairs.filter((pl.col("cluster") == cluster.cluster) & (pl.col("kept") == kept))
+        return [examples[ordinal] for ordinal in mine.sort("distance", "ordinal")["ordinal"]]
+
+    return [
+        ClusterSheet(cluster=cluster, num_kept=int(num_kept), kept=of(cluster, True), pruned=of(cluster, False))
+        for cluster, num_kept in zip(clusters, drawn.num_kept, strict=True)
+    ]
+
+
+def _drawn(step: SelectedStep, assigned: Artifact, chosen: NDArray[np.int64], parts: list[PartRows]) -> Drawn:
+    return reduce(Drawn.__add__, (_drawn_of_part(step, assigned, chosen, part) for part in parts))
+
+
+def _drawn_of_part(step: SelectedStep, assigned: Artifact, chosen: NDArray[np.int64], part: PartRows) -> Drawn:
+    rows = np.flatnonzero(KeepList(step.incoming).mask(part.index, part.num_rows))
+    clusters, distances = read_assigned(assigned, part.index)
+    among = np.isin(clusters, chosen)
+    rows, clusters = rows[among], clusters[among]
+    kept = KeepList(step.outgoing).mask(part.index, part.num_rows)[rows]
+    pairs = pl.DataFrame(
+        {
+            "cluster": clusters,
+            "kept": kept,
+            "key": random_scores(SEED, part.first_ordinal, part.num_rows)[rows],
+            "ordinal": part.first_ordinal + rows,
+            "distance": distances[among].astype(np.float64),
+        }
+    )
+    return Drawn(_lowest(pairs), np.array([np.count_nonzero(clusters[kept] == cluster) for cluster in chosen]))

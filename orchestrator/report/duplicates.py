@@ -1,0 +1,151 @@
+"""Groups of near-duplicates, exactly: links never leave a cluster, and a cluster lies in one bucket of the comparison,
+so each bucket's groups are found on their own; the sums, the largest groups and a few pairs of each come together.
+
+A duplicate's link leads to an earlier pair in the order of its cluster, so links form trees: each has one root, a pair
+that is no duplicate and was kept. Every pair is led to its root by pointer jumping, in as many rounds as the depth has
+bits."""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+from functools import partial, reduce
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.artifacts import Artifact
+from orchestrator.catalog import Catalog
+from orchestrator.pruning.random import random_keys
+from orchestrator.record import RunRecord
+from orchestrator.report.blocks import over_blocks
+from orchestrator.report.entry import Example
+from orchestrator.report.pairs import examples_at
+from orchestrator.report.schema_clusters import DuplicateGroup, Duplicates, SimilarityHistogram
+from orchestrator.report.selected import SelectedStep
+from orchestrator.selection.compare import Compared, read_compared
+
+GROUPS_SHOWN = 8
+COPIES_SHOWN = 6
+SEED = 0x636F70696573
+BINS_PER_UNIT = 100
+# a cosine is at most a rounding error outside [-1, 1], so no bin but these, on both sides of 1 - eps, can be needed
+BINS_EACH_SIDE = 2 * BINS_PER_UNIT + 1
+
+
+@dataclass(frozen=True)
+class Group:
+    """A root's ordinal, how many copies it has, and the ordinals and cosines of a few of them, falling."""
+
+    root: int
+    num_copies: int
+    copies: list[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What some buckets hold: groups, those of two, the largest; and a histogram int64 [bins] of the cosines."""
+
+    num_groups: int
+    groups_of_two: int
+    largest: list[Group]
+    histogram: NDArray[np.int64]
+
+    def __add__(self, other: Found) -> Found:
+        largest = heapq.nsmallest(GROUPS_SHOWN, self.largest + other.largest, key=_rank)
+        return Found(
+            self.num_groups + other.num_groups,
+            self.groups_of_two + other.groups_of_two,
+            largest,
+            self.histogram + other.histogram,
+        )
+
+
+def _rank(group: Group) -> tuple[int, int]:
+    return -group.num_copies, group.root
+
+
+def duplicates(record: RunRecord, steps: list[SelectedStep]) -> dict[str, Duplicates]:
+    """Of every step that removed duplicates, what it found."""
+    compared = ((step, record.named(f"compare, {step.name}")) for step in steps)
+    return {
+        step.name: _duplicates(step.catalog, artifact, step.settings["eps"])
+        for step, artifact in compared
+        if artifact is not None
+    }
+
+
+def _duplicates(catalog: Catalog, compared: Artifact, eps: float) -> Duplicates:
+    found = reduce(Found.__add__, over_blocks(range(len(compared.parts)), partial(_found_in, compared, eps)))
+    scores: dict[int, float | None] = {group.root: None for group in found.largest}
+    scores |= {ordinal: cosine for group in found.largest for ordinal, cosine in group.copies}
+    return Duplicates(
+        eps=eps,
+        num_duplicates=int(found.histogram[BINS_EACH_SIDE:].sum()),
+        num_groups=found.num_groups,
+        groups_of_two=found.groups_of_two,
+        largest=_shown(found.largest, examples_at(catalog, scores)),
+        similarity=_histogram(found.histogram, eps),
+    )
+
+
+def _shown(groups: list[Group], examples: dict[int, Example]) -> list[DuplicateGroup]:
+    return [
+        DuplicateGroup(
+            kept=examples[group.root],
+            num_copies=group.num_copies,
+            copies=[examples[ordinal] for ordinal, _ in group.copies],
+        )
+        for group in groups
+    ]
+
+
+def _found_in(compared: Artifact, eps: float, buckets: list[int]) -> Found:
+    return reduce(Found.__add__, (groups_of(read_compared(compared, bucket), eps) for bucket in buckets))
+
+
+def groups_of(bucket: Compared, eps: float) -> Found:
+    """The groups of duplicates at eps among whole clusters."""
+    is_copy = bucket.similarity > np.float32(1 - eps)
+    copies = np.flatnonzero(is_copy)
+    roots = _roots(bucket, copies)[copies]
+    sizes = np.bincount(roots)
+    filled = np.flatnonzero(sizes)
+    order = filled[np.lexsort((bucket.ordinals[filled], -sizes[filled]))]
+    largest = [_group(bucket, root, copies[roots == root]) for root in order[:GROUPS_SHOWN]]
+    return Found(len(filled), int((sizes == 1).sum()), largest, _count(bucket.similarity, eps))
+
+
+def _roots(bucket: Compared, copies: NDArray[np.int64]) -> NDArray[np.int64]:
+    # places in the bucket
+    by_ordinal = np.argsort(bucket.ordinals)
+    parents = np.arange(len(bucket.ordinals))
+    parents[copies] = by_ordinal[np.searchsorted(bucket.ordinals[by_ordinal], bucket.earlier[copies])]
+    while not np.array_equal(parents, further := parents[parents]):
+        parents = further
+    return parents
+
+
+def _group(bucket: Compared, root: int, copies: NDArray[np.int64]) -> Group:
+    drawn = copies[np.argsort(random_keys(SEED, bucket.ordinals[copies]))[:COPIES_SHOWN]]
+    drawn = drawn[np.lexsort((bucket.ordinals[drawn], -bucket.similarity[drawn]))]
+    told = zip(bucket.ordinals[drawn].tolist(), bucket.similarity[drawn].tolist(), strict=True)
+    return Group(int(bucket.ordinals[root]), len(copies), list(told))
+
+
+def _count(similarity: NDArray[np.float32], eps: float) -> NDArray[np.int64]:
+    # bin BINS_EACH_SIDE is the first whose pairs are duplicates: the bins hold their upper edges, as the rule is >
+    above = similarity[np.isfinite(similarity)].astype(np.float64) - np.float32(1 - eps)
+    bins = np.ceil(above * BINS_PER_UNIT).astype(np.int64) - 1 + BINS_EACH_SIDE
+    return np.bincount(bins, minlength=2 * BINS_EACH_SIDE)
+
+
+def _histogram(counts: NDArray[np.int64], eps: float) -> SimilarityHistogram:
+    filled = np.flatnonzero(counts)
+    if not filled.size:
+        return SimilarityHistogram(edges=[], counts=[])
+    bins = np.arange(filled[0], filled[-1] + 1)
+    edges = np.append(bins, bins[-1] + 1) - BINS_EACH_SIDE
+    return SimilarityHistogram(
+        edges=[round(1 - eps + edge / BINS_PER_UNIT, 9) for edge in edges.tolist()], counts=counts[bins].tolist()
+    )
