@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 from cuts import cut_parts, kept_by_sorting
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
@@ -73,6 +73,7 @@ def test_each_group_keeps_what_sorting_it_keeps(name: str, num_groups: int) -> N
     np.testing.assert_array_equal(found, kept_by_sorting(keys, groups, num_wanted))
 
 
+@settings(deadline=None)
 @given(data=st.data(), num_groups=st.integers(1, 5), num_parts=st.integers(1, 4))
 def test_any_keys_groups_and_numbers(data: st.DataObject, num_groups: int, num_parts: int) -> None:
     num_keys = data.draw(st.integers(0, 20))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import clarabel
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import sparse
@@ -115,6 +115,7 @@ def problems(draw: st.DrawFn) -> tuple[Floats, Ints, int, float]:
     return shares(complexity, sizes, draw(st.sampled_from([0.01, 0.1, 1.0]))), sizes, num_pairs, balance
 
 
+@settings(deadline=None)
 @given(problem=problems())
 def test_quotas_of_any_clusters(problem: tuple[Floats, Ints, int, float]) -> None:
     share, sizes, num_pairs, balance = problem
