@@ -18,6 +18,7 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
+from orchestrator import cluster
 from orchestrator.artifacts import Artifact
 from orchestrator.catalog import PartRows, part_rows
 from orchestrator.config import Budgeted
@@ -31,6 +32,7 @@ from orchestrator.step import Step
 
 VERSION = 2
 MAX_BLOCKS = 256
+BLOCKS_PER_CPU = 4
 EXCLUDED = -1
 """The group of a pair that cannot be kept."""
 
@@ -138,7 +140,7 @@ def find_threshold(step: Step, ranking: Ranking) -> Threshold:
             f"selection.{step.name}: its budget is {ranking.wanted.sum():,} pairs, but only {sizes.sum():,} of those "
             f"that reach it have what it goes by (an embedding, a score); lower keep_fraction or keep_pairs"
         )
-    cut = find_cut(lambda cut: reduce(add, _over(parts, search.histogram, cut)), sizes, ranking.wanted)
+    cut = find_cut(partial(_total_histogram, search, parts), sizes, ranking.wanted)
     found = list(_over(parts, search.ties, cut))
     part, group, count = (np.concatenate(column) for column in zip(*found, strict=True))
     order = np.argsort(part, kind="stable")
@@ -165,9 +167,11 @@ class _Search:
         """How many pairs can be kept at all."""
         return sum(len(self._ranked(part).keys) for part in parts)
 
-    def histogram(self, parts: list[PartRows], cut: Cut) -> NDArray[np.int64]:
-        """The parts' histograms of this round, added up."""
-        return reduce(add, (cut.histogram(*self._ranked(part)) for part in parts))
+    def histogram(self, parts: list[PartRows], cut: Cut) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The parts' histograms of this round, added up: the places in it that are not 0, and what is there."""
+        total = reduce(add, (cut.histogram(*self._ranked(part)) for part in parts)).ravel()
+        places = np.flatnonzero(total)
+        return places, total[places]
 
     def ties(self, parts: list[PartRows], cut: Cut) -> tuple[NDArray[np.int64], ...]:
         """Parts, groups and numbers of the pairs at their group's threshold."""
@@ -176,8 +180,16 @@ class _Search:
         return part, np.concatenate([group for _, group, _ in found]), np.concatenate([count for *_, count in found])
 
 
+def _total_histogram(search: _Search, parts: list[PartRows], cut: Cut) -> NDArray[np.int64]:
+    total = np.zeros(cut.shape, np.int64)
+    for places, counts in _over(parts, search.histogram, cut):
+        total.reshape(-1)[places] += counts
+    return total
+
+
 def _over(parts: list[PartRows], answer: Callable[[list[PartRows], Any], Any], asked: Any) -> Iterator[Any]:
-    blocks = [block.tolist() for block in np.array_split(np.array(parts, object), min(len(parts), MAX_BLOCKS))]
+    num_blocks = min(len(parts), MAX_BLOCKS, BLOCKS_PER_CPU * cluster.num_cpus())
+    blocks = [block.tolist() for block in np.array_split(np.array(parts, object), num_blocks)]
     dataset = ray.data.from_items([{"parts": block} for block in blocks], override_num_blocks=len(blocks))
 
     def answers(batch: dict[str, Any]) -> dict[str, list[bytes]]:
