@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from geometry_pool import prune
 from report_runs import CAPTIONS, evaluation_record, phase_record, select, write_tar
 
 from orchestrator.record import RunRecord
@@ -26,6 +27,12 @@ def selected(ray_cluster: str, pool_folder: Path, tmp_path_factory: pytest.TempP
         {"steps": ["wfpp"], "wfpp": {"keep_fraction": 0.5, "min_count": 2, "t": 1e-3}},
         tmp_path_factory.mktemp("selected"),
     )
+
+
+@pytest.fixture(scope="session")
+def clustered(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> RunRecord:
+    """SemDeDup, DBP and SSP over a pool with planted copies."""
+    return prune(tmp_path_factory.mktemp("clustered"))
 
 
 @pytest.fixture(scope="session")

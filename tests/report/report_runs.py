@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +25,34 @@ HOSTILE = (
 CAPTIONS = [*["a photo of a dog"] * 20, *["a cat on a mat"] * 8, *HOSTILE, "a zebra & a heron", None, "a torn picture"]
 TORN = len(CAPTIONS) - 1
 LOGGED_STEPS = 1200
-DEFAULT_GROUPS = ("model", "training", "finetune", "evaluation", "tracking", "cluster")
+DEFAULT_GROUPS = ("embedding", "model", "training", "finetune", "evaluation", "tracking", "cluster")
 
 
-def select(source: dict[str, Any], selection: dict[str, Any], out: Path) -> RunRecord:
+class Elements(HTMLParser):
+    """Collects every element's name and attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """One more."""
+        self.found.append((tag, dict(attrs)))
+
+
+def select(source: dict[str, Any], selection: dict[str, Any], out: Path, **groups: dict[str, Any]) -> RunRecord:
     """Runs `select` for real and gives its record."""
-    pipeline.select(config_of(source, selection, out))
+    pipeline.select(config_of(source, selection, out, **groups))
     return RunRecord.read(str(out / "out"))
 
 
-def config_of(source: dict[str, Any], selection: dict[str, Any], out: Path) -> Config:
-    """A configuration of defaults but for the source, the selection and the places."""
+def config_of(source: dict[str, Any], selection: dict[str, Any], out: Path, **groups: dict[str, Any]) -> Config:
+    """A configuration of defaults but for the source, the selection, the places, and the groups given."""
     defaults: dict[str, Any] = {group: {} for group in DEFAULT_GROUPS}
     return parse(
         {
             **defaults,
+            **groups,
             "name": "a <b>run</b>",
             "source": source,
             "selection": selection,

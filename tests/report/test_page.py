@@ -7,11 +7,10 @@ import json
 import re
 import shutil
 import subprocess
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from report_runs import HOSTILE
+from report_runs import HOSTILE, Elements
 
 from orchestrator.record import RunRecord
 from orchestrator.report import build_report, write_report
@@ -32,18 +31,6 @@ QUIET = (
 POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
 MEASURE = """<script>document.title = JSON.stringify([document.title, document.documentElement.scrollWidth, innerWidth,
 [...document.images].map(image => image.naturalWidth)])</script>"""
-
-
-class Elements(HTMLParser):
-    """Collects every element's name and attributes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[tuple[str, dict[str, str | None]]] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """One more."""
-        self.found.append((tag, dict(attrs)))
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,113 @@
+"""Groups of duplicates: against a walk of every link, in any number of buckets, and as they lie in a run's report."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from functools import reduce
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from geometry_pool import COPIES, EPS, NUM_COPIES
+
+from orchestrator.catalog import Catalog
+from orchestrator.keeplist import KeepList
+from orchestrator.record import RunRecord
+from orchestrator.report import build_report
+from orchestrator.report.duplicates import BINS_EACH_SIDE, COPIES_SHOWN, GROUPS_SHOWN, Found, groups_of
+from orchestrator.report.schema_clusters import Duplicates
+from orchestrator.selection.compare import Compared, Similarity
+
+
+@pytest.fixture(scope="module")
+def found(clustered: RunRecord) -> Duplicates:
+    return build_report(clustered).duplicates["semdedup"]
+
+
+def chains(num_pairs: int, num_clusters: int, *, seed: int) -> list[Compared]:
+    """A bucket for each cluster, whose pairs each link to a random earlier one of a random order."""
+    rng = np.random.default_rng(seed)
+    buckets = []
+    for ordinals in np.array_split(rng.permutation(num_pairs), num_clusters):
+        earlier = [-1, *(ordinals[rng.integers(0, place)] for place in range(1, len(ordinals)))]
+        cosines = np.concatenate([[-np.inf], rng.uniform(0.5, 1, len(ordinals) - 1)]).astype(np.float32)
+        shuffled = rng.permutation(len(ordinals))
+        buckets.append(Compared(ordinals[shuffled], cosines[shuffled], np.array(earlier)[shuffled]))
+    return buckets
+
+
+def walked(buckets: list[Compared], eps: float) -> dict[int, dict[int, float]]:
+    """By root, the copies and their cosines: every link followed by hand."""
+    link, cosine = {}, {}
+    for bucket in buckets:
+        for ordinal, similarity, earlier in zip(*(column.tolist() for column in bucket), strict=True):
+            if np.float32(similarity) > np.float32(1 - eps):
+                link[ordinal], cosine[ordinal] = earlier, similarity
+    groups: dict[int, dict[int, float]] = defaultdict(dict)
+    for ordinal in link:
+        root = ordinal
+        while root in link:
+            root = link[root]
+        groups[root][ordinal] = cosine[ordinal]
+    return groups
+
+
+@pytest.mark.parametrize("eps", [0.0, 0.05, 0.2, 0.4999, 2.0])
+def test_groups_are_what_a_walk_finds(eps: float) -> None:
+    buckets = chains(3000, 7, seed=round(100 * eps))
+    told, expected = reduce(Found.__add__, (groups_of(bucket, eps) for bucket in buckets)), walked(buckets, eps)
+    sizes = sorted((-len(copies), root) for root, copies in expected.items())
+    assert (told.num_groups, told.groups_of_two) == (len(sizes), sum(size == -1 for size, _ in sizes))
+    assert [(-group.num_copies, group.root) for group in told.largest] == sizes[:GROUPS_SHOWN]
+    for group in told.largest:
+        assert len(group.copies) == len(dict(group.copies)) == min(group.num_copies, COPIES_SHOWN)
+        assert group.copies == sorted(group.copies, key=lambda copy: -copy[1])
+        assert dict(group.copies).items() <= expected[group.root].items()
+    assert told.histogram[BINS_EACH_SIDE:].sum() == sum(map(len, expected.values()))
+    assert told.histogram.sum() == 3000 - 7
+
+
+def test_buckets_do_not_matter() -> None:
+    buckets = chains(800, 6, seed=1)
+    joined = Compared(*(np.concatenate(columns) for columns in zip(*buckets, strict=True)))
+    apart, at_once = reduce(Found.__add__, (groups_of(bucket, 0.1) for bucket in buckets)), groups_of(joined, 0.1)
+    assert apart.largest == at_once.largest
+    assert (apart.num_groups, apart.groups_of_two) == (at_once.num_groups, at_once.groups_of_two)
+    np.testing.assert_array_equal(apart.histogram, at_once.histogram)
+
+
+def test_a_cosine_at_the_threshold_stays() -> None:
+    at = np.array([-np.inf, np.float32(1 - 0.07), np.nextafter(np.float32(1 - 0.07), np.float32(2))], np.float32)
+    told = groups_of(Compared(np.arange(3), at, np.array([-1, 0, 0])), 0.07)
+    assert [group.copies for group in told.largest] == [[(2, float(at[2]))]]
+    assert told.histogram[[BINS_EACH_SIDE - 1, BINS_EACH_SIDE]].tolist() == [1, 1]
+
+
+def test_planted_copies_are_the_groups(found: Duplicates) -> None:
+    assert (found.num_duplicates, found.num_groups, found.groups_of_two) == (NUM_COPIES, len(COPIES), 1)
+    shown = [{pair.key for pair in (group.kept, *group.copies)} for group in found.largest]
+    assert shown == [set(keys) for keys in COPIES.values()]
+    assert [group.num_copies for group in found.largest] == [len(keys) - 1 for keys in COPIES.values()]
+    assert all(pair.score is not None and pair.score > 1 - EPS for group in found.largest for pair in group.copies)
+
+
+def test_the_first_of_a_group_is_the_one_that_was_kept(clustered: RunRecord, found: Duplicates) -> None:
+    keep = clustered.named("semdedup")
+    assert keep is not None
+    rows = Catalog(clustered.of_kind("catalog")[0]).rows_per_part
+    for group in found.largest:
+        kept = [KeepList(keep).mask(p.part, rows[p.part])[p.row] for p in (group.kept, *group.copies)]
+        assert kept == [True, *[False] * group.num_copies]
+
+
+def test_the_histogram_holds_every_compared_pair(clustered: RunRecord, found: Duplicates) -> None:
+    collected, catalog = clustered.named("collect, semdedup"), Catalog(clustered.of_kind("catalog")[0])
+    assert collected is not None
+    similarity = Similarity(collected, catalog)
+    cosines = np.concatenate([similarity.of_part(part)[0] for part in range(len(catalog.rows_per_part))])
+    cosines = cosines[np.isfinite(cosines)]
+    edges = np.array(found.similarity.edges)
+    counts = [int(((cosines > low) & (cosines <= high)).sum()) for low, high in pairwise(edges)]
+    assert found.similarity.counts == counts
+    assert sum(counts) == len(cosines)
+    assert np.abs(edges - (1 - EPS)).min() < 1e-9
