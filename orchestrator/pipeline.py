@@ -8,7 +8,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 
@@ -113,7 +113,8 @@ def _report_words(config: Config, catalog: Catalog, steps: Sequence[Stage]) -> l
     min_count = first.min_count if isinstance(first, WfppStep) else MIN_COUNT
     before = count_stage(config.store, catalog, pool, label="before")
     if before.artifact not in [stage.artifact for stage in steps]:
-        stages += [before, words_stage(config.store, catalog, before.artifact, min_count=min_count, label="before")]
+        summed = words_stage(config.store, catalog, before.artifact, min_count=min_count, label="before")
+        stages += [replace(stage, on_whole_pool=True) for stage in (before, summed)]
     after = count_stage(config.store, catalog, kept, label="after")
     return [*stages, after, words_stage(config.store, catalog, after.artifact, min_count=1, label="after")]
 

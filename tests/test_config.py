@@ -45,6 +45,27 @@ def test_wfpp_laion_has_the_numbers_it_is_named_for() -> None:
     assert (config.finetune.enabled, config.finetune.epochs, config.finetune.lr) == (True, 1, 1e-5)
 
 
+def test_dbp_laion_is_the_papers_cheapest_run_that_beats_laion() -> None:
+    config = compose(exp="dbp_laion")
+    dedup, dbp = (config.selection.settings[name] for name in ("semdedup", "dbp"))
+    assert config.selection.steps == ("semdedup", "dbp")
+    assert (dedup.eps, dedup.clustering.k, dedup.clustering.num_iterations) == (0.07, 50_000, 100)
+    assert (dbp.keep_fraction, dbp.tau, dbp.num_neighbours, dbp.balance, dbp.order) == (0.4, 0.1, 20, 0, "hard")
+    assert dbp.clustering.k == 500
+    assert (config.embedding[dedup.embedding].model, config.embedding[dbp.embedding].kind) == ("ViT-B-16", "timm")
+    assert (config.training.epochs, config.training.global_batch_size, config.training.warmup_steps) == (
+        32,
+        33_792,
+        2000,
+    )
+    assert (config.model.name, config.training.precision, config.finetune.enabled) == ("ViT-B-32", "bf16", False)
+
+
+def test_a_step_names_an_embedding_that_is_declared() -> None:
+    with pytest.raises(UserError, match=r"selection\.dbp\.embedding names 'dion'; declared embeddings: clip, .*dino"):
+        compose("selection.steps=[dbp]", "selection.dbp.embedding=dion")
+
+
 @pytest.mark.parametrize("exp", ["wfpp_cc12m", "full_cc12m"])
 def test_cc12m_has_the_papers_numbers(exp: str) -> None:
     config = compose(exp=exp)

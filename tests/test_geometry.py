@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import Shell
 from embedded import EmbeddedPool, artifact, assigned, blobs, write_pool
 from pools import Selected
 
@@ -210,3 +211,18 @@ def test_lloyd_in_tasks_gives_unit_centroids_whatever_the_parts(pool: EmbeddedPo
     assert parts.ordinals() == whole.ordinals()
     objective = artifact(whole, "train centroids, ssp").totals["objective"]
     assert objective == sorted(objective), "Lloyd's algorithm never makes it worse"
+
+
+def test_the_plan_knows_all_stages_and_says_what_is_only_a_bound(
+    typed: Shell, pool: EmbeddedPool, tmp_path: Path
+) -> None:
+    nodes = "selection.steps=[semdedup,dbp] selection.semdedup.embedding=columns selection.dbp.embedding=columns"
+    done = typed(
+        f"python -m orchestrator plan +exp=wfpp source=table source.uri={pool.table} source.key_column=key {nodes} "
+        f"embedding.columns.uri={pool.vectors} store={tmp_path} out={tmp_path}/out",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    for told in ("embed, columns", "assign, semdedup", "compare, semdedup", "quotas, dbp", "<900", "<360"):
+        assert told in done.stdout
+    assert not (tmp_path / "out").exists()

@@ -62,7 +62,7 @@ def brought_stages(config: Config, name: str, catalog: Catalog) -> list[Stage]:
         return build_parts(artifact, part_rows(catalog), work, display=display, name=f"embed, {name}", totals=totals)
 
     does = f"fetch the {' and '.join(brought.towers)} vectors brought along"
-    gather = Stage(name=f"embed, {name}", does=does, artifact=artifact, build=build)
+    gather = Stage(name=f"embed, {name}", does=does, artifact=artifact, build=build, on_whole_pool=True)
     return [replace(first, build=build_first), *others, gather]
 
 

@@ -144,7 +144,7 @@ class Columns:
 
     def identity(self) -> dict[str, Any]:
         """The columns."""
-        return dict(self.columns)
+        return {str(tower): column for tower, column in self.columns.items()}
 
     def dims(self) -> dict[Tower, int]:
         """From the files' schemas or, for lists of any length, the first vector there is."""

@@ -69,7 +69,7 @@ def encode_stage(config: Config, name: str, source: Source, catalog: Catalog) ->
         return artifact
 
     does = f"embed the {' and '.join(f'{tower}s' for tower in towers)} by {getattr(settings, 'model', settings.kind)}"
-    stage = Stage(name=f"embed, {name}", does=does, artifact=artifact, build=build)
+    stage = Stage(name=f"embed, {name}", does=does, artifact=artifact, build=build, on_whole_pool=True)
     return stage
 
 

@@ -6,7 +6,6 @@ where either is missing."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from orchestrator import store
 from orchestrator.artifacts import Artifact
 from orchestrator.config.embedding import Tower
+from orchestrator.npy import from_npy, to_npy
 from orchestrator.parts import PartResult, Summary, part_path, sums
 
 MAX_EXAMPLES = 20
@@ -52,8 +52,7 @@ class Embedding:
         return int(self.artifact.totals[f"{tower}_dim"])
 
     def _read(self, index: int, name: str) -> NDArray[Any]:
-        data = store.read(part_path(self.artifact, index, f"{name}.npy"))
-        return np.load(io.BytesIO(data), allow_pickle=False)
+        return from_npy(store.read(part_path(self.artifact, index, f"{name}.npy")))
 
 
 def unit_vectors(values: NDArray[np.floating]) -> Vectors:
@@ -83,9 +82,9 @@ def part_result(
     vectors: Mapping[Tower, Vectors], *, problems: Mapping[str, int], examples: Sequence[str], **counts: int
 ) -> PartResult:
     """A part's files and summary from its towers' vectors; `problems` counts what was wrong by reason."""
-    files = {f"{tower}.npy": _npy(values) for tower, values in vectors.items()}
+    files = {f"{tower}.npy": to_npy(values) for tower, values in vectors.items()}
     if len(vectors) == 2:
-        files["clip_score.npy"] = _npy(clip_scores(vectors["image"], vectors["text"]))
+        files["clip_score.npy"] = to_npy(clip_scores(vectors["image"], vectors["text"]))
     valid: dict[str, int] = {tower: int(values.any(axis=1).sum()) for tower, values in vectors.items()}
     rows = len(next(iter(vectors.values())))
     told = {"problems": dict(problems), "examples": list(examples)[:MAX_EXAMPLES]}
@@ -97,9 +96,3 @@ def embedding_totals(summaries: Sequence[Summary], dims: Mapping[Tower, int]) ->
     examples = [example for summary in summaries for example in summary["examples"]]
     lengths = {f"{tower}_dim": dim for tower, dim in dims.items()}
     return {**sums(summaries), "examples": examples[:MAX_EXAMPLES], **lengths}
-
-
-def _npy(values: NDArray[Any]) -> bytes:
-    out = io.BytesIO()
-    np.save(out, values, allow_pickle=False)
-    return out.getvalue()

@@ -1,0 +1,65 @@
+"""DBP's selection on made-up clusters and distances: seconds and peak memory of the driver as the pool grows.
+
+python tests/benchmarks/bench_dbp.py --millions 1 10
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+from synthetic import DISPLAY, sizes_of, synthetic_step, write_assigned
+
+from orchestrator import store
+from orchestrator.clustering.train import FILE
+from orchestrator.config import DbpStep
+from orchestrator.npy import to_npy
+from orchestrator.pruning.clusters import unit
+from orchestrator.selection.dbp import stages
+
+K, DIM, PAIRS_PER_PART = 500, 512, 10_000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--millions", type=float, nargs="+", default=[1, 10])
+    parser.add_argument("--one", action="store_true", help="measure one size in this process")
+    arguments = parser.parse_args()
+    if arguments.one:
+        measure(round(arguments.millions[0] * 1e6))
+        return
+    for size in arguments.millions:
+        subprocess.run([sys.executable, __file__, "--one", "--millions", str(size)], check=True)
+
+
+def measure(num_pairs: int) -> None:
+    """Builds what comes after the assignment, and prints a row."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = DbpStep(embedding="none", keep_fraction=0.4)
+        step = synthetic_step(folder, settings, sizes_of(num_pairs, PAIRS_PER_PART), DIM)
+        sample, centroids, assign, *selection = stages(step)
+        directions = np.random.default_rng(0).standard_normal((K, DIM)).astype(np.float32)
+        store.write(centroids.artifact.path(FILE), to_npy(unit(directions)))
+        for stage in (sample, centroids):
+            stage.artifact.publish(totals={}, parts=[], seconds=0)
+        write_assigned(assign.artifact, step, K)
+        started = time.perf_counter()
+        told = []
+        for stage in selection:
+            begin = time.perf_counter()
+            stage.build(DISPLAY)
+            told.append(f"{stage.name} {time.perf_counter() - begin:.1f} s")
+        seconds = time.perf_counter() - started
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(
+            f"| {num_pairs / 1e6:g} M | {seconds:.1f} s | {num_pairs / seconds:,.0f} | {peak:.0f} MiB | {', '.join(told)} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
