@@ -16,13 +16,15 @@ EXPERIMENTS = sorted(path.stem for path in (Path(conf_dir()) / "exp").glob("*.ya
 
 def compose(*overrides: str, exp: str | None = "wfpp") -> Config:
     chosen = [f"+exp={exp}"] if exp else []
-    # the demo needs no URI, and has none
-    uri = [] if exp == "demo" or any(o.startswith("source") for o in overrides) else ["source.uri=pool.tar"]
+    # the demos need no URI, and have none
+    uri = [] if str(exp).endswith("demo") or any(o.startswith("source") for o in overrides) else ["source.uri=pool.tar"]
     return compose_config(quote_paths([*chosen, *uri, *overrides]))
 
 
 def test_the_experiments_are_those_promised() -> None:
     assert {"demo", "wfpp", "wfpp_laion", "wfpp_cc12m", "full_cc12m"} <= set(EXPERIMENTS)
+    assert {"dbp_laion", "dbp_datacomp_medium", "ssp_laion", "semdedup_laion", "metaclip_400m"} <= set(EXPERIMENTS)
+    assert {"dbp_demo", "ssp_demo", "semdedup_demo", "metaclip_demo", "wfpp_semdedup_demo"} <= set(EXPERIMENTS)
 
 
 @pytest.mark.parametrize("exp", EXPERIMENTS)

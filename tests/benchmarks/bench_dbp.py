@@ -56,9 +56,8 @@ def measure(num_pairs: int) -> None:
             told.append(f"{stage.name} {time.perf_counter() - begin:.1f} s")
         seconds = time.perf_counter() - started
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(
-            f"| {num_pairs / 1e6:g} M | {seconds:.1f} s | {num_pairs / seconds:,.0f} | {peak:.0f} MiB | {', '.join(told)} |"
-        )
+        cells = [f"{num_pairs / 1e6:g} M", f"{seconds:.1f} s", f"{num_pairs / seconds:,.0f}", f"{peak:.0f} MiB"]
+        print(f"| {' | '.join([*cells, ', '.join(told)])} |")
 
 
 if __name__ == "__main__":
