@@ -9,11 +9,13 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
-from orchestrator.report.figures import AFTER, BEFORE, PAPER, RAMP, THIRD, short, svg
+from orchestrator.report.figures import AFTER, BEFORE, PAPER, RAMP, THIRD, count_axis, short, svg
 from orchestrator.report.schema_clusters import Cluster, Duplicates
 
 # of a plot some 27,000 square points large
-MEAN_DOT, ALL_DOTS = 60.0, 4000.0
+MEAN_DOT, ALL_DOTS, SMALLEST_DOT = 60.0, 4000.0, 10.0
+# the largest cluster over the smallest
+LINEAR_UP_TO = 20
 
 
 def density(name: str, clusters: Sequence[Cluster]) -> str:
@@ -45,34 +47,48 @@ def density(name: str, clusters: Sequence[Cluster]) -> str:
 
 
 def _areas(sizes: np.ndarray) -> np.ndarray:
-    return sizes / sizes.mean() * min(MEAN_DOT, ALL_DOTS / len(sizes))
+    return sizes / sizes.mean() * _mean_area(len(sizes))
+
+
+def _mean_area(num_clusters: int) -> float:
+    return min(MEAN_DOT, ALL_DOTS / num_clusters)
 
 
 def quota(name: str, clusters: Sequence[Cluster]) -> str:
-    """Quota against size, and the line on which a cluster stays whole."""
+    """Quota against size, and the line on which a cluster stays whole; logarithmic where sizes differ much."""
+    sizes, quotas = ([getattr(cluster, key) for cluster in clusters] for key in ("size", "quota"))
+    is_whole = np.equal(sizes, quotas)
 
     def draw(axes: Axes) -> None:
-        whole = [cluster for cluster in clusters if cluster.quota == cluster.size]
-        thinned = [cluster for cluster in clusters if cluster.quota != cluster.size]
-        largest = max(cluster.size for cluster in clusters)
-        axes.plot([0, largest], [0, largest], color=BEFORE, linestyle=(0, (4, 3)), linewidth=1.2, label="quota = size")
-        for label, some, colour in (("kept whole", whole, AFTER), ("thinned", thinned, THIRD)):
+        ends = (min(quotas), max(sizes))
+        axes.plot(ends, ends, color=BEFORE, linestyle=(0, (4, 3)), linewidth=1.2, label="quota = size")
+        for label, chosen, colour in (("kept whole", is_whole, AFTER), ("thinned", ~is_whole, THIRD)):
             axes.scatter(
-                [cluster.size for cluster in some],
-                [cluster.quota or 0 for cluster in some],
-                s=min(MEAN_DOT, ALL_DOTS / len(clusters)) / 2,
+                np.array(sizes)[chosen],
+                np.array(quotas)[chosen],
+                s=max(SMALLEST_DOT, _mean_area(len(sizes)) / 2),
                 color=colour,
                 edgecolors=PAPER,
                 linewidths=0.6,
                 zorder=2,
                 label=label,
             )
-        axes.set(xlabel="pairs in the cluster, M", ylabel="pairs it keeps, quota", xlim=(0, None), ylim=(0, None))
-        axes.xaxis.set_major_formatter(FuncFormatter(short))
-        axes.yaxis.set_major_formatter(FuncFormatter(short))
-        axes.legend(loc="upper left")
+        axes.set(xlabel="pairs in the cluster, M", ylabel="pairs it keeps, quota")
+        _count_scale(axes, sizes, quotas)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
 
     return svg(name, draw)
+
+
+def _count_scale(axes: Axes, sizes: Sequence[int], quotas: Sequence[int]) -> None:
+    if max(sizes) > LINEAR_UP_TO * min(sizes):
+        axes.set(xscale="log", yscale="log", ylim=(min(quotas) / 1.3, max(quotas) * 1.6))
+        count_axis(axes.xaxis)
+        count_axis(axes.yaxis)
+    else:
+        axes.set(xlim=(0, None), ylim=(0, max(quotas) * 1.15))
+        axes.xaxis.set_major_formatter(FuncFormatter(short))
+        axes.yaxis.set_major_formatter(FuncFormatter(short))
 
 
 def similarity(name: str, found: Duplicates) -> str:

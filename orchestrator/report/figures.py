@@ -61,8 +61,8 @@ def word_frequency(words: Words) -> str:
             if statistics.curve:
                 axes.plot(*zip(*statistics.curve, strict=True), color=colour, label=label)
         axes.set(xscale="log", yscale="log", xlabel="word, by rank of frequency", ylabel="occurrences")
-        _count_axis(axes.xaxis)
-        _count_axis(axes.yaxis)
+        count_axis(axes.xaxis)
+        count_axis(axes.yaxis)
         axes.legend(loc="upper right")
 
     return svg("words", draw)
@@ -83,7 +83,7 @@ def kept_by_frequency(words: Words, kept_fraction: float) -> str:
         )
         axes.axhline(kept_fraction, color=BEFORE, linestyle=(0, (4, 3)), linewidth=1.2, label="pairs kept")
         axes.set(xscale="log", ylim=(0, 1.04), xlabel="occurrences of a word before pruning", ylabel="kept")
-        _count_axis(axes.xaxis)
+        count_axis(axes.xaxis)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.legend(loc="lower left", ncols=2)
 
@@ -106,7 +106,8 @@ def loss_curves(phases: dict[str, PhaseReport]) -> str:
     return svg("loss", draw)
 
 
-def _count_axis(axis: Any) -> None:
+def count_axis(axis: Any) -> None:
+    """Few and short labels for counts on a logarithmic scale."""
     axis.set_major_locator(LogLocator(numticks=7))
     axis.set_major_formatter(FuncFormatter(short))
     axis.set_minor_locator(NullLocator())
