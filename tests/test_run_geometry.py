@@ -12,7 +12,7 @@ from commands import Shell, tiny_command
 pytestmark = pytest.mark.slow
 STEPS = (
     "selection.steps=[semdedup,dbp] selection.semdedup.embedding=lite selection.dbp.embedding=lite "
-    "embedding.lite.image_size=32 selection.semdedup.clustering.k=4 selection.semdedup.eps=0.001 "
+    "embedding.lite.image_size=32 selection.semdedup.clustering.k=4 selection.semdedup.eps=0.05 "
     "selection.dbp.clustering.k=5 selection.dbp.keep_fraction=0.5 selection.dbp.num_neighbours=2"
 )
 
@@ -44,10 +44,10 @@ def test_each_step_sees_what_the_one_before_left(folder: Path) -> None:
 
 
 def test_a_model_of_ours_scores_the_pairs(folder: Path, typed: Shell, tiny_conf: str, tar_pool: str) -> None:
-    node = f"selection.steps=[clip_score] embedding.clip.model={folder}/GEO/model embedding.clip.pretrained=null"
+    embedding = f"embedding.clip.model={folder}/GEO/model embedding.clip.pretrained=null"
+    step = "selection.steps=[clip_score] selection.clip_score.keep_fraction=0.25"
     done = typed(
-        f"python -m orchestrator select {tiny_conf} source.uri={tar_pool} {node} selection.clip_score.keep_fraction=0.25 "
-        f"out=SCORED store=STORE",
+        f"python -m orchestrator select {tiny_conf} source.uri={tar_pool} {embedding} {step} out=SCORED store=STORE",
         cwd=folder,
     )
     assert done.returncode == 0, done.stderr
