@@ -24,7 +24,9 @@ def compose(*overrides: str, exp: str | None = "wfpp") -> Config:
 def test_the_experiments_are_those_promised() -> None:
     assert {"demo", "wfpp", "wfpp_laion", "wfpp_cc12m", "full_cc12m"} <= set(EXPERIMENTS)
     assert {"dbp_laion", "dbp_datacomp_medium", "ssp_laion", "semdedup_laion", "metaclip_400m"} <= set(EXPERIMENTS)
-    assert {"dbp_demo", "ssp_demo", "semdedup_demo", "metaclip_demo", "wfpp_semdedup_demo"} <= set(EXPERIMENTS)
+    assert {"dbp_demo", "ssp_demo", "semdedup_demo", "metaclip_demo", "wfpp_semdedup_demo", "clip_score_demo"} <= set(
+        EXPERIMENTS
+    )
 
 
 @pytest.mark.parametrize("exp", EXPERIMENTS)

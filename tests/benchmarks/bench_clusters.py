@@ -1,10 +1,11 @@
 """k-means and assignment against raw faiss on the same vectors, one after the other in one run.
 
-Raw: the float16 files are read and widened, `faiss.Kmeans` is trained on the same sample with the same settings and
-threads, and its index searched file by file. Ours: the stages (Ray tasks and actors, unit norms, distances summed row
-by row, columns written), and the functions below them alone.
+Raw: the float16 files are read and widened, `faiss.Kmeans` trained on the same sample with the same settings and
+threads, and its index searched file by file. Ours: the stages, with Ray's tasks and actors, unit norms, distances
+summed row by row, columns written. Each is timed for a little and for a lot of work: the difference is the steady
+state, what is left of the stage's time is its start-up.
 
-    python tests/benchmarks/bench_clusters.py --pairs 300000
+    python tests/benchmarks/bench_clusters.py --pairs 100000 700000 --iterations 5 40
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ import faiss
 import numpy as np
 from synthetic import DISPLAY, sizes_of, synthetic_step, write_embedding
 
+from orchestrator.artifacts import Artifact
 from orchestrator.clustering.sample import read_sample
 from orchestrator.clustering.train import read_centroids
 from orchestrator.config import Clustering, SspStep
 from orchestrator.embedding.vectors import Embedding
-from orchestrator.pruning.clusters import Nearest, train, unit
 from orchestrator.selection.ssp import stages
 
 DIM, PAIRS_PER_PART, THREADS = 512, 10_000, os.cpu_count() or 1
@@ -32,36 +33,40 @@ DIM, PAIRS_PER_PART, THREADS = 512, 10_000, os.cpu_count() or 1
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=300_000)
+    parser.add_argument("--pairs", type=int, nargs=2, default=[100_000, 700_000], help="few and many, to assign")
+    parser.add_argument("--iterations", type=int, nargs=2, default=[5, 40], help="few and many, to train")
     parser.add_argument("--k", type=int, default=500)
-    parser.add_argument("--iterations", type=int, default=10)
     arguments = parser.parse_args()
+    few, many = zip(arguments.pairs, arguments.iterations, strict=True)
+    first, second = measure(arguments.k, *few), measure(arguments.k, *many)
+    for what in first:
+        raw, ours = ((second[what][i] - first[what][i]) / (second[what][0] - first[what][0]) for i in (1, 2))
+        start_up = first[what][2] - first[what][0] * ours
+        print(f"| {what} | {1 / raw:,.0f} | {1 / ours:,.0f} | {raw / ours:.2f} | {start_up:.1f} s |")
+
+
+def measure(k: int, num_pairs: int, num_iterations: int) -> dict[str, tuple[int, float, float]]:
+    """By task: how many vectors it goes over, seconds of raw faiss, seconds of the stage."""
     with tempfile.TemporaryDirectory() as folder:
-        clustering = Clustering(k=arguments.k, num_iterations=arguments.iterations)
-        settings = SspStep(embedding="none", clustering=clustering)
-        step = synthetic_step(folder, settings, sizes_of(arguments.pairs, PAIRS_PER_PART), DIM)
-        write_embedding(step, DIM, num_blobs=arguments.k)
+        clustering = Clustering(k=k, num_iterations=num_iterations)
+        step = synthetic_step(
+            folder, SspStep(embedding="none", clustering=clustering), sizes_of(num_pairs, PAIRS_PER_PART), DIM
+        )
+        write_embedding(step, DIM, num_blobs=k)
         sample, trained, assign, *_ = stages(step)
         sample.build(DISPLAY)
-        num_parts = len(step.catalog.rows_per_part)
         assert step.embedding is not None
-        embedding = Embedding(step.embedding)
-        parts = [partial(embedding.image, index) for index in range(num_parts)]
-
-        def vectors() -> np.ndarray:
-            return np.concatenate(list(read_sample(sample.artifact, range(len(sample.artifact.parts)))))
-
-        num_sampled = len(vectors())
-        settings_of = {"seed": 1234, "num_iterations": arguments.iterations, "num_threads": THREADS}
-        raw = timed(lambda: raw_kmeans(vectors().astype(np.float32), arguments.k, arguments.iterations))
-        ours = timed(lambda: train(unit(vectors()), arguments.k, **settings_of))
-        stage = timed(lambda: trained.build(DISPLAY))
-        tell("k-means", num_sampled * arguments.iterations, raw, ours, stage)
+        parts = [partial(Embedding(step.embedding).image, index) for index in range(len(step.catalog.rows_per_part))]
+        num_sampled = sample.artifact.totals["sampled"]
+        raw_training = timed(lambda: raw_kmeans(sample.artifact, k, num_iterations))
+        training = timed(lambda: trained.build(DISPLAY))
         centroids = read_centroids(trained.artifact)
-        raw = timed(lambda: raw_search(centroids, parts))
-        ours = timed(lambda: search(Nearest(centroids, num_threads=THREADS), parts))
-        stage = timed(lambda: assign.build(DISPLAY))
-        tell("assignment", arguments.pairs, raw, ours, stage)
+        raw_assignment = timed(lambda: raw_search(centroids, parts))
+        assignment = timed(lambda: assign.build(DISPLAY))
+        return {
+            "k-means": (num_sampled * num_iterations, raw_training, training),
+            "assignment": (num_pairs, raw_assignment, assignment),
+        }
 
 
 def timed(run: Callable[[], object]) -> float:
@@ -71,11 +76,12 @@ def timed(run: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def raw_kmeans(sample: np.ndarray, k: int, num_iterations: int) -> None:
+def raw_kmeans(sample: Artifact, k: int, num_iterations: int) -> None:
     """faiss as its documentation calls it, on all of the sample."""
     faiss.omp_set_num_threads(THREADS)
-    settings = {"niter": num_iterations, "seed": 1234, "spherical": True, "max_points_per_centroid": len(sample)}
-    faiss.Kmeans(sample.shape[1], k, **settings).train(sample)
+    vectors = np.concatenate(list(read_sample(sample, range(len(sample.parts))))).astype(np.float32)
+    settings = {"niter": num_iterations, "seed": 1234, "spherical": True, "max_points_per_centroid": len(vectors)}
+    faiss.Kmeans(vectors.shape[1], k, **settings).train(vectors)
 
 
 def raw_search(centroids: np.ndarray, parts: list[Callable[[], np.ndarray]]) -> None:
@@ -85,20 +91,6 @@ def raw_search(centroids: np.ndarray, parts: list[Callable[[], np.ndarray]]) -> 
     index.add(centroids)
     for part in parts:
         index.search(part().astype(np.float32), 1)
-
-
-def search(nearest: Nearest, parts: list[Callable[[], np.ndarray]]) -> None:
-    """The same by our function."""
-    for part in parts:
-        nearest(part())
-
-
-def tell(what: str, num_vectors: int, raw: float, ours: float, stage: float) -> None:
-    """A row: vectors/s of raw faiss, of the function and of the stage, with their ratios."""
-    print(
-        f"| {what} | {num_vectors / raw:,.0f} | {num_vectors / ours:,.0f} | {raw / ours:.2f} "
-        f"| {num_vectors / stage:,.0f} | {raw / stage:.2f} | {stage - ours:.1f} s |"
-    )
 
 
 if __name__ == "__main__":
