@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.artifacts import Artifact
+from orchestrator.blocks import over_blocks
 from orchestrator.catalog import Catalog
 from orchestrator.pruning.random import random_keys
 from orchestrator.record import RunRecord
-from orchestrator.report.blocks import over_blocks
 from orchestrator.report.entry import Example
 from orchestrator.report.pairs import examples_at
 from orchestrator.report.schema_clusters import DuplicateGroup, Duplicates, SimilarityHistogram

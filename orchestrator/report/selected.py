@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from orchestrator.artifacts import Artifact
+from orchestrator.blocks import over_blocks
 from orchestrator.catalog import Catalog, PartRows, part_rows
 from orchestrator.keeplist import KeepList
 from orchestrator.pruning.cut import budget
 from orchestrator.record import RunRecord
-from orchestrator.report.blocks import over_blocks
 from orchestrator.report.schema import CatalogSkips, FunnelRow, StepReport
 from orchestrator.selection.wfpp import read_scores
 

@@ -6,20 +6,18 @@ parts, the last round the ties of each part (`pruning.cut`)."""
 
 from __future__ import annotations
 
-import pickle
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial, reduce
 from operator import add
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
-import ray
 from numpy.typing import NDArray
 
-from orchestrator import cluster
 from orchestrator.artifacts import Artifact
+from orchestrator.blocks import over_blocks
 from orchestrator.catalog import PartRows, part_rows
 from orchestrator.config import Budgeted
 from orchestrator.errors import UserError
@@ -31,8 +29,6 @@ from orchestrator.stage import Stage
 from orchestrator.step import Step
 
 VERSION = 2
-MAX_BLOCKS = 256
-BLOCKS_PER_CPU = 4
 EXCLUDED = -1
 """The group of a pair that cannot be kept."""
 
@@ -134,14 +130,14 @@ def find_threshold(step: Step, ranking: Ranking) -> Threshold:
     search = _Search(KeepList(step.incoming), ranking.rank)
     parts, sizes = part_rows(step.catalog), ranking.sizes
     if sizes is None:
-        sizes = np.array([sum(_over(parts, search.count, None))])
+        sizes = np.array([sum(over_blocks(parts, search.count))])
     if (ranking.wanted > sizes).any():
         raise UserError(
             f"selection.{step.name}: its budget is {ranking.wanted.sum():,} pairs, but only {sizes.sum():,} of those "
             f"that reach it have what it goes by (an embedding, a score); lower keep_fraction or keep_pairs"
         )
     cut = find_cut(partial(_total_histogram, search, parts), sizes, ranking.wanted)
-    found = list(_over(parts, search.ties, cut))
+    found = list(over_blocks(parts, partial(search.ties, cut)))
     part, group, count = (np.concatenate(column) for column in zip(*found, strict=True))
     order = np.argsort(part, kind="stable")
     part, group, count = part[order], group[order], count[order]
@@ -163,17 +159,17 @@ class _Search:
             return Ranked(keys, np.zeros(len(keys), np.int64))
         return Ranked(keys[groups != EXCLUDED], groups[groups != EXCLUDED])
 
-    def count(self, parts: list[PartRows], _: None) -> int:
+    def count(self, parts: list[PartRows]) -> int:
         """How many pairs can be kept at all."""
         return sum(len(self._ranked(part).keys) for part in parts)
 
-    def histogram(self, parts: list[PartRows], cut: Cut) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def histogram(self, cut: Cut, parts: list[PartRows]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The parts' histograms of this round, added up: the places in it that are not 0, and what is there."""
         total = reduce(add, (cut.histogram(*self._ranked(part)) for part in parts)).ravel()
         places = np.flatnonzero(total)
         return places, total[places]
 
-    def ties(self, parts: list[PartRows], cut: Cut) -> tuple[NDArray[np.int64], ...]:
+    def ties(self, cut: Cut, parts: list[PartRows]) -> tuple[NDArray[np.int64], ...]:
         """Parts, groups and numbers of the pairs at their group's threshold."""
         found = [(part.index, *cut.ties(*self._ranked(part))) for part in parts]
         part = np.concatenate([np.full(len(group), index) for index, group, _ in found])
@@ -182,22 +178,9 @@ class _Search:
 
 def _total_histogram(search: _Search, parts: list[PartRows], cut: Cut) -> NDArray[np.int64]:
     total = np.zeros(cut.shape, np.int64)
-    for places, counts in _over(parts, search.histogram, cut):
+    for places, counts in over_blocks(parts, partial(search.histogram, cut)):
         total.reshape(-1)[places] += counts
     return total
-
-
-def _over(parts: list[PartRows], answer: Callable[[list[PartRows], Any], Any], asked: Any) -> Iterator[Any]:
-    num_blocks = min(len(parts), MAX_BLOCKS, BLOCKS_PER_CPU * cluster.num_cpus())
-    blocks = [block.tolist() for block in np.array_split(np.array(parts, object), num_blocks)]
-    dataset = ray.data.from_items([{"parts": block} for block in blocks], override_num_blocks=len(blocks))
-
-    def answers(batch: dict[str, Any]) -> dict[str, list[bytes]]:
-        # pickled by hand: a column of tuples of arrays would come back with other types
-        return {"answer": [pickle.dumps(answer(list(block), asked)) for block in batch["parts"]]}
-
-    for row in dataset.map_batches(answers, batch_size=1).iter_rows():
-        yield pickle.loads(row["answer"])
 
 
 def _mask_work(threshold: Threshold) -> Work:

@@ -9,15 +9,21 @@ from typing import Any, TypeVar
 import numpy as np
 import ray
 
+from orchestrator import cluster
+
 MAX_BLOCKS = 256
+BLOCKS_PER_CPU = 4
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
 
 def over_blocks(items: Sequence[Item], answer: Callable[[list[Item]], Answer]) -> Iterator[Answer]:
-    """The answer of each of at most 256 runs of items, in no order; there is at least one item."""
-    blocks = np.array_split(np.arange(len(items)), min(len(items), MAX_BLOCKS))
+    """The answer of each of at most 256 runs of items, in no order; there is at least one item.
+
+    A few runs for each CPU: an answer may be large, such as the histograms of many groups, and all come back."""
+    num_blocks = min(len(items), MAX_BLOCKS, BLOCKS_PER_CPU * cluster.num_cpus())
+    blocks = np.array_split(np.arange(len(items)), num_blocks)
     rows = [{"items": [items[index] for index in block]} for block in blocks]
 
     def answers(batch: dict[str, Any]) -> dict[str, list[bytes]]:
