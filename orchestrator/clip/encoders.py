@@ -28,6 +28,8 @@ ResizeMode = Literal["shortest", "squash"]
 # an nn.Module with what timm adds to it: pretrained_cfg, head_hidden_size
 TimmModel: TypeAlias = Any
 LITE0 = "tf_efficientnet_lite0"
+# a CPU is as fast in small steps, and its caches and memory hold them; a GPU wants the whole batch
+CPU_STEP = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,18 +60,21 @@ class Encoder:
         return replace(self, precision=precision)
 
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
-        """float32 [n, dim] of unit norm on the CPU, from uint8 [n, 3, size, size] in one batch."""
+        """float32 [n, dim] of unit norm on the CPU, from uint8 [n, 3, size, size]; on a GPU in one batch."""
         device = self._device
         if device.type == "cuda":
             # from pinned memory the copy does not hold up the host
             images = images.pin_memory()
         with autocast(self.precision, device):
-            return features.encode_images(self.clip, images, batch_size=len(images))
+            return features.encode_images(self.clip, images, batch_size=self._step(len(images)))
 
     def encode_texts(self, captions: Sequence[str]) -> torch.Tensor:
-        """float32 [n, dim] of unit norm on the CPU, from n captions in one batch."""
+        """float32 [n, dim] of unit norm on the CPU, from n captions; on a GPU in one batch."""
         with autocast(self.precision, self._device):
-            return features.encode_texts(self.clip, captions, batch_size=len(captions))
+            return features.encode_texts(self.clip, captions, batch_size=self._step(len(captions)))
+
+    def _step(self, batch_size: int) -> int:
+        return min(batch_size, CPU_STEP) if self._device.type == "cpu" else batch_size
 
     @property
     def _device(self) -> torch.device:
