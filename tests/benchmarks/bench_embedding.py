@@ -14,17 +14,19 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import subprocess
 import tarfile
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import polars as pl
@@ -41,7 +43,7 @@ from orchestrator.config import ClusterConfig, EfficientNetLite0Encoder, Limits,
 from orchestrator.config.embedding import EncoderConfig
 from orchestrator.decode import decode
 from orchestrator.embedding.actor import Description, build_encoder, describe
-from orchestrator.embedding.execution import Pass, num_actors, threads_per_actor
+from orchestrator.embedding.execution import CPU_ALLOCATOR, Pass, num_actors, threads_per_actor
 from orchestrator.embedding.pool import Pictures, Pool
 from orchestrator.progress import Display
 from orchestrator.source import Part, Source, open_source
@@ -100,9 +102,11 @@ def bare_loop(settings: EncoderConfig, uri: str, pictures: Pictures, num_threads
     encoder = build_encoder(settings).place(device, settings.precision)
     source = open_source(WebDatasetSource(uri=uri))
     stream = Stream(source, source.parts(), pictures, settings.batch_size)
+    fork = "fork" if num_workers else None
     marks, vectors = [(time.monotonic(), 0)], []
-    for pixels, captions in DataLoader(stream, batch_size=None, num_workers=num_workers, collate_fn=lambda one: one):
-        images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    loader = DataLoader(stream, batch_size=None, num_workers=num_workers, multiprocessing_context=fork)
+    for pixels, captions in loader:
+        images = torch.as_tensor(pixels).permute(0, 3, 1, 2)
         vectors.append(encoder.encode_images(images).half())
         if "text" in encoder.dims:
             vectors.append(encoder.encode_texts(captions).half())
@@ -110,12 +114,12 @@ def bare_loop(settings: EncoderConfig, uri: str, pictures: Pictures, num_threads
     return marks
 
 
-def stage_marks(settings: EncoderConfig, uri: str, pictures: Pictures, scratch: Path) -> Marks:
+def stage_marks(settings: EncoderConfig, uri: str, pictures: Pictures, described: Description, scratch: Path) -> Marks:
     """When how many pairs were with the stage's writer."""
     source = open_source(WebDatasetSource(uri=uri))
     read = catalog_stage(str(scratch / "store"), source, Limits())
     read.build(Display())
-    dims = describe(settings).dims
+    dims = described.dims
     pool = Pool(
         source=source,
         parts=tuple(source.parts()),
@@ -170,39 +174,46 @@ def settings_of(encoder: str, scratch: Path, batch_size: int) -> EncoderConfig:
     return OpenClipEncoder(model=str(scratch / "vit_b_32"), pretrained=None, batch_size=batch_size)
 
 
-def alone(function: Any) -> Any:
+def alone(function: Any, environment: Mapping[str, str]) -> Any:
     """The result of a function in a fresh process, with nothing of the others in its memory."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+    with patch.dict(os.environ, environment), ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
         return process.submit(function).result()
 
 
 def main() -> None:
-    """Prints a Markdown row for each way of embedding."""
+    """Prints a Markdown row for each way of embedding, one round after the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--encoder", choices=["lite", "vit_b_32"], default="lite")
     parser.add_argument("--pairs", type=int, default=6000)
     parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=1)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        scratch = Path(folder)
-        uri = write_pool(scratch / "pool", asked.pairs)
-        settings = settings_of(asked.encoder, scratch, asked.batch_size)
-        described: Description = alone(partial(describe, settings))
-        pictures = Pictures(*described.pictures, max_pixels=settings.max_image_pixels)
-        cluster.connect(ClusterConfig())
-        num_threads = num_actors() * threads_per_actor()
-        use = GpuUse() if cluster.num_gpus() else None
-        if use:
-            use.start()
-        marks = stage_marks(settings, uri, pictures, scratch)
-        ours, start = steady(marks)
-        told = f", GPU {use.mean(marks):.0f}%" if use else ""
-        print(f"| {asked.encoder} | stage | {ours:.1f}/s | start {start:.1f} s{told} |", flush=True)
-        ray.shutdown()
-        for num_workers, name in ((0, "one process"), (NUM_WORKERS, f"DataLoader of {NUM_WORKERS}")):
-            loop = partial(bare_loop, settings, uri, pictures, num_threads, num_workers)
-            bare, _ = steady(alone(loop))
-            print(f"| {asked.encoder} | {name} | {bare:.1f}/s | stage / bare {ours / bare:.2f} |", flush=True)
+        uri = write_pool(Path(folder) / "pool", asked.pairs)
+        settings = settings_of(asked.encoder, Path(folder), asked.batch_size)
+        for number in range(asked.rounds):
+            one_round(asked.encoder, settings, uri, Path(folder) / f"round{number}")
+
+
+def one_round(encoder: str, settings: EncoderConfig, uri: str, scratch: Path) -> None:
+    """The stage, then each bare loop."""
+    described: Description = alone(partial(describe, settings), {})
+    pictures = Pictures(*described.pictures, max_pixels=settings.max_image_pixels)
+    cluster.connect(ClusterConfig())
+    num_threads = num_actors() * threads_per_actor()
+    environment = {} if cluster.num_gpus() else CPU_ALLOCATOR
+    use = GpuUse() if cluster.num_gpus() else None
+    if use:
+        use.start()
+    marks = stage_marks(settings, uri, pictures, described, scratch)
+    ours, start = steady(marks)
+    told = f", GPU {use.mean(marks):.0f}%" if use else ""
+    print(f"| {encoder} | stage | {ours:.1f}/s | start {start:.1f} s{told} |", flush=True)
+    ray.shutdown()
+    for num_workers, name in ((0, "one process"), (NUM_WORKERS, f"DataLoader of {NUM_WORKERS}")):
+        loop = partial(bare_loop, settings, uri, pictures, num_threads, num_workers)
+        bare, _ = steady(alone(loop, environment))
+        print(f"| {encoder} | {name} | {bare:.1f}/s | stage / bare {ours / bare:.2f} |", flush=True)
 
 
 if __name__ == "__main__":
