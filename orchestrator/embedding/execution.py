@@ -65,7 +65,7 @@ class Pass:
                 Embedder,
                 fn_constructor_args=(self.settings, threads_per_actor()),
                 batch_size=batch_size,
-                compute=ray.data.ActorPoolStrategy(size=num_actors()),
+                compute=ray.data.ActorPoolStrategy(size=min(num_actors(), self._num_batches(parts))),
                 **actor_share(),
             )
             .map_batches(
@@ -78,6 +78,10 @@ class Pass:
         )
         for row in written.iter_rows():
             yield row["rows"]
+
+    def _num_batches(self, parts: Sequence[int]) -> int:
+        rows = sum(self.pool.catalog.rows_per_part[index] for index in parts)
+        return max(1, math.ceil(rows / self.settings.batch_size))
 
 
 def num_actors() -> int:
