@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from orchestrator.errors import UserError
-from orchestrator.feed import NO_CAPTION
-from orchestrator.skips import Skips
+from orchestrator.training.feed import NO_CAPTION
+from orchestrator.training.skips import Skips
 
 
 def rows(*problems: str) -> dict[str, np.ndarray]:

@@ -31,13 +31,13 @@ from orchestrator.clip.model import Clip
 from orchestrator.clip.schedule import cosine_with_warmup
 from orchestrator.config import Config, PhaseConfig
 from orchestrator.errors import UserError
-from orchestrator.feed import Feed, Rows, own_the_context, rank_batches
 from orchestrator.keeplist import KeepList
-from orchestrator.skips import Skips
 from orchestrator.source import Part, Source
 from orchestrator.store import StoreError
-from orchestrator.stream import Stream
-from orchestrator.tracking import Curve, Trackers
+from orchestrator.training.feed import Feed, Rows, own_the_context, rank_batches
+from orchestrator.training.skips import Skips
+from orchestrator.training.stream import Stream
+from orchestrator.training.tracking import Curve, Trackers
 
 CHECKPOINT_FILE = "state.pt"
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch.distributed as dist
 
 from orchestrator.errors import UserError
-from orchestrator.feed import NO_CAPTION, Rows
+from orchestrator.training.feed import NO_CAPTION, Rows
 
 MAX_EXAMPLES = 20
 FILE = "skipped.json"

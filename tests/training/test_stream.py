@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from orchestrator.errors import UserError
-from orchestrator.stream import Pairs, Stream
+from orchestrator.training.stream import Pairs, Stream
 
 
 def make(kept_per_part: tuple[int, ...], *, num_epochs: int = 3, **changes: int) -> Stream:

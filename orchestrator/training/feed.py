@@ -22,7 +22,7 @@ from orchestrator.config import AugmentationConfig
 from orchestrator.decode import BadImage, decode, random_resized_crop
 from orchestrator.keeplist import KeepList
 from orchestrator.source import Part, Source
-from orchestrator.stream import Pairs, Stream
+from orchestrator.training.stream import Pairs, Stream
 
 READ_COLUMNS = ("key", "caption", "status", "image_offset", "image_size")
 SEGMENT_ITEMS = 256

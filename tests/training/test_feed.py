@@ -13,8 +13,8 @@ import ray
 from pools import Pair, bomb, build_selection, config_of, make_pairs, torn, write_parquet_images, write_tars
 
 from orchestrator.config import AugmentationConfig
-from orchestrator.feed import NO_CAPTION, Feed, Rows, rank_batches
-from orchestrator.stream import Stream
+from orchestrator.training.feed import NO_CAPTION, Feed, Rows, rank_batches
+from orchestrator.training.stream import Stream
 
 NUM_PAIRS, BATCH, EPOCHS = 90, 16, 2
 TORN, SILENT, BLANK, BOMB = 7, 23, 24, 61

@@ -25,9 +25,9 @@ from orchestrator.keeplist import KeepList
 from orchestrator.progress import Display, StageProgress
 from orchestrator.source import Source
 from orchestrator.stage import Stage
-from orchestrator.stream import Stream
-from orchestrator.tracking import check_installed
-from orchestrator.worker import Job, train_worker
+from orchestrator.training.stream import Stream
+from orchestrator.training.tracking import check_installed
+from orchestrator.training.worker import Job, train_worker
 
 VERSION = 1
 POLL_SECONDS = 0.5
