@@ -312,7 +312,7 @@ def at_scale(data: bytes, scale: int, box: Crop, size: int) -> np.ndarray:
     image.draft(None, (640 // scale, 600 // scale))
     assert image.size == (640 // scale, 600 // scale)
     corners = [corner / scale for corner in (box.left, box.top, box.left + box.width, box.top + box.height)]
-    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=tuple(corners)))
+    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=tuple(corners)))  # type: ignore[arg-type]
 
 
 def test_a_draft_of_the_evaluation_box_is_of_the_same_part() -> None:
