@@ -1,34 +1,20 @@
-"""All that a training run is between two steps, in one file: model, optimiser, loss scaler and the number of steps.
+"""A file for what `Learner.state` gives and the caller adds: plain data and tensors, written whole or not at all.
 
-Keys: `model` (without DDP's prefix, so any number of workers continues it), `optimiser`, `scaler`, `step`."""
+torch.load does not look at its archive's checksums, so the file ends with one of its own, behind the archive, where
+torch does not mind it: MARK, then the xxHash (XXH3, 128 bits) of all that is before MARK."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
+import xxhash
 
-from orchestrator.clip.loop import Learner
-
-
-def state(learner: Learner, step: int) -> dict[str, Any]:
-    """The state after `step` optimiser steps. It refers to live tensors: save it before the next step."""
-    return {
-        "model": learner.unwrapped.state_dict(),
-        "optimiser": learner.optimiser.state_dict(),
-        "scaler": learner.scaler.state_dict(),
-        "step": step,
-    }
-
-
-def restore(learner: Learner, saved: dict[str, Any]) -> int:
-    """Put `saved` into the learner, on every rank, and return the number of steps taken."""
-    learner.unwrapped.load_state_dict(saved["model"])
-    learner.optimiser.load_state_dict(saved["optimiser"])
-    learner.scaler.load_state_dict(saved["scaler"])
-    return saved["step"]
+MARK = b"xxh3-128"
+TRAILER_BYTES = len(MARK) + xxhash.xxh3_128().digest_size
+CHUNK_BYTES = 16 * 2**20
 
 
 def save(saved: dict[str, Any], path: Path) -> None:
@@ -36,8 +22,11 @@ def save(saved: dict[str, Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial_path = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with partial_path.open("wb") as file:
+        with partial_path.open("wb+") as file:
             torch.save(saved, file)
+            size = file.seek(0, os.SEEK_END)
+            digest = _digest(file, size)
+            file.write(MARK + digest)
             file.flush()
             os.fsync(file.fileno())
         partial_path.replace(path)
@@ -46,5 +35,21 @@ def save(saved: dict[str, Any], path: Path) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a file that `save` wrote, with tensors on the CPU."""
+    """Read a file that `save` wrote, with tensors on the CPU.
+
+    Errors: `ValueError`, one line with the path, for a file that was cut off or changed; `OSError` for none at all."""
+    with path.open("rb") as file:
+        size = max(0, file.seek(0, os.SEEK_END) - TRAILER_BYTES)
+        digest = _digest(file, size)
+        if file.read() != MARK + digest:
+            raise ValueError(f"checkpoint {path} is damaged: its content does not match its checksum")
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _digest(file: BinaryIO, size: int) -> bytes:
+    """Of the first `size` bytes; the file stands behind them afterwards."""
+    file.seek(0)
+    digest = xxhash.xxh3_128()
+    while (left := size - file.tell()) > 0:
+        digest.update(file.read(min(CHUNK_BYTES, left)))
+    return digest.digest()

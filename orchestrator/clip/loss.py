@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import open_clip
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
+
+from orchestrator.clip.gather import as_global, gather_valid
 
 IGNORED = -100
 
@@ -25,8 +26,8 @@ class MaskedClipLoss(open_clip.ClipLoss):
     - True: rank r computes S_r, the sum over its own rows, divided by |V| of *all* ranks and multiplied by the number
       of ranks: the average over ranks is L even when the ranks have different numbers of valid slots."""
 
-    def __init__(self, *, local_loss: bool = False, rank: int = 0, world_size: int = 1) -> None:
-        super().__init__(local_loss=local_loss, gather_with_grad=True, rank=rank, world_size=world_size)
+    def __init__(self, *, local_loss: bool = False, rank: int = 0, num_ranks: int = 1) -> None:
+        super().__init__(local_loss=local_loss, gather_with_grad=True, rank=rank, world_size=num_ranks)
 
     def forward(
         self,
@@ -39,7 +40,7 @@ class MaskedClipLoss(open_clip.ClipLoss):
         """The global loss, a scalar with the same value on every rank; 0 with zero gradients if no slot is valid.
 
         image_features, text_features: unit-norm [b, dim]; valid: bool [b]; logit_scale: the factor, not its log."""
-        all_valid = self._gather_valid(valid)
+        all_valid = gather_valid(valid, self.world_size)
         num_valid = all_valid.sum().clamp(min=1)
         own_rows = valid if self.local_loss else all_valid
         logits_per_image, logits_per_text = self.get_logits(image_features, text_features, logit_scale, logit_bias)
@@ -49,21 +50,7 @@ class MaskedClipLoss(open_clip.ClipLoss):
             _masked_cross_entropy(logits_per_image, labels, all_valid) / num_valid
             + _masked_cross_entropy(logits_per_text, labels, all_valid) / num_valid
         ) / 2
-        return self._as_global(loss) if self.local_loss and self.world_size > 1 else loss
-
-    def _gather_valid(self, valid: torch.Tensor) -> torch.Tensor:
-        if self.world_size == 1:
-            return valid
-        gathered = [torch.empty_like(valid, dtype=torch.uint8) for _ in range(self.world_size)]
-        dist.all_gather(gathered, valid.to(torch.uint8))
-        return torch.cat(gathered).bool()
-
-    def _as_global(self, share: torch.Tensor) -> torch.Tensor:
-        # the gradient is that of this rank's share, the value is that of all: what is logged is the loss of the batch
-        total = share.detach().clone()
-        dist.all_reduce(total)
-        scaled = share * self.world_size
-        return scaled + (total - scaled.detach())
+        return as_global(loss, self.world_size) if self.local_loss else loss
 
 
 def _masked_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, valid_columns: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from orchestrator.clip import architecture
+from orchestrator.clip.recipe import LossName
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
@@ -32,6 +34,8 @@ Model: TypeAlias = "CLIP | CustomTextCLIP"
 Tokenizer = Callable[[list[str]], torch.Tensor]
 # what torch, safetensors and open_clip raise for a file that is cut off or belongs to another model
 UNREADABLE = (RuntimeError, AssertionError, EOFError, UnpicklingError, SafetensorError)
+# as open_clip_train's --siglip
+SIGLIP_START = {"init_logit_scale": math.log(10), "init_logit_bias": -10}
 PREPROCESS_KEYS = ("mean", "std", "size", "interpolation", "resize_mode")
 
 
@@ -55,15 +59,19 @@ def build(
     image_size: int | None,
     context_length: int | None,
     seed: int,
+    loss: LossName = "clip",
 ) -> Clip:
     """A model to train, from an open_clip name or a config of one's own.
 
     `pretrained` is a tag of open_clip or a checkpoint file; without it the weights are a function of `seed` alone
-    (the global random state is left as it was). Errors: `ValueError` with what is valid."""
+    (the global random state is left as it was). For the loss `siglip` the logit scale and bias start where SigLIP
+    starts them, if the config says nothing. Errors: `ValueError` with what is valid."""
     with _seeded(seed):
         if name is not None and name.startswith((LOCAL_SCHEME, HUB_SCHEME)):
             return _from_reference(name, pretrained, image_size=image_size, context_length=context_length)
         model_cfg = architecture.resolve(name=name, config=config, image_size=image_size, context_length=context_length)
+        if loss == "siglip":
+            model_cfg = {**SIGLIP_START, **model_cfg}
         return _from_config(model_cfg, name and architecture.builtin_name(name), pretrained)
 
 

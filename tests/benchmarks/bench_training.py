@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,14 +25,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from orchestrator.catalog import Catalog
 from orchestrator.cli import compose_config
-from orchestrator.clip import model, optimiser
+from orchestrator.clip import model
 from orchestrator.clip.loop import Batch, Learner
-from orchestrator.clip.loss import MaskedClipLoss
+from orchestrator.clip.recipe import Recipe
 from orchestrator.config import Config
 from orchestrator.decode import decode, random_resized_crop
 from orchestrator.keeplist import KeepList
@@ -82,24 +82,8 @@ def bare_worker(rank: int, config: Config, record: RunRecord, epochs: int, out: 
     clip = model.build(
         name=made.name, config=made.config, pretrained=None, image_size=None, context_length=None, seed=0
     )
-    adamw = optimiser.adamw(
-        clip.model,
-        lr=settings.lr,
-        weight_decay=settings.weight_decay,
-        beta1=settings.beta1,
-        beta2=settings.beta2,
-        eps=settings.eps,
-    )
-    learner = Learner(
-        model=DistributedDataParallel(clip.model, gradient_as_bucket_view=True),
-        loss=MaskedClipLoss(rank=rank, world_size=NUM_WORKERS),
-        optimiser=adamw,
-        precision=settings.precision,
-        grad_clip_norm=settings.grad_clip_norm,
-        device=torch.device("cpu"),
-        mean=clip.preprocess_cfg["mean"],
-        std=clip.preprocess_cfg["std"],
-    )
+    shared = {field.name: getattr(settings, field.name) for field in fields(Recipe) if hasattr(settings, field.name)}
+    learner = Learner(clip, Recipe(**shared), device=torch.device("cpu"), rank=rank, num_ranks=NUM_WORKERS)
 
     def collate(rows: list[tuple[np.ndarray, str]]) -> Batch:
         images = torch.from_numpy(np.stack([pixels for pixels, _ in rows])).permute(0, 3, 1, 2)
@@ -123,7 +107,7 @@ def bare_worker(rank: int, config: Config, record: RunRecord, epochs: int, out: 
     seen, counted, mark = 0, 0, 0.0
     for _ in range(epochs):
         for batch in loader:
-            learner.step(batch, settings.lr)
+            learner.step(batch, lr=settings.lr, step=seen // settings.global_batch_size)
             seen += settings.global_batch_size
             if seen >= SKIPPED and not mark:
                 mark, counted = time.monotonic(), seen

@@ -1,4 +1,4 @@
-"""One of N gloo workers: the loss and the averaged gradients of each case, then a few steps; rank 0 writes them.
+"""One of N gloo workers: for each case the loss and the gradients after the averaging, or a few steps; rank 0 writes.
 
 Run as `python ddp_worker.py FOLDER RANK NUM_WORKERS`; FOLDER/inputs.pt says what to do."""
 
@@ -10,54 +10,59 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 
 from orchestrator.clip.loop import Batch, Learner
-from orchestrator.clip.loss import MaskedClipLoss
-from orchestrator.clip.model import Clip, build
-from orchestrator.clip.optimiser import adamw
+from orchestrator.clip.model import build
+from orchestrator.clip.recipe import Recipe
+from orchestrator.clip.sharding import full
 
 CPU = torch.device("cpu")
 
 
-def learner(config: dict[str, Any], local_loss: bool) -> tuple[Clip, Learner]:
-    clip = build(name=None, config=config, pretrained=None, image_size=None, context_length=None, seed=0)
-    loss = MaskedClipLoss(local_loss=local_loss, rank=dist.get_rank(), world_size=dist.get_world_size())
-    model = DistributedDataParallel(clip.model)
-    optimiser = adamw(model, lr=1e-3, weight_decay=0.2, beta1=0.9, beta2=0.98, eps=1e-6)
-    preprocess = clip.preprocess_cfg
-    return clip, Learner(
-        model=model,
-        loss=loss,
-        optimiser=optimiser,
-        precision="fp32",
-        grad_clip_norm=1.0,
-        device=CPU,
-        mean=preprocess["mean"],
-        std=preprocess["std"],
+def make_learner(config: dict[str, Any], settings: dict[str, Any]) -> Learner:
+    recipe = Recipe(grad_clip_norm=1.0, **settings)
+    clip = build(
+        name=None, config=config, pretrained=None, image_size=None, context_length=None, seed=0, loss=recipe.loss
     )
+    return Learner(clip, recipe, device=CPU, rank=dist.get_rank(), num_ranks=dist.get_world_size())
 
 
-def own_slots(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor[dist.get_rank() :: dist.get_world_size()]
+def own_slots(inputs: dict[str, Any], mask: str) -> Batch:
+    ranks = slice(dist.get_rank(), None, dist.get_world_size())
+    tensors = (inputs["images"], inputs["texts"], inputs["masks"][mask], inputs["keys"])
+    return Batch(*(tensor[ranks] for tensor in tensors))
 
 
-def case(inputs: dict[str, Any], local_loss: bool, valid: torch.Tensor) -> dict[str, Any]:
-    clip, learning = learner(inputs["config"], local_loss)
-    out = learning.model(learning.normalise(own_slots(inputs["images"])), own_slots(inputs["texts"]))
-    loss = learning.loss(out["image_features"], out["text_features"], out["logit_scale"], own_slots(valid))
-    loss.backward()
-    gradients = {name: parameter.grad for name, parameter in clip.model.named_parameters()}
+def run_case(inputs: dict[str, Any], case: dict[str, Any]) -> dict[str, Any]:
+    """A step at learning rate 0 leaves its gradients, clipped; then some steps of a fresh learner."""
+    batch = own_slots(inputs, case["mask"])
+    learner = make_learner(inputs["config"], case["settings"])
     losses = [torch.zeros(()) for _ in range(dist.get_world_size())]
-    dist.all_gather(losses, loss.detach())
-    return {"losses": losses, "gradients": gradients}
+    metrics = learner.step(batch, lr=0.0, step=0)
+    dist.all_gather(losses, metrics.loss)
+    gradients = {
+        name: full(weight.grad) for name, weight in learner.model.named_parameters() if weight.grad is not None
+    }
+    result = {"losses": losses, "gradients": gradients, "grad_norm": metrics.grad_norm}
+    if case["num_steps"]:
+        result |= run_steps(inputs, case, batch)
+    return result
 
 
-def steps(inputs: dict[str, Any], local_loss: bool, valid: torch.Tensor) -> dict[str, Any]:
-    clip, learning = learner(inputs["config"], local_loss)
-    batch = Batch(own_slots(inputs["images"]), own_slots(inputs["texts"]), own_slots(valid))
-    losses = [learning.step(batch, lr=1e-3).loss for _ in range(3)]
-    return {"losses": losses, "weights": clip.model.state_dict()}
+def run_steps(inputs: dict[str, Any], case: dict[str, Any], batch: Batch) -> dict[str, Any]:
+    learner = make_learner(inputs["config"], case["settings"])
+    losses = [learner.step(batch, lr=1e-3, step=step).loss for step in range(case["num_steps"])]
+    assert learner.first_bad_step() is None
+    state, exported = learner.state(), learner.export()
+    return {"step_losses": losses, "weights": dict(exported.model.state_dict()), "state": state}
+
+
+def continue_case(inputs: dict[str, Any], case: dict[str, Any], saved: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """One more step after a state that any number of workers, DDP or FSDP, has saved."""
+    learner = make_learner(inputs["config"], case["settings"])
+    learner.restore(saved)
+    learner.step(own_slots(inputs, case["mask"]), lr=1e-3, step=case["num_steps"])
+    return dict(learner.export().model.state_dict())
 
 
 def main(folder: Path, rank: int, num_workers: int) -> None:
@@ -65,14 +70,13 @@ def main(folder: Path, rank: int, num_workers: int) -> None:
     rendezvous = f"file://{folder}/rendezvous_{num_workers}"
     dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=num_workers)
     inputs = torch.load(folder / "inputs.pt")
-    results = {
-        (what.__name__, local_loss, name): what(inputs, local_loss, inputs["masks"][name])
-        for local_loss in (False, True)
-        for what, names in ((case, list(inputs["masks"])), (steps, ["uneven"]))
-        for name in names
+    cases = {name: case for name, case in inputs["cases"].items() if num_workers in case["workers"]}
+    results = {name: run_case(inputs, case) for name, case in cases.items()}
+    continued = {
+        name: continue_case(inputs, case, inputs["saved"]) for name, case in cases.items() if case.get("continues")
     }
-    if dist.get_rank() == 0:
-        torch.save(results, folder / f"results_{num_workers}.pt")
+    if rank == 0:
+        torch.save({"results": results, "continued": continued}, folder / f"results_{num_workers}.pt")
     dist.destroy_process_group()
 
 

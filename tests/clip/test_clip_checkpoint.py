@@ -1,4 +1,4 @@
-"""A run that stops and continues is the run that never stopped."""
+"""A run that stops and continues is the run that never stopped; a damaged file is refused in one line."""
 
 from __future__ import annotations
 
@@ -10,46 +10,70 @@ import torch
 
 from orchestrator.clip import checkpoint
 from orchestrator.clip.loop import Batch, Learner
-from orchestrator.clip.loss import MaskedClipLoss
 from orchestrator.clip.model import build
-from orchestrator.clip.optimiser import adamw
+from orchestrator.clip.recipe import Recipe
+
+CPU = torch.device("cpu")
 
 
-def learner(config: dict[str, Any], seed: int) -> Learner:
+def learner(config: dict[str, Any], seed: int = 0, **settings: Any) -> Learner:
     clip = build(name=None, config=config, pretrained=None, image_size=None, context_length=None, seed=seed)
-    optimiser = adamw(clip.model, lr=1e-3, weight_decay=0.2, beta1=0.9, beta2=0.98, eps=1e-6)
-    return Learner(
-        model=clip.model,
-        loss=MaskedClipLoss(),
-        optimiser=optimiser,
-        precision="fp32",
-        grad_clip_norm=None,
-        device=torch.device("cpu"),
-        mean=clip.preprocess_cfg["mean"],
-        std=clip.preprocess_cfg["std"],
-    )
+    return Learner(clip, Recipe(**settings), device=CPU)
 
 
-def test_a_restored_learner_continues_bit_by_bit(tmp_path: Path, timm_config: dict[str, Any], batch: Batch) -> None:
-    whole = learner(timm_config, seed=0)
-    for step in range(3):
-        whole.step(batch, lr=1e-3)
-        if step == 1:
-            checkpoint.save(checkpoint.state(whole, step=2), tmp_path / "run" / "checkpoint.pt")
-    resumed = learner(timm_config, seed=1)
-    assert checkpoint.restore(resumed, checkpoint.load(tmp_path / "run" / "checkpoint.pt")) == 2
-    resumed.step(batch, lr=1e-3)
-    expected, got = (dict(one.unwrapped.state_dict()) for one in (whole, resumed))
+def weights(learning: Learner) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in learning.model.state_dict().items()}
+
+
+@pytest.mark.parametrize("done", [0, 2])
+def test_a_restored_learner_continues_bit_by_bit(
+    done: int, tmp_path: Path, timm_config: dict[str, Any], batch: Batch
+) -> None:
+    path = tmp_path / "run" / "checkpoint.pt"
+    whole, resumed = (learner(timm_config, seed, ema_decay=0.9) for seed in (0, 1))
+    for step in range(done):
+        whole.step(batch, lr=1e-3, step=step)
+    checkpoint.save({"learner": whole.state(), "step": done}, path)
+    resumed.step(batch, lr=1e-2, step=0)
+    saved = checkpoint.load(path)
+    assert saved["step"] == done
+    resumed.restore(saved["learner"])
+    for learning in (whole, resumed):
+        for step in (done, done + 1):
+            learning.step(batch, lr=1e-3, step=step)
+    torch.testing.assert_close(weights(resumed), weights(whole), rtol=0, atol=0)
+    expected, got = (dict(one.export().model.state_dict()) for one in (whole, resumed))
     torch.testing.assert_close(got, expected, rtol=0, atol=0)
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint.pt"]
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_a_state_is_a_copy_that_later_steps_do_not_change(tiny_config: dict[str, Any], batch: Batch) -> None:
+    learning = learner(tiny_config, ema_decay=0.5)
+    learning.step(batch, lr=1e-2, step=0)
+    saved, before = learning.state(), weights(learning)
+    moments = learning.optimiser.state[learning.model.text_projection]["exp_avg"].clone()
+    for step in (1, 2):
+        learning.step(batch, lr=1e-2, step=step)
+    assert saved is not None
+    torch.testing.assert_close(dict(saved["model"]), before, rtol=0, atol=0)
+    torch.testing.assert_close(saved["optimiser"]["state"]["text_projection"]["exp_avg"], moments, rtol=0, atol=0)
+
+
+def test_an_exported_model_is_a_copy_on_its_own(tiny_config: dict[str, Any], batch: Batch) -> None:
+    learning = learner(tiny_config)
+    learning.step(batch, lr=1e-2, step=0)
+    exported, before = learning.export(), weights(learning)
+    learning.step(batch, lr=1e-2, step=1)
+    torch.testing.assert_close(dict(exported.model.state_dict()), before, rtol=0, atol=0)
+    assert not torch.equal(learning.model.text_projection, before["text_projection"])
+    assert type(exported.model) is type(learning.model)
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
-    tmp_path: Path, tiny_config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "checkpoint.pt"
-    saved = checkpoint.state(learner(tiny_config, seed=0), step=5)
-    checkpoint.save(saved, path)
+    checkpoint.save({"step": 5, "weights": torch.arange(1000.0)}, path)
 
     def full_disk(state: Any, file: Any) -> None:
         file.write(b"half of it")
@@ -57,6 +81,23 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
 
     monkeypatch.setattr(torch, "save", full_disk)
     with pytest.raises(OSError, match="No space left"):
-        checkpoint.save({**saved, "step": 6}, path)
+        checkpoint.save({"step": 6}, path)
     assert checkpoint.load(path)["step"] == 5
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.7, 0.999, 1.0])
+@pytest.mark.parametrize("damage", ["cut off", "a bit flipped"])
+def test_a_damaged_file_is_named_in_one_line(damage: str, share: float, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    checkpoint.save({"step": 5, "weights": torch.arange(100_000.0)}, path)
+    content = bytearray(path.read_bytes())
+    place = int(share * (len(content) - 1))
+    if damage == "cut off":
+        path.write_bytes(content[:place])
+    else:
+        content[place] ^= 1
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"checkpoint .*checkpoint\.pt is damaged") as raised:
+        checkpoint.load(path)
+    assert "\n" not in str(raised.value)

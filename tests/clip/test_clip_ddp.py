@@ -1,4 +1,5 @@
-"""The same loss, gradients and steps for one process without DDP and for 1 and 2 gloo workers with it."""
+"""The same loss, gradients and steps for open_clip's own loss in one process and for 1, 2 and 4 gloo workers, whatever
+the recipe computes it by."""
 
 from __future__ import annotations
 
@@ -13,53 +14,87 @@ import torch
 
 import orchestrator
 from orchestrator.clip.loop import Batch, Learner
-from orchestrator.clip.loss import MaskedClipLoss
 from orchestrator.clip.model import Clip, build
-from orchestrator.clip.optimiser import adamw
+from orchestrator.clip.pixels import Normaliser
+from orchestrator.clip.recipe import LossName, Recipe
 
-# with two workers the even slots are rank 0's
+CPU = torch.device("cpu")
+# with two workers the even slots are rank 0's, with four the slots 0 and 4
 MASKS = {
     "all": [1, 1, 1, 1, 1, 1, 1, 1],
     "uneven": [1, 0, 1, 0, 1, 1, 0, 0],
     "none on one rank": [1, 0, 1, 0, 1, 0, 1, 0],
     "none": [0, 0, 0, 0, 0, 0, 0, 0],
 }
+NUM_STEPS = 3
 
 
-def fresh(config: dict[str, Any]) -> Clip:
-    return build(name=None, config=config, pretrained=None, image_size=None, context_length=None, seed=0)
+def make_cases() -> dict[str, dict[str, Any]]:
+    """By name: the settings, the mask, for how many workers, and how many steps after the gradients."""
+    every = (1, 2, 4)
+    cases = {}
+    for local_loss in (False, True):
+        for mask in MASKS:
+            steps = NUM_STEPS if mask == "uneven" else 0
+            settings = {"local_loss": local_loss}
+            cases[f"{mask}, local_loss={local_loss}"] = case(
+                settings, mask, every, num_steps=steps, continues=not local_loss
+            )
+    for accumulation, local_loss in ((2, True), (4, False)):
+        settings = {"accumulation": accumulation, "local_loss": local_loss}
+        cases[f"{accumulation} chunks"] = case(settings, "uneven", (1, 2), num_steps=NUM_STEPS)
+    for mask in MASKS:
+        cases[f"{mask}, siglip"] = case({"loss": "siglip"}, mask, every, num_steps=0)
+    cases["siglip in 2 chunks"] = case({"loss": "siglip", "accumulation": 2}, "uneven", (1, 2), num_steps=NUM_STEPS)
+    for accumulation in (1, 2):
+        settings = {"parallel": "fsdp", "accumulation": accumulation}
+        cases[f"fsdp, {accumulation} chunks"] = case(
+            settings, "uneven", (2,), num_steps=NUM_STEPS, continues=accumulation == 1
+        )
+    return cases
 
 
-def single_process_learner(clip: Clip) -> Learner:
-    return Learner(
-        model=clip.model,
-        loss=MaskedClipLoss(),
-        optimiser=adamw(clip.model, lr=1e-3, weight_decay=0.2, beta1=0.9, beta2=0.98, eps=1e-6),
-        precision="fp32",
-        grad_clip_norm=1.0,
-        device=torch.device("cpu"),
-        mean=clip.preprocess_cfg["mean"],
-        std=clip.preprocess_cfg["std"],
-    )
+def case(settings: dict[str, Any], mask: str, workers: tuple[int, ...], **rest: Any) -> dict[str, Any]:
+    return {"settings": settings, "mask": mask, "workers": workers, **rest}
 
 
-def reference_gradients(config: dict[str, Any], batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """open_clip's loss on the valid pairs alone: nothing of the mask or of DDP."""
-    clip = fresh(config)
+CASES = make_cases()
+
+
+def fresh(config: dict[str, Any], loss: LossName) -> Clip:
+    return build(name=None, config=config, pretrained=None, image_size=None, context_length=None, seed=0, loss=loss)
+
+
+def reference_gradients(
+    config: dict[str, Any], batch: Batch, loss: LossName
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """open_clip's loss on the valid pairs alone: nothing of the mask, of chunks or of DDP."""
+    clip = fresh(config, loss)
     if not batch.valid.any():
         return torch.zeros(()), {name: torch.zeros_like(p) for name, p in clip.model.named_parameters()}
-    images = single_process_learner(clip).normalise(batch.images[batch.valid])
-    out = clip.model(images, batch.texts[batch.valid])
-    loss = open_clip.ClipLoss()(out["image_features"], out["text_features"], out["logit_scale"])
-    loss.backward()
-    return loss.detach(), {name: parameter.grad for name, parameter in clip.model.named_parameters()}
+    normalise = Normaliser(clip.preprocess_cfg["mean"], clip.preprocess_cfg["std"], CPU)
+    out = clip.model(normalise(batch.images[batch.valid]), batch.texts[batch.valid])
+    theirs = open_clip.SigLipLoss() if loss == "siglip" else open_clip.ClipLoss()
+    value = theirs(**out)
+    value.backward()
+    return value.detach(), {name: parameter.grad for name, parameter in clip.model.named_parameters()}
 
 
-def reference_steps(config: dict[str, Any], batch: Batch) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
-    clip = fresh(config)
-    learner = single_process_learner(clip)
-    losses = [learner.step(batch, lr=1e-3).loss for _ in range(3)]
-    return losses, dict(clip.model.state_dict())
+def reference_steps(config: dict[str, Any], batch: Batch, loss: LossName) -> tuple[list[torch.Tensor], Learner]:
+    learner = Learner(fresh(config, loss), Recipe(grad_clip_norm=1.0, loss=loss), device=CPU)
+    return [learner.step(batch, lr=1e-3, step=step).loss for step in range(NUM_STEPS)], learner
+
+
+def run_workers(folder: Path, inputs: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    torch.save(inputs, folder / "inputs.pt")
+    results = {}
+    for num_workers in (1, 2, 4):
+        workers = [start_worker(folder, rank, num_workers) for rank in range(num_workers)]
+        for worker in workers:
+            _, errors = worker.communicate(timeout=300)
+            assert worker.returncode == 0, errors[-3000:]
+        results[num_workers] = torch.load(folder / f"results_{num_workers}.pt")
+    return results
 
 
 def start_worker(folder: Path, rank: int, num_workers: int) -> subprocess.Popen[str]:
@@ -68,25 +103,52 @@ def start_worker(folder: Path, rank: int, num_workers: int) -> subprocess.Popen[
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
+def clipped(gradients: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    norm = torch.stack([gradient.norm() for gradient in gradients.values()]).norm().item()
+    return {name: gradient * min(1.0, 1.0 / max(norm, 1e-6)) for name, gradient in gradients.items()}
+
+
 def test_the_number_of_workers_changes_nothing(tmp_path: Path, tiny_config: dict[str, Any], batch: Batch) -> None:
-    masks = {name: torch.tensor(mask, dtype=torch.bool) for name, mask in MASKS.items()}
-    inputs = {"config": tiny_config, "images": batch.images, "texts": batch.texts, "masks": masks}
-    torch.save(inputs, tmp_path / "inputs.pt")
-    workers = [start_worker(tmp_path, rank, num_workers) for num_workers in (1, 2) for rank in range(num_workers)]
-    for worker in workers:
-        _, errors = worker.communicate(timeout=300)
-        assert worker.returncode == 0, errors[-3000:]
-    batches = {name: Batch(batch.images, batch.texts, valid) for name, valid in masks.items()}
-    gradients = {name: reference_gradients(tiny_config, global_batch) for name, global_batch in batches.items()}
-    step_losses, step_weights = reference_steps(tiny_config, batches["uneven"])
-    for num_workers in (1, 2):
-        results = torch.load(tmp_path / f"results_{num_workers}.pt")
-        assert len(results) == 2 * (len(MASKS) + 1)
-        for (what, _, name), result in results.items():
-            if what == "case":
-                loss, expected = gradients[name]
-                torch.testing.assert_close(result["losses"], [loss] * num_workers, rtol=1e-5, atol=1e-6)
-                torch.testing.assert_close(result["gradients"], expected, rtol=1e-4, atol=1e-6)
-            else:
-                torch.testing.assert_close(result["losses"], step_losses, rtol=1e-4, atol=1e-5)
-                torch.testing.assert_close(result["weights"], step_weights, rtol=1e-4, atol=1e-4)
+    batches = {
+        name: Batch(batch.images, batch.texts, torch.tensor(mask, dtype=torch.bool), torch.arange(8))
+        for name, mask in MASKS.items()
+    }
+    references = {loss: reference_steps(tiny_config, batches["uneven"], loss) for loss in ("clip", "siglip")}
+    learner = references["clip"][1]
+    saved, weights = learner.state(), dict(learner.export().model.state_dict())
+    learner.step(batches["uneven"], lr=1e-3, step=NUM_STEPS)
+    one_more = dict(learner.export().model.state_dict())
+    inputs = {
+        "config": tiny_config,
+        "images": batch.images,
+        "texts": batch.texts,
+        "keys": torch.arange(8),
+        "masks": {name: masked.valid for name, masked in batches.items()},
+        "cases": CASES,
+        "saved": saved,
+    }
+    everything = run_workers(tmp_path, inputs)
+    for num_workers, found in everything.items():
+        assert found["results"].keys() == {name for name, case in CASES.items() if num_workers in case["workers"]}
+        for name, result in found["results"].items():
+            loss_name = CASES[name]["settings"].get("loss", "clip")
+            loss, gradients = reference_gradients(tiny_config, batches[CASES[name]["mask"]], loss_name)
+            where = f"{name} on {num_workers} workers: "
+            close(result["losses"], [loss] * num_workers, 1e-5, 1e-6, where)
+            close(result["gradients"], clipped(gradients), 1e-4, 1e-6, where)
+            if CASES[name]["num_steps"]:
+                losses, reference = references[loss_name]
+                expected = weights if loss_name == "clip" else dict(reference.export().model.state_dict())
+                close(result["step_losses"], losses, 1e-4, 1e-5, where)
+                close(result["weights"], expected, 1e-4, 1e-4, where)
+        for name, after in found["continued"].items():
+            close(after, one_more, 1e-4, 1e-5, f"{name} continued on {num_workers} workers: ")
+    saved_by_fsdp = everything[2]["results"]["fsdp, 1 chunks"]["state"]
+    resumed = Learner(fresh(tiny_config, "clip"), Recipe(grad_clip_norm=1.0), device=CPU)
+    resumed.restore(saved_by_fsdp)
+    resumed.step(batches["uneven"], lr=1e-3, step=NUM_STEPS)
+    close(dict(resumed.export().model.state_dict()), one_more, 1e-4, 1e-4, "fsdp's state in one process: ")
+
+
+def close(got: Any, expected: Any, rtol: float, atol: float, where: str) -> None:
+    torch.testing.assert_close(got, expected, rtol=rtol, atol=atol, msg=lambda message: where + message)

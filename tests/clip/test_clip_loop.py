@@ -12,34 +12,22 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from torchvision.transforms.functional import to_pil_image
 
 from orchestrator.clip.loop import Batch, Learner
-from orchestrator.clip.loss import MaskedClipLoss
 from orchestrator.clip.model import Clip, build
-from orchestrator.clip.optimiser import adamw
 from orchestrator.clip.pixels import Normaliser
-from orchestrator.clip.precision import Precision
+from orchestrator.clip.recipe import Precision, Recipe
 
 CPU = torch.device("cpu")
 
 
-def learner(clip: Clip, precision: Precision = "fp32", grad_clip_norm: float | None = None) -> Learner:
-    optimiser = adamw(clip.model, lr=1e-3, weight_decay=0.2, beta1=0.9, beta2=0.98, eps=1e-6)
-    return Learner(
-        model=clip.model,
-        loss=MaskedClipLoss(),
-        optimiser=optimiser,
-        precision=precision,
-        grad_clip_norm=grad_clip_norm,
-        device=CPU,
-        mean=clip.preprocess_cfg["mean"],
-        std=clip.preprocess_cfg["std"],
-    )
+def learner(clip: Clip, **settings: Any) -> Learner:
+    return Learner(clip, Recipe(**settings), device=CPU)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("kind", ["tiny", "timm"])
 def test_it_learns_eight_pairs(kind: str, precision: Precision, request: pytest.FixtureRequest, batch: Batch) -> None:
-    learning = learner(request.getfixturevalue(f"{kind}_clip"), precision)
-    first, *_, last = [learning.step(batch, lr=2e-3) for _ in range(40)]
+    learning = learner(request.getfixturevalue(f"{kind}_clip"), precision=precision)
+    first, *_, last = [learning.step(batch, lr=2e-3, step=step) for step in range(40)]
     assert first.loss.item() > 1.5 > 0.3 > last.loss.item()
     assert first.loss.dtype == torch.float32
     assert not first.loss.requires_grad
@@ -48,9 +36,9 @@ def test_it_learns_eight_pairs(kind: str, precision: Precision, request: pytest.
 def test_the_learning_rate_of_the_step_is_used(tiny_clip: Clip, batch: Batch) -> None:
     before = tiny_clip.model.text_projection.detach().clone()
     learning = learner(tiny_clip)
-    learning.step(batch, lr=0.0)
+    learning.step(batch, lr=0.0, step=0)
     assert torch.equal(tiny_clip.model.text_projection, before)
-    learning.step(batch, lr=1e-2)
+    learning.step(batch, lr=1e-2, step=1)
     moved = (tiny_clip.model.text_projection.detach() - before).abs().max().item()
     assert 5e-3 < moved < 2e-2
 
@@ -59,7 +47,7 @@ def test_a_step_after_an_evaluation_trains_again(timm_clip: Clip, batch: Batch) 
     timm_clip.model.eval()
     running_mean = timm_clip.model.visual.trunk.bn1.running_mean
     before = running_mean.clone()
-    learner(timm_clip).step(batch, lr=0.0)
+    learner(timm_clip).step(batch, lr=0.0, step=0)
     assert not torch.equal(running_mean, before)
 
 
@@ -69,7 +57,7 @@ def test_the_logit_scale_stays_between_1_and_100(
 ) -> None:
     with torch.no_grad():
         tiny_clip.model.logit_scale.fill_(log_scale)
-    metrics = learner(tiny_clip).step(batch, lr=0.0)
+    metrics = learner(tiny_clip).step(batch, lr=0.0, step=0)
     assert metrics.logit_scale.item() == pytest.approx(expected, rel=1e-5)
     assert tiny_clip.model.logit_scale.exp().item() == pytest.approx(expected, rel=1e-5)
 
@@ -85,8 +73,8 @@ def test_gradients_are_clipped_to_the_norm_and_the_norm_before_is_reported(
         build(name=None, config=tiny_config, pretrained=None, image_size=None, context_length=None, seed=0)
         for _ in range(2)
     )
-    reported_free = learner(free).step(batch, lr=0.0).grad_norm.item()
-    reported_clipped = learner(clipped, grad_clip_norm=0.01).step(batch, lr=0.0).grad_norm.item()
+    reported_free = learner(free).step(batch, lr=0.0, step=0).grad_norm.item()
+    reported_clipped = learner(clipped, grad_clip_norm=0.01).step(batch, lr=0.0, step=0).grad_norm.item()
     assert reported_free == pytest.approx(gradient_norm(free), rel=1e-5)
     assert reported_clipped == reported_free > 0.01
     assert gradient_norm(clipped) == pytest.approx(0.01, rel=1e-3)
@@ -99,14 +87,14 @@ def test_what_lies_in_a_masked_slot_does_not_matter(tiny_config: dict[str, Any],
     weights = []
     for images, texts in ((batch.images, batch.texts), (other_images, other_texts)):
         clip = build(name=None, config=tiny_config, pretrained=None, image_size=None, context_length=None, seed=0)
-        learner(clip).step(Batch(images, texts, valid), lr=1e-3)
+        learner(clip).step(Batch(images, texts, valid), lr=1e-3, step=0)
         weights.append(dict(clip.model.state_dict()))
     torch.testing.assert_close(*weights, rtol=1e-6, atol=1e-7)
 
 
 def test_a_batch_without_a_valid_slot_is_no_nan(tiny_clip: Clip, batch: Batch) -> None:
     empty = replace(batch, valid=torch.zeros(8, dtype=torch.bool))
-    metrics = learner(tiny_clip, grad_clip_norm=1.0).step(empty, lr=1e-3)
+    metrics = learner(tiny_clip, grad_clip_norm=1.0).step(empty, lr=1e-3, step=0)
     assert metrics.loss.item() == metrics.grad_norm.item() == 0.0
     assert all(torch.isfinite(parameter).all() for parameter in tiny_clip.model.parameters())
 
@@ -120,27 +108,16 @@ def test_pixels_are_normalised_as_open_clips_transform_does(images: torch.Tensor
 
 def test_fp16_needs_a_gpu_and_names_are_checked(tiny_clip: Clip) -> None:
     with pytest.raises(ValueError, match=r"fp16 needs a GPU.*use bf16 or fp32"):
-        learner(tiny_clip, "fp16")
+        learner(tiny_clip, precision="fp16")
     with pytest.raises(ValueError, match="unknown precision 'int8': valid are fp32, bf16, fp16"):
-        learner(tiny_clip, "int8")  # type: ignore[arg-type]
+        learner(tiny_clip, precision="int8")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_it_learns_on_a_gpu(precision: Precision, tiny_clip: Clip, batch: Batch) -> None:
-    device = torch.device("cuda")
-    model = tiny_clip.model.to(device)
-    learning = Learner(
-        model=model,
-        loss=MaskedClipLoss(),
-        precision=precision,
-        grad_clip_norm=1.0,
-        device=device,
-        optimiser=adamw(model, lr=1e-3, weight_decay=0.2, beta1=0.9, beta2=0.98, eps=1e-6),
-        mean=tiny_clip.preprocess_cfg["mean"],
-        std=tiny_clip.preprocess_cfg["std"],
-    )
-    assert [learning.step(batch, lr=2e-3) for _ in range(60)][-1].loss.item() < 0.5
+    learning = Learner(tiny_clip, Recipe(precision=precision, grad_clip_norm=1.0), device=torch.device("cuda"))
+    assert [learning.step(batch, lr=2e-3, step=step) for step in range(60)][-1].loss.item() < 0.5
 
 
 def test_a_captioning_decoder_is_refused(tiny_config: dict[str, Any]) -> None:

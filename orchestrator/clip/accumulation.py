@@ -1,0 +1,66 @@
+"""Gradient accumulation that a contrastive loss allows: the loss needs the features of all pairs at once, the memory
+of a backward pass is needed for one chunk at a time only (GradCache, Gao et al. 2021; open_clip's `accum_freq`).
+
+First every chunk runs without gradients and its features are kept; the loss on all of them gives the gradient of each
+feature; then every chunk runs again, and that gradient goes back through it. Loss and gradients are those of one pass.
+Batch norm is the exception: it sees chunks, and moves its running averages in both passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from orchestrator.clip.towers import Outputs
+
+
+def backward_in_chunks(
+    num_chunks: int,
+    *,
+    forward: Callable[[int], Outputs],
+    loss: Callable[[Outputs], torch.Tensor],
+    backward: Callable[[torch.Tensor], None],
+    no_sync: Callable[[], AbstractContextManager[None]],
+) -> torch.Tensor:
+    """The loss, after its gradients have been added to the parameters'.
+
+    forward(i): the outputs of chunk i, the same each time; loss(outputs): of all chunks' features together;
+    backward(loss): its backward pass; no_sync(): the ranks exchange no gradients inside."""
+    with torch.no_grad():
+        chunks = [forward(index) for index in range(num_chunks)]
+    whole = _as_leaves(chunks)
+    value = loss(whole)
+    backward(value)
+    sizes = [len(chunk.images) for chunk in chunks]
+    image_gradients, text_gradients = whole.images.grad.split(sizes), whole.texts.grad.split(sizes)
+    for index in range(num_chunks):
+        is_last = index + 1 == num_chunks
+        with nullcontext() if is_last else no_sync():
+            outputs = forward(index)
+            pairs = [(outputs.images, image_gradients[index]), (outputs.texts, text_gradients[index])]
+            if is_last:
+                # scale and bias enter the loss once, not once a chunk
+                pairs += [(outputs.scale, whole.scale.grad), (outputs.bias, _gradient(whole.bias))]
+            _send_back(pairs)
+    return value.detach()
+
+
+def _as_leaves(chunks: list[Outputs]) -> Outputs:
+    bias = chunks[0].bias
+    return Outputs(
+        images=torch.cat([chunk.images for chunk in chunks]).requires_grad_(),
+        texts=torch.cat([chunk.texts for chunk in chunks]).requires_grad_(),
+        scale=chunks[0].scale.detach().requires_grad_(),
+        bias=None if bias is None else bias.detach().requires_grad_(),
+    )
+
+
+def _gradient(leaf: torch.Tensor | None) -> torch.Tensor | None:
+    return None if leaf is None else leaf.grad
+
+
+def _send_back(pairs: list[tuple[torch.Tensor | None, torch.Tensor | None]]) -> None:
+    # a locked tower's features lead nowhere
+    wanted = [(output, gradient) for output, gradient in pairs if output is not None and output.requires_grad]
+    torch.autograd.backward([output for output, _ in wanted], [gradient for _, gradient in wanted])

@@ -1,0 +1,36 @@
+"""Locked towers (LiT, Zhai et al. 2022), by open_clip's own functions: a locked tower has no gradient and no decay.
+
+Its batch norms still move their running averages unless `lock_image_freeze_bn_stats`, and its dropout still drops."""
+
+from __future__ import annotations
+
+from open_clip.hf_model import HFTextEncoder
+
+from orchestrator.clip.model import Model
+from orchestrator.clip.recipe import Recipe
+
+
+def lock(model: Model, recipe: Recipe) -> None:
+    """Lock what the recipe names; before a wrapper or an optimiser sees the parameters.
+
+    Errors: `ValueError` where nothing would be left to train, or the tower cannot be locked in parts."""
+    in_parts = recipe.lock_image_unlocked_groups or recipe.lock_text_unlocked_layers
+    if recipe.lock_image and recipe.lock_text and not in_parts:
+        raise ValueError("both towers are locked: unlock one of them, lock_image or lock_text, or a part of one")
+    if recipe.lock_image:
+        _lock_image(model, recipe)
+    if recipe.lock_text:
+        is_hugging_face = isinstance(getattr(model, "text", None), HFTextEncoder)
+        model.lock_text_tower(
+            unlocked_layers=recipe.lock_text_unlocked_layers,
+            freeze_layer_norm=recipe.lock_text_freeze_layer_norm if is_hugging_face else True,
+        )
+
+
+def _lock_image(model: Model, recipe: Recipe) -> None:
+    try:
+        model.lock_image_tower(
+            unlocked_groups=recipe.lock_image_unlocked_groups, freeze_bn_stats=recipe.lock_image_freeze_bn_stats
+        )
+    except AssertionError as error:
+        raise ValueError(f"lock_image_unlocked_groups={recipe.lock_image_unlocked_groups}: {error}") from error
