@@ -1,0 +1,235 @@
+"""Samples/s against open_clip_train, side by side: the same tars, model, batch, precision and machine, in alternating
+rounds, each started as its users start it.
+
+Theirs is one process with its DataLoader, with 1 and with 2 reading processes; the faster counts. (torchrun with two
+gloo processes is no choice on a CPU: open_clip_train gives DDP `device_ids`, which DDP refuses for CPU modules.) Ours
+is `run` with its own number of workers. Both make random resized crops and log every step; the steady state is what
+follows the first steps, from each one's own log. Its data module needs webdataset 0.2.86; with 1.0.2 it dies of
+`KeyError: fname`. It goes into a folder of its own:
+
+    pip install --no-deps --target /tmp/open_clip webdataset==0.2.86
+    python tests/benchmarks/bench_open_clip.py --open-clip-path /tmp/open_clip --case demo
+    python tests/benchmarks/bench_open_clip.py --open-clip-path /tmp/open_clip --case vit_b_32
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import polars as pl
+from PIL import Image
+
+from orchestrator.cli import compose_config
+from orchestrator.demo.img2dataset import add_member, deterministic_tar
+from orchestrator.demo.shards import POOL_PATH
+
+NUM_SHARDS = 8
+PICTURE_SIDE = 256
+LR, WARMUP_STEPS, WEIGHT_DECAY, BETA1, BETA2, EPS = 5e-4, 10, 0.2, 0.9, 0.98, 1e-6
+# its own entry knows only the models that ship with open_clip
+WITH_CONFIG = (
+    "import sys, open_clip; open_clip.add_model_config(sys.argv[1]); "
+    "from open_clip_train.main import main; main(sys.argv[2:])"
+)
+STEP_LINE = re.compile(r"Data \(t\): ([\d.]+) Batch \(t\): [\d.]+, ([\d.e+]+)/s,")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What is trained."""
+
+    model: str
+    precision: str
+    their_precision: str
+    batch_size: int
+    context_length: int
+    num_steps: int
+    num_left_out: int
+
+
+CASES = {
+    "vit_b_32": Case(
+        model="vit_b_32",
+        precision="fp32",
+        their_precision="fp32",
+        batch_size=64,
+        context_length=77,
+        num_steps=10,
+        num_left_out=2,
+    ),
+    "demo": Case(
+        model="resnet10t_48",
+        precision="bf16",
+        their_precision="amp_bf16",
+        batch_size=256,
+        context_length=20,
+        num_steps=38,
+        num_left_out=8,
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """Samples/s of the steady steps and of all steps (the first wait for data included), and the share of the steady
+    time that waited for data."""
+
+    steady: float
+    whole: float
+    waited: float
+
+
+def pace(samples_per_second: Sequence[float], waited: Sequence[float], case: Case) -> Pace:
+    """From each step's samples/s and seconds of waiting."""
+    if len(samples_per_second) < case.num_steps:
+        raise RuntimeError(f"{len(samples_per_second)} steps in the log, expected {case.num_steps}")
+    seconds = [case.batch_size / speed for speed in samples_per_second]
+    steady = seconds[case.num_left_out :]
+    return Pace(
+        steady=case.batch_size * len(steady) / sum(steady),
+        whole=case.batch_size * len(seconds) / sum(seconds),
+        waited=sum(waited[case.num_left_out :]) / sum(steady),
+    )
+
+
+def write_tars(folder: Path, num_pairs: int) -> str:
+    """The demo's pairs as 256 px JPEG and text, in tars; their brace pattern."""
+    rows = pl.read_parquet(POOL_PATH / "train.parquet", columns=["image", "caption"]).head(num_pairs).to_dicts()
+    if len(rows) < num_pairs:
+        raise ValueError(f"the pool has {len(rows):,} pairs, {num_pairs:,} are needed: ask for fewer steps")
+    folder.mkdir()
+    for shard in range(NUM_SHARDS):
+        with deterministic_tar(folder / f"{shard:05d}.tar") as tar:
+            for position, row in enumerate(rows[shard::NUM_SHARDS]):
+                key = f"{shard:05d}{position:04d}"
+                add_member(tar, f"{key}.jpg", _jpeg(row["image"]))
+                add_member(tar, f"{key}.txt", row["caption"].encode())
+    return f"{folder}/{{00000..{NUM_SHARDS - 1:05d}}}.tar"
+
+
+def _jpeg(data: bytes) -> bytes:
+    out = io.BytesIO()
+    picture = Image.open(io.BytesIO(data)).convert("RGB")
+    picture.resize((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.BICUBIC).save(out, "JPEG", quality=95)
+    return out.getvalue()
+
+
+def theirs(case: Case, uri: str, scratch: Path, *, open_clip_path: Path, readers: int) -> Pace:
+    """One epoch of open_clip_train."""
+    model = compose_config([f"model={case.model}", "source=demo"]).model
+    entry = ["-m", "open_clip_train.main"]
+    name = model.name
+    if name is None:
+        name = case.model
+        (scratch / "models").mkdir(exist_ok=True)
+        (scratch / "models" / f"{name}.json").write_text(json.dumps(model.config))
+        entry = ["-c", WITH_CONFIG, str(scratch / "models")]
+    options = {
+        "dataset-type": "webdataset", "train-data": uri, "train-num-samples": case.num_steps * case.batch_size,
+        "workers": readers, "model": name, "precision": case.their_precision, "batch-size": case.batch_size,
+        "force-context-length": case.context_length, "lr": LR, "warmup": WARMUP_STEPS, "wd": WEIGHT_DECAY,
+        "beta1": BETA1, "beta2": BETA2, "eps": EPS, "epochs": 1, "device": "cpu", "log-every-n-steps": 1,
+        "save-frequency": 0, "logs": scratch / "logs", "name": "theirs",
+    }  # fmt: skip
+    arguments = [f"--{name}={value}" for name, value in options.items()]
+    environment = {**os.environ, "PYTHONPATH": str(open_clip_path)}
+    done = subprocess.run([sys.executable, *entry, *arguments], env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"open_clip_train failed:\n{done.stderr[-2000:]}")
+    found = STEP_LINE.findall((scratch / "logs" / "theirs" / "out.log").read_text())
+    return pace([float(speed) for _, speed in found], [float(waited) for waited, _ in found], case)
+
+
+def ours(case: Case, uri: str, scratch: Path, *, overrides: list[str]) -> Pace:
+    """The pre-training phase of a run."""
+    settings = [
+        "source=webdataset", f"source.uri='{uri}'", f"model={case.model}", f"training.precision={case.precision}",
+        f"model.context_length={case.context_length}", "selection.steps=[all]", "finetune.enabled=false",
+        "training.epochs=1", f"training.global_batch_size={case.batch_size}", f"training.lr={LR}",
+        f"training.warmup_steps={WARMUP_STEPS}", f"training.weight_decay={WEIGHT_DECAY}", f"training.beta1={BETA1}",
+        f"training.beta2={BETA2}", f"training.eps={EPS}", "training.log_every_steps=1",
+        "training.checkpoint_every_steps=100000", f"out={scratch / 'out'}",
+        f"store={scratch / 'store'}",
+    ]  # fmt: skip
+    command = [sys.executable, "-m", "orchestrator", "run", *settings, *overrides]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    curve = next((scratch / "store" / "pretrain").glob("*/metrics.jsonl")).read_text().splitlines()
+    records = [json.loads(line) for line in curve]
+    speeds = [record["samples_per_second"] for record in records]
+    waited = [record["data_wait_share"] * case.batch_size / record["samples_per_second"] for record in records]
+    return pace(speeds, waited, case)
+
+
+def rounds(arguments: argparse.Namespace, case: Case) -> dict[str, Pace]:
+    """The median paces of every contestant, which take turns."""
+    found: dict[str, list[Pace]] = {"theirs, 1 reader": [], "theirs, 2 readers": [], "ours": []}
+    with tempfile.TemporaryDirectory() as folder:
+        uri = write_tars(Path(folder) / "tars", case.num_steps * case.batch_size)
+        for number in range(arguments.rounds):
+            for place, name in enumerate(found):
+                scratch = Path(folder) / f"{number}-{place}"
+                scratch.mkdir()
+                if name == "ours":
+                    got = ours(case, uri, scratch, overrides=arguments.set)
+                else:
+                    got = theirs(case, uri, scratch, open_clip_path=arguments.open_clip_path, readers=place + 1)
+                print(f"round {number + 1}, {name}: {got.steady:,.1f} samples/s", file=sys.stderr, flush=True)
+                found[name].append(got)
+    return {name: median(paces) for name, paces in found.items()}
+
+
+def median(paces: list[Pace]) -> Pace:
+    """The median of the rounds, figure by figure."""
+    return Pace(
+        **{name: statistics.median(getattr(one, name) for one in paces) for name in ("steady", "whole", "waited")}
+    )
+
+
+def chosen_case(arguments: argparse.Namespace) -> Case:
+    """The case with the arguments' changes."""
+    names = ("num_steps", "batch_size", "context_length")
+    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    return replace(CASES[arguments.case], **given)
+
+
+def main() -> None:
+    """Prints Markdown: steady samples/s, ours against theirs, the same with the first steps counted, the waiting."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--open-clip-path", type=Path, required=True, help="folder with webdataset 0.2.86")
+    parser.add_argument("--case", choices=list(CASES), required=True)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--num-steps", type=int, help="in place of the case's own, the ones left out included")
+    parser.add_argument("--batch-size", type=int, help="in place of the case's own")
+    parser.add_argument("--context-length", type=int, help="in place of the case's own; the same for both")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="more settings of ours")
+    arguments = parser.parse_args()
+    case = chosen_case(arguments)
+    paces = rounds(arguments, case)
+    best = max((pace for name, pace in paces.items() if name != "ours"), key=lambda pace: pace.steady)
+    print(
+        f"{case.model}, batch {case.batch_size}, {case.precision}, {case.context_length} tokens, "
+        f"{case.num_steps - case.num_left_out} steps after the first {case.num_left_out}, "
+        f"median of {arguments.rounds} rounds\n\n"
+        "| | samples/s | ours / it | first steps counted | ours / it | waits for data |\n|---|---|---|---|---|---|"
+    )
+    for name, pace in paces.items():
+        label = f"**{name}**" if pace is best else name
+        print(
+            f"| {label} | {pace.steady:,.1f} | {paces['ours'].steady / pace.steady:.2f} | {pace.whole:,.1f} | "
+            f"{paces['ours'].whole / pace.whole:.2f} | {pace.waited:.1%} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
