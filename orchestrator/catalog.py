@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from itertools import accumulate
 from typing import Any
 
@@ -44,6 +44,11 @@ class Catalog:
     def rows_per_part(self) -> tuple[int, ...]:
         """Pairs of each part, in order."""
         return tuple(part["rows"] for part in self.artifact.parts)
+
+    @cached_property
+    def first_ordinals(self) -> tuple[int, ...]:
+        """The ordinal in the pool of each part's first pair."""
+        return tuple(accumulate(self.rows_per_part, initial=0))[:-1]
 
 
 @lru_cache(maxsize=CACHED_PARTS)

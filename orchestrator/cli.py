@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 import hydra
@@ -19,13 +21,14 @@ from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from orchestrator.config import Config, parse
-from orchestrator.errors import UserError
+from orchestrator.errors import Stopped, UserError
 
 # the verb's function in orchestrator.pipeline, imported only once it is needed
 VERBS = ("run", "plan", "select", "evaluate", "report", "export")
 NEED_NO_SOURCE = ("evaluate", "report", "export")
 PATH_KEYS = ("uri", "out", "store", "run", "to", "checkpoint", "pretrained", "mlflow_uri", "metadata", "language_model")
 USAGE_ERROR, FAILURE = 2, 1
+TERMINATED = 128 + signal.SIGTERM
 # Ray reads it when it is imported: training workers and reading tasks are more processes than a laptop has cores
 RAY_NOISE = "worker processes have been started on node"
 # what Ray Data appends to the message of an error in a task: advice on retries
@@ -61,7 +64,8 @@ def _quote(override: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs a verb and exits: 0, 2 for a user's mistake (one line on stderr), 1 for a fault of ours (with its trace)."""
+    """Runs a verb and exits: 0, 2 for a user's mistake (one line on stderr), 1 for a fault of ours (with its trace),
+    143 after SIGTERM."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     verb = arguments[0] if arguments and not arguments[0].startswith("-") else None
     if verb is not None and verb not in VERBS:
@@ -74,13 +78,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         _hydra_cli(verb, overrides or ["--help"], folder)
         return
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", RAY_NOISE)
+    signal.signal(signal.SIGTERM, _terminated)
     try:
         config = compose_config(overrides, folder, needs_source=verb not in NEED_NO_SOURCE)
         getattr(import_module("orchestrator.pipeline"), verb)(config)
     except KeyboardInterrupt:
         _fail("interrupted; the same command goes on where it stopped", FAILURE)
+    except Stopped as stopped:
+        _fail(str(stopped), TERMINATED)
     except Exception as error:  # noqa: BLE001 the last door: whatever comes is told, and ends with a code that is not 0
         _explain(error)
+
+
+def _terminated(number: int, frame: FrameType | None) -> NoReturn:
+    raise Stopped("stopped by SIGTERM; the same command goes on where it stopped")
 
 
 def compose_config(overrides: Sequence[str], folder: str | None = None, *, needs_source: bool = True) -> Config:

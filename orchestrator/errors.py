@@ -5,3 +5,7 @@ from __future__ import annotations
 
 class UserError(Exception):
     """Ends the command with its message and exit code 2; anything else that is raised is a fault of ours."""
+
+
+class Stopped(Exception):
+    """Ends the command with its message and exit code 143, as SIGTERM does: nothing is lost, and nothing was wrong."""

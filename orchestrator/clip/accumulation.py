@@ -32,8 +32,9 @@ def backward_in_chunks(
     whole = _as_leaves(chunks)
     value = loss(whole)
     backward(value)
-    sizes = [len(chunk.images) for chunk in chunks]
-    image_gradients, text_gradients = whole.images.grad.split(sizes), whole.texts.grad.split(sizes)
+    image_gradients, text_gradients = (
+        _gradient(features).split([len(chunk.images) for chunk in chunks]) for features in (whole.images, whole.texts)
+    )
     for index in range(num_chunks):
         is_last = index + 1 == num_chunks
         with nullcontext() if is_last else no_sync():
@@ -41,7 +42,9 @@ def backward_in_chunks(
             pairs = [(outputs.images, image_gradients[index]), (outputs.texts, text_gradients[index])]
             if is_last:
                 # scale and bias enter the loss once, not once a chunk
-                pairs += [(outputs.scale, whole.scale.grad), (outputs.bias, _gradient(whole.bias))]
+                pairs.append((outputs.scale, _gradient(whole.scale)))
+                if outputs.bias is not None and whole.bias is not None:
+                    pairs.append((outputs.bias, _gradient(whole.bias)))
             _send_back(pairs)
     return value.detach()
 
@@ -56,11 +59,12 @@ def _as_leaves(chunks: list[Outputs]) -> Outputs:
     )
 
 
-def _gradient(leaf: torch.Tensor | None) -> torch.Tensor | None:
-    return None if leaf is None else leaf.grad
+def _gradient(leaf: torch.Tensor) -> torch.Tensor:
+    assert leaf.grad is not None
+    return leaf.grad
 
 
-def _send_back(pairs: list[tuple[torch.Tensor | None, torch.Tensor | None]]) -> None:
+def _send_back(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
     # a locked tower's features lead nowhere
-    wanted = [(output, gradient) for output, gradient in pairs if output is not None and output.requires_grad]
+    wanted = [(output, gradient) for output, gradient in pairs if output.requires_grad]
     torch.autograd.backward([output for output, _ in wanted], [gradient for _, gradient in wanted])

@@ -6,6 +6,7 @@ open_clip's `encode_text` insists on the full context (its mask and positions ar
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import torch
 from open_clip import CLIP
@@ -14,6 +15,8 @@ from torch import nn
 
 from orchestrator.clip.model import Model
 
+# an nn.Module with the pieces of open_clip's TextTransformer
+TextTower: TypeAlias = Any
 # few distinct lengths: a compiled tower is compiled for few of them, and matrix units like multiples of 8
 LENGTH_STEP = 8
 
@@ -44,7 +47,7 @@ def end_of_text(model: Model) -> EndOfText | None:
     return end if is_causal and end.pool_type in ("argmax", "eos") else None
 
 
-def text_tower(model: Model) -> nn.Module:
+def text_tower(model: Model) -> TextTower:
     """The module with the pieces of the text tower, which a `CLIP` holds itself."""
     return model if isinstance(model, CLIP) else model.text
 

@@ -16,7 +16,7 @@ def total_norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
     """The 2-norm of all gradients together, a scalar on the device, the same on every rank."""
     norms = []
     for part in _kinds(parameters):
-        norm = get_total_norm([weight.grad for weight in part])
+        norm = get_total_norm([weight.grad for weight in part if weight.grad is not None])
         norms.append(norm.full_tensor() if isinstance(norm, DTensor) else norm)
     return torch.linalg.vector_norm(torch.stack(norms))
 

@@ -6,6 +6,8 @@ modules, whose places these take; class tokens always stay."""
 
 from __future__ import annotations
 
+from typing import Any, TypeAlias
+
 import timm.models.eva
 import timm.models.vision_transformer
 import torch
@@ -14,6 +16,9 @@ from open_clip.transformer import PatchDropout, VisionTransformer
 from torch import nn
 
 from orchestrator.clip.randomness import mix
+
+# an nn.Module with what open_clip or timm adds to it
+ImageTower: TypeAlias = Any
 
 
 class KeyedPatchDropout(nn.Module):
@@ -49,12 +54,12 @@ class KeyedPatchDropoutWithIndices(KeyedPatchDropout):
         return super().forward(tokens), self.kept if self.training else None
 
 
-def install(visual: nn.Module, share: float) -> KeyedPatchDropout | None:
+def install(visual: ImageTower, share: float) -> KeyedPatchDropout | None:
     """Put a dropout of `share` of the patches into an image tower; 0 leaves what the tower's own configuration says,
     keyed as well. None: nothing is dropped.
 
     Errors: `ValueError` for a tower without patches to drop."""
-    trunk = visual.trunk if isinstance(visual, TimmModel) else visual
+    trunk: ImageTower = visual.trunk if isinstance(visual, TimmModel) else visual
     own = trunk.patch_dropout if isinstance(trunk, VisionTransformer) else getattr(trunk, "patch_drop", None)
     share = share or getattr(own, "prob", 0.0)
     if share == 0:
@@ -75,7 +80,6 @@ def install(visual: nn.Module, share: float) -> KeyedPatchDropout | None:
             f"patch dropout {share:g} needs a vision transformer, the image tower is a {type(trunk).__name__}: "
             "set it to 0 or choose another model"
         )
-    trunk.patch_drop = kind(
-        share=share, num_patches=trunk.patch_embed.num_patches, num_prefix_tokens=trunk.num_prefix_tokens
-    )
-    return trunk.patch_drop
+    dropout = kind(share=share, num_patches=trunk.patch_embed.num_patches, num_prefix_tokens=trunk.num_prefix_tokens)
+    trunk.patch_drop = dropout
+    return dropout

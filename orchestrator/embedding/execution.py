@@ -28,9 +28,6 @@ READ_CPUS, DECODE_CPUS, WRITE_CPUS = 0.25, 0.75, 0.1
 CPU_SHARE = 1 / 8
 # threads of one actor wait for one another at every layer, actors of one thread for nobody
 ACTOR_THREADS = 1
-# glibc gives the memory of large activations back to the system and faults it in again at every layer; kept, the same
-# forward pass took a third of the time (EfficientNet-Lite0, fp32)
-CPU_ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_ARENA_MAX": "1"}
 
 
 @dataclass(frozen=True)
@@ -99,7 +96,7 @@ def actor_share() -> dict[str, Any]:
     if cluster.num_gpus():
         return {"num_gpus": 1}
     share = CPU_SHARE * cluster.num_cpus() / num_actors()
-    return {"num_cpus": min(1.0, share), "runtime_env": {"env_vars": CPU_ALLOCATOR}}
+    return {"num_cpus": min(1.0, share), "runtime_env": {"env_vars": cluster.CPU_ALLOCATOR}}
 
 
 def _num_cores() -> int:

@@ -65,13 +65,18 @@ def _files(reference: str, pretrained: str | None) -> dict[str, Any]:
     return found
 
 
-def _stage(config: Config, models: Models, made_from: Mapping[str, Any]) -> Stage:
-    settings = config.evaluation
-    sets = {
+def evaluation_sets(settings: EvaluationConfig) -> dict[str, EvaluationSet]:
+    """The sets that the config names: `zero_shot`, `retrieval`, both or none."""
+    return {
         name: open_set(node.uri, needs_classes=name == "zero_shot")
         for name, node in (("zero_shot", settings.zero_shot), ("retrieval", settings.retrieval))
         if node.uri
     }
+
+
+def _stage(config: Config, models: Models, made_from: Mapping[str, Any]) -> Stage:
+    settings = config.evaluation
+    sets = evaluation_sets(settings)
     artifact = Artifact.of(
         config.store,
         "evaluation",

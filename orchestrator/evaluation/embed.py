@@ -30,6 +30,8 @@ from orchestrator.evaluation.sets import EvaluationSet, read_samples
 from orchestrator.progress import StageProgress
 
 MAX_PIXELS = 89_478_485
+# a training worker evaluates while its own reading tasks hold CPUs
+READ_CPUS = 0.25
 Rows = dict[str, Any]
 
 
@@ -68,13 +70,37 @@ class Models:
             raise UserError(f"checkpoint: {error}") from error
 
 
+@dataclass(frozen=True)
+class LoadedModels:
+    """Models of this process, which embeds with them itself: no actor is started, no weights travel."""
+
+    clips: Mapping[str, Clip]
+
+    @property
+    def references(self) -> Mapping[str, Clip]:
+        """The models by name."""
+        return self.clips
+
+    def image_size(self) -> int:
+        """The side of the pictures they take."""
+        size = next(iter(self.clips.values())).preprocess_cfg["size"]
+        return size[0] if isinstance(size, (list, tuple)) else size
+
+    def load(self) -> dict[str, Clip]:
+        """The models, where they are."""
+        return dict(self.clips)
+
+
 def _placed(clip: Clip) -> Clip:
     clip.model.to("cuda" if torch.cuda.is_available() else "cpu")
     return clip
 
 
 def zero_shot(
-    models: Models, pictures: EvaluationSet, settings: EvaluationConfig, progress: StageProgress
+    models: Models | LoadedModels,
+    pictures: EvaluationSet,
+    settings: EvaluationConfig,
+    progress: StageProgress | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Top-1, top-5 and mean per class of every model."""
     templates = settings.zero_shot.templates or pictures.templates or OPENAI_IMAGENET_TEMPLATES
@@ -85,7 +111,8 @@ def zero_shot(
         skipped += row["skipped"]
         for name, found in zip(row["name"], row["counts"], strict=True):
             counts[name].append(ClassCounts(*torch.from_numpy(np.asarray(found))))
-        progress.update(progress.done + row["images"])
+        if progress is not None:
+            progress.update(progress.done + row["images"])
     results = {}
     for name, found in counts.items():
         total = reduce(add, found)
@@ -99,7 +126,10 @@ def zero_shot(
 
 
 def retrieval(
-    models: Models, pairs: EvaluationSet, settings: EvaluationConfig, progress: StageProgress
+    models: Models | LoadedModels,
+    pairs: EvaluationSet,
+    settings: EvaluationConfig,
+    progress: StageProgress | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Recall@1, 5 and 10 both ways of every model, over the whole set."""
     actor = partial(_Retrieval, models, settings.batch_size)
@@ -109,7 +139,8 @@ def retrieval(
         skipped += row["skipped"]
         for name, image, text in zip(row["name"], row["image_features"], row["text_features"], strict=True):
             features[name].append((np.asarray(image), np.asarray(text)))
-        progress.update(progress.done + row["images"])
+        if progress is not None:
+            progress.update(progress.done + row["images"])
     results = {}
     for name, chunks in features.items():
         images, texts = (torch.from_numpy(np.concatenate(side)) for side in zip(*chunks, strict=True))
@@ -118,22 +149,30 @@ def retrieval(
 
 
 def _embed(
-    models: Models, pictures: EvaluationSet, settings: EvaluationConfig, actor: Callable[[], Any], *, needs_label: bool
+    models: Models | LoadedModels,
+    pictures: EvaluationSet,
+    settings: EvaluationConfig,
+    make: Callable[[], Any],
+    *,
+    needs_label: bool,
 ) -> Iterator[Rows]:
     read = partial(_read, size=models.image_size(), batch_size=settings.batch_size, needs_label=needs_label)
-    num_gpus = cluster.num_gpus()
-    pool = ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(num_gpus, len(pictures.shard_uris))))
     rows = [{"uri": uri} for uri in pictures.shard_uris]
-    embedded = (
-        ray.data.from_items(rows, override_num_blocks=len(rows))
-        .map_batches(read, batch_size=1)
-        .map_batches(
-            _Actor,
-            fn_constructor_args=(actor,),
-            batch_size=settings.batch_size,
-            compute=pool,
-            num_gpus=1 if num_gpus else 0,
-        )
+    decoded = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+        read, batch_size=1, num_cpus=READ_CPUS
+    )
+    if isinstance(models, LoadedModels):
+        embed = _Actor(make)
+        for batch in decoded.iter_batches(batch_size=settings.batch_size, batch_format="numpy"):
+            yield embed(batch)["result"][0]
+        return
+    num_gpus = cluster.num_gpus()
+    embedded = decoded.map_batches(
+        _Actor,
+        fn_constructor_args=(make,),
+        batch_size=settings.batch_size,
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(num_gpus, len(rows)))),
+        num_gpus=1 if num_gpus else 0,
     )
     for row in embedded.iter_rows():
         yield row["result"]
@@ -180,7 +219,9 @@ class _Actor:
 
 
 class _ZeroShot:
-    def __init__(self, models: Models, class_names: tuple[str, ...], templates: tuple[str, ...], batch_size: int):
+    def __init__(
+        self, models: Models | LoadedModels, class_names: tuple[str, ...], templates: tuple[str, ...], batch_size: int
+    ):
         self.clips, self.batch_size = models.load(), batch_size
         self.weights = {
             name: class_weights(clip, class_names, templates, batch_size=batch_size)
@@ -201,7 +242,7 @@ class _ZeroShot:
 
 
 class _Retrieval:
-    def __init__(self, models: Models, batch_size: int):
+    def __init__(self, models: Models | LoadedModels, batch_size: int):
         self.clips, self.batch_size = models.load(), batch_size
 
     def __call__(self, images: torch.Tensor, columns: Rows) -> Rows:

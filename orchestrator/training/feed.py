@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from orchestrator.catalog import Catalog
 from orchestrator.config import AugmentationConfig
 from orchestrator.decode import BadImage, decode, random_resized_crop
+from orchestrator.errors import UserError
 from orchestrator.keeplist import KeepList
 from orchestrator.source import Part, Source
 from orchestrator.training.stream import Pairs, Stream
@@ -45,6 +46,7 @@ class Feed:
     stream: Stream
     image_size: int
     augmentation: AugmentationConfig
+    draft_decoding: bool
     max_image_pixels: int
 
     @property
@@ -56,8 +58,9 @@ class Feed:
 def rank_batches(feed: Feed, *, rank: int, num_ranks: int, first_step: int) -> Iterator[Rows]:
     """The rank's share of each global batch from `first_step` on, in order, `global_batch_size / num_ranks` rows each.
 
-    Rows: `image` uint8 [n, size, size, 3], `caption`, `key`, `valid` bool, `problem` (empty where valid). Only the last
-    batch of the phase may have fewer rows; the iterator ends before it where the rank has none."""
+    Rows: `image` uint8 [n, size, size, 3], `caption`, `key`, `valid` bool, `problem` (empty where valid), `epoch` and
+    `ordinal` (of the pair in the pool). Only the last batch of the phase may have fewer rows; the iterator ends before
+    it where the rank has none."""
     stream = feed.stream
     items = range(first_step // stream.window_steps, -(-stream.num_steps // stream.window_steps))
     reference = ray.put(feed)
@@ -79,12 +82,25 @@ def rank_batches(feed: Feed, *, rank: int, num_ranks: int, first_step: int) -> I
         )
 
 
+def batch_keys(feed: Feed, step: int) -> list[str]:
+    """The keys of the pairs of a global batch."""
+    pairs = feed.stream.batch(step)
+    keys = []
+    for index in np.unique(pairs.part).tolist():
+        table = feed.catalog.table(index, ("key",))
+        kept = np.flatnonzero(feed.keep.mask(index, table.num_rows))
+        keys += table["key"].take(kept[pairs.kept_ordinal[pairs.part == index]]).to_pylist()
+    return keys
+
+
 def own_the_context(*, num_ranks: int, worker_cpus: float) -> None:
     """Sets this process's Ray Data context: ordered, and a rank's share of what the training workers leave free."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_options.preserve_order = True
+    # the cause as it was raised, so that a user's mistake in a task is still one line
+    context.raise_original_map_exception = True
     total = ray.cluster_resources()
     free_cpus = total.get("CPU", 1) - num_ranks * worker_cpus
     context.execution_options.resource_limits = context.execution_options.resource_limits.copy(
@@ -134,7 +150,13 @@ def _read_pairs(feed: Feed, index: int, kept_ordinals: NDArray[np.int64], epochs
     # at an epoch border a window may hold a pair twice: its bytes are read once
     unique_rows, back = np.unique(rows, return_inverse=True)
     wanted = catalog.take(unique_rows)
-    images = list(feed.source.images(feed.parts[index], wanted))
+    try:
+        images = list(feed.source.images(feed.parts[index], wanted))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{feed.parts[index].shard.uri} is gone, which was there when the pool was catalogued; "
+            "put it back, and the same command goes on"
+        ) from error
     table = pa.table(
         {
             "image": pa.array(images, pa.large_binary()),
@@ -142,7 +164,7 @@ def _read_pairs(feed: Feed, index: int, kept_ordinals: NDArray[np.int64], epochs
             "key": wanted["key"],
         }
     ).take(back)
-    ordinals = sum(feed.catalog.rows_per_part[:index]) + rows
+    ordinals = feed.catalog.first_ordinals[index] + rows
     return table.append_column("epoch", pa.array(epochs)).append_column("ordinal", pa.array(ordinals))
 
 
@@ -166,6 +188,8 @@ def _decode_block(block: pa.Table, *, reference: ray.ObjectRef) -> Rows:
         "key": block["key"].to_numpy(zero_copy_only=False),
         "valid": problems == "",
         "problem": problems,
+        "epoch": block["epoch"].to_numpy(),
+        "ordinal": block["ordinal"].to_numpy(),
     }
 
 
@@ -182,4 +206,6 @@ def _decode_pair(feed: Feed, pair: dict[str, Any]) -> NDArray[np.uint8]:
         epoch=pair["epoch"],
         ordinal=pair["ordinal"],
     )
-    return decode(pair["image"], size=feed.image_size, crop=crop, max_pixels=feed.max_image_pixels)
+    return decode(
+        pair["image"], size=feed.image_size, crop=crop, max_pixels=feed.max_image_pixels, draft=feed.draft_decoding
+    )

@@ -4,17 +4,10 @@ folder."""
 
 from __future__ import annotations
 
-import math
 import os
 import tempfile
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-import numpy as np
 import ray
 import ray.train
 import ray.train.torch
@@ -22,55 +15,43 @@ import torch
 import torch.distributed as dist
 
 from orchestrator import store
-from orchestrator.artifacts import Artifact
-from orchestrator.catalog import Catalog
-from orchestrator.clip import checkpoint, model, optimiser
-from orchestrator.clip.loop import Batch, Learner, StepMetrics
-from orchestrator.clip.loss import MaskedClipLoss
+from orchestrator.clip import model
+from orchestrator.clip.loop import Learner, StepMetrics
 from orchestrator.clip.model import Clip
-from orchestrator.clip.schedule import cosine_with_warmup
-from orchestrator.config import Config, PhaseConfig
+from orchestrator.clip.schedule import learning_rate
 from orchestrator.errors import UserError
-from orchestrator.keeplist import KeepList
-from orchestrator.source import Part, Source
 from orchestrator.store import StoreError
-from orchestrator.training.feed import Feed, Rows, own_the_context, rank_batches
+from orchestrator.training import held_out
+from orchestrator.training.agreement import AgreedError, Clock, Wishes, from_first, gather
+from orchestrator.training.batches import BatchRecord
+from orchestrator.training.checkpoints import Checkpoints
+from orchestrator.training.feed import Feed, batch_keys, own_the_context
+from orchestrator.training.job import Job
+from orchestrator.training.loader import Loaded, load
+from orchestrator.training.log import Log, Pace
 from orchestrator.training.skips import Skips
-from orchestrator.training.stream import Stream
-from orchestrator.training.tracking import Curve, Trackers
 
-CHECKPOINT_FILE = "state.pt"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """A phase as its workers get it."""
-
-    config: Config
-    phase: PhaseConfig
-    name: str
-    artifact: Artifact
-    start_uri: str | None
-    source: Source
-    parts: tuple[Part, ...]
-    catalog: Catalog
-    keep: KeepList
-    stream: Stream
-    ticker: Any
+KEYS_TOLD = 5
 
 
 def train_worker(loop_config: dict[str, Job]) -> None:
     """Ray Train's entry on every worker.
 
-    A mistake that all ranks see alike goes to the driver by the ticker, as no retry would mend it; a place that cannot
-    be written is seen by rank 0 alone, so it must bring the group down."""
+    A user's mistake goes to the driver by the ticker, as no retry would mend it. Where all ranks see it they end by
+    themselves; where one alone does, it must bring down the group, whose next start then ends at once. A place that
+    cannot be written may be so for a moment only: the group starts again from the last checkpoint."""
     job = loop_config["job"]
+    if ray.get(job.ticker.read.remote()).mistake is not None:
+        return
     try:
         _Worker(job).run()
+    except AgreedError as error:
+        ray.get(job.ticker.refuse.remote(str(error)))
     except StoreError:
         raise
     except UserError as error:
         ray.get(job.ticker.refuse.remote(str(error)))
+        raise
 
 
 class _Worker:
@@ -81,82 +62,90 @@ class _Worker:
         if self.device.type == "cpu":
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
         own_the_context(num_ranks=self.num_ranks, worker_cpus=training.cpus_per_worker)
-        self.skips = Skips(num_ranks=self.num_ranks, max_share=training.max_bad_pairs)
-        self.clip = _build_model(job)
-        self.learner = self._learner()
-        self.first_step = self._restore()
-
-    def _learner(self) -> Learner:
-        training = self.job.config.training
-        wrapped = ray.train.torch.prepare_model(
-            self.clip.model, parallel_strategy_kwargs={"gradient_as_bucket_view": True}
-        )
-        adamw = optimiser.adamw(
-            self.clip.model,
-            lr=self.job.phase.lr,
-            weight_decay=training.weight_decay,
-            beta1=training.beta1,
-            beta2=training.beta2,
-            eps=training.eps,
-        )
-        loss = MaskedClipLoss(local_loss=training.local_loss, rank=self.rank, world_size=self.num_ranks)
+        self.skips = Skips(max_share=training.max_bad_pairs)
+        self.clip = build_model(job)
         try:
-            return Learner(
-                model=wrapped,
-                loss=loss,
-                optimiser=adamw,
-                precision=training.precision,
-                grad_clip_norm=training.grad_clip_norm,
-                device=self.device,
-                mean=self.clip.preprocess_cfg["mean"],
-                std=self.clip.preprocess_cfg["std"],
-            )
+            self.learner = Learner(self.clip, job.recipe, device=self.device, rank=self.rank, num_ranks=self.num_ranks)
         except ValueError as error:
-            raise UserError(f"training: {error}") from error
+            raise AgreedError(f"training: {error}") from error
+        self.checkpoints = Checkpoints(job.artifact.path("checkpoints"), keep=training.keep_checkpoints)
+        self.clock = Clock(training.checkpoint_every_minutes)
+        self.first_step = self._restore()
+        self.log = Log(job, self.first_step) if self.rank == 0 else None
+        self.record = self._batch_record() if training.record_batches else None
+        self.best = held_out.Best(job.artifact, training.best_metric) if training.keep_model == "best" else None
+        self.stopping = self.checkpoint_asked = False
 
     def _restore(self) -> int:
-        last = ray.train.get_checkpoint()
-        if last is None:
+        found: tuple[str | None, list[str]] = self.checkpoints.newest() if self.rank == 0 else (None, [])
+        name, problems = from_first(found, self.num_ranks)
+        if self.rank == 0:
+            for problem in problems:
+                self.job.ticker.warn.remote(f"{self.job.name}: {problem}")
+        if name is None:
             return 0
-        with last.as_directory() as folder:
-            self.skips.restore(Path(folder))
-            return checkpoint.restore(self.learner, checkpoint.load(Path(folder) / CHECKPOINT_FILE))
+        saved = self.checkpoints.load(name)
+        self.skips.restore(saved["skips"])
+        self.learner.restore(saved["learner"])
+        return saved["step"]
+
+    def _batch_record(self) -> BatchRecord:
+        uri = self.job.artifact.path("batches")
+        record = BatchRecord(uri, rank=self.rank, num_ranks=self.num_ranks, first_step=self.first_step)
+        if self.rank == 0:
+            record.drop_lost_steps()
+        if self.num_ranks > 1:
+            dist.barrier()
+        return record
 
     def run(self) -> None:
         """Every step from the last checkpoint to the end."""
-        job, stream, training = self.job, self.job.stream, self.job.config.training
-        log = _Log(job, self.first_step) if self.rank == 0 else None
-        batches, pace = self._batches(), _Pace(self.first_step)
-        for step in range(self.first_step, stream.num_steps):
+        job, pace = self.job, Pace(self.first_step)
+        batches = self._batches()
+        for step in range(self.first_step, job.stream.num_steps):
             with pace.waiting():
-                batch = next(batches)
-            metrics = self.learner.step(batch, self._lr(step))
-            done, last = step + 1, step + 1 == stream.num_steps
-            if done % training.log_every_steps == 0 or last:
-                record = self._record(done, metrics) | pace.mark(done, stream.global_batch_size)
-                if log is not None:
-                    log.add(record)
-            if done % training.checkpoint_every_steps == 0 and not last:
-                self._checkpoint(done, log)
-        if log is not None:
-            self._finish(log)
-        if self.num_ranks > 1:
-            dist.barrier()
+                loaded = next(batches)
+            self.skips.add(loaded.rows)
+            if self.record is not None:
+                self.record.add(step, loaded.rows)
+            metrics = self.learner.step(loaded.batch, lr=self._lr(step), step=step)
+            if self._is_due(job.config.training.log_every_steps, step + 1) or self._evaluates(step + 1):
+                self._log(step + 1, metrics, pace)
+            if self._wants_checkpoint(step + 1):
+                self._checkpoint(step + 1)
+                if self.stopping:
+                    return self._stop(step + 1)
+        self._finish()
 
-    def _seen(self, done: int) -> int:
-        return min(done * self.job.stream.global_batch_size, self.job.stream.num_samples)
+    def _is_due(self, every_steps: int, done: int) -> bool:
+        return done % every_steps == 0 or done == self.job.stream.num_steps
+
+    def _evaluates(self, done: int) -> bool:
+        every = self.job.config.training.evaluate_every_steps
+        return every is not None and self._is_due(every, done)
+
+    def _wants_checkpoint(self, done: int) -> bool:
+        if done == self.job.stream.num_steps:
+            return False
+        return done % self.job.config.training.checkpoint_every_steps == 0 or self.stopping or self.checkpoint_asked
 
     def _lr(self, step: int) -> float:
-        return cosine_with_warmup(
+        job, phase = self.job, self.job.phase
+        return learning_rate(
             step,
-            peak_lr=self.job.phase.lr,
-            num_steps=self.job.stream.num_steps,
-            num_warmup_steps=num_warmup_steps(self.job.phase, self.job.stream),
+            schedule=phase.lr_schedule,
+            peak_lr=phase.lr,
+            num_warmup_steps=job.num_warmup_steps,
+            num_steps=job.stream.num_steps,
+            num_cooldown_steps=job.num_cooldown_steps,
+            cooldown_power=phase.cooldown_power,
+            cooldown_end_lr=phase.cooldown_end_lr,
+            num_restarts=phase.lr_restarts,
         )
 
-    def _batches(self) -> Iterator[Batch]:
+    def _feed(self) -> Feed:
         job, training, size = self.job, self.job.config.training, self.clip.preprocess_cfg["size"]
-        feed = Feed(
+        return Feed(
             source=job.source,
             parts=job.parts,
             catalog=job.catalog,
@@ -164,138 +153,124 @@ class _Worker:
             stream=job.stream,
             image_size=size[0] if isinstance(size, (tuple, list)) else size,
             augmentation=training.augmentation,
+            draft_decoding=training.draft_decoding,
             max_image_pixels=training.max_image_pixels,
         )
-        slots = job.stream.global_batch_size // self.num_ranks
-        for rows in rank_batches(feed, rank=self.rank, num_ranks=self.num_ranks, first_step=self.first_step):
-            self.skips.add(rows)
-            yield to_batch(rows, self.clip, slots)
-        # a rank whose lanes end before the last global batch still takes part in it, with no pair of its own
-        none = np.zeros((0, feed.image_size, feed.image_size, 3), np.uint8)
-        yield to_batch({"image": none, "caption": np.array([], object), "valid": np.zeros(0, bool)}, self.clip, slots)
 
-    def _record(self, done: int, metrics: StepMetrics) -> dict[str, float]:
-        seen, loss = self._seen(done), metrics.loss.item()
-        self.skips.agree(self.job.name, seen)
-        if not math.isfinite(loss):
-            raise UserError(
-                f"{self.job.name}: the loss is {loss} at step {done}; lower the learning rate, "
-                "set training.grad_clip_norm, or use training.precision=fp32"
-            )
-        return {
+    def _batches(self) -> Iterator[Loaded]:
+        return load(
+            self._feed(),
+            self.clip,
+            rank=self.rank,
+            num_ranks=self.num_ranks,
+            first_step=self.first_step,
+            pin_memory=self.device.type == "cuda",
+        )
+
+    def _log(self, done: int, metrics: StepMetrics, pace: Pace) -> None:
+        self._agree(done)
+        job, seen = self.job, self.job.seen(done)
+        record = {
             "step": done,
             "samples_seen": seen,
-            "epoch": seen / self.job.stream.num_pairs,
-            "loss": loss,
+            "epoch": seen / job.stream.num_pairs,
+            "loss": metrics.loss.item(),
             "lr": self._lr(done - 1),
             "logit_scale": metrics.logit_scale.item(),
             "grad_norm": metrics.grad_norm.item(),
             "skipped": self.skips.total,
+            **pace.mark(done, job.stream.global_batch_size),
         }
+        if self._evaluates(done):
+            record |= self._evaluate(done)
+            pace.restart(done)
+        if self.log is not None:
+            self.log.add(record)
 
-    def _checkpoint(self, done: int, log: _Log | None) -> None:
-        self.skips.agree(self.job.name, self._seen(done))
-        if log is None:
-            ray.train.report({"step": done})
+    def _agree(self, done: int) -> None:
+        """All ranks learn what any of them knows: pairs skipped, a wish to stop, a checkpoint due, a mistake."""
+        told = self.skips.told(), self._wishes(done)
+        skipped, wishes = zip(*gather(told, self.num_ranks), strict=True)
+        agreed = Wishes.of_all(wishes)
+        self.stopping, self.checkpoint_asked = agreed.stop, agreed.checkpoint
+        self.skips.agree(skipped, self.job.name, self.job.seen(done))
+
+    def _wishes(self, done: int) -> Wishes:
+        bad_step = self.learner.first_bad_step()
+        if bad_step is not None:
+            return Wishes(mistake=self._not_finite(bad_step))
+        if self.rank != 0:
+            return Wishes()
+        return Wishes(stop=ray.get(self.job.ticker.read.remote()).stop, checkpoint=self.clock.is_due())
+
+    def _not_finite(self, step: int) -> str:
+        keys, place = batch_keys(self._feed(), step), self.job.artifact.path("bad_batch.json")
+        if self.rank == 0:
+            store.write_json(place, {"step": step + 1, "keys": keys})
+        return (
+            f"{self.job.name}: loss or gradients are not finite at step {step + 1}, whose batch begins with "
+            f"{', '.join(keys[:KEYS_TOLD])} (all {len(keys)} keys: {place}); lower the learning rate, set "
+            "training.grad_clip_norm, or use training.precision=fp32"
+        )
+
+    def _evaluate(self, done: int) -> dict[str, float]:
+        exported = self.learner.export()
+        measured: dict[str, float] = {}
+        if self.rank == 0:
+            exported.model.to(self.device)
+            measured = held_out.evaluate(exported, self.job.config)
+            if self.best is not None:
+                self.best.offer(exported, measured, done)
+        if self.num_ranks > 1:
+            dist.barrier()
+        return measured
+
+    def _checkpoint(self, done: int) -> None:
+        # never a state that is not finite, and with the skips of all ranks
+        self._agree(done)
+        if self.record is not None:
+            self.record.flush(done)
+        state = self.learner.state()
+        self.clock.restart()
+        self.checkpoint_asked = False
+        if self.log is None or state is None:
             return
-        log.curve.flush()
-        with tempfile.TemporaryDirectory() as folder:
-            checkpoint.save(checkpoint.state(self.learner, done), Path(folder) / CHECKPOINT_FILE)
-            self.skips.save(Path(folder))
-            ray.train.report({"step": done}, checkpoint=ray.train.Checkpoint.from_directory(folder))
+        self.log.curve.flush()
+        self.checkpoints.save(done, {"step": done, "learner": state, "skips": self.skips.state()})
 
-    def _finish(self, log: _Log) -> None:
-        artifact, stream = self.job.artifact, self.job.stream
-        log.close()
-        with tempfile.TemporaryDirectory() as folder:
-            model.save(self.clip, Path(folder))
-            store.copy(folder, artifact.path("model"))
-        store.write_json(
-            artifact.path("summary.json"),
-            {
-                "loss": log.curve.records[-1]["loss"],
+    def _stop(self, done: int) -> None:
+        self.checkpoints.wait()
+        if self.log is not None:
+            self.log.close()
+            ray.get(self.job.ticker.stopped.remote(done))
+
+    def _finish(self) -> None:
+        job, stream = self.job, self.job.stream
+        if self.record is not None:
+            self.record.flush(stream.num_steps)
+        exported = self.learner.export()
+        self.checkpoints.wait()
+        if self.log is not None:
+            self.log.close()
+            if self.best is None:
+                held_out.save_model(exported, job.artifact.path("model"))
+            else:
+                store.copy(job.artifact.path("best"), job.artifact.path("model"))
+            summary = {
+                "loss": self.log.curve.records[-1]["loss"],
                 "steps": stream.num_steps,
                 "samples_seen": stream.num_samples,
                 "pairs": stream.num_pairs,
                 "epochs": round(stream.num_epochs, 4),
-                "skipped": self.skips.total,
-                "examples": self.skips.examples,
-            },
-        )
+                **self.skips.state(),
+            }
+            store.write_json(job.artifact.path("summary.json"), summary)
+        if self.num_ranks > 1:
+            dist.barrier()
 
 
-class _Pace:
-    """Samples/s and the share of the time spent waiting for data, since the last mark."""
-
-    def __init__(self, first_step: int):
-        self.step, self.marked, self.waited = first_step, time.monotonic(), 0.0
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        asked = time.monotonic()
-        yield
-        self.waited += time.monotonic() - asked
-
-    def mark(self, done: int, batch_size: int) -> dict[str, float]:
-        now = time.monotonic()
-        elapsed = now - self.marked
-        pace = {
-            "samples_per_second": (done - self.step) * batch_size / elapsed,
-            "data_wait_share": self.waited / elapsed,
-        }
-        self.step, self.marked, self.waited = done, now, 0.0
-        return pace
-
-
-class _Log:
-    """Rank 0's outlets for the curve."""
-
-    def __init__(self, job: Job, first_step: int):
-        self.curve = Curve(job.artifact.uri, first_step=first_step)
-        self.trackers = Trackers(
-            job.config.tracking,
-            uri=job.artifact.uri,
-            name=job.name,
-            first_step=first_step,
-            settings=job.config.model_dump(mode="json"),
-        )
-        self.ticker = job.ticker
-
-    def add(self, record: dict[str, float]) -> None:
-        self.curve.log(record)
-        self.trackers.log(record)
-        self.ticker.tick.remote(record)
-
-    def close(self) -> None:
-        self.curve.flush()
-        self.trackers.close()
-
-
-def num_warmup_steps(phase: PhaseConfig, stream: Stream) -> int:
-    """Warm-up in steps, from steps or from (parts of) epochs."""
-    if phase.warmup_steps:
-        return phase.warmup_steps
-    return round(phase.warmup_epochs * stream.num_pairs / stream.global_batch_size)
-
-
-def to_batch(rows: Rows, clip: Clip, slots: int) -> Batch:
-    """Decoded rows as tensors, filled up with masked slots: every rank's share of a batch has the same size.
-
-    The filling repeats the rows, so that a batch norm's statistics stay those of pictures."""
-    num_rows = len(rows["valid"])
-    images = torch.from_numpy(np.ascontiguousarray(rows["image"])).permute(0, 3, 1, 2)
-    texts = clip.tokenizer(list(rows["caption"])) if num_rows else clip.tokenizer([""])[:0]
-    valid = torch.from_numpy(rows["valid"].astype(bool))
-    if num_rows < slots:
-        fill = torch.arange(slots - num_rows) % max(1, num_rows)
-        blank = 0 if num_rows else slots
-        images = torch.cat([images, images[fill[: slots - blank]], images.new_zeros(blank, *images.shape[1:])])
-        texts = torch.cat([texts, texts[fill[: slots - blank]], texts.new_zeros(blank, texts.shape[1])])
-        valid = torch.cat([valid, valid.new_zeros(slots - num_rows)])
-    return Batch(images=images, texts=texts, valid=valid)
-
-
-def _build_model(job: Job) -> Clip:
+def build_model(job: Job) -> Clip:
+    """The model a phase starts from: new, pre-trained elsewhere, or that of the phase before."""
     config = job.config.model
     try:
         if job.start_uri is None:
@@ -311,4 +286,4 @@ def _build_model(job: Job) -> Clip:
             store.copy(job.start_uri, folder)
             return model.load(folder)
     except ValueError as error:
-        raise UserError(f"model: {error}") from error
+        raise AgreedError(f"model: {error}") from error

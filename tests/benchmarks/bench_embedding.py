@@ -43,7 +43,7 @@ from orchestrator.config import ClusterConfig, EfficientNetLite0Encoder, Limits,
 from orchestrator.config.embedding import EncoderConfig
 from orchestrator.decode import decode
 from orchestrator.embedding.actor import Description, build_encoder, describe
-from orchestrator.embedding.execution import CPU_ALLOCATOR, Pass, num_actors, threads_per_actor
+from orchestrator.embedding.execution import Pass, num_actors, threads_per_actor
 from orchestrator.embedding.pool import Pictures, Pool
 from orchestrator.progress import Display
 from orchestrator.source import Part, Source, open_source
@@ -201,7 +201,7 @@ def one_round(encoder: str, settings: EncoderConfig, uri: str, scratch: Path) ->
     pictures = Pictures(*described.pictures, max_pixels=settings.max_image_pixels)
     cluster.connect(ClusterConfig())
     num_threads = num_actors() * threads_per_actor()
-    environment = {} if cluster.num_gpus() else CPU_ALLOCATOR
+    environment = {} if cluster.num_gpus() else cluster.CPU_ALLOCATOR
     use = GpuUse() if cluster.num_gpus() else None
     if use:
         use.start()

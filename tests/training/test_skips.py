@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-from orchestrator.errors import UserError
+from orchestrator.training.agreement import AgreedError
 from orchestrator.training.feed import NO_CAPTION
 from orchestrator.training.skips import Skips
 
@@ -18,33 +16,47 @@ def rows(*problems: str) -> dict[str, np.ndarray]:
     return {"key": keys, "problem": column, "valid": column == ""}
 
 
+def agree(skips: Skips, seen: int) -> None:
+    skips.agree([skips.told()], "pretrain", seen)
+
+
 def test_bad_pairs_are_counted_and_named() -> None:
-    skips = Skips(num_ranks=1, max_share=0.05)
+    skips = Skips(max_share=0.05)
     skips.add(rows("", "undecodable: no", "", NO_CAPTION))
-    skips.agree("pretrain", 4)
+    agree(skips, 4)
     assert (skips.total, skips.unreadable) == (2, 1)
     assert skips.examples == ["001: undecodable: no", f"003: {NO_CAPTION}"]
 
 
+def test_those_of_all_ranks_are_added_up_and_told_once() -> None:
+    first, second = Skips(max_share=0.5), Skips(max_share=0.5)
+    first.add(rows("undecodable: no", ""))
+    second.add(rows("", NO_CAPTION))
+    told = [first.told(), second.told()]
+    for skips in (first, second):
+        skips.agree(told, "pretrain", 4)
+        assert (skips.total, skips.unreadable) == (2, 1)
+    assert first.told() == (0, 0, [])
+
+
 def test_a_share_above_the_limit_ends_the_phase() -> None:
-    skips = Skips(num_ranks=1, max_share=0.01)
+    skips = Skips(max_share=0.01)
     skips.add(rows(*["undecodable: no"] * 50))
-    with pytest.raises(UserError, match=r"50 of 1,000 samples.*training\.max_bad_pairs"):
-        skips.agree("pretrain", 1000)
+    with pytest.raises(AgreedError, match=r"50 of 1,000 samples.*training\.max_bad_pairs"):
+        agree(skips, 1000)
 
 
 def test_a_few_early_ones_and_any_without_caption_do_not() -> None:
-    skips = Skips(num_ranks=1, max_share=0.05)
+    skips = Skips(max_share=0.05)
     skips.add(rows("undecodable: no", "undecodable: no", *[NO_CAPTION] * 30))
-    skips.agree("pretrain", 32)
+    agree(skips, 32)
     assert skips.total == 32
 
 
-def test_counts_survive_a_restart(tmp_path: Path) -> None:
-    skips = Skips(num_ranks=1, max_share=0.5)
+def test_counts_survive_a_restart() -> None:
+    skips = Skips(max_share=0.5)
     skips.add(rows("", "undecodable: no"))
-    skips.agree("pretrain", 2)
-    skips.save(tmp_path)
-    again = Skips(num_ranks=1, max_share=0.5)
-    again.restore(tmp_path)
-    assert (again.total, again.unreadable, again.examples) == (1, 1, skips.examples)
+    agree(skips, 2)
+    again = Skips(max_share=0.5)
+    again.restore(skips.state())
+    assert again.state() == skips.state() == {"skipped": 1, "unreadable": 1, "examples": skips.examples}

@@ -1,0 +1,82 @@
+"""The checkpoints of a phase: a file each, written in a thread beside the steps, whole or not at all.
+
+A phase goes on from the newest file that can be read; what cannot be read (cut off, damaged) is told, and the one
+before it taken."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from orchestrator import store
+from orchestrator.clip import checkpoint
+from orchestrator.store import StoreError
+
+NAME = re.compile(r"step_(\d{12})\.pt")
+
+
+class Checkpoints:
+    """Writes and finds the checkpoints in a folder; keeps the `keep` newest."""
+
+    def __init__(self, uri: str, *, keep: int):
+        self.uri, self.keep = uri, keep
+        self.writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self.writing: Future[None] | None = None
+
+    def names(self) -> list[str]:
+        """The files' names, oldest first."""
+        return [name for name in store.names(self.uri) if NAME.fullmatch(name)]
+
+    def newest(self) -> tuple[str | None, list[str]]:
+        """The newest file that can be read, and a line for each newer one that cannot."""
+        problems = []
+        for name in reversed(self.names()):
+            try:
+                self.load(name)
+            except ValueError as error:
+                problems.append(f"a checkpoint cannot be read, the one before it is taken: {error}")
+                continue
+            return name, problems
+        return None, problems
+
+    def load(self, name: str) -> dict[str, Any]:
+        """What was saved. Errors: `ValueError` for a file that is cut off or damaged."""
+        if store.is_local(self.uri):
+            return checkpoint.load(Path(store.join(self.uri, name)))
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / name
+            path.write_bytes(store.read(store.join(self.uri, name)))
+            return checkpoint.load(path)
+
+    def save(self, step: int, saved: dict[str, Any]) -> None:
+        """Begins to write the state after `step` steps, once the write before it has ended.
+
+        `saved` must not change any more. Errors: `StoreError` when the write before it failed."""
+        self.wait()
+        self.writing = self.writer.submit(self._write, f"step_{step:012d}.pt", saved)
+
+    def wait(self) -> None:
+        """Until the last write has ended. Errors: `StoreError` when it failed."""
+        if self.writing is not None:
+            done, self.writing = self.writing, None
+            done.result()
+
+    def _write(self, name: str, saved: dict[str, Any]) -> None:
+        target = store.join(self.uri, name)
+        try:
+            if store.is_local(self.uri):
+                checkpoint.save(saved, Path(target))
+            else:
+                with tempfile.TemporaryDirectory() as folder:
+                    checkpoint.save(saved, Path(folder) / name)
+                    store.put_file(str(Path(folder) / name), target)
+        except (OSError, RuntimeError) as error:
+            # torch's writer turns the system's error into one of its own
+            cause = error.__context__ if isinstance(error.__context__, OSError) else error
+            reason = getattr(cause, "strerror", None) or " ".join(str(cause).split())
+            raise StoreError(f"cannot write the checkpoint {target}: {reason}; expected a place with room") from error
+        for old in self.names()[: -self.keep]:
+            store.remove(store.join(self.uri, old))

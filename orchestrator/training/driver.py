@@ -1,0 +1,131 @@
+"""The driver's side of a phase: starts Ray Train's workers, shows their progress, passes on SIGTERM, tells how they
+ended."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import pyarrow.fs as pafs
+import ray
+from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from orchestrator import cluster, store
+from orchestrator.artifacts import Artifact
+from orchestrator.errors import Stopped, UserError
+from orchestrator.progress import Display, StageProgress
+from orchestrator.training.job import Job
+from orchestrator.training.ticker import Told
+from orchestrator.training.worker import train_worker
+
+POLL_SECONDS = 0.5
+
+
+def fit(job: Job, num_workers: int, display: Display) -> None:
+    """Trains to the end.
+
+    Errors: `UserError` with the workers' own line; `Stopped` after a SIGTERM, when a checkpoint is written."""
+    trainer = _trainer(job, num_workers)
+    with display.stage(job.name, unit="samples", total=job.stream.num_samples) as progress:
+        try:
+            with _passing_on_sigterm(job.ticker), _following(job.ticker, progress, display):
+                trainer.fit()
+        except WorkerGroupError as error:
+            raise _cause(error, _read(job.ticker)) from None
+        told = _read(job.ticker)
+        if told.mistake is not None:
+            raise UserError(told.mistake)
+        if told.stopped_at is not None:
+            raise Stopped(
+                f"{job.name}: stopped after step {told.stopped_at:,} of {job.stream.num_steps:,}, with a checkpoint; "
+                "the same command goes on from there"
+            )
+        loss = store.read_json(job.artifact.path("summary.json"))["loss"]
+        progress.update(job.stream.num_samples, note=f"loss {loss:.3f}")
+
+
+def _cause(error: WorkerGroupError, told: Told) -> Exception:
+    # one line says more than the trace of every worker, where the fault is the pool's, the store's or the config's
+    if told.mistake is not None:
+        return UserError(told.mistake)
+    failures = error.worker_failures.values()
+    return next((cause for cause in failures if isinstance(cause, (UserError, OSError))), error)
+
+
+def _trainer(job: Job, num_workers: int) -> TorchTrainer:
+    training, use_gpu = job.config.training, cluster.num_gpus() > 0
+    resources = {"CPU": float(training.cpus_per_worker)} | ({"GPU": 1.0} if use_gpu else {})
+    return TorchTrainer(
+        train_worker,
+        train_loop_config={"job": job},
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=resources),
+        run_config=RunConfig(
+            name="train",
+            **_storage(job.artifact),
+            failure_config=FailureConfig(max_failures=training.max_failures),
+            worker_runtime_env={} if use_gpu else {"env_vars": cluster.CPU_ALLOCATOR},
+        ),
+    )
+
+
+def _storage(artifact: Artifact) -> dict[str, Any]:
+    # Ray Train takes a pyarrow file system; fsspec's own is wrapped, so that one set of credentials serves all
+    if store.is_local(artifact.uri):
+        return {"storage_path": artifact.path("ray")}
+    fs, path = store.filesystem(artifact.path("ray"))
+    return {"storage_path": path, "storage_filesystem": pafs.PyFileSystem(pafs.FSSpecHandler(fs))}
+
+
+def _read(ticker: Any) -> Told:
+    return ray.get(ticker.read.remote())
+
+
+@contextmanager
+def _following(ticker: Any, progress: StageProgress, display: Display) -> Iterator[None]:
+    ended, num_shown = threading.Event(), 0
+
+    def show() -> None:
+        nonlocal num_shown
+        told = _read(ticker)
+        for warning in told.warnings[num_shown:]:
+            display.line(warning)
+        num_shown = len(told.warnings)
+        if told.latest:
+            note = f"loss {told.latest['loss']:.3f}, step {told.latest['step']:.0f}"
+            progress.update(int(told.latest["samples_seen"]), note=note)
+
+    def follow() -> None:
+        while not ended.wait(POLL_SECONDS):
+            show()
+
+    follower = threading.Thread(target=follow, daemon=True)
+    follower.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        follower.join()
+        show()
+
+
+@contextmanager
+def _passing_on_sigterm(ticker: Any) -> Iterator[None]:
+    # only a main thread may; a trial of a sweep runs in another, and is stopped by the sweep
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        ticker.stop.remote()
+
+    before = signal.signal(signal.SIGTERM, pass_on)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

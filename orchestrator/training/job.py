@@ -1,0 +1,56 @@
+"""A training phase as its workers get it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.artifacts import Artifact
+from orchestrator.catalog import Catalog
+from orchestrator.clip.recipe import Recipe
+from orchestrator.config import Config, PhaseConfig
+from orchestrator.keeplist import KeepList
+from orchestrator.source import Part, Source
+from orchestrator.training.stream import Stream
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What one phase is: its settings, its pairs in their order, the weights it starts from, where its results go.
+
+    `ticker` is the actor by which workers and driver tell each other things."""
+
+    config: Config
+    phase: PhaseConfig
+    name: str
+    artifact: Artifact
+    start_uri: str | None
+    source: Source
+    parts: tuple[Part, ...]
+    catalog: Catalog
+    keep: KeepList
+    stream: Stream
+    ticker: Any
+
+    @property
+    def recipe(self) -> Recipe:
+        """How the model is trained; its fields have the names of the settings."""
+        shared = self.config.training.model_dump(include=set(Recipe.__dataclass_fields__))
+        return Recipe(**shared | {"patch_dropout": self.phase.patch_dropout})
+
+    @property
+    def num_warmup_steps(self) -> int:
+        """Warm-up in steps, from steps or from (parts of) epochs."""
+        return self.phase.warmup_steps or self._steps(self.phase.warmup_epochs)
+
+    @property
+    def num_cooldown_steps(self) -> int:
+        """Steps of the final cooldown."""
+        return self._steps(self.phase.cooldown_epochs)
+
+    def seen(self, done: int) -> int:
+        """Samples that so many steps have seen."""
+        return min(done * self.stream.global_batch_size, self.stream.num_samples)
+
+    def _steps(self, epochs: float) -> int:
+        return round(epochs * self.stream.num_pairs / self.stream.global_batch_size)

@@ -1,0 +1,51 @@
+"""The line between a phase's workers and its driver, which outlives any restart of the workers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import ray
+
+
+@dataclass
+class Told:
+    """What was said so far: rank 0's latest numbers, what the user should know, a mistake that no retry mends, whether
+    the driver wants the phase to stop, and the step at which it did."""
+
+    latest: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    mistake: str | None = None
+    stop: bool = False
+    stopped_at: int | None = None
+
+
+@ray.remote(num_cpus=0)
+class Ticker:
+    """Keeps what workers and driver tell each other."""
+
+    def __init__(self) -> None:
+        self.told = Told()
+
+    def tick(self, record: dict[str, float]) -> None:
+        """Takes the numbers of a logged step."""
+        self.told.latest = record
+
+    def warn(self, message: str) -> None:
+        """Takes a line for the user."""
+        self.told.warnings.append(message)
+
+    def refuse(self, message: str) -> None:
+        """Takes a mistake that no retry mends; the first is the cause of the others."""
+        self.told.mistake = self.told.mistake or message
+
+    def stop(self) -> None:
+        """The driver's wish: a checkpoint, then the end."""
+        self.told.stop = True
+
+    def stopped(self, step: int) -> None:
+        """The workers' answer to it."""
+        self.told.stopped_at = step
+
+    def read(self) -> Told:
+        """All of it."""
+        return self.told

@@ -1,0 +1,236 @@
+"""Training disturbed in every way and started again: the very next global batch, every batch once, the same losses.
+
+Each test disturbs a run of 300 steps; what it is compared with is one that nobody disturbed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from commands import Shell, in_shell
+from pools import Pair, make_pairs, write_tars
+from training_runs import (
+    BATCH,
+    NUM_PAIRS,
+    STEPS,
+    batches,
+    called,
+    checkpoints,
+    command_of,
+    curve,
+    descendants,
+    kill,
+    phase_folder,
+    said,
+    started,
+    wait_for,
+    wait_for_checkpoints,
+)
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+WORKER, RAYLET, HEAD = "RayTrainWorker", "raylet/raylet", "gcs_server"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(typed: Shell, tiny_conf: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run from one end to the other."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    done = typed(command_of(tiny_conf, folder), cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def command(tiny_conf: str, tmp_path: Path) -> str:
+    """The command of the same run in a folder of the test's own."""
+    return command_of(tiny_conf, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def env(ray_cluster: str) -> dict[str, str]:
+    """What makes a command use the session's cluster."""
+    return {"RAY_ADDRESS": ray_cluster, "RAY_AUTH_MODE": "token"}
+
+
+def check_same(folder: Path, undisturbed: Path, *, num_losses: int = STEPS) -> None:
+    """The same pairs in every global batch as in the undisturbed run, every step once, and the same losses."""
+    ours, theirs = curve(folder), curve(undisturbed)
+    assert [record["step"] for record in ours] == list(range(1, STEPS + 1))
+    assert batches(folder) == batches(undisturbed)
+    assert [record["loss"] for record in ours[:num_losses]] == pytest.approx(
+        [record["loss"] for record in theirs[:num_losses]], abs=1e-5
+    )
+    assert (folder / "OUT" / "model" / "open_clip_model.safetensors").exists()
+    assert not checkpoints(folder), "of no use any more"
+
+
+def resume(shell: Shell, command: str, folder: Path, *, after: int, **how: Any) -> subprocess.CompletedProcess[str]:
+    """Types the command again; it must not do the steps up to `after` once more."""
+    before = [record for record in curve(folder) if record["step"] <= after]
+    done = shell(command, cwd=folder, **how)
+    assert done.returncode == 0, done.stderr
+    # pace and all: these are the very records of the first attempt
+    assert curve(folder)[: len(before)] == before
+    return done
+
+
+def last_step(folder: Path) -> int:
+    """Of the newest checkpoint."""
+    return int(checkpoints(folder)[-1].stem.removeprefix("step_"))
+
+
+def test_undisturbed_every_pair_comes_once_an_epoch(undisturbed: Path) -> None:
+    keys = list(batches(undisturbed).values())
+    assert [len(batch) for batch in keys] == [BATCH] * STEPS
+    an_epoch = NUM_PAIRS // BATCH
+    for start in range(0, STEPS, an_epoch):
+        epoch = sorted(key for batch in keys[start : start + an_epoch] for key in batch)
+        assert len(set(epoch)) == len(epoch) == NUM_PAIRS
+
+
+def test_driver_and_cluster_killed(command: str, tmp_path: Path, undisturbed: Path) -> None:
+    with started(command, tmp_path) as process:
+        wait_for_checkpoints(3, tmp_path, process)
+        kill(process)
+    step = last_step(tmp_path)
+    assert 60 <= step < STEPS
+    resume(in_shell, command, tmp_path, after=step)
+    check_same(tmp_path, undisturbed)
+
+
+def test_one_worker_killed(command: str, tmp_path: Path, env: dict[str, str], undisturbed: Path) -> None:
+    with started(command, tmp_path) as process:
+        wait_for_checkpoints(2, tmp_path, process)
+        workers = called(WORKER, descendants(process.pid))
+        assert len(workers) == 2
+        os.kill(workers[0].pid, signal.SIGKILL)
+        assert process.wait(timeout=500) == 0, said(tmp_path)
+    check_same(tmp_path, undisturbed)
+
+
+def test_the_head_of_the_cluster_killed(command: str, tmp_path: Path, typed: Shell, undisturbed: Path) -> None:
+    with started(command, tmp_path) as process:
+        wait_for_checkpoints(2, tmp_path, process)
+        family = descendants(process.pid)
+        for one in called(HEAD, family) + called(RAYLET, family):
+            one.kill()
+        assert process.wait(timeout=300) not in (0, None)
+    resume(typed, command, tmp_path, after=last_step(tmp_path))
+    check_same(tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize("num_workers", [1, 4])
+def test_another_number_of_workers_takes_over(
+    num_workers: int, command: str, tmp_path: Path, typed: Shell, env: dict[str, str], undisturbed: Path
+) -> None:
+    with started(command, tmp_path, env) as process:
+        wait_for_checkpoints(2, tmp_path, process)
+        kill(process)
+    step = last_step(tmp_path)
+    resume(typed, f"{command} training.num_workers={num_workers}", tmp_path, after=step)
+    check_same(tmp_path, undisturbed, num_losses=step + 20)
+
+
+def test_sigterm_is_a_checkpoint_and_the_end(
+    command: str, tmp_path: Path, typed: Shell, env: dict[str, str], undisturbed: Path
+) -> None:
+    rare = command.replace("checkpoint_every_steps=20", "checkpoint_every_steps=10000")
+    with started(rare, tmp_path, env) as process:
+        wait_for(
+            lambda: (tmp_path / "STORE" / "pretrain").exists() and list(tmp_path.glob("STORE/*/*/tensorboard/*")),
+            process,
+        )
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=120) == 143, said(tmp_path)
+    assert "stopped after step" in said(tmp_path)
+    assert len(checkpoints(tmp_path)) == 1
+    resume(typed, command, tmp_path, after=last_step(tmp_path))
+    check_same(tmp_path, undisturbed)
+
+
+def test_a_checkpoint_cut_off(
+    command: str, tmp_path: Path, typed: Shell, env: dict[str, str], undisturbed: Path
+) -> None:
+    with started(command, tmp_path, env) as process:
+        wait_for_checkpoints(3, tmp_path, process)
+        kill(process)
+    before, newest = checkpoints(tmp_path)[-2:]
+    os.truncate(newest, newest.stat().st_size // 2)
+    done = resume(typed, command, tmp_path, after=int(before.stem.removeprefix("step_")))
+    assert "the one before it is taken" in done.stdout
+    assert newest.name in done.stdout
+    check_same(tmp_path, undisturbed)
+
+
+def test_a_shard_that_vanishes(
+    command: str, tmp_path: Path, typed: Shell, env: dict[str, str], undisturbed: Path
+) -> None:
+    shard, away = tmp_path / "pool" / "00001.tar", tmp_path / "away.tar"
+    with started(command, tmp_path, env) as process:
+        wait_for_checkpoints(1, tmp_path, process)
+        shard.rename(away)
+        assert process.wait(timeout=300) == 2, said(tmp_path)
+    (line,) = [line for line in said(tmp_path).splitlines() if line.startswith("orchestrator: ")]
+    assert "00001.tar" in line
+    away.rename(shard)
+    resume(typed, command, tmp_path, after=last_step(tmp_path))
+    check_same(tmp_path, undisturbed)
+
+
+def test_a_shard_that_changed_is_another_pool(command: str, tmp_path: Path, typed: Shell, env: dict[str, str]) -> None:
+    with started(command, tmp_path, env) as process:
+        wait_for_checkpoints(1, tmp_path, process)
+        kill(process)
+    before = phase_folder(tmp_path)
+    pairs = make_pairs(NUM_PAIRS)
+    pairs[50] = Pair(pairs[50].key, "another caption", pairs[49].image)
+    write_tars(tmp_path / "pool", pairs, num_shards=3)
+    done = typed(f"{command} training.epochs=1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (after,) = set((tmp_path / "STORE" / "pretrain").iterdir()) - {before}
+    assert len((after / "metrics.jsonl").read_text().splitlines()) == NUM_PAIRS // BATCH, "from the first step on"
+
+
+def test_a_loss_that_is_no_number(command: str, tmp_path: Path, typed: Shell) -> None:
+    done = typed(f"{command} training.lr=1e30 training.log_every_steps=7", cwd=tmp_path)
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert "not finite at step" in line
+    assert "bad_batch.json" in line
+    assert not checkpoints(tmp_path), "no state that is not finite is kept"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a file system of 40 MiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(place)], check=False)
+    if mounted.returncode:
+        pytest.skip("needs the right to mount")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_full_disk(tiny_conf: str, small_disk: Path, typed: Shell, env: dict[str, str], undisturbed: Path) -> None:
+    command, ballast = command_of(tiny_conf, small_disk), small_disk / "ballast"
+    with started(command, small_disk, env) as process:
+        wait_for_checkpoints(1, small_disk, process)
+        free = os.statvfs(small_disk)
+        ballast.write_bytes(bytes(free.f_bavail * free.f_frsize))
+        assert process.wait(timeout=300) == 2
+    assert checkpoints(small_disk), "the checkpoints before it are whole"
+    ballast.unlink()
+    resume(typed, command, small_disk, after=0)
+    check_same(small_disk, undisturbed)
+
+
+def test_no_worker_is_left_behind(ray_cluster: str) -> None:
+    ours = psutil.Process().children(recursive=True)
+    assert not [one for one in called(WORKER, ours) if one.status() != psutil.STATUS_ZOMBIE]
