@@ -132,7 +132,9 @@ def _train(
     )
     fit(job, num_workers, display)
     summary = store.read_json(artifact.path("summary.json"))
-    artifact.publish(totals={**summary, "num_workers": num_workers}, parts=[], seconds=time.monotonic() - started)
+    # a phase that was interrupted took what came before its last checkpoint, too
+    seconds = summary["seconds_before"] + time.monotonic() - started
+    artifact.publish(totals={**summary, "num_workers": num_workers}, parts=[], seconds=seconds)
     for name in LEFT_BEHIND:
         store.remove(artifact.path(name))
     return artifact

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 
 import ray
@@ -70,6 +71,7 @@ class _Worker:
             raise AgreedError(f"training: {error}") from error
         self.checkpoints = Checkpoints(job.artifact.path("checkpoints"), keep=training.keep_checkpoints)
         self.clock = Clock(training.checkpoint_every_minutes)
+        self.started, self.seconds_before = time.monotonic(), 0.0
         self.first_step = self._restore()
         self.log = Log(job, self.first_step) if self.rank == 0 else None
         self.record = self._batch_record() if training.record_batches else None
@@ -87,6 +89,7 @@ class _Worker:
         saved = self.checkpoints.load(name)
         self.skips.restore(saved["skips"])
         self.learner.restore(saved["learner"])
+        self.seconds_before = saved["seconds"]
         return saved["step"]
 
     def _batch_record(self) -> BatchRecord:
@@ -236,7 +239,9 @@ class _Worker:
         if self.log is None or state is None:
             return
         self.log.curve.flush()
-        self.checkpoints.save(done, {"step": done, "learner": state, "skips": self.skips.state()})
+        seconds = self.seconds_before + time.monotonic() - self.started
+        saved = {"step": done, "seconds": seconds, "learner": state, "skips": self.skips.state()}
+        self.checkpoints.save(done, saved)
 
     def _stop(self, done: int) -> None:
         self.checkpoints.wait()
@@ -262,6 +267,7 @@ class _Worker:
                 "samples_seen": stream.num_samples,
                 "pairs": stream.num_pairs,
                 "epochs": round(stream.num_epochs, 4),
+                "seconds_before": self.seconds_before,
                 **self.skips.state(),
             }
             store.write_json(job.artifact.path("summary.json"), summary)

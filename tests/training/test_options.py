@@ -1,0 +1,97 @@
+"""Options of training, in whole runs: evaluation on the way and the best model kept; every trick of the learner at
+once on two workers; and what does not go together, told before anything is computed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from commands import Shell, tiny_command
+from pools import config_of, write_zero_shot
+from safetensors.torch import load_file
+
+from orchestrator.config import ConfigError
+from orchestrator.errors import UserError
+from orchestrator.training import held_out
+
+ZERO_SHOT = {"evaluation": {"zero_shot": {"uri": "zs.tar"}, "retrieval": {"uri": "pairs.tar"}}}
+SOURCE = {"format": "webdataset", "uri": "pool"}
+
+
+@pytest.mark.slow
+def test_the_best_model_on_the_way_is_kept(typed: Shell, tiny_conf: str, tar_pool: str, tmp_path: Path) -> None:
+    write_zero_shot(tmp_path)
+    done = typed(
+        f"{tiny_command(tiny_conf, tar_pool)} out=OUT store=STORE finetune.enabled=false training.epochs=6 "
+        "training.log_every_steps=100 training.evaluate_every_steps=5 training.keep_model=best "
+        "training.best_metric=zero_shot/top1",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    (phase,) = (tmp_path / "STORE" / "pretrain").iterdir()
+    curve = [json.loads(line) for line in (phase / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in curve] == [5, 10, 15, 20, 25, 27]
+    best = max(curve, key=lambda record: record["zero_shot/top1"])
+    noted = json.loads((phase / "best.json").read_text())
+    assert noted == {"step": best["step"], "metric": "zero_shot/top1", "value": best["zero_shot/top1"]}
+    report = json.loads((tmp_path / "OUT" / "report.json").read_text())
+    # the model of the run is that one: evaluated by itself it does as well
+    assert report["evaluation"]["pretrain"]["zero_shot"]["top1"] == pytest.approx(noted["value"])
+    assert not (phase / "best").exists(), "it is the phase's model now"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        "training.parallel=fsdp training.accumulation=2 training.ema_decay=0.9 training.patch_dropout=0.5 "
+        "training.grad_checkpointing=true training.grad_clip_norm=1.0 training.lr_schedule=constant",
+        "training.loss=siglip model.config.init_logit_bias=-10 training.precision=bf16 training.local_loss=false "
+        "training.lock_text=true training.lr_restarts=1 training.trim_captions=false",
+    ],
+    ids=["fsdp", "siglip"],
+)
+def test_options_together(typed: Shell, tiny_conf: str, tar_pool: str, tmp_path: Path, options: str) -> None:
+    write_zero_shot(tmp_path)
+    options = options.replace("model.config", "+model.config")
+    done = typed(f"{tiny_command(tiny_conf, tar_pool)} out=OUT store=STORE {options}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (phase,) = (tmp_path / "STORE" / "pretrain").iterdir()
+    curve = [json.loads(line) for line in (phase / "metrics.jsonl").read_text().splitlines()]
+    assert len(curve) == 9
+    assert all(torch.isfinite(torch.tensor(record["loss"])) for record in curve)
+    weights = load_file(phase / "model" / "open_clip_model.safetensors")
+    model = open_clip.create_model(f"local-dir:{tmp_path / 'OUT' / 'model'}")
+    assert {name: tensor.shape for name, tensor in model.state_dict().items()} == {
+        name: tensor.shape for name, tensor in weights.items()
+    }
+    assert list((phase / "checkpoints").glob("*")) == [] if (phase / "checkpoints").exists() else True
+
+
+@pytest.mark.parametrize(
+    ("training", "message"),
+    [
+        ({"keep_model": "best"}, "keep_model=best needs training.evaluate_every_steps"),
+        ({"lr_schedule": "constant", "lr_restarts": 2}, "lr_restarts=2 needs lr_schedule=cosine, got constant"),
+        ({"cooldown_epochs": 2.0}, "go together, got cosine and 2"),
+        ({"lr_schedule": "constant-cooldown"}, "go together, got constant-cooldown and 0"),
+        ({"patch_dropout": 1.0}, "patch_dropout"),
+    ],
+)
+def test_what_does_not_go_together(training: dict[str, object], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config_of(SOURCE, tmp_path, training=training)
+
+
+def test_the_best_by_a_metric_that_is_measured(tmp_path: Path) -> None:
+    best = {"evaluate_every_steps": 10, "keep_model": "best", "best_metric": "zero_shot/top_1"}
+    with pytest.raises(
+        UserError, match=r"best_metric=zero_shot/top_1: expected one of zero_shot/top1, zero_shot/top5, "
+    ):
+        held_out.check(config_of(SOURCE, tmp_path, training=best, **ZERO_SHOT))
+    held_out.check(config_of(SOURCE, tmp_path, training=best | {"best_metric": "zero_shot/top5"}, **ZERO_SHOT))
+    with pytest.raises(UserError, match="evaluate_every_steps is set, but there is no set"):
+        held_out.check(config_of(SOURCE, tmp_path, training=best))

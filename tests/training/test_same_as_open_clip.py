@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("open_clip_train")
+
+from benchmarks.check_same_loss import TOLERANCES, Losses, Pixels, batches, build, losses, our_losses
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def found() -> Losses:
+    return losses()
+
+
+@pytest.mark.parametrize("pixels", list(TOLERANCES))
+def test_the_first_steps_have_open_clips_losses(found: Losses, pixels: Pixels) -> None:
+    assert found.largest_difference(pixels) <= TOLERANCES[pixels]
+    # it is learning what is compared: chance is ln 64 = 4.16
+    assert min(found.ours) < 3.9
+
+
+def test_a_thousandth_of_the_learning_rate_is_seen(found: Losses) -> None:
+    spoilt = our_losses(build(), batches(), lr_factor=1.001)
+    for pixels, allowed in TOLERANCES.items():
+        assert Losses(spoilt, found.theirs).largest_difference(pixels) > 2 * allowed
