@@ -29,8 +29,7 @@ def make_learner(config: dict[str, Any], settings: dict[str, Any]) -> Learner:
 
 def own_slots(inputs: dict[str, Any], mask: str) -> Batch:
     ranks = slice(dist.get_rank(), None, dist.get_world_size())
-    tensors = (inputs["images"], inputs["texts"], inputs["masks"][mask], inputs["keys"])
-    return Batch(*(tensor[ranks] for tensor in tensors))
+    return Batch(*(tensor[ranks] for tensor in (*inputs["batch"], inputs["masks"][mask])))
 
 
 def run_case(inputs: dict[str, Any], case: dict[str, Any]) -> dict[str, Any]:

@@ -134,3 +134,25 @@ def test_a_captioning_decoder_is_refused(tiny_config: dict[str, Any]) -> None:
     )
     with pytest.raises(ValueError, match="CoCa"):
         learner(clip)
+
+
+def test_the_first_bad_step_is_found(tiny_clip: Clip, batch: Batch) -> None:
+    learning = learner(tiny_clip)
+    learning.step(batch, lr=1e-3, step=7)
+    good = learning.state()
+    assert good is not None
+    assert learning.first_bad_step() is None
+    with torch.no_grad():
+        tiny_clip.model.text_projection[3, 5] = math.inf
+    for step in (8, 9):
+        learning.step(batch, lr=1e-3, step=step)
+    assert learning.first_bad_step() == 8
+    learning.restore(good)
+    learning.step(batch, lr=1e-3, step=8)
+    assert learning.first_bad_step() is None
+
+
+def test_another_largest_logit_scale(tiny_clip: Clip, batch: Batch) -> None:
+    with torch.no_grad():
+        tiny_clip.model.logit_scale.fill_(9.0)
+    assert learner(tiny_clip, max_logit_scale=30.0).step(batch, lr=0.0, step=0).logit_scale.item() == pytest.approx(30)

@@ -1,0 +1,88 @@
+"""Chunks, gradient checkpointing and compilation change what a step costs, not what it does."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from orchestrator.clip.loop import Batch, Learner, StepMetrics
+from orchestrator.clip.model import Clip, build
+from orchestrator.clip.recipe import Recipe
+
+CPU = torch.device("cpu")
+UNEVEN = torch.tensor([1, 1, 0, 1, 0, 1, 1, 1], dtype=torch.bool)
+
+
+def fresh(config: dict[str, Any], loss: Any = "clip") -> Clip:
+    return build(name=None, config=config, pretrained=None, image_size=None, context_length=None, seed=0, loss=loss)
+
+
+def gradients(
+    config: dict[str, Any], batch: Batch, **settings: Any
+) -> tuple[StepMetrics, dict[str, torch.Tensor | None]]:
+    learner = Learner(fresh(config, settings.get("loss", "clip")), Recipe(**settings), device=CPU)
+    metrics = learner.step(batch, lr=0.0, step=3)
+    return metrics, {name: weight.grad for name, weight in learner.model.named_parameters()}
+
+
+def assert_same(one: Any, other: Any) -> None:
+    torch.testing.assert_close(vars(one[0]), vars(other[0]), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(one[1], other[1], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["clip", "siglip"])
+@pytest.mark.parametrize("accumulation", [2, 3, 8, 100])
+def test_chunks_give_the_gradients_of_the_whole(
+    accumulation: int, loss: str, tiny_config: dict[str, Any], batch: Batch
+) -> None:
+    masked = replace(batch, valid=UNEVEN)
+    whole = gradients(tiny_config, masked, loss=loss)
+    assert_same(gradients(tiny_config, masked, loss=loss, accumulation=accumulation), whole)
+    assert whole[1]["logit_scale"] is not None
+
+
+def test_chunks_of_a_locked_tower(tiny_config: dict[str, Any], batch: Batch) -> None:
+    whole = gradients(tiny_config, batch, lock_image=True)
+    assert_same(gradients(tiny_config, batch, lock_image=True, accumulation=2), whole)
+    assert whole[1]["visual.proj"] is None
+
+
+def test_both_passes_drop_the_same(tiny_config: dict[str, Any], batch: Batch) -> None:
+    def dropping(accumulation: int, step: int) -> list[torch.Tensor]:
+        clip = fresh(tiny_config)
+        clip.model.transformer.resblocks[0].attn.dropout = 0.5
+        learner = Learner(clip, Recipe(accumulation=accumulation), device=CPU)
+        seen: list[torch.Tensor] = []
+        clip.model.transformer.register_forward_hook(lambda module, inputs, output: seen.append(output.detach()))
+        learner.step(batch, lr=0.0, step=step)
+        return seen
+
+    first, second, *again = dropping(2, step=5)
+    torch.testing.assert_close(again, [first, second], rtol=0, atol=0)
+    assert not torch.equal(first, dropping(2, step=6)[0])
+    state = torch.get_rng_state()
+    torch.testing.assert_close(dropping(2, step=5)[0], first, rtol=0, atol=0)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(tiny_config: dict[str, Any], batch: Batch) -> None:
+    expected = gradients(tiny_config, batch)
+    assert_same(gradients(tiny_config, batch, grad_checkpointing=True), expected)
+    assert_same(gradients(tiny_config, batch, grad_checkpointing=True, accumulation=2), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_a_compiled_step_is_the_same_step(tiny_config: dict[str, Any], batch: Batch) -> None:
+    keyed = replace(batch, keys=torch.arange(8))
+    settings = {"patch_dropout": 0.5, "accumulation": 2}
+    assert_same(gradients(tiny_config, keyed, compile=True, **settings), gradients(tiny_config, keyed, **settings))
+    learner = Learner(fresh(tiny_config), Recipe(compile=True), device=CPU)
+    learner.step(batch, lr=1e-3, step=0)
+    saved = learner.state()
+    assert saved is not None
+    assert saved["model"].keys() == fresh(tiny_config).model.state_dict().keys()
