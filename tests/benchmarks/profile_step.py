@@ -1,0 +1,193 @@
+"""Where the time of a training step goes: a whole `run` whose workers carry marks, as a table and a picture.
+
+The marks are put on the parts of the real worker: its loader, its learner, the towers. Gradients travel while others
+are still computed, so the cost of the exchange is what it adds: every other step is taken without it, and the mean of
+those is taken from the mean of the rest (which leaves the ranks with weights of their own: the model is thrown away).
+Tokenising goes on in a thread beside the steps and is given apart. Rank 0's means over the steady steps.
+
+    python tests/benchmarks/profile_step.py --out runs/profile
+    python tests/benchmarks/profile_step.py --out runs/profile --set model=vit_b_32 training.global_batch_size=64 \\
+        training.precision=fp32 --steps 20
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import torch
+
+from orchestrator import pipeline
+from orchestrator.cli import compose_config
+from orchestrator.clip import captions, gradients, parallel
+from orchestrator.clip.loop import Learner
+from orchestrator.training import driver, loader, worker
+
+WAIT, NORMALISE, IMAGE, TEXT, LOSS = "data wait", "normalise", "image tower", "text tower", "loss"
+BACKWARD, EXCHANGE, NORM, OPTIMISER, REST = "backward", "all-reduce", "gradient norm", "optimiser", "everything else"
+TOKENISE, STEP = "tokenise, beside the steps", "step"
+PARTS = (WAIT, NORMALISE, IMAGE, TEXT, LOSS, BACKWARD, NORM, OPTIMISER)
+SHOWN = (WAIT, NORMALISE, IMAGE, TEXT, LOSS, BACKWARD, EXCHANGE, NORM, OPTIMISER, REST)
+NUM_LEFT_OUT = 10
+
+Step = dict[str, float]
+
+
+class Marks:
+    """Seconds by part, step by step."""
+
+    def __init__(self) -> None:
+        # the keys stay: the loader's thread adds to its own meanwhile
+        self.running: Step = dict.fromkeys((*PARTS, TOKENISE), 0.0)
+        self.steps: list[Step] = []
+        self.ended = time.perf_counter()
+        self.is_first = False
+
+    def on(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, with its time counted under the name."""
+
+        def marked(*args: Any, **kwargs: Any) -> Any:
+            started = time.perf_counter()
+            result = function(*args, **kwargs)
+            self.running[name] += time.perf_counter() - started
+            return result
+
+        return marked
+
+    def waiting(self, items: Iterator[Any]) -> Iterator[Any]:
+        """The same items, with the time until each counted as waiting."""
+        following = self.on(WAIT, lambda: next(items, None))
+        while (item := following()) is not None:
+            yield item
+
+    def end_step(self) -> None:
+        """Closes the record of a step."""
+        now = time.perf_counter()
+        self.steps.append({**self.running, STEP: now - self.ended})
+        self.running.update(dict.fromkeys(self.running, 0.0))
+        self.ended = now
+
+
+def mark_learner(marks: Marks, learner: Learner) -> None:
+    """Marks the parts of a learner; every second step is taken without exchange."""
+    model = learner.model
+    object.__setattr__(model, "encode_image", marks.on(IMAGE, model.encode_image))
+    object.__setattr__(model, "encode_text", marks.on(TEXT, model.encode_text))
+    learner.normalise = marks.on(NORMALISE, learner.normalise)  # type: ignore[assignment]
+    learner.loss = marks.on(LOSS, learner.loss)  # type: ignore[assignment]
+    learner.scaler.step = marks.on(OPTIMISER, learner.scaler.step)  # type: ignore[method-assign]
+    backward, step = learner._backward, learner.step
+
+    def exchanging_every_other(batch: Any, number: int) -> torch.Tensor:
+        if number % 2 == 0:
+            return backward(batch, number)
+        with parallel.no_sync(learner.wrapped):
+            return backward(batch, number)
+
+    def ended(*args: Any, **kwargs: Any) -> Any:
+        metrics = step(*args, **kwargs)
+        marks.end_step()
+        return metrics
+
+    learner._backward = exchanging_every_other  # type: ignore[method-assign]
+    learner.step = ended  # type: ignore[method-assign]
+
+
+def marked_worker(loop_config: dict[str, Any], train: Callable[[dict[str, Any]], None], path: str) -> None:
+    """Ray Train's entry on a worker: the real one, with marks; rank 0 writes the steps."""
+    marks = Marks()
+    load, make = worker.load, worker.Learner
+
+    def marked_learner(*args: Any, rank: int, **kwargs: Any) -> Learner:
+        learner = make(*args, rank=rank, **kwargs)
+        mark_learner(marks, learner)
+        marks.is_first = rank == 0
+        return learner
+
+    worker.load = lambda *args, **kwargs: marks.waiting(load(*args, **kwargs))  # type: ignore[assignment]
+    worker.Learner = marked_learner  # type: ignore[misc, assignment]
+    loader.to_batch = marks.on(TOKENISE, loader.to_batch)
+    captions.encode = marks.on(TEXT, captions.encode)
+    gradients.total_norm = marks.on(NORM, gradients.total_norm)
+    torch.Tensor.backward = marks.on(BACKWARD, torch.Tensor.backward)  # type: ignore[method-assign]
+    train(loop_config)
+    if marks.is_first:
+        Path(path).write_text(json.dumps(marks.steps))
+
+
+def profiled(path: Path, overrides: list[str]) -> list[Step]:
+    """The marks of a run's pre-training."""
+    train = driver.train_worker
+    driver.train_worker = lambda loop_config: marked_worker(loop_config, train, str(path))
+    pipeline.run(compose_config(overrides))
+    return json.loads(path.read_text())
+
+
+def parts(steps: list[Step]) -> Step:
+    """Mean milliseconds of each part of a step with exchange, and of the whole step."""
+    steady = steps[NUM_LEFT_OUT // 2 * 2 :]
+
+    def mean(name: str, some: list[Step]) -> float:
+        return 1000 * statistics.mean(step[name] for step in some)
+
+    exchanging, alone = steady[::2], steady[1::2]
+    found = {name: mean(name, exchanging) for name in (*PARTS, TOKENISE, STEP)}
+    found[BACKWARD] = mean(BACKWARD, alone)
+    found[EXCHANGE] = mean(BACKWARD, exchanging) - found[BACKWARD]
+    found[REST] = found[STEP] - sum(mean(name, exchanging) for name in PARTS)
+    return found
+
+
+def table(found: Step) -> str:
+    """Markdown."""
+    rows = [f"| {name} | {found[name]:,.1f} | {found[name] / found[STEP]:.1%} |" for name in SHOWN]
+    last = [f"| **{STEP}** | {found[STEP]:,.1f} | |", f"| {TOKENISE} | {found[TOKENISE]:,.1f} | |"]
+    return "\n".join(["| part of a step | ms | share |", "|---|---|---|", *rows, *last])
+
+
+def picture(found: Step, title: str, path: Path) -> None:
+    """A bar for each part, with milliseconds and share."""
+    figure, axes = plt.subplots(figsize=(8, 4.2), constrained_layout=True)
+    values = [found[name] for name in SHOWN]
+    bars = axes.barh(SHOWN, values, color=["#c0504d" if name == WAIT else "#4f81bd" for name in SHOWN])
+    axes.bar_label(bars, [f" {value:,.1f} ms, {value / found[STEP]:.1%}" for value in values], fontsize=9)
+    axes.invert_yaxis()
+    axes.set_xlim(right=1.25 * max(values))
+    axes.set_xlabel("milliseconds of a step")
+    axes.set_title(title, fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    """Writes the table and the picture, and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for step_profile.md and step_profile.png")
+    parser.add_argument("--steps", type=int, default=80)
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="more settings of the run")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        off = ["finetune.enabled=false", "evaluation.zero_shot.uri=null", "evaluation.retrieval.uri=null"]
+        overrides = ["+exp=demo", f"out={folder}/out", f"store={folder}/store", *off, *arguments.set]
+        batch_size = compose_config(overrides).training.global_batch_size
+        overrides += [f"training.samples={arguments.steps * batch_size}", "selection.steps=[all]"]
+        found = parts(profiled(Path(folder) / "marks.json", overrides))
+    (arguments.out / "step_profile.md").write_text(table(found) + "\n")
+    title = f"A training step: {' '.join(['demo', *arguments.set])}, batch {batch_size}, rank 0 of the run's workers"
+    picture(found, title, arguments.out / "step_profile.png")
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main()
