@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -37,9 +39,18 @@ def connect(config: ClusterConfig) -> None:
         start = partial(ray.init, address="local", num_cpus=num_cpus, include_dashboard=False, **quiet)
     else:
         start = partial(ray.init, address=address, **quiet)
-    with _stderr_closed():
+    with _own_sigterm(), _stderr_closed():
         start()
     _quiet_data()
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    # Ray puts a handler of its own in place of the command line's, which says what to do next
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if callable(before) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

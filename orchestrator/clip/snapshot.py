@@ -39,7 +39,8 @@ def optimiser_state(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[
 
 def restore_model(model: nn.Module, saved: dict[str, Any]) -> None:
     """Put `model_state` in, on every rank."""
-    set_model_state_dict(model, saved, options=SPREAD)
+    # torch shards what it is given in place
+    set_model_state_dict(model, dict(saved), options=SPREAD)
 
 
 def restore_optimiser(model: nn.Module, optimiser: torch.optim.Optimizer, saved: dict[str, Any] | None) -> None:
@@ -47,7 +48,8 @@ def restore_optimiser(model: nn.Module, optimiser: torch.optim.Optimizer, saved:
     if saved is None:
         optimiser.state.clear()
     else:
-        set_optimizer_state_dict(model, optimiser, optim_state_dict=saved, options=SPREAD)
+        # on a CPU the optimiser would go on with the very tensors it is given
+        set_optimizer_state_dict(model, optimiser, optim_state_dict=_copied(saved), options=SPREAD)
 
 
 def skeleton(model: Model) -> Model:
@@ -68,5 +70,5 @@ def filled(bones: Model, model: nn.Module, averages: dict[str, torch.Tensor]) ->
 
 
 def _copied(state: dict[str, Any]) -> dict[str, Any]:
-    # what already was on the CPU comes as it is, and later steps would change it
+    # what already is on the CPU is handed on as it is, and later steps would change it
     return tree_map_only(torch.Tensor, torch.clone, state)

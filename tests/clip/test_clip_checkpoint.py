@@ -25,6 +25,19 @@ def weights(learning: Learner) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in learning.model.state_dict().items()}
 
 
+def test_a_state_can_be_taken_up_twice(tiny_config: dict[str, Any], batch: Batch) -> None:
+    learning = learner(tiny_config, ema_decay=0.5)
+    learning.step(batch, lr=1e-2, step=0)
+    saved = learning.state()
+    assert saved is not None
+    after = []
+    for _ in range(2):
+        learning.restore(saved)
+        learning.step(batch, lr=1e-2, step=1)
+        after.append(learning.export().model.state_dict())
+    torch.testing.assert_close(dict(after[0]), dict(after[1]), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("done", [0, 2])
 def test_a_restored_learner_continues_bit_by_bit(
     done: int, tmp_path: Path, timm_config: dict[str, Any], batch: Batch
