@@ -1,8 +1,8 @@
 """One optimiser step of CLIP training: uint8 images in, tensors out, no data loading and no wait for the device.
 
 The step is open_clip's (`train_one_epoch`): forward under autocast through the wrapped module, so that DDP sees it;
-loss; backward; optional clipping of the gradient norm; AdamW; logit scale kept in [0, ln 100]. Two choices differ:
-the loss is computed in float32 outside autocast (logits reach 100, where neighbouring bf16 numbers are 0.5 apart), and
+loss; backward; optional clipping of the gradient norm; AdamW; logit scale kept in [1, 100]. Two choices differ: the
+loss is computed in float32 outside autocast (logits reach 100, where neighbouring bf16 numbers are 0.5 apart), and
 slots can be masked. Batch-norm towers under DDP use the statistics of their own rank's slots, masked ones included,
 and the running averages of rank 0, which DDP broadcasts: for them alone the number of workers matters."""
 
@@ -85,7 +85,8 @@ class Learner:
         if recipe.compile:
             parallel.compile_towers(self.towers, num_ranks=num_ranks)
         self.wrapped = parallel.wrap(self.towers, strategy=recipe.parallel, num_ranks=num_ranks)
-        # sharding has replaced the parameters: optimiser and average want those that are trained
+        # as they are now: sharding has replaced the parameters
+        self.weights = [weight for weight in self.model.parameters() if weight.requires_grad]
         self.optimiser = adamw(self.model, recipe)
         self.average = None if recipe.ema_decay is None else WeightAverage(self.model, recipe.ema_decay)
         self.loss = _loss(recipe, rank, num_ranks)
@@ -102,9 +103,9 @@ class Learner:
         loss = self._backward(batch, step)
         self.scaler.unscale_(self.optimiser)
         parallel.average_plain_gradients(self.wrapped, self.num_ranks)
-        grad_norm = gradients.total_norm(self.model.parameters())
+        grad_norm = gradients.total_norm(self.weights)
         if self.recipe.grad_clip_norm is not None:
-            gradients.clip(self.model.parameters(), self.recipe.grad_clip_norm, grad_norm)
+            gradients.clip(self.weights, self.recipe.grad_clip_norm, grad_norm)
         self.scaler.step(self.optimiser)
         self.scaler.update()
         log_scale = self.model.logit_scale.detach()

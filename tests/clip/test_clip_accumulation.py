@@ -29,9 +29,9 @@ def gradients(
     return metrics, {name: weight.grad for name, weight in learner.model.named_parameters()}
 
 
-def assert_same(one: Any, other: Any) -> None:
+def assert_same(one: Any, other: Any, rtol: float = 1e-4, atol: float = 1e-6) -> None:
     torch.testing.assert_close(vars(one[0]), vars(other[0]), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(one[1], other[1], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(one[1], other[1], rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize("loss", ["clip", "siglip"])
@@ -80,7 +80,9 @@ def test_gradient_checkpointing_gives_the_same_gradients(tiny_config: dict[str, 
 def test_a_compiled_step_is_the_same_step(tiny_config: dict[str, Any], batch: Batch) -> None:
     keyed = replace(batch, keys=torch.arange(8))
     settings = {"patch_dropout": 0.5, "accumulation": 2}
-    assert_same(gradients(tiny_config, keyed, compile=True, **settings), gradients(tiny_config, keyed, **settings))
+    compiled = gradients(tiny_config, keyed, compile=True, **settings)
+    # fused kernels add in another order
+    assert_same(compiled, gradients(tiny_config, keyed, **settings), rtol=1e-3, atol=1e-5)
     learner = Learner(fresh(tiny_config), Recipe(compile=True), device=CPU)
     learner.step(batch, lr=1e-3, step=0)
     saved = learner.state()

@@ -1,0 +1,58 @@
+"""Dropout is found where it hides, and draws the same for the same place in the run, whatever happened before."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from orchestrator.clip.loop import Batch, Learner
+from orchestrator.clip.model import Clip, build
+from orchestrator.clip.randomness import draws, mix, seeded
+from orchestrator.clip.recipe import Recipe
+
+CPU = torch.device("cpu")
+
+
+def make_clip(config: dict[str, Any], **vision_cfg: Any) -> Clip:
+    config = {**config, "vision_cfg": {**config["vision_cfg"], **vision_cfg}}
+    return build(name=None, config=config, pretrained=None, image_size=None, context_length=None, seed=0)
+
+
+def test_dropout_is_found(tiny_config: dict[str, Any], timm_config: dict[str, Any]) -> None:
+    assert not draws(make_clip(tiny_config).model)
+    assert not draws(make_clip(timm_config).model)
+    assert draws(make_clip(timm_config, timm_drop=0.1).model)
+    assert draws(make_clip({**timm_config, "vision_cfg": {"timm_model_name": "test_vit"}}, timm_drop_path=0.1).model)
+    attention = make_clip(tiny_config).model
+    attention.transformer.resblocks[0].attn.dropout = 0.1
+    assert draws(attention)
+
+
+def test_a_step_drops_by_its_number_and_rank_not_by_what_came_before(timm_config: dict[str, Any], batch: Batch) -> None:
+    def loss(step: int, seed: int = 0) -> float:
+        learner = Learner(make_clip(timm_config, timm_drop=0.5), Recipe(seed=seed), device=CPU)
+        return learner.step(batch, lr=0.0, step=step).loss.item()
+
+    first = loss(4)
+    torch.rand(7)
+    assert loss(4) == first
+    assert len({first, loss(5), loss(4, seed=1)}) == 3
+
+
+@pytest.mark.parametrize("parts", [(0,), (1, 2), (2, 1), (-1, 2**62)])
+def test_generators_are_put_back(parts: tuple[int, ...]) -> None:
+    before = torch.get_rng_state()
+    with seeded(CPU, *parts):
+        inside = torch.rand(3)
+    assert torch.equal(torch.get_rng_state(), before)
+    with seeded(CPU, *parts):
+        assert torch.equal(torch.rand(3), inside)
+    with seeded(CPU, *parts, 0):
+        assert not torch.equal(torch.rand(3), inside)
+
+
+def test_the_order_of_the_parts_counts() -> None:
+    values = [int(mix(*parts)) for parts in ((0, 1), (1, 0), (1,), (1, 0, 0), (0, 0))]
+    assert len(set(values)) == len(values)
