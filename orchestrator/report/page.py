@@ -103,8 +103,9 @@ def percent(value: float, digits: int = 1) -> str:
 
 
 def settings_text(settings: dict[str, Any]) -> str:
-    """A step's settings on one line, without those that are not set."""
-    return ", ".join(f"{name} {value}" for name, value in _flat(settings) if name != "method")
+    """A step's settings on one line, without those that are not set or that another overrides."""
+    untold = {"method", "keep_fraction"} if settings.get("keep_pairs") else {"method"}
+    return ", ".join(f"{name} {value}" for name, value in _flat(settings) if name not in untold)
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
