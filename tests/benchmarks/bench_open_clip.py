@@ -4,8 +4,13 @@ rounds, each started as its users start it.
 Theirs is one process with its DataLoader, with 1 and with 2 reading processes; the faster counts. (torchrun with two
 gloo processes is no choice on a CPU: open_clip_train gives DDP `device_ids`, which DDP refuses for CPU modules.) Ours
 is `run` with its own number of workers. Both make random resized crops and log every step; the steady state is what
-follows the first steps, from each one's own log. Its data module needs webdataset 0.2.86; with 1.0.2 it dies of
-`KeyError: fname`. It goes into a folder of its own:
+follows the first steps, from each one's own log.
+
+The machine must be idle: the threads of one process spin while they wait for one another, so that other work costs
+their two-thread process far more than our one-thread workers (6 times the processor time of a step, measured at load
+10), and the ratio says nothing. The load before each start is printed with its figure.
+
+Their data module needs webdataset 0.2.86; with 1.0.2 it dies of `KeyError: fname`. It goes into a folder of its own:
 
     pip install --no-deps --target /tmp/open_clip webdataset==0.2.86
     python tests/benchmarks/bench_open_clip.py --open-clip-path /tmp/open_clip --case demo
@@ -180,11 +185,16 @@ def rounds(arguments: argparse.Namespace, case: Case) -> dict[str, Pace]:
             for place, name in enumerate(found):
                 scratch = Path(folder) / f"{number}-{place}"
                 scratch.mkdir()
+                load = os.getloadavg()[0]
                 if name == "ours":
                     got = ours(case, uri, scratch, overrides=arguments.set)
                 else:
                     got = theirs(case, uri, scratch, open_clip_path=arguments.open_clip_path, readers=place + 1)
-                print(f"round {number + 1}, {name}: {got.steady:,.1f} samples/s", file=sys.stderr, flush=True)
+                print(
+                    f"round {number + 1}, {name}: {got.steady:,.1f} samples/s, load before {load:.1f}",
+                    file=sys.stderr,
+                    flush=True,
+                )
                 found[name].append(got)
     return {name: median(paces) for name, paces in found.items()}
 
