@@ -1,18 +1,36 @@
-"""What the losses gather over the ranks."""
+"""What the losses gather over the ranks of the default process group."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, own: torch.Tensor) -> torch.Tensor:
+        everyone = own.new_empty(dist.get_world_size() * len(own), *own.shape[1:])
+        dist.all_gather_into_tensor(everyone, own.contiguous())
+        return everyone
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        own = gradient.new_empty(len(gradient) // dist.get_world_size(), *gradient.shape[1:])
+        dist.reduce_scatter_tensor(own, gradient.contiguous())
+        return own
+
+
+def gather_rows(own: torch.Tensor, num_ranks: int) -> torch.Tensor:
+    """[num_ranks * b, dim], rank by rank, from each rank's [b, dim]; its gradient is summed over what all ranks make of
+    the rows."""
+    return own if num_ranks == 1 else _Gather.apply(own)
+
+
 def gather_valid(valid: torch.Tensor, num_ranks: int) -> torch.Tensor:
     """bool [num_ranks * b], from each rank's bool [b]."""
-    if num_ranks == 1:
-        return valid
-    gathered = [torch.empty_like(valid, dtype=torch.uint8) for _ in range(num_ranks)]
-    dist.all_gather(gathered, valid.to(torch.uint8))
-    return torch.cat(gathered).bool()
+    return gather_rows(valid.to(torch.uint8), num_ranks).bool()
 
 
 def as_global(share: torch.Tensor, num_ranks: int) -> torch.Tensor:

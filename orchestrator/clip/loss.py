@@ -7,16 +7,16 @@ negative. Every rank passes the same number of slots, so a short last batch is p
 
 from __future__ import annotations
 
-import open_clip
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from orchestrator.clip.gather import as_global, gather_valid
+from orchestrator.clip.gather import as_global, gather_rows, gather_valid
 
 IGNORED = -100
 
 
-class MaskedClipLoss(open_clip.ClipLoss):
+class MaskedClipLoss(nn.Module):
     """`open_clip.ClipLoss` with gathered gradients and a mask; with every slot valid it is the same function.
 
     What DDP's average of the gradients sees is the gradient of the global L for both settings of `local_loss`:
@@ -27,7 +27,8 @@ class MaskedClipLoss(open_clip.ClipLoss):
       of ranks: the average over ranks is L even when the ranks have different numbers of valid slots."""
 
     def __init__(self, *, local_loss: bool = False, rank: int = 0, num_ranks: int = 1) -> None:
-        super().__init__(local_loss=local_loss, gather_with_grad=True, rank=rank, world_size=num_ranks)
+        super().__init__()
+        self.local_loss, self.rank, self.num_ranks = local_loss, rank, num_ranks
 
     def forward(
         self,
@@ -40,17 +41,25 @@ class MaskedClipLoss(open_clip.ClipLoss):
         """The global loss, a scalar with the same value on every rank; 0 with zero gradients if no slot is valid.
 
         image_features, text_features: unit-norm [b, dim]; valid: bool [b]; logit_scale: the factor, not its log."""
-        all_valid = gather_valid(valid, self.world_size)
-        num_valid = all_valid.sum().clamp(min=1)
-        own_rows = valid if self.local_loss else all_valid
-        logits_per_image, logits_per_text = self.get_logits(image_features, text_features, logit_scale, logit_bias)
-        labels = self.get_ground_truth(image_features.device, logits_per_image.shape[0])
-        labels = labels.masked_fill(~own_rows, IGNORED)
-        loss = (
-            _masked_cross_entropy(logits_per_image, labels, all_valid) / num_valid
-            + _masked_cross_entropy(logits_per_text, labels, all_valid) / num_valid
-        ) / 2
-        return as_global(loss, self.world_size) if self.local_loss else loss
+        all_valid = gather_valid(valid, self.num_ranks)
+        together = gather_rows(torch.cat([image_features, text_features], dim=1), self.num_ranks)
+        all_images, all_texts = together.chunk(2, dim=1)
+        bias = 0.0 if logit_bias is None else logit_bias
+        if self.local_loss:
+            per_image = logit_scale * image_features @ all_texts.T + bias
+            per_text = logit_scale * text_features @ all_images.T + bias
+        else:
+            per_image = logit_scale * all_images @ all_texts.T + bias
+            per_text = per_image.T
+        labels = self._labels(valid, all_valid)
+        both = (_masked_cross_entropy(logits, labels, all_valid) for logits in (per_image, per_text))
+        loss = torch.stack(list(both)).sum() / (2 * all_valid.sum().clamp(min=1))
+        return as_global(loss, self.num_ranks) if self.local_loss else loss
+
+    def _labels(self, valid: torch.Tensor, all_valid: torch.Tensor) -> torch.Tensor:
+        columns = torch.arange(len(all_valid), device=valid.device)
+        own = columns[self.rank * len(valid) :][: len(valid)]
+        return torch.where(valid, own, IGNORED) if self.local_loss else torch.where(all_valid, columns, IGNORED)
 
 
 def _masked_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, valid_columns: torch.Tensor) -> torch.Tensor:

@@ -51,9 +51,7 @@ def wrap(towers: Towers, *, strategy: Strategy, num_ranks: int) -> nn.Module:
             fully_shard(block)
         fully_shard(towers, ignored_params={weight for weight in towers.parameters() if weight.numel() == 1})
         return towers
-    # masks are buffers too: only running averages need to be kept in step
-    has_batch_norm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in towers.modules())
-    return DistributedDataParallel(towers, gradient_as_bucket_view=True, broadcast_buffers=has_batch_norm)
+    return DistributedDataParallel(towers, gradient_as_bucket_view=True)
 
 
 @contextmanager

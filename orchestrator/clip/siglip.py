@@ -9,9 +9,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.distributed.nn.functional import all_gather
 
-from orchestrator.clip.gather import as_global, gather_valid
+from orchestrator.clip.gather import as_global, gather_rows, gather_valid
 
 
 class MaskedSigLipLoss(nn.Module):
@@ -34,7 +33,7 @@ class MaskedSigLipLoss(nn.Module):
 
         image_features, text_features: unit-norm [b, dim]; valid: bool [b]; logit_scale: the factor, not its log."""
         all_valid = gather_valid(valid, self.num_ranks)
-        all_texts = torch.cat(all_gather(text_features)) if self.num_ranks > 1 else text_features
+        all_texts = gather_rows(text_features, self.num_ranks)
         logits = logit_scale * image_features @ all_texts.T + logit_bias
         own = torch.arange(len(valid), device=valid.device)
         signs = torch.full_like(logits, -1.0)

@@ -99,7 +99,7 @@ def test_what_the_models_own_configuration_drops_is_keyed_too(tiny_config: dict[
 @pytest.mark.parametrize(("name", "num_patches"), [("test_vit", 4), ("eva02_tiny_patch14_224", 256)])
 def test_timms_transformers_drop_patches(name: str, num_patches: int) -> None:
     size = 32 if name == "test_vit" else 224
-    trunk = timm.create_model(name, num_classes=0, img_size=size)
+    trunk: Any = timm.create_model(name, num_classes=0, img_size=size)
     full = trunk.eval()(torch.ones(2, 3, size, size))
     dropout = install(trunk, 0.5)
     assert dropout is not None
