@@ -96,7 +96,7 @@ def run_workers(folder: Path, inputs: dict[str, Any], num_workers: int) -> dict[
     torch.save(inputs, folder / "inputs.pt")
     workers = [start_worker(folder, rank, num_workers) for rank in range(num_workers)]
     for worker in workers:
-        _, errors = worker.communicate(timeout=300)
+        _, errors = worker.communicate(timeout=550)
         assert worker.returncode == 0, errors[-3000:]
     return torch.load(folder / f"results_{num_workers}.pt")
 
