@@ -287,6 +287,7 @@ def build_model(job: Job) -> Clip:
                 image_size=config.image_size,
                 context_length=config.context_length,
                 seed=job.config.training.seed,
+                loss=job.config.training.loss,
             )
         with tempfile.TemporaryDirectory() as folder:
             store.copy(job.start_uri, folder)
