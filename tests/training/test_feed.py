@@ -13,7 +13,7 @@ import ray
 from pools import Pair, bomb, build_selection, config_of, make_pairs, torn, write_parquet_images, write_tars
 
 from orchestrator.config import AugmentationConfig
-from orchestrator.training.feed import NO_CAPTION, Feed, Rows, rank_batches
+from orchestrator.training.feed import NO_CAPTION, Feed, Rows, batch_keys, rank_batches
 from orchestrator.training.stream import Stream
 
 NUM_PAIRS, BATCH, EPOCHS = 90, 16, 2
@@ -62,6 +62,7 @@ def feed_of(source: dict[str, Any], store: Path, *, window: int = 20, seed: int 
         keep=found.keep,
         stream=stream,
         image_size=24,
+        draft_decoding=True,
         max_image_pixels=89_478_485,
         augmentation=AugmentationConfig(scale=(0.4, 1.0), horizontal_flip=True),
     )
@@ -108,6 +109,22 @@ def test_the_batches_are_those_of_the_stream(feed: Feed, alone: list[Rows]) -> N
         ]
         assert sorted(rows["key"].tolist()) == sorted(expected)
     assert [len(rows["key"]) for rows in alone[:-1]] == [BATCH] * (stream.num_steps - 1)
+
+
+def test_the_keys_of_a_batch_are_known_without_reading_it(feed: Feed, alone: list[Rows]) -> None:
+    for step in (0, 3, len(alone) - 1):
+        assert sorted(batch_keys(feed, step)) == sorted(alone[step]["key"].tolist())
+
+
+def test_a_pair_is_named_by_its_place_in_the_pool(feed: Feed, alone: list[Rows]) -> None:
+    keys = [
+        key
+        for part, _ in enumerate(feed.catalog.rows_per_part)
+        for key in feed.catalog.table(part, ("key",))["key"].to_pylist()
+    ]
+    for epoch, rows in [(0, alone[0]), (EPOCHS - 1, alone[-1])]:
+        assert rows["epoch"].tolist() == [epoch] * len(rows["key"])
+        assert [keys[ordinal] for ordinal in rows["ordinal"]] == rows["key"].tolist()
 
 
 def test_each_kept_pair_comes_once_an_epoch(alone: list[Rows]) -> None:
