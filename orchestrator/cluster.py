@@ -48,9 +48,11 @@ def connect(config: ClusterConfig) -> None:
 def _own_sigterm() -> Iterator[None]:
     # Ray puts a handler of its own in place of the command line's, which says what to do next
     before = signal.getsignal(signal.SIGTERM)
-    yield
-    if callable(before) and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, before)
+    try:
+        yield
+    finally:
+        if callable(before) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -7,5 +7,7 @@ class UserError(Exception):
     """Ends the command with its message and exit code 2; anything else that is raised is a fault of ours."""
 
 
-class Stopped(Exception):
-    """Ends the command with its message and exit code 143, as SIGTERM does: nothing is lost, and nothing was wrong."""
+class Stopped(BaseException):
+    """Ends the command with its message and exit code 143, as SIGTERM does: nothing is lost, and nothing was wrong.
+
+    No `Exception`: it is raised from a signal's handler, wherever the program is, and nobody is to catch it there."""

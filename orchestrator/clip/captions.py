@@ -57,7 +57,9 @@ def trimmed(texts: torch.Tensor, end: EndOfText) -> torch.Tensor:
 
     On the CPU, where captions come from: on a device it would wait for it."""
     longest = int(end.positions(texts).max()) + 1
-    return texts[:, : -(-longest // LENGTH_STEP) * LENGTH_STEP]
+    short = texts[:, : -(-longest // LENGTH_STEP) * LENGTH_STEP].contiguous()
+    # page-locked again: from other memory the copy to a GPU waits for it
+    return short.pin_memory() if texts.is_pinned() else short
 
 
 def encode(model: Model, texts: torch.Tensor, end: EndOfText) -> torch.Tensor:

@@ -1,4 +1,5 @@
-"""The exponential moving average of the weights: average = decay * average + (1 - decay) * weights, after each step.
+"""The exponential moving average of the weights: average = d * average + (1 - d) * weights, after each step, with
+d = min(decay, (1 + step) / (10 + step)): early on the average forgets the initial weights as fast as they are left.
 
 Only what is trained is averaged; batch norm's running averages are taken as they are."""
 
@@ -19,12 +20,13 @@ class WeightAverage:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.parameters = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
         self.average = {name: weight.detach().clone() for name, weight in self.parameters.items()}
-        self.move = get_ema_multi_avg_fn(decay)
+        self.decay = decay
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Take in the weights after a step."""
-        self.move(_locals(self.average.values()), _locals(self.parameters.values()), 0)
+    def update(self, step: int) -> None:
+        """Take in the weights after step number `step`, from 0."""
+        move = get_ema_multi_avg_fn(min(self.decay, (1 + step) / (10 + step)))
+        move(_locals(self.average.values()), _locals(self.parameters.values()), 0)
 
     def weights(self) -> dict[str, torch.Tensor]:
         """The whole tensors on the CPU; under FSDP every rank calls it."""

@@ -1,13 +1,25 @@
 """Locked towers (LiT, Zhai et al. 2022), by open_clip's own functions: a locked tower has no gradient and no decay.
 
-Its batch norms still move their running averages unless `lock_image_freeze_bn_stats`, and its dropout still drops."""
+Its batch norms still move their running averages unless `lock_image_freeze_bn_stats`, and its dropout still drops.
+open_clip freezes them by putting other modules in their place, which loses the activation inside timm's
+`BatchNormAct2d`: here they stay in evaluation mode."""
 
 from __future__ import annotations
 
 from open_clip.hf_model import HFTextEncoder
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from orchestrator.clip.model import Model
 from orchestrator.clip.recipe import Recipe
+
+
+def frozen_batch_norms(model: Model, recipe: Recipe) -> list[nn.Module]:
+    """The batch norms that are to stay in evaluation mode: those of a locked image tower without a gradient."""
+    if not recipe.lock_image_freeze_bn_stats:
+        return []
+    norms = (module for module in model.visual.modules() if isinstance(module, _BatchNorm))
+    return [norm for norm in norms if not any(weight.requires_grad for weight in norm.parameters())]
 
 
 def lock(model: Model, recipe: Recipe) -> None:
@@ -29,8 +41,6 @@ def lock(model: Model, recipe: Recipe) -> None:
 
 def _lock_image(model: Model, recipe: Recipe) -> None:
     try:
-        model.lock_image_tower(
-            unlocked_groups=recipe.lock_image_unlocked_groups, freeze_bn_stats=recipe.lock_image_freeze_bn_stats
-        )
+        model.lock_image_tower(unlocked_groups=recipe.lock_image_unlocked_groups)
     except AssertionError as error:
         raise ValueError(f"lock_image_unlocked_groups={recipe.lock_image_unlocked_groups}: {error}") from error

@@ -77,6 +77,7 @@ class Learner:
         self.bones = snapshot.skeleton(clip.model)
         self.model = clip.model.to(device)
         locking.lock(self.model, recipe)
+        self.frozen_norms = locking.frozen_batch_norms(self.model, recipe)
         if recipe.grad_checkpointing:
             self.model.set_grad_checkpointing()
         self.patch_dropout = patch_dropout.install(self.model.visual, recipe.patch_dropout)
@@ -97,6 +98,8 @@ class Learner:
     def step(self, batch: Batch, *, lr: float, step: int) -> StepMetrics:
         """Take optimiser step number `step`, from 0, at learning rate `lr`; every rank calls it with as many slots."""
         self.wrapped.train()
+        for norm in self.frozen_norms:
+            norm.eval()
         for group in self.optimiser.param_groups:
             group["lr"] = lr
         self.optimiser.zero_grad(set_to_none=True)
@@ -111,7 +114,7 @@ class Learner:
         log_scale = self.model.logit_scale.detach()
         log_scale.clamp_(0, math.log(self.recipe.max_logit_scale))
         if self.average is not None:
-            self.average.update()
+            self.average.update(step)
         self._look_at(loss, grad_norm, step)
         return StepMetrics(loss=loss, logit_scale=log_scale.exp(), grad_norm=grad_norm)
 

@@ -169,10 +169,16 @@ def _checkpoint(name: str | None, pretrained: str) -> tuple[str, dict[str, Any]]
 
 
 def _load_weights(model: Model, checkpoint_path: str) -> None:
+    start = None if model.logit_bias is None else (model.logit_scale.clone(), model.logit_bias.clone())
     try:
         open_clip.load_checkpoint(model, checkpoint_path)
     except UNREADABLE as error:
         raise ValueError(f"{checkpoint_path} does not fit the model: {_one_line(error)}") from error
+    if start is not None and not model.logit_bias.any():
+        # the checkpoint of a model without a bias: open_clip gives it 0, and the scale is that of another loss
+        with torch.no_grad():
+            model.logit_scale.copy_(start[0])
+            model.logit_bias.copy_(start[1])
 
 
 def _tokenizer(model_cfg: dict[str, Any]) -> Tokenizer:

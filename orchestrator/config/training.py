@@ -75,6 +75,15 @@ class FinetuneConfig(PhaseConfig):
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.1
 
 
+# settings that do nothing unless another is on
+VAIN_WITHOUT = {
+    "lock_image_unlocked_groups": "lock_image",
+    "lock_image_freeze_bn_stats": "lock_image",
+    "lock_text_unlocked_layers": "lock_text",
+    "lock_text_freeze_layer_norm": "lock_text",
+}
+
+
 class TrainingConfig(PhaseConfig):
     """Pre-training, and what both phases share: batch, loss, optimiser, precision, stream and checkpoints.
 
@@ -120,6 +129,15 @@ class TrainingConfig(PhaseConfig):
     num_workers: Positive | None = None
     cpus_per_worker: Positive = 1
     max_failures: Annotated[int, Field(ge=0)] = 3
+
+    @model_validator(mode="after")
+    def _nothing_is_set_in_vain(self) -> TrainingConfig:
+        for setting, needs in VAIN_WITHOUT.items():
+            if getattr(self, setting) and not getattr(self, needs):
+                raise ValueError(f"training.{setting} needs training.{needs}=true")
+        if self.local_loss and self.loss == "siglip":
+            raise ValueError("training.local_loss=true is for training.loss=clip: siglip's loss always is local")
+        return self
 
     @model_validator(mode="after")
     def _best_is_looked_for(self) -> TrainingConfig:

@@ -158,10 +158,11 @@ def _embed(
 ) -> Iterator[Rows]:
     read = partial(_read, size=models.image_size(), batch_size=settings.batch_size, needs_label=needs_label)
     rows = [{"uri": uri} for uri in pictures.shard_uris]
+    is_here = isinstance(models, LoadedModels)
     decoded = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-        read, batch_size=1, num_cpus=READ_CPUS
+        read, batch_size=1, num_cpus=READ_CPUS if is_here else 1
     )
-    if isinstance(models, LoadedModels):
+    if is_here:
         embed = _Actor(make)
         for batch in decoded.iter_batches(batch_size=settings.batch_size, batch_format="numpy"):
             yield embed(batch)["result"][0]

@@ -80,7 +80,9 @@ def _seconds(stages: Iterable[StageRecord]) -> float:
 
 def stage_time(stage: StageRecord) -> StageTime:
     """A stage's seconds, in this run and when it was computed."""
-    computed = stage.artifact.manifest["seconds"] if stage.reused else stage.seconds
+    # a phase may have begun in another run that was interrupted
+    is_elsewhere = stage.reused or stage.kind in PHASES
+    computed = stage.artifact.manifest["seconds"] if is_elsewhere else stage.seconds
     return StageTime(name=stage.name, reused=stage.reused, seconds=stage.seconds, computed_seconds=computed)
 
 

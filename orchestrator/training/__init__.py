@@ -6,13 +6,13 @@ its last checkpoint with the very next global batch."""
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
 from orchestrator import cluster, store
 from orchestrator.artifacts import Artifact
 from orchestrator.catalog import Catalog
 from orchestrator.config import Config, PhaseConfig
+from orchestrator.errors import Stopped
 from orchestrator.keeplist import KeepList
 from orchestrator.progress import Display
 from orchestrator.source import Source
@@ -21,18 +21,20 @@ from orchestrator.training import held_out
 from orchestrator.training.driver import fit
 from orchestrator.training.job import Job
 from orchestrator.training.stream import Stream
-from orchestrator.training.ticker import Ticker
+from orchestrator.training.ticker import start_ticker
 from orchestrator.training.tracking import check_installed
 
 VERSION = 2
 # of no use once a phase is done
 LEFT_BEHIND = ("checkpoints", "ray", "best")
-# how many workers there are, how they compute and read and where they report leaves the result what it is
+# how many workers there are, how they compute and read and where they report: what that changes is rounding (and, for
+# towers with batch norm or dropout, which of a batch's pairs share statistics and draws)
 NOT_IN_FINGERPRINT = {
     "num_workers",
     "cpus_per_worker",
     "max_failures",
     "accumulation",
+    "local_loss",
     "grad_checkpointing",
     "compile",
     "trim_captions",
@@ -65,7 +67,7 @@ def training_stage(config: Config, phase: Phase, source: Source, catalog: Catalo
     held_out.check(config)
     shared = training.model_dump(mode="json", exclude=NOT_IN_FINGERPRINT | set(PhaseConfig.model_fields))
     if training.keep_model == "best":
-        shared["best"] = [training.best_metric, training.evaluate_every_steps]
+        shared["best"] = [training.best_metric, training.evaluate_every_steps, held_out.identity(config)]
     length = phase.config.model_dump(mode="json", include=set(PhaseConfig.model_fields) - {"epochs", "samples"})
     length |= {"samples": phase.config.samples} if phase.config.samples else {"epochs": phase.config.epochs}
     artifact = Artifact.of(
@@ -114,7 +116,6 @@ def phase_stream(config: Config, phase: Phase) -> Stream:
 def _train(
     config: Config, phase: Phase, source: Source, catalog: Catalog, artifact: Artifact, display: Display
 ) -> Artifact:
-    started = time.monotonic()
     check_installed(config.tracking)
     num_workers = cluster.num_train_workers(config.training.num_workers, lanes=config.training.lanes)
     job = Job(
@@ -128,13 +129,13 @@ def _train(
         catalog=catalog,
         keep=KeepList(phase.keep),
         stream=phase_stream(config, phase),
-        ticker=Ticker.remote(),  # type: ignore[attr-defined]
+        ticker=start_ticker(),
     )
-    fit(job, num_workers, display)
+    stop_asked = fit(job, num_workers, display)
     summary = store.read_json(artifact.path("summary.json"))
-    # a phase that was interrupted took what came before its last checkpoint, too
-    seconds = summary["seconds_before"] + time.monotonic() - started
-    artifact.publish(totals={**summary, "num_workers": num_workers}, parts=[], seconds=seconds)
+    artifact.publish(totals={**summary, "num_workers": num_workers}, parts=[], seconds=summary["seconds"])
     for name in LEFT_BEHIND:
         store.remove(artifact.path(name))
+    if stop_asked:
+        raise Stopped(f"{phase.name}: done, then stopped by SIGTERM; the same command goes on from there")
     return artifact

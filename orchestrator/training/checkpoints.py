@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import tempfile
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from orchestrator.clip import checkpoint
 from orchestrator.store import StoreError
 
 NAME = re.compile(r"step_(\d{12})\.pt")
+PARTIAL = ".partial"
 
 
 class Checkpoints:
@@ -42,6 +44,13 @@ class Checkpoints:
             return name, problems
         return None, problems
 
+    def go_on_from(self, name: str | None) -> None:
+        """Removes what is newer than the file that was taken (None: all), and what a killed writer left unfinished:
+        else the damaged would be counted among the newest that are kept."""
+        for other in store.names(self.uri):
+            if other.endswith(PARTIAL) or (NAME.fullmatch(other) and (name is None or other > name)):
+                store.remove(store.join(self.uri, other))
+
     def load(self, name: str) -> dict[str, Any]:
         """What was saved. Errors: `ValueError` for a file that is cut off or damaged."""
         if store.is_local(self.uri):
@@ -57,6 +66,11 @@ class Checkpoints:
         `saved` must not change any more. Errors: `StoreError` when the write before it failed."""
         self.wait()
         self.writing = self.writer.submit(self._write, f"step_{step:012d}.pt", saved)
+
+    def check(self) -> None:
+        """Errors: `StoreError` when the last write has ended, and badly."""
+        if self.writing is not None and self.writing.done():
+            self.wait()
 
     def wait(self) -> None:
         """Until the last write has ended. Errors: `StoreError` when it failed."""
@@ -78,5 +92,7 @@ class Checkpoints:
             cause = error.__context__ if isinstance(error.__context__, OSError) else error
             reason = getattr(cause, "strerror", None) or " ".join(str(cause).split())
             raise StoreError(f"cannot write the checkpoint {target}: {reason}; expected a place with room") from error
-        for old in self.names()[: -self.keep]:
-            store.remove(store.join(self.uri, old))
+        # one that cannot be removed now is removed after the next
+        with suppress(OSError):
+            for old in self.names()[: -self.keep]:
+                store.remove(store.join(self.uri, old))

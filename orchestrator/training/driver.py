@@ -26,8 +26,8 @@ from orchestrator.training.worker import train_worker
 POLL_SECONDS = 0.5
 
 
-def fit(job: Job, num_workers: int, display: Display) -> None:
-    """Trains to the end.
+def fit(job: Job, num_workers: int, display: Display) -> bool:
+    """Trains to the end; whether a SIGTERM came when it was too near for a stop.
 
     Errors: `UserError` with the workers' own line; `Stopped` after a SIGTERM, when a checkpoint is written."""
     trainer = _trainer(job, num_workers)
@@ -47,6 +47,7 @@ def fit(job: Job, num_workers: int, display: Display) -> None:
             )
         loss = store.read_json(job.artifact.path("summary.json"))["loss"]
         progress.update(job.stream.num_samples, note=f"loss {loss:.3f}")
+    return told.stop
 
 
 def _cause(error: WorkerGroupError, told: Told) -> Exception:
@@ -124,6 +125,8 @@ def _passing_on_sigterm(ticker: Any) -> Iterator[None]:
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         ticker.stop.remote()
+        # who asks again means at once
+        signal.signal(signal.SIGTERM, before)
 
     before = signal.signal(signal.SIGTERM, pass_on)
     try:

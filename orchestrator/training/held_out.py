@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from orchestrator import store
 from orchestrator.artifacts import Artifact
@@ -39,6 +40,12 @@ def check(config: Config) -> None:
         )
     if training.keep_model == "best" and training.best_metric not in known:
         raise UserError(f"training.best_metric={training.best_metric}: expected one of {', '.join(known)}")
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """What the metrics are measured on."""
+    sets = {name: one.identity for name, one in evaluation_sets(config.evaluation).items()}
+    return {"sets": sets, "templates": config.evaluation.zero_shot.templates}
 
 
 def evaluate(clip: Clip, config: Config) -> dict[str, float]:

@@ -7,10 +7,13 @@ from typing import Any
 
 from orchestrator.artifacts import Artifact
 from orchestrator.catalog import Catalog
+from orchestrator.clip.model import Clip
 from orchestrator.clip.recipe import Recipe
+from orchestrator.clip.schedule import learning_rate
 from orchestrator.config import Config, PhaseConfig
 from orchestrator.keeplist import KeepList
 from orchestrator.source import Part, Source
+from orchestrator.training.feed import Feed
 from orchestrator.training.stream import Stream
 
 
@@ -47,6 +50,36 @@ class Job:
     def num_cooldown_steps(self) -> int:
         """Steps of the final cooldown."""
         return self._steps(self.phase.cooldown_epochs)
+
+    def lr(self, step: int) -> float:
+        """The learning rate of a step, from 0."""
+        phase = self.phase
+        return learning_rate(
+            step,
+            schedule=phase.lr_schedule,
+            peak_lr=phase.lr,
+            num_warmup_steps=self.num_warmup_steps,
+            num_steps=self.stream.num_steps,
+            num_cooldown_steps=self.num_cooldown_steps,
+            cooldown_power=phase.cooldown_power,
+            cooldown_end_lr=phase.cooldown_end_lr,
+            num_restarts=phase.lr_restarts,
+        )
+
+    def feed(self, clip: Clip) -> Feed:
+        """What reading the stream for a model takes."""
+        training, size = self.config.training, clip.preprocess_cfg["size"]
+        return Feed(
+            source=self.source,
+            parts=self.parts,
+            catalog=self.catalog,
+            keep=self.keep,
+            stream=self.stream,
+            image_size=size[0] if isinstance(size, (tuple, list)) else size,
+            augmentation=training.augmentation,
+            draft_decoding=training.draft_decoding,
+            max_image_pixels=training.max_image_pixels,
+        )
 
     def seen(self, done: int) -> int:
         """Samples that so many steps have seen."""

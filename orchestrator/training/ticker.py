@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 
 @dataclass
@@ -49,3 +51,9 @@ class Ticker:
     def read(self) -> Told:
         """All of it."""
         return self.told
+
+
+def start_ticker() -> Any:
+    """A ticker on the driver's node: when that is gone the phase ends anyway, when another goes it goes on."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return Ticker.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]

@@ -19,14 +19,13 @@ from orchestrator import store
 from orchestrator.clip import model
 from orchestrator.clip.loop import Learner, StepMetrics
 from orchestrator.clip.model import Clip
-from orchestrator.clip.schedule import learning_rate
 from orchestrator.errors import UserError
 from orchestrator.store import StoreError
 from orchestrator.training import held_out
 from orchestrator.training.agreement import AgreedError, Clock, Wishes, from_first, gather
 from orchestrator.training.batches import BatchRecord
 from orchestrator.training.checkpoints import Checkpoints
-from orchestrator.training.feed import Feed, batch_keys, own_the_context
+from orchestrator.training.feed import batch_keys, own_the_context
 from orchestrator.training.job import Job
 from orchestrator.training.loader import Loaded, load
 from orchestrator.training.log import Log, Pace
@@ -51,7 +50,8 @@ def train_worker(loop_config: dict[str, Job]) -> None:
     except StoreError:
         raise
     except UserError as error:
-        ray.get(job.ticker.refuse.remote(str(error)))
+        # what a reading task raised comes with the trace of its task: the line is in the cause
+        ray.get(job.ticker.refuse.remote(str(getattr(error, "cause", None) or error)))
         raise
 
 
@@ -64,11 +64,12 @@ class _Worker:
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
         own_the_context(num_ranks=self.num_ranks, worker_cpus=training.cpus_per_worker)
         self.skips = Skips(max_share=training.max_bad_pairs)
-        self.clip = build_model(job)
+        self.clip = self._build_model()
         try:
             self.learner = Learner(self.clip, job.recipe, device=self.device, rank=self.rank, num_ranks=self.num_ranks)
         except ValueError as error:
             raise AgreedError(f"training: {error}") from error
+        self.feed = job.feed(self.clip)
         self.checkpoints = Checkpoints(job.artifact.path("checkpoints"), keep=training.keep_checkpoints)
         self.clock = Clock(training.checkpoint_every_minutes)
         self.started, self.seconds_before = time.monotonic(), 0.0
@@ -78,10 +79,22 @@ class _Worker:
         self.best = held_out.Best(job.artifact, training.best_metric) if training.keep_model == "best" else None
         self.stopping = self.checkpoint_asked = False
 
+    def _build_model(self) -> Clip:
+        clip, mistake = None, None
+        try:
+            clip = build_model(self.job)
+        except ValueError as error:
+            mistake = f"model: {error}"
+        # a file may be there on one node and not on another
+        Wishes.of_all(gather(Wishes(mistake=mistake), self.num_ranks))
+        assert clip is not None
+        return clip
+
     def _restore(self) -> int:
         found: tuple[str | None, list[str]] = self.checkpoints.newest() if self.rank == 0 else (None, [])
         name, problems = from_first(found, self.num_ranks)
         if self.rank == 0:
+            self.checkpoints.go_on_from(name)
             for problem in problems:
                 self.job.ticker.warn.remote(f"{self.job.name}: {problem}")
         if name is None:
@@ -103,6 +116,13 @@ class _Worker:
 
     def run(self) -> None:
         """Every step from the last checkpoint to the end."""
+        try:
+            self._train()
+        finally:
+            if self.log is not None:
+                self.log.close()
+
+    def _train(self) -> None:
         job, pace = self.job, Pace(self.first_step)
         batches = self._batches()
         for step in range(self.first_step, job.stream.num_steps):
@@ -111,7 +131,7 @@ class _Worker:
             self.skips.add(loaded.rows)
             if self.record is not None:
                 self.record.add(step, loaded.rows)
-            metrics = self.learner.step(loaded.batch, lr=self._lr(step), step=step)
+            metrics = self.learner.step(loaded.batch, lr=job.lr(step), step=step)
             if self._is_due(job.config.training.log_every_steps, step + 1) or self._evaluates(step + 1):
                 self._log(step + 1, metrics, pace)
             if self._wants_checkpoint(step + 1):
@@ -132,37 +152,9 @@ class _Worker:
             return False
         return done % self.job.config.training.checkpoint_every_steps == 0 or self.stopping or self.checkpoint_asked
 
-    def _lr(self, step: int) -> float:
-        job, phase = self.job, self.job.phase
-        return learning_rate(
-            step,
-            schedule=phase.lr_schedule,
-            peak_lr=phase.lr,
-            num_warmup_steps=job.num_warmup_steps,
-            num_steps=job.stream.num_steps,
-            num_cooldown_steps=job.num_cooldown_steps,
-            cooldown_power=phase.cooldown_power,
-            cooldown_end_lr=phase.cooldown_end_lr,
-            num_restarts=phase.lr_restarts,
-        )
-
-    def _feed(self) -> Feed:
-        job, training, size = self.job, self.job.config.training, self.clip.preprocess_cfg["size"]
-        return Feed(
-            source=job.source,
-            parts=job.parts,
-            catalog=job.catalog,
-            keep=job.keep,
-            stream=job.stream,
-            image_size=size[0] if isinstance(size, (tuple, list)) else size,
-            augmentation=training.augmentation,
-            draft_decoding=training.draft_decoding,
-            max_image_pixels=training.max_image_pixels,
-        )
-
     def _batches(self) -> Iterator[Loaded]:
         return load(
-            self._feed(),
+            self.feed,
             self.clip,
             rank=self.rank,
             num_ranks=self.num_ranks,
@@ -172,13 +164,14 @@ class _Worker:
 
     def _log(self, done: int, metrics: StepMetrics, pace: Pace) -> None:
         self._agree(done)
+        self.checkpoints.check()
         job, seen = self.job, self.job.seen(done)
         record = {
             "step": done,
             "samples_seen": seen,
             "epoch": seen / job.stream.num_pairs,
             "loss": metrics.loss.item(),
-            "lr": self._lr(done - 1),
+            "lr": job.lr(done - 1),
             "logit_scale": metrics.logit_scale.item(),
             "grad_norm": metrics.grad_norm.item(),
             "skipped": self.skips.total,
@@ -207,19 +200,19 @@ class _Worker:
         return Wishes(stop=ray.get(self.job.ticker.read.remote()).stop, checkpoint=self.clock.is_due())
 
     def _not_finite(self, step: int) -> str:
-        keys, place = batch_keys(self._feed(), step), self.job.artifact.path("bad_batch.json")
+        keys, place = batch_keys(self.feed, step), self.job.artifact.path("bad_batch.json")
         if self.rank == 0:
             store.write_json(place, {"step": step + 1, "keys": keys})
         return (
-            f"{self.job.name}: loss or gradients are not finite at step {step + 1}, whose batch begins with "
-            f"{', '.join(keys[:KEYS_TOLD])} (all {len(keys)} keys: {place}); lower the learning rate, set "
+            f"{self.job.name}: loss or gradients are not finite at step {step + 1}, whose batch holds "
+            f"{', '.join(keys[:KEYS_TOLD])}, ... (all {len(keys)} keys: {place}); lower the learning rate, set "
             "training.grad_clip_norm, or use training.precision=fp32"
         )
 
     def _evaluate(self, done: int) -> dict[str, float]:
-        exported = self.learner.export()
+        exported = self._export()
         measured: dict[str, float] = {}
-        if self.rank == 0:
+        if exported is not None:
             exported.model.to(self.device)
             measured = held_out.evaluate(exported, self.job.config)
             if self.best is not None:
@@ -227,6 +220,23 @@ class _Worker:
         if self.num_ranks > 1:
             dist.barrier()
         return measured
+
+    def _export(self) -> Clip | None:
+        # a copy on the CPU, which rank 0 alone needs; a sharded model takes all ranks to copy
+        if self.rank != 0 and self.job.recipe.parallel == "ddp":
+            return None
+        exported = self.learner.export()
+        return exported if self.rank == 0 else None
+
+    def _seconds(self) -> float:
+        return self.seconds_before + time.monotonic() - self.started
+
+    def _await_checkpoint(self) -> None:
+        try:
+            self.checkpoints.wait()
+        except StoreError as error:
+            # nothing needs it any more: the model comes next
+            self.job.ticker.warn.remote(f"{self.job.name}: {error}")
 
     def _checkpoint(self, done: int) -> None:
         # never a state that is not finite, and with the skips of all ranks
@@ -239,23 +249,21 @@ class _Worker:
         if self.log is None or state is None:
             return
         self.log.curve.flush()
-        seconds = self.seconds_before + time.monotonic() - self.started
-        saved = {"step": done, "seconds": seconds, "learner": state, "skips": self.skips.state()}
+        saved = {"step": done, "seconds": self._seconds(), "learner": state, "skips": self.skips.state()}
         self.checkpoints.save(done, saved)
 
     def _stop(self, done: int) -> None:
         self.checkpoints.wait()
-        if self.log is not None:
-            self.log.close()
+        if self.rank == 0:
             ray.get(self.job.ticker.stopped.remote(done))
 
     def _finish(self) -> None:
         job, stream = self.job, self.job.stream
         if self.record is not None:
             self.record.flush(stream.num_steps)
-        exported = self.learner.export()
-        self.checkpoints.wait()
-        if self.log is not None:
+        exported = self._export()
+        if self.log is not None and exported is not None:
+            self._await_checkpoint()
             self.log.close()
             if self.best is None:
                 held_out.save_model(exported, job.artifact.path("model"))
@@ -267,7 +275,7 @@ class _Worker:
                 "samples_seen": stream.num_samples,
                 "pairs": stream.num_pairs,
                 "epochs": round(stream.num_epochs, 4),
-                "seconds_before": self.seconds_before,
+                "seconds": self._seconds(),
                 **self.skips.state(),
             }
             store.write_json(job.artifact.path("summary.json"), summary)
@@ -276,21 +284,20 @@ class _Worker:
 
 
 def build_model(job: Job) -> Clip:
-    """The model a phase starts from: new, pre-trained elsewhere, or that of the phase before."""
+    """The model a phase starts from: new, pre-trained elsewhere, or that of the phase before.
+
+    Errors: `ValueError` when it cannot be built or loaded."""
     config = job.config.model
-    try:
-        if job.start_uri is None:
-            return model.build(
-                name=config.name,
-                config=config.config,
-                pretrained=config.pretrained,
-                image_size=config.image_size,
-                context_length=config.context_length,
-                seed=job.config.training.seed,
-                loss=job.config.training.loss,
-            )
-        with tempfile.TemporaryDirectory() as folder:
-            store.copy(job.start_uri, folder)
-            return model.load(folder)
-    except ValueError as error:
-        raise AgreedError(f"model: {error}") from error
+    if job.start_uri is None:
+        return model.build(
+            name=config.name,
+            config=config.config,
+            pretrained=config.pretrained,
+            image_size=config.image_size,
+            context_length=config.context_length,
+            seed=job.config.training.seed,
+            loss=job.config.training.loss,
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        store.copy(job.start_uri, folder)
+        return model.load(folder)

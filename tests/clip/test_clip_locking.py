@@ -68,10 +68,11 @@ def test_what_cannot_be_locked_is_one_line(tiny_clip: Clip, tiny_config: dict[st
 def test_the_average_is_the_recurrence_and_is_what_is_exported(tiny_clip: Clip, batch: Batch) -> None:
     learner = Learner(tiny_clip, Recipe(ema_decay=0.8, lock_image=True), device=CPU)
     expected = {name: tensor.clone() for name, tensor in tiny_clip.model.state_dict().items()}
-    for step in range(4):
+    # warming up: 1/10, 2/11, 3/12; then the decay itself
+    for step, decay in [(0, 0.1), (1, 2 / 11), (2, 0.25), (100, 0.8)]:
         learner.step(batch, lr=1e-2, step=step)
         for name, tensor in learner.model.state_dict().items():
-            expected[name] = 0.8 * expected[name] + 0.2 * tensor
+            expected[name] = decay * expected[name] + (1 - decay) * tensor
     torch.testing.assert_close(dict(learner.export().model.state_dict()), expected, rtol=1e-5, atol=1e-7)
     assert learner.average is not None
     assert not any(name.startswith("visual.") for name in learner.average.weights())

@@ -174,3 +174,18 @@ def test_a_reference_that_cannot_be_loaded_is_one_clear_line(tmp_path: Path, tin
     (tmp_path / model.WEIGHTS_FILE).unlink()
     with pytest.raises(ValueError, match="cannot load local-dir"):
         model.load(str(tmp_path))
+
+
+def test_siglip_from_a_model_without_a_bias_starts_from_siglips_own(
+    tiny_config: dict[str, Any], tmp_path: Path
+) -> None:
+    clip = build(name=None, config=tiny_config, pretrained=None, image_size=None, context_length=None, seed=0)
+    with torch.no_grad():
+        clip.model.logit_scale.fill_(4.6)
+    torch.save(clip.model.state_dict(), tmp_path / "clip.pt")
+    sizes: dict[str, Any] = {"image_size": None, "context_length": None}
+    path = str(tmp_path / "clip.pt")
+    started = build(name=None, config=tiny_config, pretrained=path, seed=1, loss="siglip", **sizes)
+    assert started.model.logit_bias.item() == -10
+    assert started.model.logit_scale.exp().item() == pytest.approx(10)
+    assert torch.equal(started.model.text_projection, clip.model.text_projection)

@@ -71,6 +71,18 @@ def test_one_with_a_flipped_bit_is_told_too(place: str) -> None:
     assert len(problems) == 1
 
 
+def test_what_is_newer_than_the_one_taken_goes(place: str) -> None:
+    checkpoints = written(place, 1, 2)
+    newest = store.join(place, "step_000000000002.pt")
+    store.write(newest, store.read(newest)[:100])
+    store.write(store.join(place, ".step_000000000003.pt.77.partial"), b"a killed writer's")
+    name, _ = checkpoints.newest()
+    checkpoints.go_on_from(name)
+    assert store.names(place) == ["step_000000000001.pt"]
+    checkpoints.go_on_from(None)
+    assert store.names(place) == []
+
+
 @pytest.fixture
 def full_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system with room for two checkpoints, not for ten."""

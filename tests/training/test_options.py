@@ -78,6 +78,8 @@ def test_options_together(typed: Shell, tiny_conf: str, tar_pool: str, tmp_path:
         ({"cooldown_epochs": 2.0}, "go together, got cosine and 2"),
         ({"lr_schedule": "constant-cooldown"}, "go together, got constant-cooldown and 0"),
         ({"patch_dropout": 1.0}, "patch_dropout"),
+        ({"lock_image_unlocked_groups": 1}, "lock_image_unlocked_groups needs training.lock_image=true"),
+        ({"loss": "siglip", "local_loss": True}, "local_loss=true is for training.loss=clip"),
     ],
 )
 def test_what_does_not_go_together(training: dict[str, object], message: str, tmp_path: Path) -> None:
