@@ -264,7 +264,6 @@ class _Worker:
         exported = self._export()
         if self.log is not None and exported is not None:
             self._await_checkpoint()
-            self.log.close()
             if self.best is None:
                 held_out.save_model(exported, job.artifact.path("model"))
             else:
