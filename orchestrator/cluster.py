@@ -84,6 +84,11 @@ def num_cpus() -> int:
     return int(ray.cluster_resources().get("CPU", 1))
 
 
+def num_cores() -> int:
+    """Cores of the whole cluster: a local one has more logical CPUs than there are."""
+    return min(num_cpus(), len(ray.nodes()) * (os.cpu_count() or 1))
+
+
 def num_gpus() -> int:
     """GPUs of the whole cluster."""
     return int(ray.cluster_resources().get("GPU", 0))

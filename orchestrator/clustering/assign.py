@@ -14,7 +14,7 @@ from orchestrator import cluster, store
 from orchestrator.artifacts import Artifact
 from orchestrator.catalog import PartRows, part_rows, to_parquet
 from orchestrator.clustering.train import read_centroids
-from orchestrator.embedding.vectors import Embedding
+from orchestrator.embedding.vectors import Embedding, is_present
 from orchestrator.keeplist import KeepList
 from orchestrator.parts import PartResult, Work, build_parts, part_path
 from orchestrator.progress import Display
@@ -52,7 +52,7 @@ def assign_stage(step: Step, centroids: Artifact) -> Stage:
             partial(_work, Embedding(embedding), KeepList(step.incoming), centroids),
             display=display,
             name=name,
-            num_actors=gpus or step.num_actors or cluster.num_cpus(),
+            num_actors=gpus or step.num_actors or cluster.num_cores(),
             num_gpus=1 if gpus else 0,
         )
 
@@ -63,12 +63,15 @@ def _work(embedding: Embedding, keep: KeepList, centroids: Artifact) -> Work:
     nearest = Nearest(read_centroids(centroids), num_threads=1)
 
     def work(part: PartRows) -> PartResult:
-        vectors = embedding.image(part.index)[keep.mask(part.index, part.num_rows)]
-        embedded = vectors.any(axis=1)
-        clusters, distances = np.full(len(vectors), NONE, np.int32), np.full(len(vectors), np.nan, np.float32)
-        clusters[embedded], distances[embedded] = nearest(vectors[embedded])
+        vectors, kept = embedding.image(part.index), keep.mask(part.index, part.num_rows)
+        embedded = is_present(vectors)[kept]
+        clusters, distances = np.full(len(embedded), NONE, np.int32), np.full(len(embedded), np.nan, np.float32)
+        wanted = kept.copy()
+        wanted[kept] = embedded
+        # a copy only where some are left out
+        clusters[embedded], distances[embedded] = nearest(vectors if wanted.all() else vectors[wanted])
         table = pa.table({"cluster": clusters, "distance": distances})
-        numbers = {"rows": part.num_rows, "reached": len(vectors), "embedded": int(embedded.sum())}
+        numbers = {"rows": part.num_rows, "reached": len(embedded), "embedded": int(embedded.sum())}
         return PartResult({"parquet": to_parquet(table)}, numbers)
 
     return work

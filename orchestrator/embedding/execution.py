@@ -8,7 +8,6 @@ which it stops reading; open at the writer are the parts of at most the batches 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -83,12 +82,12 @@ class Pass:
 
 def num_actors() -> int:
     """One for each GPU; without GPUs one for every `ACTOR_THREADS` cores."""
-    return cluster.num_gpus() or max(1, math.ceil(_num_cores() / ACTOR_THREADS))
+    return cluster.num_gpus() or max(1, math.ceil(cluster.num_cores() / ACTOR_THREADS))
 
 
 def threads_per_actor() -> int:
     """torch threads of an actor on CPUs: together the actors have a thread for every core."""
-    return max(1, _num_cores() // num_actors())
+    return max(1, cluster.num_cores() // num_actors())
 
 
 def actor_share() -> dict[str, Any]:
@@ -97,8 +96,3 @@ def actor_share() -> dict[str, Any]:
         return {"num_gpus": 1}
     share = CPU_SHARE * cluster.num_cpus() / num_actors()
     return {"num_cpus": min(1.0, share), "runtime_env": {"env_vars": cluster.CPU_ALLOCATOR}}
-
-
-def _num_cores() -> int:
-    # a local cluster has more logical CPUs than there are cores
-    return min(cluster.num_cpus(), len(ray.nodes()) * (os.cpu_count() or 1))

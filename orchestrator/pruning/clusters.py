@@ -18,6 +18,8 @@ FIXED_POINT = 2**30
 """Of distances and coordinates, at most 2 in size: int64 holds the sum of 4 billion of them, in steps of 1e-9."""
 SPLIT = 1 / 1024
 CHUNK_ROWS = 65_536
+# a CPU's cache holds the widened vectors of so many
+CPU_CHUNK_ROWS = 4096
 
 Vectors = NDArray[np.float32]
 
@@ -74,15 +76,17 @@ class Nearest:
         self.centroids = centroids
         index = faiss.IndexFlatIP(centroids.shape[1])
         index.add(centroids)
-        self.index = faiss.index_cpu_to_all_gpus(index) if faiss.get_num_gpus() else index
+        has_gpu = faiss.get_num_gpus() > 0
+        self.index = faiss.index_cpu_to_all_gpus(index) if has_gpu else index
+        self.chunk_rows = CHUNK_ROWS if has_gpu else CPU_CHUNK_ROWS
 
     def __call__(self, vectors: NDArray[np.floating]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """Cluster int32 [n] and distance float32 [n] of vectors [n, d] of any norm but 0.
 
         The distance is summed row by row, not taken from the search, whose rounding depends on the other rows."""
         clusters, distances = np.empty(len(vectors), np.int32), np.empty(len(vectors), np.float32)
-        for begin in range(0, len(vectors), CHUNK_ROWS):
-            rows = slice(begin, begin + CHUNK_ROWS)
+        for begin in range(0, len(vectors), self.chunk_rows):
+            rows = slice(begin, begin + self.chunk_rows)
             chunk = np.ascontiguousarray(vectors[rows], np.float32)
             clusters[rows] = self.index.search(chunk, 1)[1][:, 0]
             along = np.einsum("nd,nd->n", chunk, self.centroids[clusters[rows]])
