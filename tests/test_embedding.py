@@ -28,7 +28,7 @@ from pools import (
     write_table,
     write_tars,
 )
-from test_kill import kill, started, wait_for
+from processes import kill, started, wait_for
 
 from orchestrator import store
 from orchestrator.catalog import Catalog, catalog_stage

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from commands import in_shell
 from pools import real_captions, write_table
-from training_runs import kill, started, wait_for
+from processes import kill, started, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -15,21 +15,17 @@ import psutil
 import pytest
 from commands import Shell, in_shell
 from pools import Pair, make_pairs, write_tars
+from processes import called, descendants, kill, started, wait_for
 from training_runs import (
     BATCH,
     NUM_PAIRS,
     STEPS,
     batches,
-    called,
     checkpoints,
     command_of,
     curve,
-    descendants,
-    kill,
     phase_folder,
     said,
-    started,
-    wait_for,
     wait_for_checkpoints,
 )
 
