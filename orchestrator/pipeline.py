@@ -121,7 +121,7 @@ def _report_words(config: Config, catalog: Catalog, steps: Sequence[Stage]) -> l
 
 def _training(pipeline: Pipeline) -> Pipeline:
     from orchestrator.evaluation import models_stage
-    from orchestrator.training import Phase, training_stage
+    from orchestrator.training.stage import Phase, training_stage
 
     config, source, catalog = pipeline.config, pipeline.source, pipeline.catalog
     if not source.has_images:

@@ -15,7 +15,7 @@ from orchestrator.catalog import Catalog, catalog_stage
 from orchestrator.config import Config
 from orchestrator.selection import selection_stages
 from orchestrator.source import open_source
-from orchestrator.training import Phase, training_stage
+from orchestrator.training.stage import Phase, training_stage
 
 
 def test_a_fingerprint_is_of_the_value_alone() -> None:

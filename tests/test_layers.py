@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -77,3 +79,9 @@ def test_what_stages_stand_on_knows_no_stage(name: str) -> None:
     folder = PACKAGE / name
     for path in folder.rglob("*.py") if folder.is_dir() else [PACKAGE / f"{name}.py"]:
         assert not rooms(path) & forbidden
+
+
+@pytest.mark.parametrize("module", ["training.feed", "embedding.pool"])
+def test_reading_tasks_import_no_torch(module: str) -> None:
+    program = f"import sys, orchestrator.{module}; sys.exit('torch' in sys.modules or 'open_clip' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0
