@@ -12,13 +12,13 @@ from commands import tiny_command
 from pools import make_pairs, write_tars
 from processes import wait_for
 
-BATCH, EPOCHS, NUM_PAIRS, CHECKPOINT_EVERY = 16, 50, 96, 20
+BATCH, EPOCHS, NUM_PAIRS, CHECKPOINT_EVERY = 16, 30, 96, 12
 SAMPLES = EPOCHS * NUM_PAIRS
 STEPS = SAMPLES // BATCH
 
 
 def command_of(tiny_conf: str, folder: Path) -> str:
-    """Trains for 300 steps of 16 pairs on the pool in `folder`, which it writes, with a checkpoint every 20."""
+    """Trains for 180 steps of 16 pairs on the pool in `folder`, which it writes, with a checkpoint every 12."""
     if not (folder / "pool").exists():
         write_tars(folder / "pool", make_pairs(NUM_PAIRS), num_shards=3)
     command = tiny_command(tiny_conf, "pool").replace("evaluation.zero_shot.uri=zs.tar", "finetune.enabled=false")
