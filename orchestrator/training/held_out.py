@@ -4,6 +4,7 @@ so far."""
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from orchestrator.config import Config
 from orchestrator.errors import UserError
 from orchestrator.evaluation import evaluation_sets
 from orchestrator.evaluation.embed import LoadedModels, retrieval, zero_shot
+from orchestrator.evaluation.sets import EvaluationSet
 
 ZERO_SHOT = ("top1", "top5")
 RETRIEVAL = tuple(f"{way}_recall_at_{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10))
@@ -48,9 +50,9 @@ def identity(config: Config) -> dict[str, Any]:
     return {"sets": sets, "templates": config.evaluation.zero_shot.templates}
 
 
-def evaluate(clip: Clip, config: Config) -> dict[str, float]:
-    """Every metric of a model, in [0, 1]."""
-    sets, models = evaluation_sets(config.evaluation), LoadedModels({MODEL: clip})
+def evaluate(clip: Clip, sets: Mapping[str, EvaluationSet], config: Config) -> dict[str, float]:
+    """Every metric of a model on the sets that the config names, opened by the driver; in [0, 1]."""
+    models = LoadedModels({MODEL: clip})
     measured = {}
     if "zero_shot" in sets:
         measured["zero_shot"] = zero_shot(models, sets["zero_shot"], config.evaluation)[MODEL]

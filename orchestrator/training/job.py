@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from orchestrator.clip.model import Clip
 from orchestrator.clip.recipe import Recipe
 from orchestrator.clip.schedule import learning_rate
 from orchestrator.config import Config, PhaseConfig
+from orchestrator.evaluation.sets import EvaluationSet
 from orchestrator.keeplist import KeepList
 from orchestrator.source import Part, Source
 from orchestrator.training.feed import Feed
@@ -21,7 +23,7 @@ from orchestrator.training.stream import Stream
 class Job:
     """What one phase is: its settings, its pairs in their order, the weights it starts from, where its results go.
 
-    `ticker` is the actor by which workers and driver tell each other things."""
+    `sets` are what it is evaluated on while it is trained; `ticker` is the actor by which workers and driver tell each other things."""
 
     config: Config
     phase: PhaseConfig
@@ -33,6 +35,7 @@ class Job:
     catalog: Catalog
     keep: KeepList
     stream: Stream
+    sets: Mapping[str, EvaluationSet]
     ticker: Any
 
     @property

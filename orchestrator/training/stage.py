@@ -13,6 +13,7 @@ from orchestrator.artifacts import Artifact
 from orchestrator.catalog import Catalog
 from orchestrator.config import Config, PhaseConfig
 from orchestrator.errors import Stopped
+from orchestrator.evaluation import evaluation_sets
 from orchestrator.keeplist import KeepList
 from orchestrator.progress import Display
 from orchestrator.source import Source
@@ -129,6 +130,8 @@ def _train(
         catalog=catalog,
         keep=KeepList(phase.keep),
         stream=phase_stream(config, phase),
+        # a worker has another working folder: relative places are made absolute here
+        sets=evaluation_sets(config.evaluation) if config.training.evaluate_every_steps else {},
         ticker=start_ticker(),
     )
     stop_asked = fit(job, num_workers, display)

@@ -214,7 +214,7 @@ class _Worker:
         measured: dict[str, float] = {}
         if exported is not None:
             exported.model.to(self.device)
-            measured = held_out.evaluate(exported, self.job.config)
+            measured = held_out.evaluate(exported, self.job.sets, self.job.config)
             if self.best is not None:
                 self.best.offer(exported, measured, done)
         if self.num_ranks > 1:
