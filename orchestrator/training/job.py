@@ -23,7 +23,8 @@ from orchestrator.training.stream import Stream
 class Job:
     """What one phase is: its settings, its pairs in their order, the weights it starts from, where its results go.
 
-    `sets` are what it is evaluated on while it is trained; `ticker` is the actor by which workers and driver tell each other things."""
+    `sets` are what it is evaluated on while it is trained; `ticker` is the actor by which workers and driver tell each
+    other things."""
 
     config: Config
     phase: PhaseConfig
