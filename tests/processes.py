@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 from commands import environment
 
 PATIENCE = 240.0
@@ -76,3 +77,16 @@ def wait_for(seen: Callable[[], Any], process: subprocess.Popen[bytes]) -> Any:
         assert process.poll() is None, "the command ended early"
         time.sleep(0.02)
     raise AssertionError("nothing to be seen")
+
+
+@contextmanager
+def small_disk(place: Path, size: str) -> Iterator[Path]:
+    """A folder that is a file system of its own, of a size such as "64m"; the test is skipped where none can be had."""
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)], check=False)
+    if mounted.returncode:
+        pytest.skip("needs the right to mount")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)

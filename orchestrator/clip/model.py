@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +49,16 @@ class Clip:
     model_cfg: dict[str, Any]
     preprocess_cfg: dict[str, Any]
     tokenizer: Tokenizer
+
+    @property
+    def image_size(self) -> int:
+        """The side of the pictures it takes, in pixels."""
+        return side(self.preprocess_cfg["size"])
+
+
+def side(size: int | Sequence[int]) -> int:
+    """An image size as open_clip's configurations have it, one number or two, as the side of a square."""
+    return size if isinstance(size, int) else size[0]
 
 
 def build(

@@ -12,7 +12,7 @@ from orchestrator import store
 from orchestrator.artifacts import Artifact
 from orchestrator.catalog import PartRows, part_groups
 from orchestrator.config import Clustering
-from orchestrator.embedding.vectors import Embedding
+from orchestrator.embedding.vectors import Embedding, is_present
 from orchestrator.errors import UserError
 from orchestrator.keeplist import KeepList
 from orchestrator.npy import from_npy, to_npy
@@ -72,7 +72,7 @@ def _work(embedding: Embedding, keep: KeepList, share: float, seed: int) -> Work
         for part in group:
             drawn = random_scores(seed ^ STREAM, part.first_ordinal, part.num_rows) <= threshold
             vectors = embedding.image(part.index)[keep.mask(part.index, part.num_rows) & (drawn | (share >= 1))]
-            chunks.append(vectors[vectors.any(axis=1)])
+            chunks.append(vectors[is_present(vectors)])
         sample = np.concatenate(chunks)
         return PartResult({"npy": to_npy(sample)}, {"sampled": len(sample)})
 

@@ -91,7 +91,7 @@ def part_result(
     files = {f"{tower}.npy": to_npy(values) for tower, values in vectors.items()}
     if len(vectors) == 2:
         files["clip_score.npy"] = to_npy(clip_scores(vectors["image"], vectors["text"]))
-    valid: dict[str, int] = {tower: int(values.any(axis=1).sum()) for tower, values in vectors.items()}
+    valid: dict[str, int] = {tower: int(is_present(values).sum()) for tower, values in vectors.items()}
     rows = len(next(iter(vectors.values())))
     told = {"problems": dict(problems), "examples": list(examples)[:MAX_EXAMPLES]}
     return PartResult(files, {"rows": rows, **valid, **told, **counts})

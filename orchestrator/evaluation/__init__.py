@@ -74,6 +74,14 @@ def evaluation_sets(settings: EvaluationConfig) -> dict[str, EvaluationSet]:
     }
 
 
+def measured_on(settings: EvaluationConfig, sets: Mapping[str, EvaluationSet]) -> dict[str, Any]:
+    """What makes a model's results what they are, beside the model: the sets and the prompt templates."""
+    return {
+        "templates": settings.zero_shot.templates and list(settings.zero_shot.templates),
+        "sets": {name: one.identity for name, one in sets.items()},
+    }
+
+
 def _stage(config: Config, models: Models, made_from: Mapping[str, Any]) -> Stage:
     settings = config.evaluation
     sets = evaluation_sets(settings)
@@ -82,8 +90,7 @@ def _stage(config: Config, models: Models, made_from: Mapping[str, Any]) -> Stag
         "evaluation",
         version=VERSION,
         models=fingerprint(dict(made_from)),
-        templates=settings.zero_shot.templates and list(settings.zero_shot.templates),
-        sets={name: one.identity for name, one in sets.items()},
+        **measured_on(settings, sets),
     )
 
     def build(display: Display) -> Artifact:

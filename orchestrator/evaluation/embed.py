@@ -52,8 +52,7 @@ class Models:
                 model_cfg = architecture.resolve(name=reference, config=None, image_size=None, context_length=None)
             except ValueError as error:
                 raise UserError(f"checkpoint: {error}") from error
-        size = model_cfg["vision_cfg"]["image_size"]
-        return size[0] if isinstance(size, (list, tuple)) else size
+        return model.side(model_cfg["vision_cfg"]["image_size"])
 
     def load(self) -> dict[str, Clip]:
         """The models, on the GPU where this process has one."""
@@ -74,21 +73,15 @@ class Models:
 class LoadedModels:
     """Models of this process, which embeds with them itself: no actor is started, no weights travel."""
 
-    clips: Mapping[str, Clip]
-
-    @property
-    def references(self) -> Mapping[str, Clip]:
-        """The models by name."""
-        return self.clips
+    references: Mapping[str, Clip]
 
     def image_size(self) -> int:
         """The side of the pictures they take."""
-        size = next(iter(self.clips.values())).preprocess_cfg["size"]
-        return size[0] if isinstance(size, (list, tuple)) else size
+        return next(iter(self.references.values())).image_size
 
-    def load(self) -> dict[str, Clip]:
+    def load(self) -> Mapping[str, Clip]:
         """The models, where they are."""
-        return dict(self.clips)
+        return self.references
 
 
 def _placed(clip: Clip) -> Clip:

@@ -33,6 +33,12 @@ def from_first(value: Any, num_ranks: int) -> Any:
     return values[0]
 
 
+def wait_for_all(num_ranks: int) -> None:
+    """Until every rank has come here."""
+    if num_ranks > 1:
+        dist.barrier()
+
+
 @dataclass(frozen=True)
 class Wishes:
     """What a rank asks of all: to stop with a checkpoint, to take a checkpoint, or to give up with a mistake."""

@@ -10,7 +10,7 @@ import tempfile
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from orchestrator import store
 from orchestrator.clip import checkpoint
@@ -18,6 +18,14 @@ from orchestrator.store import StoreError
 
 NAME = re.compile(r"step_(\d{12})\.pt")
 PARTIAL = ".partial"
+
+
+class Newest(NamedTuple):
+    """A checkpoint's file (None: there is none) and what it holds, with a line for each newer one that is damaged."""
+
+    name: str | None
+    saved: dict[str, Any]
+    problems: list[str]
 
 
 class Checkpoints:
@@ -32,17 +40,15 @@ class Checkpoints:
         """The files' names, oldest first."""
         return [name for name in store.names(self.uri) if NAME.fullmatch(name)]
 
-    def newest(self) -> tuple[str | None, list[str]]:
-        """The newest file that can be read, and a line for each newer one that cannot."""
-        problems = []
+    def newest(self) -> Newest:
+        """The newest file that can be read, what it holds, and a line for each newer one that cannot."""
+        problems: list[str] = []
         for name in reversed(self.names()):
             try:
-                self.load(name)
+                return Newest(name, self.load(name), problems)
             except ValueError as error:
                 problems.append(f"a checkpoint cannot be read, the one before it is taken: {error}")
-                continue
-            return name, problems
-        return None, problems
+        return Newest(None, {}, problems)
 
     def go_on_from(self, name: str | None) -> None:
         """Removes what is newer than the file that was taken (None: all), and what a killed writer left unfinished:

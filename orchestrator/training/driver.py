@@ -3,6 +3,7 @@ ended."""
 
 from __future__ import annotations
 
+import errno
 import signal
 import threading
 from collections.abc import Iterator
@@ -19,11 +20,13 @@ from orchestrator import cluster, store
 from orchestrator.artifacts import Artifact
 from orchestrator.errors import Stopped, UserError
 from orchestrator.progress import Display, StageProgress
+from orchestrator.store import StoreError
 from orchestrator.training.job import Job
 from orchestrator.training.ticker import Told
 from orchestrator.training.worker import train_worker
 
 POLL_SECONDS = 0.5
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 def fit(job: Job, num_workers: int, display: Display) -> bool:
@@ -36,7 +39,7 @@ def fit(job: Job, num_workers: int, display: Display) -> bool:
             with _passing_on_sigterm(job.ticker), _following(job.ticker, progress, display):
                 trainer.fit()
         except WorkerGroupError as error:
-            raise _cause(error, _read(job.ticker)) from None
+            raise _cause(error, job, _read(job.ticker)) from None
         told = _read(job.ticker)
         if told.mistake is not None:
             raise UserError(told.mistake)
@@ -50,12 +53,17 @@ def fit(job: Job, num_workers: int, display: Display) -> bool:
     return told.stop
 
 
-def _cause(error: WorkerGroupError, told: Told) -> Exception:
+def _cause(error: WorkerGroupError, job: Job, told: Told) -> Exception:
     # one line says more than the trace of every worker, where the fault is the pool's, the store's or the config's
     if told.mistake is not None:
         return UserError(told.mistake)
-    failures = error.worker_failures.values()
-    return next((cause for cause in failures if isinstance(cause, (UserError, OSError))), error)
+    for cause in error.worker_failures.values():
+        if isinstance(cause, UserError):
+            return cause
+        # what writes by itself, such as TensorBoard's event file, does not say where
+        if isinstance(cause, OSError) and cause.errno in NO_ROOM:
+            return StoreError(f"{job.name}: cannot write to {job.artifact.uri}: {cause.strerror}; expected room there")
+    return next((cause for cause in error.worker_failures.values() if isinstance(cause, OSError)), error)
 
 
 def _trainer(job: Job, num_workers: int) -> TorchTrainer:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from orchestrator import store
 from orchestrator.artifacts import Artifact
@@ -14,7 +13,6 @@ from orchestrator.clip import model
 from orchestrator.clip.model import Clip
 from orchestrator.config import Config
 from orchestrator.errors import UserError
-from orchestrator.evaluation import evaluation_sets
 from orchestrator.evaluation.embed import LoadedModels, retrieval, zero_shot
 from orchestrator.evaluation.sets import EvaluationSet
 
@@ -42,12 +40,6 @@ def check(config: Config) -> None:
         )
     if training.keep_model == "best" and training.best_metric not in known:
         raise UserError(f"training.best_metric={training.best_metric}: expected one of {', '.join(known)}")
-
-
-def identity(config: Config) -> dict[str, Any]:
-    """What the metrics are measured on."""
-    sets = {name: one.identity for name, one in evaluation_sets(config.evaluation).items()}
-    return {"sets": sets, "templates": config.evaluation.zero_shot.templates}
 
 
 def evaluate(clip: Clip, sets: Mapping[str, EvaluationSet], config: Config) -> dict[str, float]:

@@ -11,7 +11,7 @@ from orchestrator.catalog import Catalog
 from orchestrator.clip.model import Clip
 from orchestrator.clip.recipe import Recipe
 from orchestrator.clip.schedule import learning_rate
-from orchestrator.config import Config, PhaseConfig
+from orchestrator.config import Config, PhaseConfig, TrainingConfig
 from orchestrator.evaluation.sets import EvaluationSet
 from orchestrator.keeplist import KeepList
 from orchestrator.source import Part, Source
@@ -41,9 +41,8 @@ class Job:
 
     @property
     def recipe(self) -> Recipe:
-        """How the model is trained; its fields have the names of the settings."""
-        shared = self.config.training.model_dump(include=set(Recipe.__dataclass_fields__))
-        return Recipe(**shared | {"patch_dropout": self.phase.patch_dropout})
+        """How the model is trained."""
+        return recipe_of(self.config.training, self.phase)
 
     @property
     def num_warmup_steps(self) -> int:
@@ -72,14 +71,14 @@ class Job:
 
     def feed(self, clip: Clip) -> Feed:
         """What reading the stream for a model takes."""
-        training, size = self.config.training, clip.preprocess_cfg["size"]
+        training = self.config.training
         return Feed(
             source=self.source,
             parts=self.parts,
             catalog=self.catalog,
             keep=self.keep,
             stream=self.stream,
-            image_size=size[0] if isinstance(size, (tuple, list)) else size,
+            image_size=clip.image_size,
             augmentation=training.augmentation,
             draft_decoding=training.draft_decoding,
             max_image_pixels=training.max_image_pixels,
@@ -91,3 +90,9 @@ class Job:
 
     def _steps(self, epochs: float) -> int:
         return round(epochs * self.stream.num_pairs / self.stream.global_batch_size)
+
+
+def recipe_of(training: TrainingConfig, phase: PhaseConfig) -> Recipe:
+    """How a phase trains its model; the recipe's fields have the names of the settings."""
+    shared = training.model_dump(include=set(Recipe.__dataclass_fields__))
+    return Recipe(**shared | {"patch_dropout": phase.patch_dropout})

@@ -13,7 +13,7 @@ from orchestrator.artifacts import Artifact
 from orchestrator.catalog import Catalog
 from orchestrator.config import Config, PhaseConfig
 from orchestrator.errors import Stopped
-from orchestrator.evaluation import evaluation_sets
+from orchestrator.evaluation import evaluation_sets, measured_on
 from orchestrator.keeplist import KeepList
 from orchestrator.progress import Display
 from orchestrator.source import Source
@@ -68,7 +68,8 @@ def training_stage(config: Config, phase: Phase, source: Source, catalog: Catalo
     held_out.check(config)
     shared = training.model_dump(mode="json", exclude=NOT_IN_FINGERPRINT | set(PhaseConfig.model_fields))
     if training.keep_model == "best":
-        shared["best"] = [training.best_metric, training.evaluate_every_steps, held_out.identity(config)]
+        evaluated = measured_on(config.evaluation, evaluation_sets(config.evaluation))
+        shared["best"] = [training.best_metric, training.evaluate_every_steps, evaluated]
     length = phase.config.model_dump(mode="json", include=set(PhaseConfig.model_fields) - {"epochs", "samples"})
     length |= {"samples": phase.config.samples} if phase.config.samples else {"epochs": phase.config.epochs}
     artifact = Artifact.of(

@@ -13,7 +13,6 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
-import torch.distributed as dist
 
 from orchestrator import store
 from orchestrator.clip import model
@@ -22,7 +21,7 @@ from orchestrator.clip.model import Clip
 from orchestrator.errors import UserError
 from orchestrator.store import StoreError
 from orchestrator.training import held_out
-from orchestrator.training.agreement import AgreedError, Clock, Wishes, from_first, gather
+from orchestrator.training.agreement import AgreedError, Clock, Wishes, from_first, gather, wait_for_all
 from orchestrator.training.batches import BatchRecord
 from orchestrator.training.checkpoints import Checkpoints
 from orchestrator.training.feed import batch_keys, own_the_context
@@ -76,8 +75,8 @@ class _Worker:
         self.first_step = self._restore()
         self.log = Log(job, self.first_step) if self.rank == 0 else None
         self.record = self._batch_record() if training.record_batches else None
-        self.best = held_out.Best(job.artifact, training.best_metric) if training.keep_model == "best" else None
-        self.stopping = self.checkpoint_asked = False
+        keeps_best = self.rank == 0 and training.keep_model == "best"
+        self.best = held_out.Best(job.artifact, training.best_metric) if keeps_best else None
 
     def _build_model(self) -> Clip:
         clip, mistake = None, None
@@ -91,15 +90,15 @@ class _Worker:
         return clip
 
     def _restore(self) -> int:
-        found: tuple[str | None, list[str]] = self.checkpoints.newest() if self.rank == 0 else (None, [])
-        name, problems = from_first(found, self.num_ranks)
-        if self.rank == 0:
+        newest = self.checkpoints.newest() if self.rank == 0 else None
+        name = from_first(newest and newest.name, self.num_ranks)
+        if newest is not None:
             self.checkpoints.go_on_from(name)
-            for problem in problems:
+            for problem in newest.problems:
                 self.job.ticker.warn.remote(f"{self.job.name}: {problem}")
         if name is None:
             return 0
-        saved = self.checkpoints.load(name)
+        saved = newest.saved if newest else self.checkpoints.load(name)
         self.skips.restore(saved["skips"])
         self.learner.restore(saved["learner"])
         self.seconds_before = saved["seconds"]
@@ -110,8 +109,7 @@ class _Worker:
         record = BatchRecord(uri, rank=self.rank, num_ranks=self.num_ranks, first_step=self.first_step)
         if self.rank == 0:
             record.drop_lost_steps()
-        if self.num_ranks > 1:
-            dist.barrier()
+        wait_for_all(self.num_ranks)
         return record
 
     def run(self) -> None:
@@ -132,13 +130,26 @@ class _Worker:
             if self.record is not None:
                 self.record.add(step, loaded.rows)
             metrics = self.learner.step(loaded.batch, lr=job.lr(step), step=step)
-            if self._is_due(job.config.training.log_every_steps, step + 1) or self._evaluates(step + 1):
-                self._log(step + 1, metrics, pace)
-            if self._wants_checkpoint(step + 1):
-                self._checkpoint(step + 1)
-                if self.stopping:
-                    return self._stop(step + 1)
+            if self._after_step(step + 1, metrics, pace):
+                return self._stop(step + 1)
         self._finish()
+
+    def _after_step(self, done: int, metrics: StepMetrics, pace: Pace) -> bool:
+        """The log, evaluation and checkpoint that are due after so many steps; whether the phase is to stop."""
+        training = self.job.config.training
+        logs = self._is_due(training.log_every_steps, done) or self._evaluates(done)
+        saves = done % training.checkpoint_every_steps == 0
+        if not logs and not saves:
+            return False
+        # before anything is written: never a state that is not finite, and with the skips of all ranks
+        agreed = self._agree(done)
+        if logs:
+            self._log(done, metrics, pace)
+        if done == self.job.stream.num_steps:
+            return False
+        if saves or agreed.checkpoint or agreed.stop:
+            self._checkpoint(done)
+        return agreed.stop
 
     def _is_due(self, every_steps: int, done: int) -> bool:
         return done % every_steps == 0 or done == self.job.stream.num_steps
@@ -146,11 +157,6 @@ class _Worker:
     def _evaluates(self, done: int) -> bool:
         every = self.job.config.training.evaluate_every_steps
         return every is not None and self._is_due(every, done)
-
-    def _wants_checkpoint(self, done: int) -> bool:
-        if done == self.job.stream.num_steps:
-            return False
-        return done % self.job.config.training.checkpoint_every_steps == 0 or self.stopping or self.checkpoint_asked
 
     def _batches(self) -> Iterator[Loaded]:
         return load(
@@ -163,7 +169,6 @@ class _Worker:
         )
 
     def _log(self, done: int, metrics: StepMetrics, pace: Pace) -> None:
-        self._agree(done)
         self.checkpoints.check()
         job, seen = self.job, self.job.seen(done)
         record = {
@@ -183,15 +188,15 @@ class _Worker:
         if self.log is not None:
             self.log.add(record)
 
-    def _agree(self, done: int) -> None:
+    def _agree(self, done: int) -> Wishes:
         """All ranks learn what any of them knows: pairs skipped, a wish to stop, a checkpoint due, a mistake."""
-        told = self.skips.told(), self._wishes(done)
+        told = self.skips.told(), self._wishes()
         skipped, wishes = zip(*gather(told, self.num_ranks), strict=True)
         agreed = Wishes.of_all(wishes)
-        self.stopping, self.checkpoint_asked = agreed.stop, agreed.checkpoint
         self.skips.agree(skipped, self.job.name, self.job.seen(done))
+        return agreed
 
-    def _wishes(self, done: int) -> Wishes:
+    def _wishes(self) -> Wishes:
         bad_step = self.learner.first_bad_step()
         if bad_step is not None:
             return Wishes(mistake=self._not_finite(bad_step))
@@ -217,8 +222,7 @@ class _Worker:
             measured = held_out.evaluate(exported, self.job.sets, self.job.config)
             if self.best is not None:
                 self.best.offer(exported, measured, done)
-        if self.num_ranks > 1:
-            dist.barrier()
+        wait_for_all(self.num_ranks)
         return measured
 
     def _export(self) -> Clip | None:
@@ -239,13 +243,10 @@ class _Worker:
             self.job.ticker.warn.remote(f"{self.job.name}: {error}")
 
     def _checkpoint(self, done: int) -> None:
-        # never a state that is not finite, and with the skips of all ranks
-        self._agree(done)
         if self.record is not None:
             self.record.flush(done)
         state = self.learner.state()
         self.clock.restart()
-        self.checkpoint_asked = False
         if self.log is None or state is None:
             return
         self.log.curve.flush()
@@ -278,8 +279,7 @@ class _Worker:
                 **self.skips.state(),
             }
             store.write_json(job.artifact.path("summary.json"), summary)
-        if self.num_ranks > 1:
-            dist.barrier()
+        wait_for_all(self.num_ranks)
 
 
 def build_model(job: Job) -> Clip:

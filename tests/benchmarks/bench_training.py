@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,7 +32,6 @@ from orchestrator.catalog import Catalog
 from orchestrator.cli import compose_config
 from orchestrator.clip import model
 from orchestrator.clip.loop import Batch, Learner
-from orchestrator.clip.recipe import Recipe
 from orchestrator.config import Config
 from orchestrator.decode import decode, random_resized_crop
 from orchestrator.keeplist import KeepList
@@ -41,6 +39,7 @@ from orchestrator.pipeline import prepare
 from orchestrator.record import RunRecord
 from orchestrator.selection import final_keep_list
 from orchestrator.source import open_source
+from orchestrator.training.job import recipe_of
 
 SKIPPED = 5_000
 NUM_WORKERS = 2
@@ -84,8 +83,7 @@ def bare_worker(rank: int, config: Config, record: RunRecord, epochs: int, out: 
     clip = model.build(
         name=made.name, config=made.config, pretrained=None, image_size=None, context_length=None, seed=0
     )
-    shared = {field.name: getattr(settings, field.name) for field in fields(Recipe) if hasattr(settings, field.name)}
-    learner = Learner(clip, Recipe(**shared), device=torch.device("cpu"), rank=rank, num_ranks=NUM_WORKERS)
+    learner = Learner(clip, recipe_of(settings, settings), device=torch.device("cpu"), rank=rank, num_ranks=NUM_WORKERS)
 
     def collate(rows: list[tuple[np.ndarray, str]]) -> Batch:
         images = torch.from_numpy(np.stack([pixels for pixels, _ in rows])).permute(0, 3, 1, 2)

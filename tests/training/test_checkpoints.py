@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from processes import small_disk
 
 from orchestrator import store
 from orchestrator.store import StoreError
@@ -37,7 +37,8 @@ def written(place: str, *steps: int, keep: int = 2) -> Checkpoints:
 def test_the_newest_are_kept_and_the_last_is_found(place: str) -> None:
     checkpoints = written(place, 20, 40, 100)
     assert checkpoints.names() == ["step_000000000040.pt", "step_000000000100.pt"]
-    name, problems = Checkpoints(place, keep=2).newest()
+    name, found, problems = Checkpoints(place, keep=2).newest()
+    assert found["step"] == 100
     assert (name, problems) == ("step_000000000100.pt", [])
     loaded = checkpoints.load("step_000000000100.pt")
     assert loaded["step"] == 100
@@ -45,7 +46,7 @@ def test_the_newest_are_kept_and_the_last_is_found(place: str) -> None:
 
 
 def test_nothing_is_there_at_first(place: str) -> None:
-    assert Checkpoints(place, keep=2).newest() == (None, [])
+    assert Checkpoints(place, keep=2).newest() == (None, {}, [])
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
@@ -54,7 +55,7 @@ def test_one_cut_off_is_told_and_the_one_before_it_taken(place: str, share: floa
     newest = store.join(place, "step_000000000002.pt")
     whole = store.read(newest)
     store.write(newest, whole[: int(share * len(whole))])
-    name, (problem,) = checkpoints.newest()
+    name, _, (problem,) = checkpoints.newest()
     assert name == "step_000000000001.pt"
     assert "step_000000000002.pt" in problem
     assert "\n" not in problem
@@ -66,7 +67,7 @@ def test_one_with_a_flipped_bit_is_told_too(place: str) -> None:
     whole = bytearray(store.read(newest))
     whole[len(whole) // 2] ^= 1
     store.write(newest, bytes(whole))
-    name, problems = checkpoints.newest()
+    name, _, problems = checkpoints.newest()
     assert name == "step_000000000001.pt"
     assert len(problems) == 1
 
@@ -76,7 +77,7 @@ def test_what_is_newer_than_the_one_taken_goes(place: str) -> None:
     newest = store.join(place, "step_000000000002.pt")
     store.write(newest, store.read(newest)[:100])
     store.write(store.join(place, ".step_000000000003.pt.77.partial"), b"a killed writer's")
-    name, _ = checkpoints.newest()
+    name = checkpoints.newest().name
     checkpoints.go_on_from(name)
     assert store.names(place) == ["step_000000000001.pt"]
     checkpoints.go_on_from(None)
@@ -85,14 +86,9 @@ def test_what_is_newer_than_the_one_taken_goes(place: str) -> None:
 
 @pytest.fixture
 def full_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system with room for two checkpoints, not for ten."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(place)], check=False)
-    if mounted.returncode:
-        pytest.skip("needs the right to mount")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
+    """A folder on a file system of 16 KiB."""
+    with small_disk(tmp_path / "disk", "16k") as place:
+        yield place
 
 
 def test_a_full_disk_costs_that_checkpoint_and_no_other(full_disk: Path) -> None:
@@ -102,12 +98,13 @@ def test_a_full_disk_costs_that_checkpoint_and_no_other(full_disk: Path) -> None
     checkpoints.save(2, saved(2))
     with pytest.raises(StoreError, match=r"step_000000000002\.pt: No space left on device"):
         checkpoints.wait()
-    assert checkpoints.newest() == ("step_000000000001.pt", [])
+    name, found, problems = checkpoints.newest()
+    assert (name, found["step"], problems) == ("step_000000000001.pt", 1, [])
     assert os.listdir(full_disk / "checkpoints") == ["step_000000000001.pt"], "no litter"
     ballast.unlink()
     checkpoints.save(3, saved(3))
     checkpoints.wait()
-    assert checkpoints.newest()[0] == "step_000000000003.pt"
+    assert checkpoints.newest().name == "step_000000000003.pt"
 
 
 def test_a_write_that_failed_is_told_at_the_next_one(tmp_path: Path) -> None:

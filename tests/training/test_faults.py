@@ -7,7 +7,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import psutil
 import pytest
 from commands import Shell, in_shell
 from pools import Pair, make_pairs, write_tars
-from processes import called, descendants, kill, started, wait_for
+from processes import called, descendants, kill, small_disk, started, wait_for
 from training_runs import (
     BATCH,
     CHECKPOINT_EVERY,
@@ -205,29 +204,19 @@ def test_a_loss_that_is_no_number(command: str, tmp_path: Path, typed: Shell) ->
     assert not checkpoints(tmp_path), "no state that is not finite is kept"
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A folder on a file system of 40 MiB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(place)], check=False)
-    if mounted.returncode:
-        pytest.skip("needs the right to mount")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
-
-
-def test_a_full_disk(tiny_conf: str, small_disk: Path, typed: Shell, env: dict[str, str], undisturbed: Path) -> None:
-    command, ballast = command_of(tiny_conf, small_disk), small_disk / "ballast"
-    with started(command, small_disk, env) as process:
-        wait_for_checkpoints(1, small_disk, process)
-        free = os.statvfs(small_disk)
-        ballast.write_bytes(bytes(free.f_bavail * free.f_frsize))
-        assert process.wait(timeout=300) == 2
-    assert checkpoints(small_disk), "the checkpoints before it are whole"
-    ballast.unlink()
-    resume(typed, command, small_disk, after=0)
-    check_same(small_disk, undisturbed)
+def test_a_full_disk(command: str, tmp_path: Path, typed: Shell, env: dict[str, str], undisturbed: Path) -> None:
+    with small_disk(tmp_path / "STORE", "64m") as disk:
+        ballast = disk / "ballast"
+        with started(command, tmp_path, env) as process:
+            wait_for_checkpoints(1, tmp_path, process)
+            free = os.statvfs(disk)
+            ballast.write_bytes(bytes(free.f_bavail * free.f_frsize))
+            assert process.wait(timeout=300) == 2, said(tmp_path)
+        assert "No space left on device" in said(tmp_path).splitlines()[-1]
+        assert checkpoints(tmp_path), "the checkpoints before it are whole"
+        ballast.unlink()
+        resume(typed, command, tmp_path, after=0)
+        check_same(tmp_path, undisturbed)
 
 
 def test_no_worker_is_left_behind(ray_cluster: str) -> None:
