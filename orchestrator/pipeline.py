@@ -59,7 +59,7 @@ def plan(config: Config) -> None:
 
 def evaluate(config: Config) -> None:
     """A checkpoint on the evaluation sets of the config."""
-    from orchestrator.evaluation import checkpoint_stage
+    from orchestrator.evaluation.stage import checkpoint_stage
 
     config = prepare(config)
     _finish(config, [checkpoint_stage(config)], "evaluate", Display())
@@ -120,7 +120,7 @@ def _report_words(config: Config, catalog: Catalog, steps: Sequence[Stage]) -> l
 
 
 def _training(pipeline: Pipeline) -> Pipeline:
-    from orchestrator.evaluation import models_stage
+    from orchestrator.evaluation.stage import models_stage
     from orchestrator.training.stage import Phase, training_stage
 
     config, source, catalog = pipeline.config, pipeline.source, pipeline.catalog

@@ -81,7 +81,10 @@ def test_what_stages_stand_on_knows_no_stage(name: str) -> None:
         assert not rooms(path) & forbidden
 
 
-@pytest.mark.parametrize("module", ["training.feed", "embedding.pool"])
-def test_reading_tasks_import_no_torch(module: str) -> None:
+@pytest.mark.parametrize(
+    "module",
+    ["training.feed", "embedding.pool", "evaluation.pictures", "pipeline", "training.stage", "evaluation.stage"],
+)
+def test_neither_reading_tasks_nor_plans_import_torch(module: str) -> None:
     program = f"import sys, orchestrator.{module}; sys.exit('torch' in sys.modules or 'open_clip' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0

@@ -24,12 +24,11 @@ from orchestrator.clip.model import Clip
 from orchestrator.clip.retrieval import recall_at_k
 from orchestrator.clip.zero_shot import OPENAI_IMAGENET_TEMPLATES, ClassCounts, class_weights, topk_counts
 from orchestrator.config import EvaluationConfig
-from orchestrator.decode import BadImage, decode
 from orchestrator.errors import UserError
-from orchestrator.evaluation.sets import EvaluationSet, read_samples
+from orchestrator.evaluation.pictures import read_pictures
+from orchestrator.evaluation.sets import EvaluationSet
 from orchestrator.progress import StageProgress
 
-MAX_PIXELS = 89_478_485
 # a training worker evaluates while its own reading tasks hold CPUs
 READ_CPUS = 0.25
 Rows = dict[str, Any]
@@ -89,13 +88,27 @@ def _placed(clip: Clip) -> Clip:
     return clip
 
 
-def zero_shot(
+def measure(
     models: Models | LoadedModels,
-    pictures: EvaluationSet,
+    sets: Mapping[str, EvaluationSet],
     settings: EvaluationConfig,
     progress: StageProgress | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Top-1, top-5 and mean per class of every model."""
+    """Every model's numbers on every set, `{model: {set: {metric: value}}}`."""
+    measured: dict[str, dict[str, Any]] = {name: {} for name in models.references}
+    for of_set, numbers_of in (("zero_shot", _zero_shot), ("retrieval", _retrieval)):
+        if of_set in sets:
+            for name, numbers in numbers_of(models, sets[of_set], settings, progress).items():
+                measured[name][of_set] = numbers
+    return measured
+
+
+def _zero_shot(
+    models: Models | LoadedModels,
+    pictures: EvaluationSet,
+    settings: EvaluationConfig,
+    progress: StageProgress | None,
+) -> dict[str, dict[str, Any]]:
     templates = settings.zero_shot.templates or pictures.templates or OPENAI_IMAGENET_TEMPLATES
     actor = partial(_ZeroShot, models, pictures.class_names, templates, settings.batch_size)
     counts: dict[str, list[ClassCounts]] = {name: [] for name in models.references}
@@ -118,13 +131,12 @@ def zero_shot(
     return results
 
 
-def retrieval(
+def _retrieval(
     models: Models | LoadedModels,
     pairs: EvaluationSet,
     settings: EvaluationConfig,
-    progress: StageProgress | None = None,
+    progress: StageProgress | None,
 ) -> dict[str, dict[str, Any]]:
-    """Recall@1, 5 and 10 both ways of every model, over the whole set."""
     actor = partial(_Retrieval, models, settings.batch_size)
     features: dict[str, list[tuple[NDArray, NDArray]]] = {name: [] for name in models.references}
     skipped = 0
@@ -149,7 +161,7 @@ def _embed(
     *,
     needs_label: bool,
 ) -> Iterator[Rows]:
-    read = partial(_read, size=models.image_size(), batch_size=settings.batch_size, needs_label=needs_label)
+    read = partial(read_pictures, size=models.image_size(), batch_size=settings.batch_size, needs_label=needs_label)
     rows = [{"uri": uri} for uri in pictures.shard_uris]
     is_here = isinstance(models, LoadedModels)
     decoded = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
@@ -170,32 +182,6 @@ def _embed(
     )
     for row in embedded.iter_rows():
         yield row["result"]
-
-
-def _read(batch: Rows, *, size: int, batch_size: int, needs_label: bool) -> Iterator[Rows]:
-    for uri in batch["uri"]:
-        rows: list[tuple] = []
-        for sample in read_samples(uri, needs_label=needs_label):
-            try:
-                image = decode(sample.image, size=size, crop=None, max_pixels=MAX_PIXELS)
-                rows.append((image, sample.label, sample.caption, True))
-            except BadImage:
-                rows.append((np.zeros((size, size, 3), np.uint8), sample.label, sample.caption, False))
-            if len(rows) == batch_size:
-                yield _columns(rows)
-                rows = []
-        if rows:
-            yield _columns(rows)
-
-
-def _columns(rows: list[tuple]) -> Rows:
-    images, labels, captions, valid = zip(*rows, strict=True)
-    return {
-        "image": np.stack(images),
-        "label": np.array(labels, np.int64),
-        "caption": np.array(captions, object),
-        "valid": np.array(valid),
-    }
 
 
 class _Actor:

@@ -6,12 +6,13 @@ set's folder, its tars in `test/`) is read as well."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from orchestrator import store
 from orchestrator.artifacts import fingerprint
+from orchestrator.config import EvaluationConfig
 from orchestrator.errors import UserError
 from orchestrator.source.shards import digest, find_shards, stem
 from orchestrator.source.tar import DamagedTar, NotATar, members, open_tar, read_member
@@ -19,6 +20,8 @@ from orchestrator.source.webdataset import ENDINGS, IMAGE_EXTENSIONS
 
 CLASS_NAMES = ("classnames.txt",)
 TEMPLATES = ("templates.txt", "zeroshot_classification_templates.txt")
+ZERO_SHOT = ("top1", "top5")
+RETRIEVAL = tuple(f"{way}_recall_at_{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10))
 
 
 class Sample(NamedTuple):
@@ -59,6 +62,29 @@ def open_set(uri: str, *, needs_classes: bool) -> EvaluationSet:
         templates=templates,
         identity=fingerprint([digest(shards), names, templates]),
     )
+
+
+def evaluation_sets(settings: EvaluationConfig) -> dict[str, EvaluationSet]:
+    """The sets that the config names: `zero_shot`, `retrieval`, both or none."""
+    return {
+        name: open_set(node.uri, needs_classes=name == "zero_shot")
+        for name, node in (("zero_shot", settings.zero_shot), ("retrieval", settings.retrieval))
+        if node.uri
+    }
+
+
+def metrics(settings: EvaluationConfig) -> list[str]:
+    """The names of what is measured on the sets that the config names, `SET/METRIC`."""
+    names = [f"zero_shot/{name}" for name in ZERO_SHOT] if settings.zero_shot.uri else []
+    return names + ([f"retrieval/{name}" for name in RETRIEVAL] if settings.retrieval.uri else [])
+
+
+def measured_on(settings: EvaluationConfig, sets: Mapping[str, EvaluationSet]) -> dict[str, Any]:
+    """What makes a model's results what they are, beside the model: the sets and the prompt templates."""
+    return {
+        "templates": settings.zero_shot.templates and list(settings.zero_shot.templates),
+        "sets": {name: one.identity for name, one in sets.items()},
+    }
 
 
 def _lines(shard_uri: str, endings: tuple[str, ...]) -> tuple[str, ...]:

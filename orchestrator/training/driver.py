@@ -23,7 +23,6 @@ from orchestrator.progress import Display, StageProgress
 from orchestrator.store import StoreError
 from orchestrator.training.job import Job
 from orchestrator.training.ticker import Told
-from orchestrator.training.worker import train_worker
 
 POLL_SECONDS = 0.5
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
@@ -70,7 +69,7 @@ def _trainer(job: Job, num_workers: int) -> TorchTrainer:
     training, use_gpu = job.config.training, cluster.num_gpus() > 0
     resources = {"CPU": float(training.cpus_per_worker)} | ({"GPU": 1.0} if use_gpu else {})
     return TorchTrainer(
-        train_worker,
+        run_worker,
         train_loop_config={"job": job},
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=resources),
@@ -82,6 +81,13 @@ def _trainer(job: Job, num_workers: int) -> TorchTrainer:
             worker_runtime_env={} if use_gpu else {"env_vars": cluster.CPU_ALLOCATOR},  # type: ignore[call-arg]
         ),
     )
+
+
+def run_worker(loop_config: dict[str, Job]) -> None:
+    """Ray Train's entry on every worker; open_clip is loaded there alone."""
+    from orchestrator.training.worker import train_worker
+
+    train_worker(loop_config["job"])
 
 
 def _storage(artifact: Artifact) -> dict[str, Any]:

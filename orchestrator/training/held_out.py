@@ -12,45 +12,16 @@ from orchestrator.artifacts import Artifact
 from orchestrator.clip import model
 from orchestrator.clip.model import Clip
 from orchestrator.config import Config
-from orchestrator.errors import UserError
-from orchestrator.evaluation.embed import LoadedModels, retrieval, zero_shot
-from orchestrator.evaluation.sets import EvaluationSet
+from orchestrator.evaluation.embed import LoadedModels, measure
+from orchestrator.evaluation.sets import EvaluationSet, metrics
 
-ZERO_SHOT = ("top1", "top5")
-RETRIEVAL = tuple(f"{way}_recall_at_{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10))
 MODEL = "model"
-
-
-def metrics(config: Config) -> list[str]:
-    """The names of what is measured, `SET/METRIC`."""
-    evaluation = config.evaluation
-    names = [f"zero_shot/{name}" for name in ZERO_SHOT] if evaluation.zero_shot.uri else []
-    return names + ([f"retrieval/{name}" for name in RETRIEVAL] if evaluation.retrieval.uri else [])
-
-
-def check(config: Config) -> None:
-    """Errors: `UserError` when there is nothing to evaluate on, or the best model's metric is none of those."""
-    training, known = config.training, metrics(config)
-    if training.evaluate_every_steps is None:
-        return
-    if not known:
-        raise UserError(
-            "training.evaluate_every_steps is set, but there is no set: give evaluation.retrieval.uri= or "
-            "evaluation.zero_shot.uri="
-        )
-    if training.keep_model == "best" and training.best_metric not in known:
-        raise UserError(f"training.best_metric={training.best_metric}: expected one of {', '.join(known)}")
 
 
 def evaluate(clip: Clip, sets: Mapping[str, EvaluationSet], config: Config) -> dict[str, float]:
     """Every metric of a model on the sets that the config names, opened by the driver; in [0, 1]."""
-    models = LoadedModels({MODEL: clip})
-    measured = {}
-    if "zero_shot" in sets:
-        measured["zero_shot"] = zero_shot(models, sets["zero_shot"], config.evaluation)[MODEL]
-    if "retrieval" in sets:
-        measured["retrieval"] = retrieval(models, sets["retrieval"], config.evaluation)[MODEL]
-    return {name: measured[name.split("/")[0]][name.split("/")[1]] for name in metrics(config)}
+    measured = measure(LoadedModels({MODEL: clip}), sets, config.evaluation)[MODEL]
+    return {name: measured[name.split("/")[0]][name.split("/")[1]] for name in metrics(config.evaluation)}
 
 
 class Best:

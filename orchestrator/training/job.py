@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.artifacts import Artifact
 from orchestrator.catalog import Catalog
-from orchestrator.clip.model import Clip
 from orchestrator.clip.recipe import Recipe
 from orchestrator.clip.schedule import learning_rate
 from orchestrator.config import Config, PhaseConfig, TrainingConfig
@@ -17,6 +16,9 @@ from orchestrator.keeplist import KeepList
 from orchestrator.source import Part, Source
 from orchestrator.training.feed import Feed
 from orchestrator.training.stream import Stream
+
+if TYPE_CHECKING:
+    from orchestrator.clip.model import Clip
 
 
 @dataclass(frozen=True, kw_only=True)

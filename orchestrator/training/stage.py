@@ -12,14 +12,12 @@ from orchestrator import cluster, store
 from orchestrator.artifacts import Artifact
 from orchestrator.catalog import Catalog
 from orchestrator.config import Config, PhaseConfig
-from orchestrator.errors import Stopped
-from orchestrator.evaluation import evaluation_sets, measured_on
+from orchestrator.errors import Stopped, UserError
+from orchestrator.evaluation.sets import evaluation_sets, measured_on, metrics
 from orchestrator.keeplist import KeepList
 from orchestrator.progress import Display
 from orchestrator.source import Source
 from orchestrator.stage import Stage
-from orchestrator.training import held_out
-from orchestrator.training.driver import fit
 from orchestrator.training.job import Job
 from orchestrator.training.stream import Stream
 from orchestrator.training.ticker import start_ticker
@@ -65,7 +63,7 @@ class Phase:
 def training_stage(config: Config, phase: Phase, source: Source, catalog: Catalog) -> Stage:
     """The stage of a phase; nothing is computed before its `build`."""
     training = config.training
-    held_out.check(config)
+    check_evaluation(config)
     shared = training.model_dump(mode="json", exclude=NOT_IN_FINGERPRINT | set(PhaseConfig.model_fields))
     if training.keep_model == "best":
         evaluated = measured_on(config.evaluation, evaluation_sets(config.evaluation))
@@ -101,6 +99,21 @@ def training_stage(config: Config, phase: Phase, source: Source, catalog: Catalo
     )
 
 
+def check_evaluation(config: Config) -> None:
+    """Errors: `UserError` when there is nothing to evaluate on the way on, or the best model's metric is none of
+    those."""
+    training, known = config.training, metrics(config.evaluation)
+    if training.evaluate_every_steps is None:
+        return
+    if not known:
+        raise UserError(
+            "training.evaluate_every_steps is set, but there is no set: give evaluation.retrieval.uri= or "
+            "evaluation.zero_shot.uri="
+        )
+    if training.keep_model == "best" and training.best_metric not in known:
+        raise UserError(f"training.best_metric={training.best_metric}: expected one of {', '.join(known)}")
+
+
 def phase_stream(config: Config, phase: Phase) -> Stream:
     """The order of a phase. Errors: `UserError` when the pool keeps fewer pairs than a global batch."""
     training = config.training
@@ -118,6 +131,9 @@ def phase_stream(config: Config, phase: Phase) -> Stream:
 def _train(
     config: Config, phase: Phase, source: Source, catalog: Catalog, artifact: Artifact, display: Display
 ) -> Artifact:
+    # with it Ray Train and torch, which a plan can do without
+    from orchestrator.training.driver import fit
+
     check_installed(config.tracking)
     num_workers = cluster.num_train_workers(config.training.num_workers, lanes=config.training.lanes)
     job = Job(

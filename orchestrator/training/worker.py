@@ -33,13 +33,12 @@ from orchestrator.training.skips import Skips
 KEYS_TOLD = 5
 
 
-def train_worker(loop_config: dict[str, Job]) -> None:
-    """Ray Train's entry on every worker.
+def train_worker(job: Job) -> None:
+    """What every worker of Ray Train does.
 
     A user's mistake goes to the driver by the ticker, as no retry would mend it. Where all ranks see it they end by
     themselves; where one alone does, it must bring down the group, whose next start then ends at once. A place that
     cannot be written may be so for a moment only: the group starts again from the last checkpoint."""
-    job = loop_config["job"]
     if ray.get(job.ticker.read.remote()).mistake is not None:
         return
     try:

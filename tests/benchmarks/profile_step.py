@@ -18,6 +18,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def mark_learner(marks: Marks, learner: Learner) -> None:
     learner.step = ended  # type: ignore[method-assign]
 
 
-def marked_worker(loop_config: dict[str, Any], train: Callable[[dict[str, Any]], None], path: str) -> None:
+def marked_worker(loop_config: dict[str, Any], path: str) -> None:
     """Ray Train's entry on a worker: the real one, with marks; rank 0 writes the steps."""
     marks = Marks()
     load, make = worker.load, worker.Learner
@@ -120,15 +121,14 @@ def marked_worker(loop_config: dict[str, Any], train: Callable[[dict[str, Any]],
     captions.encode = marks.on(TEXT, captions.encode)
     gradients.total_norm = marks.on(NORM, gradients.total_norm)
     torch.Tensor.backward = marks.on(BACKWARD, torch.Tensor.backward)  # type: ignore[method-assign]
-    train(loop_config)
+    worker.train_worker(loop_config["job"])
     if marks.is_first:
         Path(path).write_text(json.dumps(marks.steps))
 
 
 def profiled(path: Path, overrides: list[str]) -> list[Step]:
     """The marks of a run's pre-training."""
-    train = driver.train_worker
-    driver.train_worker = lambda loop_config: marked_worker(loop_config, train, str(path))
+    driver.run_worker = partial(marked_worker, path=str(path))  # type: ignore[assignment]
     pipeline.run(compose_config(overrides))
     return json.loads(path.read_text())
 

@@ -5,6 +5,7 @@ Each test disturbs a run of 180 steps; what it is compared with is one that nobo
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
-from commands import Shell, in_shell
+from commands import Shell
 from pools import Pair, make_pairs, write_tars
 from processes import called, descendants, kill, small_disk, started, wait_for
 from training_runs import (
@@ -54,6 +55,25 @@ def env(ray_cluster: str) -> dict[str, str]:
     return {"RAY_ADDRESS": ray_cluster, "RAY_AUTH_MODE": "token"}
 
 
+@pytest.fixture(scope="module")
+def killed_once(tiny_conf: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The folder of a run that was killed with its driver and cluster after its third checkpoint, and a copy of it."""
+    folder, copy = (tmp_path_factory.mktemp(name) for name in ("killed", "copy"))
+    with started(command_of(tiny_conf, folder), folder) as process:
+        wait_for_checkpoints(3, folder, process)
+        kill(process)
+    assert 3 * CHECKPOINT_EVERY <= last_step(folder) < STEPS
+    return folder, Path(shutil.copytree(folder, copy, dirs_exist_ok=True))
+
+
+@pytest.fixture
+def killed(killed_once: tuple[Path, Path]) -> Path:
+    """That folder, as the kill left it: a pool is known by its place, so every test goes on in the same."""
+    folder, copy = killed_once
+    shutil.rmtree(folder)
+    return Path(shutil.copytree(copy, folder))
+
+
 def check_same(folder: Path, undisturbed: Path, *, num_losses: int = STEPS) -> None:
     """The same pairs in every global batch as in the undisturbed run, every step once, and the same losses."""
     ours, theirs = curve(folder), curve(undisturbed)
@@ -90,16 +110,6 @@ def test_undisturbed_every_pair_comes_once_an_epoch(undisturbed: Path) -> None:
         assert len(set(epoch)) == len(epoch) == NUM_PAIRS
 
 
-def test_driver_and_cluster_killed(command: str, tmp_path: Path, undisturbed: Path) -> None:
-    with started(command, tmp_path) as process:
-        wait_for_checkpoints(3, tmp_path, process)
-        kill(process)
-    step = last_step(tmp_path)
-    assert 3 * CHECKPOINT_EVERY <= step < STEPS
-    resume(in_shell, command, tmp_path, after=step)
-    check_same(tmp_path, undisturbed)
-
-
 def test_one_worker_killed(command: str, tmp_path: Path, env: dict[str, str], undisturbed: Path) -> None:
     with started(command, tmp_path) as process:
         wait_for_checkpoints(2, tmp_path, process)
@@ -111,7 +121,8 @@ def test_one_worker_killed(command: str, tmp_path: Path, env: dict[str, str], un
 
 
 def test_the_head_of_the_cluster_killed(command: str, tmp_path: Path, typed: Shell, undisturbed: Path) -> None:
-    with started(command, tmp_path) as process:
+    # a driver waits a minute for its head to come back
+    with started(command, tmp_path, {"RAY_gcs_rpc_server_reconnect_timeout_s": "10"}) as process:
         wait_for_checkpoints(2, tmp_path, process)
         family = descendants(process.pid)
         for one in called(HEAD, family) + called(RAYLET, family):
@@ -123,14 +134,11 @@ def test_the_head_of_the_cluster_killed(command: str, tmp_path: Path, typed: She
 
 @pytest.mark.parametrize("num_workers", [1, 4])
 def test_another_number_of_workers_takes_over(
-    num_workers: int, command: str, tmp_path: Path, typed: Shell, env: dict[str, str], undisturbed: Path
+    num_workers: int, command: str, killed: Path, typed: Shell, undisturbed: Path
 ) -> None:
-    with started(command, tmp_path, env) as process:
-        wait_for_checkpoints(2, tmp_path, process)
-        kill(process)
-    step = last_step(tmp_path)
-    resume(typed, f"{command} training.num_workers={num_workers}", tmp_path, after=step)
-    check_same(tmp_path, undisturbed, num_losses=step + 20)
+    step = last_step(killed)
+    resume(typed, f"{command} training.num_workers={num_workers}", killed, after=step)
+    check_same(killed, undisturbed, num_losses=step + 20)
 
 
 def test_sigterm_is_a_checkpoint_and_the_end(
@@ -150,18 +158,13 @@ def test_sigterm_is_a_checkpoint_and_the_end(
     check_same(tmp_path, undisturbed)
 
 
-def test_a_checkpoint_cut_off(
-    command: str, tmp_path: Path, typed: Shell, env: dict[str, str], undisturbed: Path
-) -> None:
-    with started(command, tmp_path, env) as process:
-        wait_for_checkpoints(3, tmp_path, process)
-        kill(process)
-    before, newest = checkpoints(tmp_path)[-2:]
+def test_a_checkpoint_cut_off(command: str, killed: Path, typed: Shell, undisturbed: Path) -> None:
+    before, newest = checkpoints(killed)[-2:]
     os.truncate(newest, newest.stat().st_size // 2)
-    done = resume(typed, command, tmp_path, after=int(before.stem.removeprefix("step_")))
+    done = resume(typed, command, killed, after=int(before.stem.removeprefix("step_")))
     assert "the one before it is taken" in done.stdout
     assert newest.name in done.stdout
-    check_same(tmp_path, undisturbed)
+    check_same(killed, undisturbed)
 
 
 def test_a_shard_that_vanishes(
@@ -181,17 +184,14 @@ def test_a_shard_that_vanishes(
     check_same(tmp_path, undisturbed)
 
 
-def test_a_shard_that_changed_is_another_pool(command: str, tmp_path: Path, typed: Shell, env: dict[str, str]) -> None:
-    with started(command, tmp_path, env) as process:
-        wait_for_checkpoints(1, tmp_path, process)
-        kill(process)
-    before = phase_folder(tmp_path)
+def test_a_shard_that_changed_is_another_pool(command: str, killed: Path, typed: Shell) -> None:
+    before = phase_folder(killed)
     pairs = make_pairs(NUM_PAIRS)
     pairs[50] = Pair(pairs[50].key, "another caption", pairs[49].image)
-    write_tars(tmp_path / "pool", pairs, num_shards=3)
-    done = typed(f"{command} training.epochs=1", cwd=tmp_path)
+    write_tars(killed / "pool", pairs, num_shards=3)
+    done = typed(f"{command} training.epochs=1", cwd=killed)
     assert done.returncode == 0, done.stderr
-    (after,) = set((tmp_path / "STORE" / "pretrain").iterdir()) - {before}
+    (after,) = set((killed / "STORE" / "pretrain").iterdir()) - {before}
     assert len((after / "metrics.jsonl").read_text().splitlines()) == NUM_PAIRS // BATCH, "from the first step on"
 
 

@@ -1,0 +1,42 @@
+"""Evaluation sets as Ray Data's tasks read and decode them; no torch here, which each of those tasks would import."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from orchestrator.decode import BadImage, decode
+from orchestrator.evaluation.sets import read_samples
+
+MAX_PIXELS = 89_478_485
+Rows = dict[str, Any]
+
+
+def read_pictures(batch: Rows, *, size: int, batch_size: int, needs_label: bool) -> Iterator[Rows]:
+    """The samples of the tars at `batch["uri"]`, decoded, in batches of columns: `image` uint8 [n, size, size, 3],
+    `label`, `caption`, and `valid`, which is False (and the image black) where the picture cannot be decoded."""
+    for uri in batch["uri"]:
+        rows: list[tuple] = []
+        for sample in read_samples(uri, needs_label=needs_label):
+            try:
+                image = decode(sample.image, size=size, crop=None, max_pixels=MAX_PIXELS)
+                rows.append((image, sample.label, sample.caption, True))
+            except BadImage:
+                rows.append((np.zeros((size, size, 3), np.uint8), sample.label, sample.caption, False))
+            if len(rows) == batch_size:
+                yield _columns(rows)
+                rows = []
+        if rows:
+            yield _columns(rows)
+
+
+def _columns(rows: list[tuple]) -> Rows:
+    images, labels, captions, valid = zip(*rows, strict=True)
+    return {
+        "image": np.stack(images),
+        "label": np.array(labels, np.int64),
+        "caption": np.array(captions, object),
+        "valid": np.array(valid),
+    }

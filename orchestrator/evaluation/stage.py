@@ -1,0 +1,93 @@
+"""Evaluation as a stage: zero-shot classification and image-text retrieval of every model of a run, in one pass a
+set."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator import store
+from orchestrator.artifacts import Artifact, fingerprint
+from orchestrator.config import Config
+from orchestrator.errors import UserError
+from orchestrator.evaluation.sets import evaluation_sets, measured_on
+from orchestrator.progress import Display
+from orchestrator.stage import Stage
+
+VERSION = 1
+CONFIG_FILE = "open_clip_config.json"
+
+
+def models_stage(config: Config, trained: Mapping[str, Artifact]) -> list[Stage]:
+    """The stage that evaluates a run's phases; none where the config names no evaluation set."""
+    if config.evaluation.zero_shot.uri is None and config.evaluation.retrieval.uri is None:
+        return []
+    references = {name: artifact.path("model") for name, artifact in trained.items()}
+    made_from = {name: artifact.fingerprint for name, artifact in trained.items()}
+    return [_stage(config, references, None, made_from)]
+
+
+def checkpoint_stage(config: Config) -> Stage:
+    """The stage that evaluates one checkpoint: a model folder of ours, or any open_clip reference.
+
+    Errors: `UserError` when there is no checkpoint, or nothing to evaluate it on."""
+    if config.checkpoint is None:
+        raise UserError("evaluate needs checkpoint= (a model folder, or an open_clip name with model.pretrained=)")
+    if config.evaluation.zero_shot.uri is None and config.evaluation.retrieval.uri is None:
+        raise UserError(
+            "evaluate needs evaluation.zero_shot.uri= or evaluation.retrieval.uri= (a tar, or a folder of tars)"
+        )
+    reference, pretrained = config.checkpoint, config.model.pretrained
+    if store.exists(store.join(reference, CONFIG_FILE)):
+        reference = store.absolute(reference)
+    elif reference.endswith((".pt", ".bin", ".safetensors")) and store.exists(reference):
+        if config.model.name is None:
+            raise UserError(f"{reference} holds weights only: name their architecture, model.name=ViT-B-32 say")
+        reference, pretrained = config.model.name, store.absolute(reference)
+    made_from = {"reference": reference, "pretrained": pretrained, "files": _files(reference, pretrained)}
+    return _stage(config, {"checkpoint": reference}, pretrained, made_from)
+
+
+def _files(reference: str, pretrained: str | None) -> dict[str, Any]:
+    # another file at the same place is another model
+    found: dict[str, Any] = {}
+    for place in filter(None, (reference, pretrained)):
+        if "://" in place or store.is_path(place):
+            fs, path = store.filesystem(place)
+            details = fs.find(path, detail=True) if fs.exists(path) else {}
+            found |= {
+                name: [info["size"], str(info.get("ETag") or info.get("mtime"))] for name, info in details.items()
+            }
+    return found
+
+
+def _stage(
+    config: Config, references: Mapping[str, str], pretrained: str | None, made_from: Mapping[str, Any]
+) -> Stage:
+    settings = config.evaluation
+    sets = evaluation_sets(settings)
+    artifact = Artifact.of(
+        config.store,
+        "evaluation",
+        version=VERSION,
+        models=fingerprint(dict(made_from)),
+        **measured_on(settings, sets),
+    )
+
+    def build(display: Display) -> Artifact:
+        # torch and open_clip, which a plan can do without
+        from orchestrator.evaluation.embed import Models, measure
+
+        models, started = Models(references=references, pretrained=pretrained), time.monotonic()
+        with display.stage("evaluate", unit="images") as progress:
+            totals = measure(models, sets, settings, progress)
+        artifact.publish(totals=totals, parts=[], seconds=time.monotonic() - started)
+        return artifact
+
+    return Stage(
+        name="evaluate",
+        does=f"{' and '.join(sets).replace('_', '-')} of {', '.join(references)}",
+        artifact=artifact,
+        build=build,
+    )
