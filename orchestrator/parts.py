@@ -21,6 +21,8 @@ from orchestrator.progress import Display
 
 Summary = dict[str, Any]
 MAX_BLOCKS = 2000
+# enough for even work; Ray spends some 20 ms of processor time on each
+BLOCKS_PER_ACTOR = 16
 
 
 class PartResult(NamedTuple):
@@ -72,9 +74,8 @@ def build_parts(
     """Computes the items that are missing and publishes the artifact.
 
     `make_work()` is called once a batch in tasks, or once an actor with `num_actors` (each with `num_gpus`);
-    `count` names the summary's
-    field that the display counts; `check` may refuse what came out before the manifest is written; `totals` replaces
-    the sums. Errors: whatever the work raises, through Ray."""
+    `count` names the summary's field that the display counts; `check` may refuse what came out before the manifest is
+    written; `totals` replaces the sums. Errors: whatever the work raises, through Ray."""
     started = time.monotonic()
     with display.stage(name) as progress:
         done = done_summaries(artifact)
@@ -102,7 +103,8 @@ def _run(
     if not missing:
         return
     rows = [{"index": index, "item": item} for index, item in missing]
-    dataset = ray.data.from_items(rows, override_num_blocks=min(len(rows), MAX_BLOCKS))
+    num_blocks = min(len(rows), BLOCKS_PER_ACTOR * num_actors if num_actors else MAX_BLOCKS)
+    dataset = ray.data.from_items(rows, override_num_blocks=num_blocks)
     if num_actors:
         pool = ray.data.ActorPoolStrategy(min_size=1, max_size=min(num_actors, len(rows)))
         done = dataset.map_batches(
