@@ -1,3 +1,22 @@
-"""Data-pruned CLIP training on Ray, end to end."""
+"""Data-pruned CLIP training on Ray, end to end.
 
+`Run` opens a finished run; everything else is the command line's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from orchestrator.run import Run
+
+__all__ = ["Run", "__version__"]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    # once it is asked for: a command's help needs no Polars
+    if name == "Run":
+        from orchestrator.run import Run
+
+        return Run
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

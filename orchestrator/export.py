@@ -28,7 +28,7 @@ from orchestrator.keeplist import KeepList
 from orchestrator.parts import PartResult, Work, build_parts, part_path
 from orchestrator.progress import Display
 from orchestrator.record import RunRecord
-from orchestrator.selection import final_keep_list
+from orchestrator.selection import final_keep_list, score_columns
 from orchestrator.selection.wfpp import read_scores
 from orchestrator.source import CaptionTable, Part, Source, open_source
 
@@ -57,15 +57,12 @@ class Kept:
         if not catalogs or keep is None:
             raise UserError("this run has no keep list (it only evaluated a checkpoint); export a run or a select")
         source = open_source(parse(record.config).source)
-        lists = {artifact.fingerprint: KeepList(artifact) for artifact in record.of_kind("keep")}
-        scored = [(artifact, lists[artifact.made_from["keep"]]) for artifact in record.of_kind("scores")]
-        names = ["score"] if len(scored) == 1 else [f"score_{number}" for number in range(1, len(scored) + 1)]
         shards = [part.shard.name for part in source.parts()]
         return cls(
             source=source,
             catalog=Catalog(catalogs[0]),
             keep=KeepList(keep),
-            scores=dict(zip(names, scored, strict=True)),
+            scores=score_columns(record),
             full_names=shards != sorted(shards) or _repeats(source),
         )
 

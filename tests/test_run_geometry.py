@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from commands import Shell, tiny_command
 
+from orchestrator import Run
+
 pytestmark = pytest.mark.slow
 STEPS = (
     "selection.steps=[semdedup,dbp] selection.semdedup.embedding=lite selection.dbp.embedding=lite "
@@ -42,6 +44,14 @@ def test_each_step_sees_what_the_one_before_left(folder: Path) -> None:
     assert funnel["finetune"] == funnel["semdedup"] < 96
     assert report["training"]["pretrain"]["samples_seen"] == 80
     assert report["training"]["pretrain"]["epochs"] == pytest.approx(80 / funnel["dbp"], abs=1e-3)
+
+
+def test_its_pairs_have_their_clusters(folder: Path) -> None:
+    pairs = Run(folder / "GEO").pairs.collect()
+    assert pairs["kept"].sum() == report_of(folder, "GEO")["training"]["pretrain"]["pairs"]
+    for step, reached in (("semdedup", "after_pool"), ("dbp", "after_semdedup")):
+        assert (pairs[f"cluster_{step}"].is_not_null() == pairs[reached]).all()
+        assert (pairs[f"distance_{step}"].is_not_null() == pairs[reached]).all()
 
 
 def test_a_model_of_ours_scores_the_pairs(folder: Path, typed: Shell, tiny_conf: str, tar_pool: str) -> None:

@@ -9,6 +9,7 @@ from orchestrator.artifacts import Artifact
 from orchestrator.catalog import Catalog
 from orchestrator.config import Config
 from orchestrator.embedding import embedding_stages
+from orchestrator.keeplist import KeepList
 from orchestrator.record import RunRecord
 from orchestrator.selection.valid import CAPTIONED, valid_stage
 from orchestrator.source import Source
@@ -58,3 +59,12 @@ def final_keep_list(record: RunRecord) -> Artifact | None:
     """What a run's selection came to; none where it selected nothing."""
     lists = selection_keep_lists(record)
     return lists[-1][1] if lists else None
+
+
+def score_columns(record: RunRecord) -> dict[str, tuple[Artifact, KeepList]]:
+    """A run's scores by the name their column gets, each with the keep list that reached the step: `score`, or
+    `score_1`, `score_2` where more than one step gave scores."""
+    lists = {artifact.fingerprint: KeepList(artifact) for artifact in record.of_kind("keep")}
+    scored = [(artifact, lists[artifact.made_from["keep"]]) for artifact in record.of_kind("scores")]
+    names = ["score"] if len(scored) == 1 else [f"score_{number}" for number in range(1, len(scored) + 1)]
+    return dict(zip(names, scored, strict=True))

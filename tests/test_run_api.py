@@ -1,0 +1,83 @@
+"""`Run`: a finished run as tables, against its artifacts read the obvious way."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+
+from orchestrator import Run
+from orchestrator.errors import UserError
+from orchestrator.keeplist import KeepList
+from orchestrator.selection import final_keep_list
+from orchestrator.selection.wfpp import read_scores
+
+
+@pytest.fixture(scope="module")
+def run(tiny_run: Path) -> Run:
+    return Run(tiny_run / "OUT")
+
+
+def test_every_pair_once_in_order_with_what_was_decided(run: Run) -> None:
+    record, pairs = run.record, run.pairs.collect()
+    assert len(pairs) == 96
+    assert pairs["key"].to_list() == sorted(pairs["key"].to_list())
+    assert pairs.group_by("part", maintain_order=True).agg(pl.col("row").max() + 1)["row"].to_list() == [32, 32, 32]
+    keep = final_keep_list(record)
+    assert keep is not None
+    masks = [KeepList(keep).mask(index, 32) for index in range(3)]
+    assert pairs["kept"].to_list() == np.concatenate(masks).tolist()
+    assert pairs["kept"].sum() == KeepList(keep).num_pairs < 96
+    (scored,) = record.of_kind("scores")
+    scores = np.concatenate([read_scores(scored, index) for index in range(3)])
+    assert pairs["score"].drop_nulls().to_list() == scores.tolist()
+    # WFPP keeps the highest
+    assert pairs.filter("kept")["score"].min() >= pairs.filter(~pl.col("kept"))["score"].max()
+
+
+def test_queries_are_those_of_the_whole_table(run: Run) -> None:
+    whole = run.pairs.collect()
+    assert run.pairs.select("row", "key").collect().equals(whole.select("row", "key"))
+    assert run.pairs.head(40).collect().equals(whole.head(40))
+    assert run.pairs.filter("kept").select("caption").collect().equals(whole.filter("kept").select("caption"))
+    assert run.pairs.filter("kept").head(5).select("key").collect().equals(whole.filter("kept").head(5).select("key"))
+    assert run.pairs.select(pl.len()).collect().item() == 96
+    means = [table.group_by("part").agg(pl.col("score").mean()).sort("part") for table in (run.pairs, whole.lazy())]
+    assert_frame_equal(*(mean.collect() for mean in means))
+
+
+def test_no_part_is_read_for_columns_that_nobody_asks_for(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.run.read_scores", lambda *_: pytest.fail("scores were read"))
+    assert run.pairs.select("caption").collect().height == 96
+
+
+def test_words_curve_and_report(run: Run, tiny_run: Path) -> None:
+    told = json.loads((tiny_run / "OUT" / "report.json").read_text())
+    before, after = (run.words(when).collect() for when in ("before", "after"))
+    assert before["count"].sum() == told["words"]["before"]["occurrences"]
+    assert after["count"].sum() == told["words"]["after"]["occurrences"]
+    curve = run.curve("pretrain")
+    assert curve["step"].to_list() == list(range(1, told["training"]["pretrain"]["steps"] + 1))
+    assert curve["loss"][-1] == pytest.approx(told["training"]["pretrain"]["loss"])
+    assert run.funnel["pairs"].to_list() == [row["pairs"] for row in told["funnel"]]
+    top1 = run.evaluation.filter(phase="pretrain", set="zero_shot", metric="top1")["value"].item()
+    assert top1 == told["evaluation"]["pretrain"]["zero_shot"]["top1"]
+    assert run.stages["name"].to_list() == [stage["name"] for stage in told["stages"]]
+
+
+def test_what_is_not_there_is_one_line(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no finished run at"):
+        _ = Run(tmp_path).pairs
+    with pytest.raises(UserError, match="no phase 'warmup'; it has: pretrain, finetune"):
+        run.curve("warmup")
+
+
+def test_the_package_alone_is_light() -> None:
+    program = "import sys, orchestrator; sys.exit('polars' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
