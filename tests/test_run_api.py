@@ -18,6 +18,8 @@ from orchestrator.keeplist import KeepList
 from orchestrator.selection import final_keep_list
 from orchestrator.selection.wfpp import read_scores
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def run(tiny_run: Path) -> Run:
