@@ -25,13 +25,12 @@ from orchestrator.clip.retrieval import recall_at_k
 from orchestrator.clip.zero_shot import OPENAI_IMAGENET_TEMPLATES, ClassCounts, class_weights, topk_counts
 from orchestrator.config import EvaluationConfig
 from orchestrator.errors import UserError
-from orchestrator.evaluation.pictures import read_pictures
+from orchestrator.evaluation.pictures import Rows, read_pictures
 from orchestrator.evaluation.sets import EvaluationSet
 from orchestrator.progress import StageProgress
 
 # a training worker evaluates while its own reading tasks hold CPUs
 READ_CPUS = 0.25
-Rows = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -132,6 +132,11 @@ def test_the_head_of_the_cluster_killed(command: str, tmp_path: Path, typed: She
     check_same(tmp_path, undisturbed)
 
 
+def test_driver_and_cluster_killed(command: str, killed: Path, typed: Shell, undisturbed: Path) -> None:
+    resume(typed, command, killed, after=last_step(killed))
+    check_same(killed, undisturbed)
+
+
 @pytest.mark.parametrize("num_workers", [1, 4])
 def test_another_number_of_workers_takes_over(
     num_workers: int, command: str, killed: Path, typed: Shell, undisturbed: Path

@@ -31,6 +31,15 @@ SIGLIP = (
 )
 
 
+def check_model(folder: Path, phase: Path) -> None:
+    """open_clip loads the run's model, and it has the phase's weights in their shapes."""
+    weights = load_file(phase / "model" / "open_clip_model.safetensors")
+    model = open_clip.create_model(f"local-dir:{folder / 'OUT' / 'model'}")
+    assert {name: tensor.shape for name, tensor in model.state_dict().items()} == {
+        name: tensor.shape for name, tensor in weights.items()
+    }
+
+
 @pytest.mark.slow
 def test_siglip_and_the_best_model_on_the_way(typed: Shell, tiny_conf: str, tar_pool: str, tmp_path: Path) -> None:
     write_zero_shot(tmp_path)
@@ -45,6 +54,7 @@ def test_siglip_and_the_best_model_on_the_way(typed: Shell, tiny_conf: str, tar_
     curve = [json.loads(line) for line in (phase / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in curve] == [5, 10, 15, 20, 25, 27]
     assert all(math.isfinite(record["loss"]) for record in curve)
+    check_model(tmp_path, phase)
     best = max(curve, key=lambda record: record["zero_shot/top1"])
     noted = json.loads((phase / "best.json").read_text())
     assert noted == {"step": best["step"], "metric": "zero_shot/top1", "value": best["zero_shot/top1"]}
@@ -57,17 +67,13 @@ def test_siglip_and_the_best_model_on_the_way(typed: Shell, tiny_conf: str, tar_
 @pytest.mark.slow
 def test_fsdp_with_what_saves_memory(typed: Shell, tiny_conf: str, tar_pool: str, tmp_path: Path) -> None:
     write_zero_shot(tmp_path)
-    done = typed(f"{tiny_command(tiny_conf, tar_pool)} out=OUT store=STORE finetune.enabled=false {FSDP}", cwd=tmp_path)
+    done = typed(f"{tiny_command(tiny_conf, tar_pool)} out=OUT store=STORE {FSDP}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (phase,) = (tmp_path / "STORE" / "pretrain").iterdir()
     curve = [json.loads(line) for line in (phase / "metrics.jsonl").read_text().splitlines()]
     assert len(curve) == 9
     assert all(math.isfinite(record["loss"]) for record in curve)
-    weights = load_file(phase / "model" / "open_clip_model.safetensors")
-    model = open_clip.create_model(f"local-dir:{tmp_path / 'OUT' / 'model'}")
-    assert {name: tensor.shape for name, tensor in model.state_dict().items()} == {
-        name: tensor.shape for name, tensor in weights.items()
-    }
+    check_model(tmp_path, phase)
     assert list((phase / "checkpoints").glob("*")) == [] if (phase / "checkpoints").exists() else True
 
 
