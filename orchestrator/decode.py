@@ -12,7 +12,8 @@ import io
 import math
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -73,21 +74,37 @@ def decode(data: bytes, *, size: int, crop: Cropper | None = None, max_pixels: i
     `draft`: lets a JPEG much larger than needed be decoded at 1/2, 1/4 or 1/8; the box is the same part of the picture.
     Errors: `BadImage` for what is no image, is damaged, is empty or has more than `max_pixels` (found before decoding).
     """
+    with _opened(data, max_pixels) as image:
+        width, height = image.size
+        box = crop(width, height) if crop else evaluation_crop(width, height, size=size)
+        if draft:
+            box = _draft(image, box, size)
+        pixels = _resized(_rgb(image), box, size)
+    return np.ascontiguousarray(pixels[:, ::-1]) if box.flip else pixels
+
+
+def jpeg_box(data: bytes, *, crop: Cropper, max_pixels: int) -> Crop | None:
+    """The box of a JPEG that any decoder takes (grey or of three colours), from its header; None for everything else.
+
+    Errors: `BadImage`, as for `decode`, but for damage behind the header."""
+    with _opened(data, max_pixels) as image:
+        if image.format != "JPEG" or image.mode not in ("L", "RGB"):
+            return None
+        return crop(*image.size)
+
+
+@contextmanager
+def _opened(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
     if not data:
         raise BadImage("empty", "no bytes")
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image, max_pixels)
-            width, height = image.size
-            box = crop(width, height) if crop else evaluation_crop(width, height, size=size)
-            if draft:
-                box = _draft(image, box, size)
-            pixels = _resized(_rgb(image), box, size)
+            yield image
     except BadImage:
         raise
     except _UNDECODABLE as error:
         raise BadImage("undecodable", f"{type(error).__name__}: {error}") from error
-    return np.ascontiguousarray(pixels[:, ::-1]) if box.flip else pixels
 
 
 def evaluation_crop(width: int, height: int, *, size: int, fraction: float = 1.0) -> Crop:

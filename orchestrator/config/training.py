@@ -113,6 +113,7 @@ class TrainingConfig(PhaseConfig):
     lock_text_freeze_layer_norm: bool = False
     seed: int = 0
     augmentation: AugmentationConfig = AugmentationConfig()
+    decode_in: Literal["tasks", "workers"] = "tasks"
     draft_decoding: bool = True
     max_image_pixels: Positive = 89_478_485
     max_bad_pairs: Share = 0.05

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from orchestrator import store
-from orchestrator.training.feed import Rows
+from orchestrator.training.decoding import Rows
 
 NAME = re.compile(r"steps_(\d{12})-(\d{12})\.rank_(\d+)-of-(\d+)\.parquet")
 

@@ -1,16 +1,16 @@
 """The training stream, read: each rank streams its own lanes' pairs through an ordered Ray Dataset, from any step.
 
 An item is one window of every lane the rank owns. Reading tasks look up the kept rows, fetch their bytes in coalesced
-ranges and put them in the stream's order; decoding tasks crop and decode to uint8; nothing unwanted is read or decoded.
-A pair that turns out undecodable, or has no caption, keeps its slot with `valid` false: dropping it would shift every
-later batch. A read error is raised, never mistaken for a bad pair."""
+ranges and put them in the stream's order; decoding tasks crop and decode to uint8 (`decoding.py`); nothing unwanted is
+read or decoded. A pair that turns out undecodable, or has no caption, keeps its slot with `valid` false: dropping it
+would shift every later batch. A read error is raised, never mistaken for a bad pair."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from orchestrator.catalog import Catalog
 from orchestrator.config import AugmentationConfig
-from orchestrator.decode import BadImage, decode, random_resized_crop
 from orchestrator.errors import UserError
 from orchestrator.keeplist import KeepList
 from orchestrator.source import Part, Source
+from orchestrator.training.decoding import Rows, decoded, handed_over
 from orchestrator.training.stream import Pairs, Stream
 
 READ_COLUMNS = ("key", "caption", "status", "image_offset", "image_size")
@@ -30,9 +30,6 @@ SEGMENT_ITEMS = 256
 BLOCK_BYTES = 16 * 2**20
 READ_CPUS, DECODE_CPUS = 0.25, 0.75
 PREFETCH_BATCHES = 2
-NO_CAPTION = "no caption"
-
-Rows = dict[str, NDArray]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +43,7 @@ class Feed:
     stream: Stream
     image_size: int
     augmentation: AugmentationConfig
+    decode_in: Literal["tasks", "workers"]
     draft_decoding: bool
     max_image_pixels: int
 
@@ -58,9 +56,9 @@ class Feed:
 def rank_batches(feed: Feed, *, rank: int, num_ranks: int, first_step: int) -> Iterator[Rows]:
     """The rank's share of each global batch from `first_step` on, in order, `global_batch_size / num_ranks` rows each.
 
-    Rows: `image` uint8 [n, size, size, 3], `caption`, `key`, `valid` bool, `problem` (empty where valid), `epoch` and
-    `ordinal` (of the pair in the pool). Only the last batch of the phase may have fewer rows; the iterator ends before
-    it where the rank has none."""
+    Rows: `image` uint8 [n, size, size, 3] (or with `decode_in` workers what `handed_over` gives in its place),
+    `caption`, `key`, `valid` bool, `problem` (empty where valid), `epoch` and `ordinal` (of the pair in the pool). Only
+    the last batch of the phase may have fewer rows; the iterator ends before it where the rank has none."""
     stream = feed.stream
     items = range(first_step // stream.window_steps, -(-stream.num_steps // stream.window_steps))
     reference = ray.put(feed)
@@ -170,42 +168,4 @@ def _read_pairs(feed: Feed, index: int, kept_ordinals: NDArray[np.int64], epochs
 
 def _decode_block(block: pa.Table, *, reference: ray.ObjectRef) -> Rows:
     feed: Feed = ray.get(reference)
-    size = feed.image_size
-    images = np.zeros((block.num_rows, size, size, 3), np.uint8)
-    problems = np.full(block.num_rows, "", object)
-    for row, pair in enumerate(block.to_pylist()):
-        if not (pair["caption"] or "").strip():
-            problems[row] = NO_CAPTION
-            continue
-        try:
-            images[row] = _decode_pair(feed, pair)
-        except BadImage as error:
-            problems[row] = str(error)
-    captions = np.array([caption or "" for caption in block["caption"].to_pylist()], object)
-    return {
-        "image": images,
-        "caption": captions,
-        "key": block["key"].to_numpy(zero_copy_only=False),
-        "valid": problems == "",
-        "problem": problems,
-        "epoch": block["epoch"].to_numpy(),
-        "ordinal": block["ordinal"].to_numpy(),
-    }
-
-
-def _decode_pair(feed: Feed, pair: dict[str, Any]) -> NDArray[np.uint8]:
-    if pair["image"] is None:
-        raise BadImage("empty", "no image")
-    augmentation = feed.augmentation
-    crop = partial(
-        random_resized_crop,
-        scale=augmentation.scale,
-        ratio=augmentation.ratio,
-        horizontal_flip=augmentation.horizontal_flip,
-        seed=feed.stream.seed,
-        epoch=pair["epoch"],
-        ordinal=pair["ordinal"],
-    )
-    return decode(
-        pair["image"], size=feed.image_size, crop=crop, max_pixels=feed.max_image_pixels, draft=feed.draft_decoding
-    )
+    return handed_over(block, feed) if feed.decode_in == "workers" else decoded(block, feed)

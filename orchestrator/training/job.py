@@ -82,6 +82,7 @@ class Job:
             stream=self.stream,
             image_size=clip.image_size,
             augmentation=training.augmentation,
+            decode_in=training.decode_in,
             draft_decoding=training.draft_decoding,
             max_image_pixels=training.max_image_pixels,
         )

@@ -13,7 +13,9 @@ import torch
 
 from orchestrator.clip.loop import Batch
 from orchestrator.clip.model import Clip
-from orchestrator.training.feed import Feed, Rows, rank_batches
+from orchestrator.training.decoding import Rows
+from orchestrator.training.feed import Feed, rank_batches
+from orchestrator.training.jpegs import JpegDecoder
 
 BATCHES_AHEAD = 2
 EPOCH_BITS = 40
@@ -28,18 +30,27 @@ class Loaded:
     batch: Batch
 
 
-def load(feed: Feed, clip: Clip, *, rank: int, num_ranks: int, first_step: int, pin_memory: bool) -> Iterator[Loaded]:
+def load(
+    feed: Feed, clip: Clip, *, rank: int, num_ranks: int, first_step: int, device: torch.device
+) -> Iterator[Loaded]:
     """The rank's shares from `first_step` on, every one with the same number of slots."""
     slots = feed.stream.global_batch_size // num_ranks
+    pixels = JpegDecoder(feed.image_size, feed.max_image_pixels, device) if feed.decode_in == "workers" else as_read
+    # a rank whose lanes end before the last global batch still takes part in it, with no pair of its own
+    none = no_rows(feed.image_size)
 
     def shares() -> Iterator[Loaded]:
-        for rows in rank_batches(feed, rank=rank, num_ranks=num_ranks, first_step=first_step):
-            yield Loaded(rows, to_batch(rows, clip, slots, pin_memory=pin_memory))
-        # a rank whose lanes end before the last global batch still takes part in it, with no pair of its own
-        none = no_rows(feed.image_size)
-        yield Loaded(none, to_batch(none, clip, slots, pin_memory=pin_memory))
+        for read in rank_batches(feed, rank=rank, num_ranks=num_ranks, first_step=first_step):
+            rows, images = pixels(read)
+            yield Loaded(rows, to_batch(rows, images, clip, slots, pin_memory=device.type == "cuda"))
+        yield Loaded(none, to_batch(*as_read(none), clip, slots, pin_memory=device.type == "cuda"))
 
     return ahead(shares(), BATCHES_AHEAD)
+
+
+def as_read(rows: Rows) -> tuple[Rows, torch.Tensor]:
+    """The rows, and their pixels as the tasks decoded them: uint8 [n, 3, size, size]."""
+    return rows, torch.from_numpy(np.ascontiguousarray(rows["image"])).permute(0, 3, 1, 2)
 
 
 def ahead(items: Iterator[Item], depth: int) -> Iterator[Item]:
@@ -77,12 +88,11 @@ def no_rows(image_size: int) -> Rows:
     }
 
 
-def to_batch(rows: Rows, clip: Clip, slots: int, *, pin_memory: bool = False) -> Batch:
-    """Decoded rows as tensors, filled up with masked slots: every rank's share of a batch has the same size.
+def to_batch(rows: Rows, images: torch.Tensor, clip: Clip, slots: int, *, pin_memory: bool = False) -> Batch:
+    """Rows and their pixels as tensors, filled up with masked slots: every rank's share of a batch has the same size.
 
     The filling repeats the rows, so that a batch norm's statistics stay those of pictures."""
     num_rows = len(rows["valid"])
-    images = torch.from_numpy(np.ascontiguousarray(rows["image"])).permute(0, 3, 1, 2)
     texts = clip.tokenizer(list(rows["caption"])) if num_rows else clip.tokenizer([""])[:0]
     valid = torch.from_numpy(rows["valid"].astype(bool))
     keys = torch.from_numpy((rows["epoch"].astype(np.int64) << EPOCH_BITS) | rows["ordinal"].astype(np.int64))
@@ -91,7 +101,7 @@ def to_batch(rows: Rows, clip: Clip, slots: int, *, pin_memory: bool = False) ->
         images, texts, keys = (_filled(column, fill, slots) for column in (images, texts, keys))
         valid = torch.cat([valid, valid.new_zeros(slots - num_rows)])
     tensors = (images, texts, valid, keys)
-    return Batch(*(tensor.pin_memory() if pin_memory else tensor for tensor in tensors))
+    return Batch(*(tensor.pin_memory() if pin_memory and tensor.is_cpu else tensor for tensor in tensors))
 
 
 def _filled(column: torch.Tensor, fill: torch.Tensor, slots: int) -> torch.Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from orchestrator.training.agreement import AgreedError
-from orchestrator.training.feed import NO_CAPTION, Rows
+from orchestrator.training.decoding import NO_CAPTION, Rows
 
 MAX_EXAMPLES = 20
 

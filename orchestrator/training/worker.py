@@ -164,7 +164,7 @@ class _Worker:
             rank=self.rank,
             num_ranks=self.num_ranks,
             first_step=self.first_step,
-            pin_memory=self.device.type == "cuda",
+            device=self.device,
         )
 
     def _log(self, done: int, metrics: StepMetrics, pace: Pace) -> None:

@@ -4,16 +4,20 @@ with the same pixels; what cannot be used keeps a masked slot and is named."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import ray
+import torch
 from pools import Pair, bomb, build_selection, config_of, make_pairs, torn, write_parquet_images, write_tars
 
 from orchestrator.config import AugmentationConfig
-from orchestrator.training.feed import NO_CAPTION, Feed, Rows, batch_keys, rank_batches
+from orchestrator.training.decoding import NO_CAPTION, Rows
+from orchestrator.training.feed import Feed, batch_keys, rank_batches
+from orchestrator.training.jpegs import JpegDecoder
 from orchestrator.training.stream import Stream
 
 NUM_PAIRS, BATCH, EPOCHS = 90, 16, 2
@@ -62,6 +66,7 @@ def feed_of(source: dict[str, Any], store: Path, *, window: int = 20, seed: int 
         keep=found.keep,
         stream=stream,
         image_size=24,
+        decode_in="tasks",
         draft_decoding=True,
         max_image_pixels=89_478_485,
         augmentation=AugmentationConfig(scale=(0.4, 1.0), horizontal_flip=True),
@@ -207,3 +212,16 @@ def test_a_shard_that_is_gone_is_a_failure_not_a_bad_pair(pairs: list[Pair], tmp
     (tmp_path / "pool" / "00001.tar").unlink()
     with pytest.raises(Exception, match=r"00001\.tar"):
         read(feed)
+
+
+def test_the_workers_decode_the_same_batches(feed: Feed, alone: list[Rows]) -> None:
+    size, limit = feed.image_size, feed.max_image_pixels
+    decoder = JpegDecoder(size, limit, torch.device("cpu"))
+    handed_over = read(replace(feed, decode_in="workers"))
+    assert len(handed_over) == len(alone)
+    for read_rows, theirs in zip(handed_over, alone, strict=True):
+        rows, images = decoder(read_rows)
+        for name in ("key", "caption", "valid", "epoch", "ordinal"):
+            assert np.array_equal(rows[name], theirs[name]), name
+        assert [text.split(":")[0] for text in rows["problem"]] == [text.split(":")[0] for text in theirs["problem"]]
+        assert np.abs(images.permute(0, 2, 3, 1).numpy().astype(int) - theirs["image"]).mean() <= 1

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from orchestrator.training.agreement import AgreedError
-from orchestrator.training.feed import NO_CAPTION
+from orchestrator.training.decoding import NO_CAPTION
 from orchestrator.training.skips import Skips
 
 

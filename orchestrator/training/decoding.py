@@ -1,0 +1,106 @@
+"""The pairs of a block as rows of a batch: pixels, cropped and decoded here, or JPEGs with their boxes for the training
+workers to decode (`jpegs.py`). Either way it is known here which pairs cannot be used, but for damage that only
+decoding finds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from orchestrator.decode import BadImage, Crop, Cropper, decode, jpeg_box, random_resized_crop
+
+if TYPE_CHECKING:
+    from orchestrator.training.feed import Feed
+
+NO_CAPTION = "no caption"
+Rows = dict[str, NDArray]
+Pair = dict[str, Any]
+
+
+def decoded(block: pa.Table, feed: Feed) -> Rows:
+    """The rows with `image` uint8 [n, size, size, 3], zeros where a pair is not valid."""
+    images = np.zeros((block.num_rows, feed.image_size, feed.image_size, 3), np.uint8)
+
+    def take(row: int, pair: Pair) -> None:
+        images[row] = _pixels(feed, pair)
+
+    return {"image": images, **_rows(block, take)}
+
+
+def handed_over(block: pa.Table, feed: Feed) -> Rows:
+    """The rows with `encoded`, bytes, and `box` int64 [n, 5]: left, top, width, height, mirrored.
+
+    A box without a width says that the bytes are the pixels already, uint8 [size, size, 3]: other formats than JPEG,
+    and JPEGs of four colours, are decoded here; where a pair is not valid there are no bytes."""
+    encoded = np.full(block.num_rows, b"", object)
+    boxes = np.zeros((block.num_rows, 5), np.int64)
+
+    def take(row: int, pair: Pair) -> None:
+        box = jpeg_box(_bytes(pair), crop=_crop(feed, pair), max_pixels=feed.max_image_pixels)
+        if box is None:
+            encoded[row] = _pixels(feed, pair).tobytes()
+        else:
+            encoded[row] = pair["image"]
+            boxes[row] = (box.left, box.top, box.width, box.height, box.flip)
+
+    return {"encoded": encoded, "box": boxes, **_rows(block, take)}
+
+
+def crop_of(box: NDArray) -> Crop:
+    """A row of `box`, as it was drawn."""
+    left, top, width, height, flip = box.tolist()
+    return Crop(left=left, top=top, width=width, height=height, flip=bool(flip))
+
+
+def _rows(block: pa.Table, take: Callable[[int, Pair], None]) -> Rows:
+    problems = np.full(block.num_rows, "", object)
+    for row, pair in enumerate(block.to_pylist()):
+        if not (pair["caption"] or "").strip():
+            problems[row] = NO_CAPTION
+            continue
+        try:
+            take(row, pair)
+        except BadImage as error:
+            problems[row] = str(error)
+    return {
+        "caption": np.array([caption or "" for caption in block["caption"].to_pylist()], object),
+        "key": block["key"].to_numpy(zero_copy_only=False),
+        "valid": problems == "",
+        "problem": problems,
+        "epoch": block["epoch"].to_numpy(),
+        "ordinal": block["ordinal"].to_numpy(),
+    }
+
+
+def _bytes(pair: Pair) -> bytes:
+    if pair["image"] is None:
+        raise BadImage("empty", "no image")
+    return pair["image"]
+
+
+def _crop(feed: Feed, pair: Pair) -> Cropper:
+    augmentation = feed.augmentation
+    return partial(
+        random_resized_crop,
+        scale=augmentation.scale,
+        ratio=augmentation.ratio,
+        horizontal_flip=augmentation.horizontal_flip,
+        seed=feed.stream.seed,
+        epoch=pair["epoch"],
+        ordinal=pair["ordinal"],
+    )
+
+
+def _pixels(feed: Feed, pair: Pair) -> NDArray[np.uint8]:
+    return decode(
+        _bytes(pair),
+        size=feed.image_size,
+        crop=_crop(feed, pair),
+        max_pixels=feed.max_image_pixels,
+        draft=feed.draft_decoding,
+    )

@@ -1,0 +1,119 @@
+"""JPEGs decoded by the worker: the pixels that the reading tasks would have made, on a CPU and, where there is one, on
+a GPU; what no JPEG decoder takes comes decoded, what is damaged is masked."""
+
+from __future__ import annotations
+
+import io
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image
+from pools import bomb, torn
+
+from orchestrator.config import AugmentationConfig
+from orchestrator.training.decoding import decoded, handed_over
+from orchestrator.training.jpegs import JpegDecoder
+
+SIZE = 32
+GPU = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))
+# nvJPEG repeats a colour over two pixels where libjpeg interpolates it
+TOLERANCE = {"cpu": 1.0, "cuda": 4.0}
+
+
+def smooth(width: int, height: int) -> Image.Image:
+    """Waves of three colours."""
+    x, y = np.meshgrid(np.linspace(0, 9, width), np.linspace(0, 7, height))
+    waves = np.stack([np.sin(x), np.cos(y), np.sin(x + y)], axis=2)
+    return Image.fromarray((127.5 + 127.5 * waves).astype(np.uint8))
+
+
+def encoded(image: Image.Image, kind: str = "JPEG", **options: Any) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+PICTURES = {
+    "large": encoded(smooth(300, 200)),
+    "small": encoded(smooth(20, 25)),
+    "grey": encoded(smooth(80, 90).convert("L")),
+    "progressive": encoded(smooth(90, 80), progressive=True),
+    "no subsampling": encoded(smooth(64, 64), subsampling=0),
+    "four colours": encoded(smooth(70, 70).convert("CMYK")),
+    "png": encoded(smooth(50, 60), "PNG"),
+}
+BROKEN = {
+    "torn": torn(encoded(smooth(120, 120))),
+    "bomb": bomb(),
+    "text": b"<html>404</html>",
+    "empty": b"",
+    "missing": None,
+}
+
+
+def block_of(pictures: dict[str, bytes | None]) -> pa.Table:
+    return pa.table(
+        {
+            "image": pa.array(pictures.values(), pa.large_binary()),
+            "caption": ["a picture"] * len(pictures),
+            "key": list(pictures),
+            "epoch": [1] * len(pictures),
+            "ordinal": range(len(pictures)),
+        }
+    )
+
+
+def feed(limit: int = 1_000_000) -> Any:
+    """The part of a feed that decoding asks for."""
+    return SimpleNamespace(
+        image_size=SIZE,
+        draft_decoding=False,
+        max_image_pixels=limit,
+        augmentation=AugmentationConfig(scale=(0.3, 1.0), horizontal_flip=True),
+        stream=SimpleNamespace(seed=5),
+    )
+
+
+def by_worker(pictures: dict[str, bytes | None], device: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    rows, images = JpegDecoder(SIZE, 1_000_000, torch.device(device))(handed_over(block_of(pictures), feed()))
+    assert images.dtype == torch.uint8
+    assert images.shape == (len(pictures), 3, SIZE, SIZE)
+    return rows, images.permute(0, 2, 3, 1).cpu().numpy().astype(int)
+
+
+@pytest.mark.parametrize("device", ["cpu", GPU])
+def test_the_pixels_are_those_of_the_reading_tasks(device: str) -> None:
+    rows, images = by_worker(PICTURES, device)
+    theirs = decoded(block_of(PICTURES), feed())
+    assert rows["valid"].all()
+    for name, ours, expected in zip(PICTURES, images, theirs["image"], strict=True):
+        assert np.abs(ours - expected).mean() <= TOLERANCE[device], name
+        assert expected.std() > 20, "a picture that tells whether it was mirrored"
+
+
+def test_only_jpegs_travel_encoded() -> None:
+    rows = handed_over(block_of(PICTURES), feed())
+    travels = {name: bool(box[2]) for name, box in zip(PICTURES, rows["box"], strict=True)}
+    assert travels == {name: name not in ("four colours", "png") for name in PICTURES}
+    assert all(rows["encoded"][row] == PICTURES[name] for row, name in enumerate(PICTURES) if travels[name])
+
+
+@pytest.mark.parametrize("device", ["cpu", GPU])
+def test_what_is_broken_is_masked_and_named_and_harms_no_other(device: str) -> None:
+    rows, images = by_worker({**PICTURES, **BROKEN}, device)
+    alone = by_worker(PICTURES, device)[1]
+    assert rows["valid"].tolist() == [True] * len(PICTURES) + [False] * len(BROKEN)
+    reasons = {key: problem.split(":")[0] for key, problem in zip(rows["key"], rows["problem"], strict=True) if problem}
+    assert reasons == {
+        "torn": "undecodable",
+        "bomb": "too_large",
+        "text": "undecodable",
+        "empty": "empty",
+        "missing": "empty",
+    }
+    assert np.array_equal(images[: len(PICTURES)], alone)
+    assert not images[len(PICTURES) :].any()
