@@ -1,6 +1,6 @@
 """Data-pruned CLIP training on Ray, end to end.
 
-`Run` opens a finished run; everything else is the command line's."""
+`Run` opens a finished run, `Sweep` a finished sweep; everything else is the command line's."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from orchestrator.run import Run
+    from orchestrator.sweep.opened import Sweep
 
-__all__ = ["Run", "__version__"]
+__all__ = ["Run", "Sweep", "__version__"]
 __version__ = "0.1.0"
 
 
@@ -19,4 +20,8 @@ def __getattr__(name: str) -> Any:
         from orchestrator.run import Run
 
         return Run
+    if name == "Sweep":
+        from orchestrator.sweep.opened import Sweep
+
+        return Sweep
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -23,10 +23,25 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from orchestrator.config import Config, parse
 from orchestrator.errors import Stopped, UserError
 
-# the verb's function in orchestrator.pipeline, imported only once it is needed
-VERBS = ("run", "plan", "select", "evaluate", "report", "export")
+# where the verb's function lives, imported only once it is needed
+VERBS = dict.fromkeys(("run", "plan", "select", "evaluate", "report", "export"), "orchestrator.pipeline")
+VERBS["sweep"] = "orchestrator.sweep.run"
+# what a verb does without arguments
+DEMOS = {"run": "demo", "plan": "demo", "select": "demo", "sweep": "demo_sweep"}
 NEED_NO_SOURCE = ("evaluate", "report", "export")
-PATH_KEYS = ("uri", "out", "store", "run", "to", "checkpoint", "pretrained", "mlflow_uri", "metadata", "language_model")
+PATH_KEYS = (
+    "uri",
+    "root",
+    "out",
+    "store",
+    "run",
+    "to",
+    "checkpoint",
+    "pretrained",
+    "mlflow_uri",
+    "metadata",
+    "language_model",
+)
 USAGE_ERROR, FAILURE = 2, 1
 TERMINATED = 128 + signal.SIGTERM
 # Ray reads it when it is imported: training workers and reading tasks are more processes than a laptop has cores
@@ -44,12 +59,20 @@ def conf_dir() -> str:
     return str(beside if beside.is_dir() else here / "conf")
 
 
-def quote_paths(overrides: Sequence[str]) -> list[str]:
-    """Overrides whose key takes a path, with the value quoted for Hydra's grammar.
+def for_hydra(overrides: Sequence[str]) -> list[str]:
+    """Overrides as Hydra's grammar takes them: with the value quoted where the key takes a path.
 
     A shell strips the user's quotes, and the grammar then rejects raw `{`, `=` and blanks, and takes `2024` for a
     number; `null`, lists and quoted values stay as they are."""
-    return [_quote(override) for override in overrides]
+    return [_quote(_with_plus(override)) for override in overrides]
+
+
+def _with_plus(override: str) -> str:
+    # what a space holds is the user's to name, which Hydra asks a + for
+    if override.startswith("sweep.space"):
+        return f"++{override}"
+    # a list of tasks is added to a command like an experiment, though for Hydra it takes the place of the default
+    return override.removeprefix("+") if override.startswith("+evaluation=") else override
 
 
 def _quote(override: str) -> str:
@@ -70,10 +93,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     verb = arguments[0] if arguments and not arguments[0].startswith("-") else None
     if verb is not None and verb not in VERBS:
         _fail(f"unknown verb {verb!r}, expected one of: {', '.join(VERBS)}")
-    overrides = quote_paths(arguments[1:] if verb else arguments)
+    overrides = for_hydra(arguments[1:] if verb else arguments)
     folder, overrides = _take_config_dir(overrides)
-    if verb in ("run", "plan", "select") and not any(_names_data(override) for override in overrides):
-        overrides = ["+exp=demo", *overrides]
+    if verb in DEMOS and not any(_names_data(override) for override in overrides):
+        overrides = [f"+exp={DEMOS[verb]}", *overrides]
     if any(override.startswith("-") for override in overrides) or verb is None:
         _hydra_cli(verb, overrides or ["--help"], folder)
         return
@@ -81,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, _terminated)
     try:
         config = compose_config(overrides, folder, needs_source=verb not in NEED_NO_SOURCE)
-        getattr(import_module("orchestrator.pipeline"), verb)(config)
+        getattr(import_module(VERBS[verb]), verb)(config)
     except KeyboardInterrupt:
         _fail("interrupted; the same command goes on where it stopped", FAILURE)
     except Stopped as stopped:

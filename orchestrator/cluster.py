@@ -25,8 +25,10 @@ LOCAL_MAX_WORKERS = 2
 CPU_ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_ARENA_MAX": "1"}
 
 
-def connect(config: ClusterConfig) -> None:
-    """Connects to the cluster, or starts one here; a second call in one process does nothing."""
+def connect(config: ClusterConfig, *, dashboard: bool = False) -> None:
+    """Connects to the cluster, or starts one here, with Ray's dashboard or without; a second call in one process only
+    sets up the process."""
+    _quiet_data()
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -36,12 +38,11 @@ def connect(config: ClusterConfig) -> None:
     if address == "local":
         # logical CPUs, not cores: stages take turns, and decode tasks share the cores with the training workers
         num_cpus = config.num_cpus or max(2 * (os.cpu_count() or 1), LOCAL_MIN_CPUS)
-        start = partial(ray.init, address="local", num_cpus=num_cpus, include_dashboard=False, **quiet)
+        start = partial(ray.init, address="local", num_cpus=num_cpus, include_dashboard=dashboard, **quiet)
     else:
         start = partial(ray.init, address=address, **quiet)
     with _own_sigterm(), _stderr_closed():
         start()
-    _quiet_data()
 
 
 @contextmanager

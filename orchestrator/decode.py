@@ -83,6 +83,15 @@ def decode(data: bytes, *, size: int, crop: Cropper | None = None, max_pixels: i
     return np.ascontiguousarray(pixels[:, ::-1]) if box.flip else pixels
 
 
+def whole_image(data: bytes | None, *, max_pixels: int = 89_478_485) -> Image.Image | None:
+    """The picture as it is, RGB; None for what `decode` refuses."""
+    try:
+        with _opened(data or b"", max_pixels) as image:
+            return _rgb(image)
+    except BadImage:
+        return None
+
+
 def jpeg_box(data: bytes, *, crop: Cropper, max_pixels: int) -> Crop | None:
     """The box of a JPEG that any decoder takes (grey or of three colours), from its header; None for everything else.
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-from orchestrator import cluster, store
+from orchestrator import cluster, lease, store
 from orchestrator.artifacts import Artifact
 from orchestrator.catalog import Catalog, catalog_stage, check_catalog
 from orchestrator.config import Config, WfppStep
@@ -33,22 +33,31 @@ MIN_COUNT = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Pipeline:
-    """A source, and the stages over it in order."""
+    """A source, the stages over it in order, and the keep list that selection comes to."""
 
     config: Config
     source: Source
     catalog: Catalog
     stages: list[Stage]
+    kept: Artifact
 
 
 def run(config: Config) -> None:
     """Everything, then the report."""
-    _execute(_training(_selection(prepare(config))), "run")
+    from orchestrator.training.tracking import check_trackers
+
+    check_trackers(config.tracking)
+    execute(planned(prepare(config)), "run", Display())
+
+
+def planned(config: Config) -> Pipeline:
+    """What `run` does with a prepared config, in order; computes nothing."""
+    return _training(_selection(config))
 
 
 def select(config: Config) -> None:
     """Up to the keep list, and the report of that much."""
-    _execute(_selection(prepare(config)), "select")
+    execute(_selection(prepare(config)), "select", Display())
 
 
 def plan(config: Config) -> None:
@@ -103,7 +112,8 @@ def _selection(config: Config) -> Pipeline:
     catalog = Catalog(read.artifact)
     steps = selection_stages(config, source, catalog)
     words = _report_words(config, catalog, steps)
-    return Pipeline(config=config, source=source, catalog=catalog, stages=[read, *steps, *words])
+    stages = [read, *steps, *words]
+    return Pipeline(config=config, source=source, catalog=catalog, stages=stages, kept=steps[-1].artifact)
 
 
 def _report_words(config: Config, catalog: Catalog, steps: Sequence[Stage]) -> list[Stage]:
@@ -129,10 +139,8 @@ def _training(pipeline: Pipeline) -> Pipeline:
             "a caption table has no images to train on: use select and export, download the kept pairs "
             "with img2dataset, then run on the shards"
         )
-    kept = [stage.artifact for stage in pipeline.stages if stage.artifact.kind == "keep"][-1]
-    pretrain = training_stage(
-        config, Phase(name="pretrain", config=config.training, keep=kept, start=None), source, catalog
-    )
+    first = Phase(name="pretrain", config=config.training, keep=pipeline.kept, start=None)
+    pretrain = training_stage(config, first, source, catalog)
     stages = [*pipeline.stages, pretrain]
     if config.finetune.enabled:
         among = _left_by(config.finetune.after, pipeline.stages)
@@ -141,7 +149,7 @@ def _training(pipeline: Pipeline) -> Pipeline:
         stages += [whole, training_stage(config, phase, source, catalog)]
     trained = [stage for stage in stages if stage.epochs]
     stages += models_stage(config, {stage.name: stage.artifact for stage in trained})
-    return Pipeline(config=config, source=source, catalog=catalog, stages=stages)
+    return replace(pipeline, stages=stages)
 
 
 def _left_by(step: str | None, stages: Sequence[Stage]) -> Artifact | None:
@@ -151,8 +159,8 @@ def _left_by(step: str | None, stages: Sequence[Stage]) -> Artifact | None:
     return keeps[step] if step else None
 
 
-def _execute(pipeline: Pipeline, verb: str) -> None:
-    display = Display()
+def execute(pipeline: Pipeline, verb: str, display: Display) -> None:
+    """Builds the stages in order, then writes the record and the report of the run."""
     _show_plan(pipeline, display)
     if pipeline.catalog.artifact.is_complete():
         check_catalog(pipeline.catalog.artifact, pipeline.config.source.limits)
@@ -169,12 +177,13 @@ def _show_plan(pipeline: Pipeline, display: Display) -> None:
 
 def _finish(config: Config, stages: Sequence[Stage], verb: str, display: Display) -> None:
     from orchestrator.report import write_report
+    from orchestrator.training.tracking import attach_report
 
     started, clock = datetime.now(UTC), time.monotonic()
     # a place that cannot be written is told before hours of work, not after
     store.write_json(store.join(_out(config), "config.json"), config.model_dump(mode="json"))
     cluster.connect(config.cluster)
-    records = [_build(stage, display) for stage in stages]
+    records = [build(stage, display) for stage in stages]
     record = RunRecord(
         name=config.name,
         verb=verb,
@@ -191,21 +200,24 @@ def _finish(config: Config, stages: Sequence[Stage], verb: str, display: Display
     record.write(out)
     with display.stage("report", unit="pages"):
         write_report(out, record)
+    attach_report(config, out, record, display.line)
     _summary(record, out, display)
 
 
-def _build(stage: Stage, display: Display) -> StageRecord:
-    reused, clock = stage.artifact.is_complete(), time.monotonic()
-    if reused:
-        display.line(f"{stage.name}: reused")
-    else:
-        stage.build(display)
+def build(stage: Stage, display: Display) -> StageRecord:
+    """Builds a stage, or finds it there."""
+    clock = time.monotonic()
+    with lease.held(stage.artifact, name=stage.name, told=display.line) as mine:
+        if mine:
+            stage.build(display)
+        else:
+            display.line(f"{stage.name}: reused")
     return StageRecord(
         name=stage.name,
         kind=stage.artifact.kind,
         uri=stage.artifact.uri,
         made_from=stage.artifact.made_from,
-        reused=reused,
+        reused=not mine,
         seconds=round(time.monotonic() - clock, 2),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -34,6 +34,9 @@ class StageProgress:
         elif time.monotonic() - self.printed >= PLAIN_SECONDS:
             self.printed = time.monotonic()
             self.console.print(self._line(), highlight=False, soft_wrap=True)
+
+    def measured(self, record: Mapping[str, float]) -> None:
+        """An evaluation on the way; whoever shows the stage may make something of it."""
 
     def finish(self) -> None:
         """The stage's last line."""

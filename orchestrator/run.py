@@ -21,22 +21,28 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
+from PIL import Image
 from polars.io.plugins import register_io_source
 
 from orchestrator import store
 from orchestrator.artifacts import Artifact
 from orchestrator.catalog import Catalog
 from orchestrator.clustering.assign import NONE, read_assigned
+from orchestrator.clustering.train import read_centroids
+from orchestrator.config import parse
+from orchestrator.decode import whole_image
 from orchestrator.errors import UserError
 from orchestrator.keeplist import KeepList, Mask
 from orchestrator.record import RunRecord
 from orchestrator.report import JSON_FILE
+from orchestrator.report.clusters import cluster_table
 from orchestrator.report.schema import Report
 from orchestrator.report.trained import phases
 from orchestrator.report.words import word_tables
 from orchestrator.selection import score_columns, selection_keep_lists
 from orchestrator.selection.wfpp import read_scores
 from orchestrator.selection.words import read_bucket
+from orchestrator.source import open_source
 
 CATALOG_COLUMNS = {
     "key": pl.String,
@@ -46,7 +52,8 @@ CATALOG_COLUMNS = {
     "uid": pl.String,
     "url": pl.String,
 }
-ASSIGN = "assign, "
+ASSIGN, MEASURE = "assign, ", "measure clusters, "
+READ_COLUMNS = ("key", "status", "image_offset", "image_size")
 
 
 @dataclass(frozen=True)
@@ -126,6 +133,36 @@ class Run:
 
         schema = pl.Schema({name: column.dtype for name, column in columns.items()})
         return _in_parts(schema, read, len(self._catalog.rows_per_part))
+
+    def clusters(self, step: str) -> pl.DataFrame:
+        """The clusters that a step went by, those that have pairs, from the densest on: `cluster`, `size`, `d_intra`;
+        of DBP also `d_inter`, `complexity` (their product) and `quota`, the pairs it keeps."""
+        table = cluster_table(self.record, step)
+        if table is None:
+            steps = [stage.name.removeprefix(MEASURE) for stage in self.record.stages if stage.kind == "cluster_stats"]
+            raise UserError(f"{self.out} has no clusters of {step!r}; it has those of: {', '.join(steps) or 'none'}")
+        return table
+
+    def centroids(self, step: str) -> NDArray[np.float32]:
+        """The unit centroids that a step went by, [k, d]; row i is cluster i's."""
+        made = self.record.named(f"train centroids, {step}")
+        if made is None:
+            self.clusters(step)
+        assert made is not None, "who has clusters has centroids"
+        return read_centroids(made)
+
+    def images(self, pairs: pl.DataFrame) -> list[Image.Image | None]:
+        """The pictures of some rows of `pairs`, which have `part` and `row`, whole and as they lie in the source, RGB;
+        None where one cannot be decoded. For pages of them, not for the pool: they are all in memory."""
+        source = open_source(parse(self.record.config).source)
+        parts = source.parts()
+        found: dict[tuple[int, int], Image.Image | None] = {}
+        for (index,), rows in pairs.select("part", "row").unique().sort("part", "row").group_by("part"):
+            numbers = rows["row"].sort().to_list()
+            wanted = self._catalog.table(index, READ_COLUMNS).take(pa.array(numbers, pa.int64()))
+            for number, data in zip(numbers, source.images(parts[index], wanted), strict=True):
+                found[index, number] = whole_image(data)
+        return [found[place] for place in pairs.select("part", "row").iter_rows()]
 
     @cached_property
     def _catalog(self) -> Catalog:

@@ -14,7 +14,7 @@ import pytest
 from pools import make_pairs, real_captions, write_tars
 
 from orchestrator import cli, pipeline
-from orchestrator.cli import PATH_KEYS, VERBS, compose_config, main, quote_paths
+from orchestrator.cli import PATH_KEYS, VERBS, compose_config, main, for_hydra
 from orchestrator.config import Config
 
 EXPERIMENTS = {"demo", "wfpp", "wfpp_laion", "wfpp_cc12m", "full_cc12m"}
@@ -94,7 +94,7 @@ def test_run_alone_is_the_demo(composed: Callable[..., Config]) -> None:
 )
 @pytest.mark.parametrize("key", ["out", "source.uri"])
 def test_a_path_arrives_as_it_was_typed(key: str, value: str) -> None:
-    config = compose_config(quote_paths(["+exp=wfpp", "source.uri=x", f"{key}={value}"]))
+    config = compose_config(for_hydra(["+exp=wfpp", "source.uri=x", f"{key}={value}"]))
     assert (config.out if key == "out" else config.source.uri) == value
 
 
@@ -104,14 +104,14 @@ def test_any_string_arrives_as_it_was_typed() -> None:
         values = ["".join(draw.choices("ab0 {}()=,:.'\"\\/*?#%&;|<>~!@^+-_日é]", k=draw.randint(1, 12))) for _ in keys]
         values = [value if value[0] not in "'\"" else f"/{value}" for value in values]
         typed = [f"{key}={value}" for key, value in zip(keys, values, strict=True)]
-        config = compose_config(quote_paths(["source.uri=x", *typed]))
+        config = compose_config(for_hydra(["source.uri=x", *typed]))
         assert [getattr(config, key) for key in keys] == values, typed
 
 
 def test_null_lists_and_quoted_values_keep_hydras_meaning() -> None:
-    assert compose_config(quote_paths(["source.uri=x", "out=null"])).out is None
-    assert compose_config(quote_paths(["source.uri=[a,b]"])).source.uri == ("a", "b")
-    assert compose_config(quote_paths(["source.uri='{x}'"])).source.uri == "{x}"
+    assert compose_config(for_hydra(["source.uri=x", "out=null"])).out is None
+    assert compose_config(for_hydra(["source.uri=[a,b]"])).source.uri == ("a", "b")
+    assert compose_config(for_hydra(["source.uri='{x}'"])).source.uri == "{x}"
 
 
 def test_every_path_of_the_configuration_is_path_like() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pools import TINY_EXPERIMENT
 
-from orchestrator.cli import compose_config, conf_dir, quote_paths
+from orchestrator.cli import compose_config, conf_dir, for_hydra
 from orchestrator.config import Config, ParquetSource, RandomStep, TableSource, WebDatasetSource, WfppStep
 from orchestrator.errors import UserError
 
@@ -17,8 +17,8 @@ EXPERIMENTS = sorted(path.stem for path in (Path(conf_dir()) / "exp").glob("*.ya
 def compose(*overrides: str, exp: str | None = "wfpp") -> Config:
     chosen = [f"+exp={exp}"] if exp else []
     # the demos need no URI, and have none
-    uri = [] if str(exp).endswith("demo") or any(o.startswith("source") for o in overrides) else ["source.uri=pool.tar"]
-    return compose_config(quote_paths([*chosen, *uri, *overrides]))
+    uri = [] if "demo" in str(exp) or any(o.startswith("source") for o in overrides) else ["source.uri=pool.tar"]
+    return compose_config(for_hydra([*chosen, *uri, *overrides]))
 
 
 def test_the_experiments_are_those_promised() -> None:

@@ -4,9 +4,11 @@ Past `parse` nothing sees a raw mapping. Every message names the key, what came 
 
 from __future__ import annotations
 
-from typing import Any
+import os
+import re
+from typing import Any, Literal
 
-from pydantic import ValidationError, model_validator
+from pydantic import ValidationError, field_serializer, field_validator, model_validator
 
 from orchestrator.config.embedding import (
     BroughtConfig,
@@ -18,6 +20,12 @@ from orchestrator.config.embedding import (
     MatchBy,
     OpenClipEncoder,
     TimmEncoder,
+)
+from orchestrator.config.evaluation import (
+    EvaluationConfig,
+    RetrievalConfig,
+    TaskConfig,
+    ZeroShotConfig,
 )
 from orchestrator.config.section import ConfigError, Positive, Section
 from orchestrator.config.selection import (
@@ -45,6 +53,7 @@ from orchestrator.config.source import (
     TableSource,
     WebDatasetSource,
 )
+from orchestrator.config.sweep import AshaConfig, Dimension, SweepConfig
 from orchestrator.config.training import (
     AugmentationConfig,
     FinetuneConfig,
@@ -55,6 +64,7 @@ from orchestrator.config.training import (
 
 __all__ = [
     "AllStep",
+    "AshaConfig",
     "AugmentationConfig",
     "BasicStep",
     "BroughtConfig",
@@ -68,6 +78,7 @@ __all__ = [
     "ConfigError",
     "DbpStep",
     "DemoSource",
+    "Dimension",
     "EfficientNetLite0Encoder",
     "EmbeddingConfig",
     "EncoderConfig",
@@ -90,7 +101,9 @@ __all__ = [
     "SourceConfig",
     "SspStep",
     "StepConfig",
+    "SweepConfig",
     "TableSource",
+    "TaskConfig",
     "TimmEncoder",
     "TrackingConfig",
     "TrainingConfig",
@@ -101,33 +114,31 @@ __all__ = [
 ]
 
 
-class ZeroShotConfig(Section):
-    """A classification set: a tar of image + `cls`, its class names and prompt templates in text files beside it."""
-
-    uri: str | None = None
-    templates: tuple[str, ...] | None = None
-
-
-class RetrievalConfig(Section):
-    """Held-out pairs: a tar of image + caption."""
-
-    uri: str | None = None
-
-
-class EvaluationConfig(Section):
-    """What the trained models are measured on."""
-
-    zero_shot: ZeroShotConfig = ZeroShotConfig()
-    retrieval: RetrievalConfig = RetrievalConfig()
-    batch_size: Positive = 256
+def without_password(text: str) -> str:
+    """Text in which no URI names a user or password."""
+    return re.sub(r"(?<=://)[^/\s]+@", "***@", text)
 
 
 class TrackingConfig(Section):
-    """Where the training curve goes besides the JSON-lines file."""
+    """Where the training curve goes besides the JSON-lines file.
+
+    `wandb_mode` null leaves it to WANDB_MODE. A user and password in `mlflow_uri` are used, and written nowhere."""
 
     tensorboard: bool = True
     wandb_project: str | None = None
+    wandb_mode: Literal["online", "offline"] | None = None
     mlflow_uri: str | None = None
+    mlflow_experiment: str = "orchestrator"
+
+    @field_validator("mlflow_uri")
+    @classmethod
+    def _absolute(cls, uri: str | None) -> str | None:
+        # workers have another working folder
+        return uri and re.sub(r"^sqlite:///(?!/)", f"sqlite:///{os.getcwd()}/", uri)
+
+    @field_serializer("mlflow_uri", when_used="json")
+    def _without_password(self, uri: str | None) -> str | None:
+        return uri and without_password(uri)
 
 
 class ClusterConfig(Section):
@@ -151,11 +162,13 @@ class Config(Section):
     evaluation: EvaluationConfig
     tracking: TrackingConfig
     cluster: ClusterConfig
+    sweep: SweepConfig = SweepConfig()
     store: str = "runs/store"
     out: str | None = None
     run: str | None = None
     to: str | None = None
     checkpoint: str | None = None
+    resume: bool = False
 
     @model_validator(mode="after")
     def _embeddings_are_declared(self) -> Config:

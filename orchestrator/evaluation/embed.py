@@ -112,7 +112,7 @@ def _zero_shot(
     actor = partial(_ZeroShot, models, pictures.class_names, templates, settings.batch_size)
     counts: dict[str, list[ClassCounts]] = {name: [] for name in models.references}
     skipped = 0
-    for row in _embed(models, pictures, settings, actor, needs_label=True):
+    for row in embed(models, pictures, settings, actor, needs_label=True):
         skipped += row["skipped"]
         for name, found in zip(row["name"], row["counts"], strict=True):
             counts[name].append(ClassCounts(*torch.from_numpy(np.asarray(found))))
@@ -139,7 +139,7 @@ def _retrieval(
     actor = partial(_Retrieval, models, settings.batch_size)
     features: dict[str, list[tuple[NDArray, NDArray]]] = {name: [] for name in models.references}
     skipped = 0
-    for row in _embed(models, pairs, settings, actor, needs_label=False):
+    for row in embed(models, pairs, settings, actor, needs_label=False):
         skipped += row["skipped"]
         for name, image, text in zip(row["name"], row["image_features"], row["text_features"], strict=True):
             features[name].append((np.asarray(image), np.asarray(text)))
@@ -152,7 +152,7 @@ def _retrieval(
     return results
 
 
-def _embed(
+def embed(
     models: Models | LoadedModels,
     pictures: EvaluationSet,
     settings: EvaluationConfig,
@@ -160,6 +160,8 @@ def _embed(
     *,
     needs_label: bool,
 ) -> Iterator[Rows]:
+    """What `make()`, called once an actor, makes of each batch of whole pictures (uint8 [b, 3, size, size]) and its
+    columns, with the number of `images` in it and of those `skipped`, which cannot be decoded."""
     read = partial(read_pictures, size=models.image_size(), batch_size=settings.batch_size, needs_label=needs_label)
     rows = [{"uri": uri} for uri in pictures.shard_uris]
     is_here = isinstance(models, LoadedModels)
@@ -167,9 +169,9 @@ def _embed(
         read, batch_size=1, num_cpus=READ_CPUS if is_here else 1
     )
     if is_here:
-        embed = _Actor(make)
+        actor = _Actor(make)
         for batch in decoded.iter_batches(batch_size=settings.batch_size, batch_format="numpy"):
-            yield embed(batch)["result"][0]
+            yield actor(batch)["result"][0]
         return
     num_gpus = cluster.num_gpus()
     embedded = decoded.map_batches(

@@ -16,15 +16,16 @@ Rows = dict[str, Any]
 
 def read_pictures(batch: Rows, *, size: int, batch_size: int, needs_label: bool) -> Iterator[Rows]:
     """The samples of the tars at `batch["uri"]`, decoded, in batches of columns: `image` uint8 [n, size, size, 3],
-    `label`, `caption`, and `valid`, which is False (and the image black) where the picture cannot be decoded."""
+    `label`, `caption`, `group`, and `valid`, False (and the image black) where the picture cannot be decoded."""
     for uri in batch["uri"]:
         rows: list[tuple] = []
         for sample in read_samples(uri, needs_label=needs_label):
             try:
                 image = decode(sample.image, size=size, crop=None, max_pixels=MAX_PIXELS)
-                rows.append((image, sample.label, sample.caption, True))
+                rows.append((image, sample.label, sample.caption, sample.group, True))
             except BadImage:
-                rows.append((np.zeros((size, size, 3), np.uint8), sample.label, sample.caption, False))
+                black = np.zeros((size, size, 3), np.uint8)
+                rows.append((black, sample.label, sample.caption, sample.group, False))
             if len(rows) == batch_size:
                 yield _columns(rows)
                 rows = []
@@ -33,10 +34,11 @@ def read_pictures(batch: Rows, *, size: int, batch_size: int, needs_label: bool)
 
 
 def _columns(rows: list[tuple]) -> Rows:
-    images, labels, captions, valid = zip(*rows, strict=True)
+    images, labels, captions, groups, valid = zip(*rows, strict=True)
     return {
         "image": np.stack(images),
         "label": np.array(labels, np.int64),
         "caption": np.array(captions, object),
+        "group": np.array(groups, np.int64),
         "valid": np.array(valid),
     }

@@ -6,14 +6,18 @@ set's folder, its tars in `test/`) is read as well."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import io
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from orchestrator import store
 from orchestrator.artifacts import fingerprint
 from orchestrator.config import EvaluationConfig
 from orchestrator.errors import UserError
+from orchestrator.source.schema import Shard
 from orchestrator.source.shards import digest, find_shards, stem
 from orchestrator.source.tar import DamagedTar, NotATar, members, open_tar, read_member
 from orchestrator.source.webdataset import ENDINGS, IMAGE_EXTENSIONS
@@ -25,12 +29,13 @@ RETRIEVAL = tuple(f"{way}_recall_at_{k}" for way in ("image_to_text", "text_to_i
 
 
 class Sample(NamedTuple):
-    """One picture with what is known of it."""
+    """One picture with what is known of it; `group` is the first number of its `npy`, -1 where there is none."""
 
     key: str
     image: bytes
     label: int
     caption: str
+    group: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +54,11 @@ def open_set(uri: str, *, needs_classes: bool) -> EvaluationSet:
     if store.exists(store.join(uri, "test")):
         uri = store.join(uri, "test")
     setting = f"evaluation.{'zero_shot' if needs_classes else 'retrieval'}.uri"
-    shards = find_shards(uri, endings=ENDINGS, setting=setting)
+    return set_of(find_shards(uri, endings=ENDINGS, setting=setting), uri, needs_classes=needs_classes)
+
+
+def set_of(shards: Sequence[Shard], uri: str, *, needs_classes: bool) -> EvaluationSet:
+    """The set of the given tars. Errors: `UserError`, which names `uri`, for no class names where they are needed."""
     names, templates = (_lines(shards[0].uri, kind) if needs_classes else () for kind in (CLASS_NAMES, TEMPLATES))
     if needs_classes and not names:
         raise UserError(
@@ -123,4 +132,29 @@ def _sample(shard_uri: str, key: str, found: dict[str, bytes], needs_label: bool
     label = found.get("cls", b"0").decode().strip()
     if not label.isdigit():
         raise UserError(f"{shard_uri}/{key}: got class {label!r}, expected an index from 0")
-    return Sample(key, found["image"], int(label), found.get("txt", b"").decode(errors="replace").strip())
+    caption = found.get("txt", b"").decode(errors="replace").strip()
+    return Sample(key, found["image"], int(label), caption, _group(shard_uri, key, found.get("npy")))
+
+
+def _group(shard_uri: str, key: str, npy: bytes | None) -> int:
+    if npy is None:
+        return -1
+    try:
+        first = np.ravel(np.load(io.BytesIO(npy), allow_pickle=False)).astype(float)[0]
+    except (ValueError, IndexError, EOFError) as error:
+        raise UserError(f"{shard_uri}/{key}.npy: got no array of numbers, expected one with the group first") from error
+    return int(first) if np.isfinite(first) else -1
+
+
+def has_member(shard_uri: str, extension: str) -> bool:
+    """Whether the tar's first sample has such a member. Errors: `UserError` for a damaged tar."""
+    first = None
+    with open_tar(shard_uri) as (file, _):
+        try:
+            for member in members(file):
+                first = first or member.key
+                if member.key != first or member.extension == extension:
+                    return member.key == first
+        except (DamagedTar, NotATar) as error:
+            raise UserError(f"{shard_uri} is damaged; an evaluation set must be whole") from error
+    return False

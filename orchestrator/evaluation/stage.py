@@ -1,5 +1,5 @@
-"""Evaluation as a stage: zero-shot classification and image-text retrieval of every model of a run, in one pass a
-set."""
+"""Evaluation as a stage: zero-shot classification and image-text retrieval of every model of a run, in one pass a set,
+and the benchmark tasks that the config lists."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import Any
 
 from orchestrator import store
 from orchestrator.artifacts import Artifact, fingerprint
-from orchestrator.config import Config
+from orchestrator.config import Config, EvaluationConfig
 from orchestrator.errors import UserError
 from orchestrator.evaluation.sets import evaluation_sets, measured_on
+from orchestrator.evaluation.task_stage import measure_tasks, measured_tasks, task_artifacts
+from orchestrator.evaluation.tasks import open_tasks
 from orchestrator.progress import Display
 from orchestrator.stage import Stage
 
@@ -21,7 +23,7 @@ CONFIG_FILE = "open_clip_config.json"
 
 def models_stage(config: Config, trained: Mapping[str, Artifact]) -> list[Stage]:
     """The stage that evaluates a run's phases; none where the config names no evaluation set."""
-    if config.evaluation.zero_shot.uri is None and config.evaluation.retrieval.uri is None:
+    if not _has_sets(config.evaluation):
         return []
     references = {name: artifact.path("model") for name, artifact in trained.items()}
     made_from = {name: artifact.fingerprint for name, artifact in trained.items()}
@@ -34,9 +36,10 @@ def checkpoint_stage(config: Config) -> Stage:
     Errors: `UserError` when there is no checkpoint, or nothing to evaluate it on."""
     if config.checkpoint is None:
         raise UserError("evaluate needs checkpoint= (a model folder, or an open_clip name with model.pretrained=)")
-    if config.evaluation.zero_shot.uri is None and config.evaluation.retrieval.uri is None:
+    if not _has_sets(config.evaluation):
         raise UserError(
-            "evaluate needs evaluation.zero_shot.uri= or evaluation.retrieval.uri= (a tar, or a folder of tars)"
+            "evaluate needs evaluation.zero_shot.uri= or evaluation.retrieval.uri= (a tar, or a folder of tars), or a "
+            "list of tasks, evaluation=datacomp38 evaluation.root=... say"
         )
     reference, pretrained = config.checkpoint, config.model.pretrained
     if store.exists(store.join(reference, CONFIG_FILE)):
@@ -47,6 +50,10 @@ def checkpoint_stage(config: Config) -> Stage:
         reference, pretrained = config.model.name, store.absolute(reference)
     made_from = {"reference": reference, "pretrained": pretrained, "files": _files(reference, pretrained)}
     return _stage(config, {"checkpoint": reference}, pretrained, made_from)
+
+
+def _has_sets(settings: EvaluationConfig) -> bool:
+    return bool(settings.zero_shot.uri or settings.retrieval.uri or settings.tasks)
 
 
 def _files(reference: str, pretrained: str | None) -> dict[str, Any]:
@@ -65,15 +72,11 @@ def _files(reference: str, pretrained: str | None) -> dict[str, Any]:
 def _stage(
     config: Config, references: Mapping[str, str], pretrained: str | None, made_from: Mapping[str, Any]
 ) -> Stage:
-    settings = config.evaluation
-    sets = evaluation_sets(settings)
-    artifact = Artifact.of(
-        config.store,
-        "evaluation",
-        version=VERSION,
-        models=fingerprint(dict(made_from)),
-        **measured_on(settings, sets),
-    )
+    settings, identity = config.evaluation, fingerprint(dict(made_from))
+    sets, tasks = evaluation_sets(settings), open_tasks(settings)
+    of_tasks = task_artifacts(config.store, tasks, identity)
+    measured = measured_on(settings, sets) | ({"tasks": measured_tasks(settings, tasks, of_tasks)} if of_tasks else {})
+    artifact = Artifact.of(config.store, "evaluation", version=VERSION, models=identity, **measured)
 
     def build(display: Display) -> Artifact:
         # torch and open_clip, which a plan can do without
@@ -82,12 +85,11 @@ def _stage(
         models, started = Models(references=references, pretrained=pretrained), time.monotonic()
         with display.stage("evaluate", unit="images") as progress:
             totals = measure(models, sets, settings, progress)
+            if of_tasks:
+                tables = measure_tasks(models, tasks, of_tasks, settings, display, progress)
+                totals = {name: numbers | {"tasks": tables[name]} for name, numbers in totals.items()}
         artifact.publish(totals=totals, parts=[], seconds=time.monotonic() - started)
         return artifact
 
-    return Stage(
-        name="evaluate",
-        does=f"{' and '.join(sets).replace('_', '-')} of {', '.join(references)}",
-        artifact=artifact,
-        build=build,
-    )
+    on = [name.replace("_", "-") for name in sets] + ([f"{len(of_tasks)} tasks"] if of_tasks else [])
+    return Stage(name="evaluate", does=f"{' and '.join(on)} of {', '.join(references)}", artifact=artifact, build=build)

@@ -23,6 +23,7 @@ from orchestrator.report.trained import (
     phase_report,
     phases,
     stage_time,
+    task_tables,
     training_skips,
 )
 from orchestrator.report.words import compare_words, word_tables
@@ -79,6 +80,7 @@ def build_report(record: RunRecord) -> Report:
         training={name: phase_report(phase) for name, phase in trained.items()},
         cost=cost(record, steps),
         evaluation=results,
+        tasks=task_tables(record),
         examples=example_pairs(steps),
         stages=[stage_time(stage) for stage in record.stages],
         fingerprints={

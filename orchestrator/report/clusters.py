@@ -52,21 +52,26 @@ def cluster_prunings(record: RunRecord, steps: list[SelectedStep]) -> dict[str, 
     """Of every budgeted step that went by a clustering, what it kept of the clusters."""
     reports = {}
     for step in steps:
-        stats = record.named(f"measure clusters, {step.name}")
-        if stats is not None and step.assigned is not None and "keep_fraction" in step.settings:
-            clusters = _clusters(stats, record.named(f"quotas, {step.name}"))
+        table = cluster_table(record, step.name)
+        if table is not None and step.assigned is not None and "keep_fraction" in step.settings:
+            clusters = [Cluster(**row) for row in table.iter_rows(named=True)]
             reports[step.name] = _pruning(step, step.assigned, clusters)
     return reports
 
 
-def _clusters(stats: Artifact, quotas: Artifact | None) -> list[Cluster]:
+def cluster_table(record: RunRecord, step: str) -> pl.DataFrame | None:
+    """The clusters of a step that have pairs, from the densest on: `cluster`, `size`, `d_intra`, and for a step with
+    quotas `d_inter`, `complexity`, `quota`; None for a step without a clustering."""
+    stats, quotas = record.named(f"measure clusters, {step}"), record.named(f"quotas, {step}")
+    if stats is None:
+        return None
     if quotas is not None:
         order = ("complexity", "cluster")
         table = read_quotas(quotas).rename({"intra": "d_intra", "inter": "d_inter"}).drop("share")
     else:
         order, read = ("d_intra", "cluster"), ClusterStats.read(stats)
         table = pl.DataFrame({"cluster": np.arange(len(read.sizes)), "size": read.sizes, "d_intra": read.intra})
-    return [Cluster(**row) for row in table.filter(pl.col("size") > 0).sort(*order).iter_rows(named=True)]
+    return table.filter(pl.col("size") > 0).sort(*order)
 
 
 def _pruning(step: SelectedStep, assigned: Artifact, clusters: list[Cluster]) -> ClusterPruning:

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from orchestrator.report import cluster_figures
 from orchestrator.report.figures import PHASE_NAMES, kept_by_frequency, loss_curves, word_frequency
 from orchestrator.report.pictures import Pictures
-from orchestrator.report.schema import ModelEvaluation, Report
+from orchestrator.report.schema import ModelEvaluation, Report, TaskAverage, TaskResult, TaskTable
 from orchestrator.report.summary import duration, headlines
 
 MODEL_NAMES = {"pretrain": "pre-trained", "finetune": "fine-tuned", "checkpoint": "checkpoint"}
@@ -59,6 +59,23 @@ class ResultRow:
     values: list[float | None]
 
 
+@dataclass(frozen=True)
+class TaskRow:
+    """A row of the tasks' table: the last model's result, each model's main metric, the last one's other metrics."""
+
+    result: TaskResult
+    values: list[float | None]
+    others: dict[str, float]
+
+
+@dataclass(frozen=True)
+class AverageRow:
+    """A row of the averages over tasks: over how many of how many, and each model's value."""
+
+    average: TaskAverage
+    values: list[float | None]
+
+
 def render(report: Report, pictures: Pictures) -> str:
     """The page. Everything in `report` is escaped."""
     environment = Environment(
@@ -91,6 +108,8 @@ def render(report: Report, pictures: Pictures) -> str:
         group_titles=GROUP_TITLES,
         cluster_titles=CLUSTER_TITLES,
         results=result_rows(report.evaluation),
+        task_rows=task_rows(report.tasks),
+        average_rows=average_rows(report.tasks),
         started=datetime.fromisoformat(report.started).astimezone(UTC),
         longest=max((stage.computed_seconds for stage in report.stages), default=0.0) or 1.0,
         kept_fraction=_kept_fraction(report),
@@ -158,6 +177,30 @@ def result_rows(evaluation: dict[str, ModelEvaluation]) -> list[ResultRow]:
             values = [getattr(shot, name) if shot else None for shot in shots]
             rows.append(ResultRow(label, min(1.0, tries / classes), values))
     return rows + _recall_rows(evaluation)
+
+
+def task_rows(tables: dict[str, TaskTable]) -> list[TaskRow]:
+    """The benchmark tasks as a table: a row for each task, a column for each model."""
+    by_model = [{result.key: result for result in table.results} for table in tables.values()]
+    return [
+        TaskRow(
+            result=result,
+            values=[results[key].value for results in by_model],
+            others={name: value for name, value in sorted(result.metrics.items(), key=_by_k) if name != result.metric},
+        )
+        for key, result in (by_model[-1].items() if by_model else ())
+    ]
+
+
+def _by_k(metric: tuple[str, float]) -> tuple[str, int]:
+    name, _, k = metric[0].partition("@")
+    return name, int(k or 0)
+
+
+def average_rows(tables: dict[str, TaskTable]) -> list[AverageRow]:
+    """The averages over groups of tasks and over all, a column for each model."""
+    rows = zip(*(table.averages for table in tables.values()), strict=True)
+    return [AverageRow(same[-1], [average.value for average in same]) for same in rows]
 
 
 def _recall_rows(evaluation: dict[str, ModelEvaluation]) -> list[ResultRow]:

@@ -155,7 +155,8 @@ class Cost(Entry):
 
     Keys: `samples_seen` in all phases; `full_samples`, the epochs of pre-training over every pair that can be trained
     on; `samples_fraction`, the first over the second; `paper_fraction`, keep fraction + 1 / epochs where there is a
-    fine-tune epoch; `pruning_seconds` and `training_seconds`, what the stages took when they were computed."""
+    fine-tune epoch; `pruning_seconds` (without the catalog, which training needs in any case) and `training_seconds`,
+    what the stages took when they were computed."""
 
     samples_seen: int
     full_samples: int
@@ -184,6 +185,46 @@ class ModelEvaluation(Entry):
 
     zero_shot: ZeroShot | None = None
     retrieval: dict[str, float] | None = None
+
+
+class TaskResult(Entry):
+    """A benchmark task: its `key`, `name` and `group`; the main `metric` and its `value`; all `metrics` by name, as
+    DataComp and clip_benchmark call them; `num_images` measured and undecodable ones `skipped`."""
+
+    key: str
+    name: str
+    group: str | None
+    metric: str
+    value: float
+    metrics: dict[str, float]
+    num_images: int
+    skipped: int
+
+
+class SkippedTask(Entry):
+    """A task of the list that was not measured, and the `reason`."""
+
+    key: str
+    name: str
+    reason: str
+
+
+class TaskAverage(Entry):
+    """The mean of the main metrics of a group of tasks (`name`) or of all of them, null without any: of so many
+    `measured` tasks, `of` so many in the list. It compares with other work only if all of them are measured."""
+
+    name: str
+    value: float | None
+    measured: int
+    of: int
+
+
+class TaskTable(Entry):
+    """A model on a list of benchmark tasks: `results` of those measured, the `skipped` ones, and the `averages`."""
+
+    results: list[TaskResult]
+    skipped: list[SkippedTask]
+    averages: list[TaskAverage]
 
 
 class ExampleGroup(Entry):
@@ -228,8 +269,8 @@ class Report(Entry):
     Keys: `schema_version`; the run's `name`, `verb`, when it `started` (ISO 8601) and its `wall_seconds`; `funnel`, the
     counts at each step; `steps`; `captionless` pairs of the pool (null where nothing counted them); `clusterings`,
     `clusters` and `duplicates` by step, of the steps that have them; `skipped`; `words`; `training` by phase; `cost`;
-    `evaluation` by model ("pretrain", "finetune", "checkpoint"); `examples`; `stages`, wall seconds in order;
-    `fingerprints` by stage; `versions` of the libraries; `config`, whole."""
+    `evaluation` and benchmark `tasks` by model ("pretrain", "finetune", "checkpoint"); `examples`; `stages`, wall
+    seconds in order; `fingerprints` by stage; `versions` of the libraries; `config`, whole."""
 
     schema_version: int = SCHEMA_VERSION
     name: str
@@ -247,6 +288,7 @@ class Report(Entry):
     training: dict[str, PhaseReport] = Field(default={})
     cost: Cost | None = None
     evaluation: dict[str, ModelEvaluation] = Field(default={})
+    tasks: dict[str, TaskTable] = Field(default={})
     examples: Examples | None = None
     stages: list[StageTime]
     fingerprints: dict[str, Fingerprint]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -11,12 +12,23 @@ from orchestrator import store
 from orchestrator.artifacts import Artifact
 from orchestrator.keeplist import KeepList
 from orchestrator.record import RunRecord, StageRecord
-from orchestrator.report.schema import Cost, CurvePoint, ModelEvaluation, PhaseReport, StageTime, TrainingSkips
+from orchestrator.report.schema import (
+    Cost,
+    CurvePoint,
+    ModelEvaluation,
+    PhaseReport,
+    StageTime,
+    TaskTable,
+    TrainingSkips,
+)
 from orchestrator.report.selected import SelectedStep, captioned, pool
 
 PHASES = ("pretrain", "finetune")
-# stages of selection that are for the report or for fine-tuning
-NOT_PRUNING = ("count words, before", "sum words, before", "count words, after", "sum words, after", "captioned")
+# stages before training that a run on everything has, too, or that are for the report
+NOT_PRUNING = (
+    *("catalog", "pool", "captioned"),
+    *("count words, before", "sum words, before", "count words, after", "sum words, after"),
+)
 MAX_CURVE_POINTS = 500
 
 
@@ -88,9 +100,21 @@ def stage_time(stage: StageRecord) -> StageTime:
 
 def evaluations(record: RunRecord) -> dict[str, ModelEvaluation]:
     """The results of every model that was evaluated, in the order they were trained."""
+    return {
+        name: ModelEvaluation(**{of_set: numbers for of_set, numbers in result.items() if of_set != "tasks"})
+        for name, result in _results(record).items()
+    }
+
+
+def task_tables(record: RunRecord) -> dict[str, TaskTable]:
+    """The results of every model on the benchmark tasks, in the order they were trained; none without such tasks."""
+    return {name: TaskTable(**result["tasks"]) for name, result in _results(record).items() if "tasks" in result}
+
+
+def _results(record: RunRecord) -> dict[str, dict[str, Any]]:
     results = {name: result for artifact in record.of_kind("evaluation") for name, result in artifact.totals.items()}
     order = [*(phase for phase in PHASES if phase in results), *(name for name in results if name not in PHASES)]
-    return {name: ModelEvaluation(**results[name]) for name in order}
+    return {name: results[name] for name in order}
 
 
 def evaluation_skips(result: ModelEvaluation) -> int:

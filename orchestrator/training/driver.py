@@ -104,10 +104,10 @@ def _read(ticker: Any) -> Told:
 
 @contextmanager
 def _following(ticker: Any, progress: StageProgress, display: Display) -> Iterator[None]:
-    ended, num_shown = threading.Event(), 0
+    ended, num_shown, num_measured = threading.Event(), 0, 0
 
     def show() -> None:
-        nonlocal num_shown
+        nonlocal num_shown, num_measured
         told = _read(ticker)
         for warning in told.warnings[num_shown:]:
             display.line(warning)
@@ -115,6 +115,9 @@ def _following(ticker: Any, progress: StageProgress, display: Display) -> Iterat
         if told.latest:
             note = f"loss {told.latest['loss']:.3f}, step {told.latest['step']:.0f}"
             progress.update(int(told.latest["samples_seen"]), note=note)
+        for record in told.measured[num_measured:]:
+            progress.measured(record)
+        num_measured = len(told.measured)
 
     def follow() -> None:
         while not ended.wait(POLL_SECONDS):

@@ -21,6 +21,7 @@ class Log:
             name=job.name,
             first_step=first_step,
             settings=job.config.model_dump(mode="json"),
+            warn=lambda line: job.ticker.warn.remote(line),
         )
         self.ticker = job.ticker
 

@@ -11,10 +11,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 @dataclass
 class Told:
-    """What was said so far: rank 0's latest numbers, what the user should know, a mistake that no retry mends, whether
-    the driver wants the phase to stop, and the step at which it did."""
+    """What was said so far: rank 0's latest numbers, those of evaluations on the way, what the user should know, a
+    mistake that no retry mends, whether the driver wants the phase to stop, and the step at which it did."""
 
     latest: dict[str, float] = field(default_factory=dict)
+    measured: list[dict[str, float]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     mistake: str | None = None
     stop: bool = False
@@ -31,6 +32,9 @@ class Ticker:
     def tick(self, record: dict[str, float]) -> None:
         """Takes the numbers of a logged step."""
         self.told.latest = record
+        # what is measured is named SET/METRIC
+        if any("/" in name for name in record):
+            self.told.measured.append(record)
 
     def warn(self, message: str) -> None:
         """Takes a line for the user."""

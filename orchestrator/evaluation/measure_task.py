@@ -1,0 +1,23 @@
+"""A benchmark task through the models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from orchestrator.config import EvaluationConfig
+from orchestrator.evaluation.embed import LoadedModels, Models
+from orchestrator.evaluation.task_classification import classification
+from orchestrator.evaluation.task_retrieval import retrieval
+from orchestrator.evaluation.tasks import RETRIEVAL_METRIC, Task
+from orchestrator.progress import StageProgress
+
+
+def measure_task(
+    models: Models | LoadedModels, task: Task, settings: EvaluationConfig, progress: StageProgress | None = None
+) -> dict[str, dict[str, Any]]:
+    """Every model's numbers: `metrics` by name, the main one as `value`, `num_images`, and `skipped`, undecodable ones.
+
+    Errors: `UserError`, which names the task, for labels without a class, missing groups or a diverged model."""
+    numbers_of = retrieval if task.config.metric == RETRIEVAL_METRIC else classification
+    found = numbers_of(models, task, settings, progress)
+    return {name: {**numbers, "value": numbers["metrics"][task.config.metric]} for name, numbers in found.items()}

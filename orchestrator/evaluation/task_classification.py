@@ -1,0 +1,148 @@
+"""Classification tasks: the actors predict, the numbers are computed of all predictions; and the linear probe."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+
+from orchestrator import cluster
+from orchestrator.clip.features import encode_images
+from orchestrator.clip.linear_probe import fit_best
+from orchestrator.clip.zero_shot import OPENAI_IMAGENET_TEMPLATES, class_weights
+from orchestrator.config import EvaluationConfig
+from orchestrator.errors import UserError
+from orchestrator.evaluation.embed import LoadedModels, Models, embed
+from orchestrator.evaluation.pictures import Rows
+from orchestrator.evaluation.sets import EvaluationSet
+from orchestrator.evaluation.task_metrics import Judged, classification_metrics
+from orchestrator.evaluation.tasks import Task
+from orchestrator.progress import StageProgress
+
+PROBE_SEED = 0
+Numbers = dict[str, Any]
+
+
+def classification(
+    models: Models | LoadedModels, task: Task, settings: EvaluationConfig, progress: StageProgress | None
+) -> dict[str, Numbers]:
+    """By model: `metrics`, `num_images` and `skipped`; metrics of the linear probe are named `linear_probe_...`.
+
+    Errors: `UserError` for no pictures, a missing group, a label without a class, or a diverged model."""
+    num_classes, metric = len(task.test.class_names), task.config.metric
+    columns, skipped = _predictions(models, task, task.test, settings, progress, keep_features=task.train is not None)
+    found: dict[str, Numbers] = {}
+    for name, one in columns.items():
+        judged = Judged(**{key: value for key, value in one.items() if key != "features"})
+        try:
+            metrics = classification_metrics(judged, num_classes=num_classes, metric=metric)
+        except ValueError as error:
+            raise UserError(f"{task.config.name}: {error}") from error
+        found[name] = {"metrics": metrics, "num_images": len(judged.labels), "skipped": skipped}
+    if task.train is not None:
+        trained, _ = _predictions(models, task, task.train, settings, progress, keep_features=True)
+        for name, one in columns.items():
+            found[name]["metrics"] |= _probed(trained[name], one, num_classes)
+    return found
+
+
+def _predictions(
+    models: Models | LoadedModels,
+    task: Task,
+    pictures: EvaluationSet,
+    settings: EvaluationConfig,
+    progress: StageProgress | None,
+    *,
+    keep_features: bool,
+) -> tuple[dict[str, Rows], int]:
+    # by model: the columns of `Judged`, and `features` where they are asked for
+    templates = pictures.templates or OPENAI_IMAGENET_TEMPLATES
+    actor = partial(
+        _Classify, models, pictures.class_names, templates, settings.batch_size, task.config.name, keep_features
+    )
+    batches: dict[str, list[Rows]] = {name: [] for name in models.references}
+    skipped = 0
+    for row in embed(models, pictures, settings, actor, needs_label=True):
+        skipped += row["skipped"]
+        for name in batches:
+            batches[name].append(row[name])
+        if progress is not None:
+            progress.update(progress.done + row["images"], progress.note)
+    return {name: _joined(found) for name, found in batches.items()}, skipped
+
+
+def _joined(batches: list[Rows]) -> Rows:
+    return {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
+
+
+class _Classify:
+    def __init__(
+        self,
+        models: Models | LoadedModels,
+        class_names: tuple[str, ...],
+        templates: tuple[str, ...],
+        batch_size: int,
+        task: str,
+        keep_features: bool,
+    ):
+        self.task = task
+        self.clips, self.batch_size, self.keep_features = models.load(), batch_size, keep_features
+        self.weights = {
+            name: class_weights(clip, class_names, templates, batch_size=batch_size)
+            for name, clip in self.clips.items()
+        }
+
+    def __call__(self, images: torch.Tensor, columns: Rows) -> Rows:
+        labels = torch.from_numpy(columns["label"])
+        found: Rows = {}
+        for name, clip in self.clips.items():
+            features = encode_images(clip, images, batch_size=self.batch_size)
+            scores = (features.double() @ self.weights[name].double().T).float()
+            try:
+                predictions, top5 = nearest(scores, labels)
+            except ValueError as error:
+                raise UserError(f"{self.task}: {error}") from error
+            found[name] = {
+                "labels": columns["label"],
+                "predictions": predictions.numpy(),
+                "top5": top5.numpy(),
+                "groups": columns["group"],
+            }
+            if self.keep_features:
+                found[name]["features"] = features.numpy()
+        return found
+
+
+def nearest(scores: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The best class int64 [n], and whether the label is among the best five, bool [n], of scores [n, num_classes];
+    of equal ones the class that comes first. Errors: `ValueError` for scores that are not finite, a label too high."""
+    num_classes = scores.shape[1]
+    if (labels >= num_classes).any():
+        raise ValueError(f"got label {labels.max()}, expected 0 to {num_classes - 1}, by the class names")
+    if not torch.isfinite(scores).all():
+        raise ValueError("features hold NaN or infinite values: the model has diverged")
+    order = scores.sort(dim=1, descending=True, stable=True).indices[:, :5]
+    return order[:, 0], (order == labels[:, None]).any(dim=1)
+
+
+def _probed(train: Rows, test: Rows, num_classes: int) -> dict[str, float]:
+    resources: dict[str, Any] = (
+        {"num_gpus": 1} if cluster.num_gpus() else {"num_cpus": max(1, cluster.node_cpus() // 2)}
+    )
+    predictions, top5 = ray.get(ray.remote(_probe).options(**resources).remote(train, test, num_classes))
+    judged = Judged(labels=test["labels"], predictions=predictions, top5=top5, groups=test["groups"])
+    metrics = classification_metrics(judged, num_classes=num_classes, metric="acc1")
+    return {f"linear_probe_{name}": value for name, value in metrics.items()}
+
+
+def _probe(train: Rows, test: Rows, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    # copies: what comes from Ray's object store is read-only, which torch does not know
+    features, labels = (torch.tensor(train[key], device=device) for key in ("features", "labels"))
+    probe = fit_best(features, labels, num_classes=num_classes, seed=PROBE_SEED)
+    scores = probe.scores(torch.tensor(test["features"], device=device)).cpu()
+    predictions, top5 = nearest(scores, torch.tensor(test["labels"]))
+    return predictions.numpy(), top5.numpy()

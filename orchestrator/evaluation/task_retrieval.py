@@ -1,0 +1,87 @@
+"""Retrieval as clip_benchmark has it: a picture has several captions, the lines of its `txt`.
+
+`image_retrieval_recall@K`: the share of captions whose picture is among the K nearest pictures;
+`text_retrieval_recall@K`: the share of pictures with at least one of their captions among the K nearest captions;
+`mean_recall@1`: the mean of both at 1, DataComp's main metric."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from orchestrator.clip.features import encode_images, encode_texts
+from orchestrator.clip.ranks import target_ranks
+from orchestrator.config import EvaluationConfig
+from orchestrator.errors import UserError
+from orchestrator.evaluation.embed import LoadedModels, Models, embed
+from orchestrator.evaluation.pictures import Rows
+from orchestrator.evaluation.tasks import Task
+from orchestrator.progress import StageProgress
+
+RECALL_AT = (1, 5, 10)
+
+
+def retrieval(
+    models: Models | LoadedModels, task: Task, settings: EvaluationConfig, progress: StageProgress | None
+) -> dict[str, dict[str, Any]]:
+    """By model: `metrics`, `num_images` and `skipped`.
+
+    Errors: `UserError` for no pictures, no captions, or a diverged model."""
+    batches: dict[str, list[Rows]] = {name: [] for name in models.references}
+    skipped = 0
+    for row in embed(models, task.test, settings, partial(_Retrieve, models, settings.batch_size), needs_label=False):
+        skipped += row["skipped"]
+        for name, found in batches.items():
+            found.append(row[name])
+        if progress is not None:
+            progress.update(progress.done + row["images"], progress.note)
+    results: dict[str, dict[str, Any]] = {}
+    for name, found in batches.items():
+        images, texts, counts = (
+            torch.from_numpy(np.concatenate([batch[key] for batch in found])) for key in ("images", "texts", "counts")
+        )
+        owners = torch.arange(len(images)).repeat_interleave(counts)
+        try:
+            metrics = recalls(images, texts, owners)
+        except ValueError as error:
+            raise UserError(f"{task.config.name}: {error}") from error
+        results[name] = {"metrics": metrics, "num_images": len(images), "skipped": skipped}
+    return results
+
+
+def recalls(images: torch.Tensor, texts: torch.Tensor, owners: torch.Tensor) -> dict[str, float]:
+    """The recalls of unit-norm float [n, dim] and [m, dim], where text i tells of image `owners[i]`, int64 [m].
+
+    Equal scores rank in row order. Errors: `ValueError` for no images or no texts, or diverged features."""
+    if not len(images) or not len(texts):
+        raise ValueError(f"got {len(images)} images and {len(texts)} captions: expected at least one each")
+    of_texts = target_ranks(texts, images, owners)
+    of_own = target_ranks(images[owners], texts, torch.arange(len(texts)))
+    # an image without a caption is never found
+    of_images = torch.full((len(images),), torch.iinfo(torch.int64).max).scatter_reduce(0, owners, of_own, "amin")
+    ways = {"image": of_texts, "text": of_images}
+    found = {
+        f"{way}_retrieval_recall@{k}": (ranks < k).double().mean().item()
+        for way, ranks in ways.items()
+        for k in RECALL_AT
+    }
+    return {**found, "mean_recall@1": (found["image_retrieval_recall@1"] + found["text_retrieval_recall@1"]) / 2}
+
+
+class _Retrieve:
+    def __init__(self, models: Models | LoadedModels, batch_size: int):
+        self.clips, self.batch_size = models.load(), batch_size
+
+    def __call__(self, images: torch.Tensor, columns: Rows) -> Rows:
+        lines = [[line for line in caption.splitlines() if line.strip()] for caption in columns["caption"]]
+        captions, counts = [line for own in lines for line in own], np.array([len(own) for own in lines], np.int64)
+        found: Rows = {}
+        for name, clip in self.clips.items():
+            of_images = encode_images(clip, images, batch_size=self.batch_size).numpy()
+            # none of a batch's pictures may be decodable
+            of_texts = encode_texts(clip, captions, batch_size=self.batch_size).numpy() if captions else of_images[:0]
+            found[name] = {"images": of_images, "texts": of_texts, "counts": counts}
+        return found

@@ -1,0 +1,96 @@
+"""Benchmark tasks in clip_benchmark's WebDataset layout, as DataComp's evaluation sets have it: a folder a task, with
+`test/N.tar` (and `train/N.tar`) counted by `nshards.txt`, `classnames.txt` and `zeroshot_classification_templates.txt`.
+
+A task that is not there, or whose main metric cannot be computed from its files, is skipped with the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from orchestrator import store
+from orchestrator.config import EvaluationConfig, TaskConfig
+from orchestrator.errors import UserError
+from orchestrator.evaluation.sets import EvaluationSet, has_member, set_of
+from orchestrator.source.shards import find_shards
+from orchestrator.source.webdataset import ENDINGS
+
+RETRIEVAL_METRIC = "mean_recall@1"
+# accuracy in the worst group of pictures; the group is the first number of a sample's npy, as in DataComp's sets
+GROUPED_METRICS = ("acc_wg", "acc_top5_wg", "acc_worst_region")
+NOT_IN_THE_LAYOUT = {
+    "jaccard_score_10-12": "the layout has no form for its samples, each a cue and the pictures to choose from"
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A task whose files are there; `train` is the split of a linear probe, null where none is fitted."""
+
+    key: str
+    config: TaskConfig
+    test: EvaluationSet
+    train: EvaluationSet | None
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """A list of tasks: those `found`, and why the others are `skipped`, by key."""
+
+    found: tuple[Task, ...]
+    skipped: Mapping[str, str]
+
+
+def open_tasks(settings: EvaluationConfig) -> Tasks:
+    """The tasks of the config at its root. Errors: `UserError` when none of them can be measured."""
+    found, skipped = [], {}
+    root = store.absolute(settings.root or "")
+    folders = set(store.names(root)) if settings.tasks else set()
+    for key, config in settings.tasks.items():
+        try:
+            found.append(_open(root, folders, key, config, probe=settings.linear_probe))
+        except UserError as reason:
+            skipped[key] = str(reason)
+    if settings.tasks and not found:
+        first = next(iter(skipped))
+        raise UserError(
+            f"evaluation.root={root}: none of the {len(skipped)} tasks can be measured; {first}: {skipped[first]}"
+        )
+    return Tasks(tuple(found), skipped)
+
+
+def _open(root: str, folders: set[str], key: str, config: TaskConfig, *, probe: bool) -> Task:
+    if config.metric in NOT_IN_THE_LAYOUT:
+        raise UserError(NOT_IN_THE_LAYOUT[config.metric])
+    expected = folder_names(key, config)
+    folder = next((name for name in expected if name in folders), None)
+    if folder is None:
+        raise UserError(f"not there, expected a folder such as {expected[0]}")
+    uri = store.join(root, folder)
+    is_classification = config.metric != RETRIEVAL_METRIC
+    test = _split(uri, "test", needs_classes=is_classification)
+    if config.metric in GROUPED_METRICS and not has_member(test.shard_uris[0], "npy"):
+        raise UserError(f"{config.metric} needs the group of each picture, an npy beside it, and the tars have none")
+    has_train = probe and is_classification and store.exists(store.join(uri, "train"))
+    train = _split(uri, "train", needs_classes=True) if has_train else None
+    return Task(key=key, config=config, test=test, train=train)
+
+
+def folder_names(key: str, config: TaskConfig) -> list[str]:
+    """What a task's folder may be called: DataComp's name, clip_benchmark's, or the key itself."""
+    return [name for one in (key, *config.folders) for name in (f"wds_{one}_test", f"wds_{one}", one)]
+
+
+def _split(folder: str, split: str, *, needs_classes: bool) -> EvaluationSet:
+    place = store.join(folder, split)
+    shards = find_shards(place, endings=ENDINGS, setting="evaluation.root")
+    counted = store.join(place, "nshards.txt")
+    if store.exists(counted):
+        text = store.read(counted).decode().strip()
+        if not text.isdigit():
+            raise UserError(f"{counted}: got {text!r}, expected the number of tars")
+        names = {f"{number}{ending}" for number in range(int(text)) for ending in ENDINGS}
+        shards = [shard for shard in shards if shard.name in names]
+        if len(shards) != int(text):
+            raise UserError(f"{place} has {len(shards)} of the {text} tars that its nshards.txt counts")
+    return set_of(shards, place, needs_classes=needs_classes)

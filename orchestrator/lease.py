@@ -1,0 +1,219 @@
+"""Two runs that need one artifact at the same time: one computes it, the others wait for it and reuse it.
+
+Who computes holds `lease.json` in the artifact's folder and renews it. Who waits watches it change, by a clock of its
+own, so that the clocks of two hosts need not agree: a lease that stood still for as long as it says is anybody's. That
+of a process which is gone from this very machine is so at once.
+
+A lease is created exclusively where the store can do that: O_EXCL on disks, a conditional put on S3 (and GCS,
+untested). Where it cannot, and in the moment in which two waiters take away one abandoned lease, two runs may compute
+the same. As the parts of an artifact are written whole and are the same whoever writes them, that costs time and
+corrupts nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from orchestrator import store
+from orchestrator.artifacts import Artifact
+
+FILE = "lease.json"
+EXPIRY_SECONDS = 60.0
+RENEWALS_PER_EXPIRY = 6
+POLL_SECONDS = 1.0
+# states of a process in /proc that has ended, though its parent has not asked about it yet
+ENDED = ("Z", "X")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Holder:
+    """Who computes an artifact.
+
+    `machine` tells apart hosts, and containers on them, that share a name; `process_start` a process from a later one
+    with its pid. Both are null on systems without /proc, where only the expiry counts."""
+
+    owner: str
+    host: str
+    machine: str | None
+    pid: int
+    process_start: str | None
+    expiry_seconds: float
+
+    @classmethod
+    def here(cls, expiry_seconds: float) -> Holder:
+        """This process, for one artifact."""
+        return cls(
+            owner=uuid.uuid4().hex,
+            host=socket.gethostname(),
+            machine=_machine(),
+            pid=os.getpid(),
+            process_start=_process_start(os.getpid()),
+            expiry_seconds=expiry_seconds,
+        )
+
+    @classmethod
+    def of(cls, lease: bytes) -> Holder | None:
+        """Who wrote a lease; `None` for one that is not whole."""
+        with suppress(ValueError, TypeError, AttributeError):
+            return cls(**{key: value for key, value in json.loads(lease).items() if key in cls.__dataclass_fields__})
+        return None
+
+    def lease(self) -> bytes:
+        """What the file holds; no two are the same."""
+        return json.dumps({**asdict(self), "renewed": datetime.now(UTC).isoformat()}, indent=1).encode()
+
+    def is_gone(self) -> bool:
+        """Whether this is a process of this machine that has ended."""
+        return (
+            self.machine is not None and self.machine == _machine() and self.process_start != _process_start(self.pid)
+        )
+
+
+@contextmanager
+def held(
+    artifact: Artifact,
+    *,
+    name: str,
+    told: Callable[[str], None],
+    expiry_seconds: float = EXPIRY_SECONDS,
+    poll_seconds: float = POLL_SECONDS,
+) -> Iterator[bool]:
+    """Around what computes an artifact; `False` when it is there already, or another run completed it meanwhile.
+
+    `name` is the stage's, for the lines that `told` passes on to the user. Errors: `StoreError` where nothing can be
+    written."""
+    uri, holder = artifact.path(FILE), Holder.here(expiry_seconds)
+    if not _acquired(artifact, holder, name, told, poll_seconds):
+        yield False
+        return
+    with _renewed(uri, holder, name, told):
+        # it may have been completed between the look at it and the lease
+        yield not _is_complete(artifact)
+
+
+def _acquired(artifact: Artifact, holder: Holder, name: str, told: Callable[[str], None], poll_seconds: float) -> bool:
+    # until the artifact is complete (False) or the lease is ours (True)
+    uri, seen, changed = artifact.path(FILE), b"", time.monotonic()
+    is_waiting = False
+    while not _is_complete(artifact):
+        if _created(uri, holder.lease()):
+            return True
+        lease = _read(uri)
+        if lease is None:
+            continue
+        if lease != seen:
+            seen, changed = lease, time.monotonic()
+        other = Holder.of(lease)
+        who = f"host {other.host}, pid {other.pid}" if other else "unknown"
+        expiry_seconds = other.expiry_seconds if other else holder.expiry_seconds
+        if (other and other.is_gone()) or time.monotonic() - changed > expiry_seconds:
+            told(f"{name}: the run that computed it ({who}) is gone; taking over")
+            _take_away(uri, lease)
+            continue
+        # one that is just being written says it a poll later
+        if other and not is_waiting:
+            told(f"{name}: another run ({who}) computes it; waiting")
+            is_waiting = True
+        time.sleep(poll_seconds)
+    return False
+
+
+@contextmanager
+def _renewed(uri: str, holder: Holder, name: str, told: Callable[[str], None]) -> Iterator[None]:
+    ended = threading.Event()
+
+    def keep() -> None:
+        was_told = False
+        while not ended.wait(holder.expiry_seconds / RENEWALS_PER_EXPIRY):
+            try:
+                if not _is_ours(uri, holder):
+                    return
+                store.write(uri, holder.lease())
+            except Exception as error:  # noqa: BLE001 a store's own errors are of any kind, and what is built is worth more
+                if not was_told:
+                    told(f"{name}: cannot renew {uri}, so another run may compute the same: {error}")
+                was_told = True
+
+    renewing = threading.Thread(target=keep, daemon=True, name="lease")
+    renewing.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        renewing.join()
+        # left behind it expires
+        with suppress(Exception):
+            if _is_ours(uri, holder):
+                store.remove(uri)
+
+
+def _is_complete(artifact: Artifact) -> bool:
+    # a listing that the file system has kept is older than what another run has just written
+    fs, path = store.filesystem(artifact.uri)
+    fs.invalidate_cache(path)
+    return artifact.is_complete()
+
+
+def _is_ours(uri: str, holder: Holder) -> bool:
+    lease = _read(uri)
+    found = Holder.of(lease) if lease is not None else None
+    return found is not None and found.owner == holder.owner
+
+
+def _take_away(uri: str, lease: bytes) -> None:
+    if _read(uri) == lease:
+        with suppress(FileNotFoundError):
+            store.remove(uri)
+
+
+def _read(uri: str) -> bytes | None:
+    try:
+        return store.read(uri)
+    except FileNotFoundError:
+        return None
+
+
+def _created(uri: str, lease: bytes) -> bool:
+    fs, path = store.filesystem(uri)
+    if store.is_local(uri):
+        with suppress(OSError):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+    try:
+        # not `pipe_file`, which looks and then writes where a file system has nothing better of its own, as on disks
+        with open(path, "xb") if store.is_local(uri) else fs.open(path, "xb") as file:
+            file.write(lease)
+        return True
+    except FileExistsError:
+        return False
+    except (OSError, ValueError, TypeError, NotImplementedError):
+        # a store that cannot create exclusively; where nothing can be written at all, `write` says so
+        if store.exists(uri):
+            return False
+    store.write(uri, lease)
+    return True
+
+
+def _machine() -> str | None:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return None
+
+
+def _process_start(pid: int) -> str | None:
+    # the 22nd field, in ticks since boot; the 2nd is the program's name in parentheses, which may hold anything
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except OSError:
+        return None
+    return None if fields[0] in ENDED else fields[19]

@@ -1,0 +1,27 @@
+"""A config whose places mean the same in every process: trials run in other folders, and on other machines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from orchestrator import store
+from orchestrator.config import Config, parse
+
+ALWAYS = ("uri", "root")
+# a path, or a name that a library knows
+IF_THERE = ("pretrained", "checkpoint", "metadata", "language_model")
+
+
+def absolute_places(config: Config) -> Config:
+    """The config with local paths made absolute."""
+    return parse(_absolute(config.model_dump()))
+
+
+def _absolute(node: Any, key: str = "") -> Any:
+    if isinstance(node, dict):
+        return {name: _absolute(value, name) for name, value in node.items()}
+    if isinstance(node, list | tuple):
+        return [_absolute(value, key) for value in node]
+    if isinstance(node, str) and (key in ALWAYS or (key in IF_THERE and store.is_path(node))):
+        return store.absolute(node)
+    return node

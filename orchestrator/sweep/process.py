@@ -1,0 +1,80 @@
+"""A trial as its process runs it: the whole pipeline, told to the board; what went wrong is left in its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator import cluster, store
+from orchestrator.config import Config
+from orchestrator.errors import UserError
+from orchestrator.pipeline import execute, planned
+from orchestrator.report import JSON_FILE
+from orchestrator.report.schema import ModelEvaluation, Report
+from orchestrator.sweep.board import TrialDisplay
+
+SETTINGS_FILE, FAILURE_FILE, STOPPED_FILE = "settings.json", "failure.json", "stopped.json"
+SAMPLES = "samples_seen"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialJob:
+    """What a trial's process needs: its name and settings, its whole configuration, the metric, the samples it will
+    see (None where that is not known yet)."""
+
+    name: str
+    settings: dict[str, Any]
+    config: Config
+    metric: str
+    num_samples: int | None
+
+    @property
+    def out(self) -> str:
+        """The run's folder."""
+        return str(self.config.out)
+
+
+def run_trial(job: TrialJob, board: Any, measured: Callable[[dict[str, float]], None]) -> dict[str, float]:
+    """Runs the pipeline to its end; the pre-trained model's metrics, and the samples it saw.
+
+    Errors: as a run's, which are noted in the trial's folder; one that no retry mends is raised again at once."""
+    noted = store.join(job.out, FAILURE_FILE)
+    if store.exists(noted) and store.read_json(noted)["final"]:
+        raise UserError(store.read_json(noted)["reason"])
+    # they tell how a trial ended
+    for file in (JSON_FILE, STOPPED_FILE):
+        store.remove(store.join(job.out, file))
+    store.write_json(store.join(job.out, SETTINGS_FILE), job.settings)
+    display = TrialDisplay(job.name, board, total=job.num_samples or 0, metric=job.metric, measured=measured)
+    try:
+        cluster.connect(job.config.cluster)
+        execute(planned(job.config), "run", display)
+    except Exception as error:
+        final = isinstance(error, UserError)
+        store.write_json(noted, {"reason": reason(error), "final": final})
+        raise
+    store.remove(noted)
+    result = Report.model_validate_json(store.read(store.join(job.out, JSON_FILE)))
+    values = metrics_of(result.evaluation["pretrain"]) if result.evaluation else {}
+    known = {"metric": values[job.metric]} if job.metric in values else {}
+    display.tell(stage="finished", **known)
+    return {**values, SAMPLES: result.training["pretrain"].samples_seen}
+
+
+def metrics_of(model: ModelEvaluation) -> dict[str, float]:
+    """A model's results by SET/METRIC."""
+    shot = model.zero_shot
+    values = {f"zero_shot/{name}": getattr(shot, name) for name in ("top1", "top5", "mean_per_class")} if shot else {}
+    recalls = {name: value for name, value in (model.retrieval or {}).items() if "recall" in name}
+    return values | {f"retrieval/{name}": value for name, value in recalls.items()}
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong, on one line: the innermost cause, without the trace that Ray wraps around it."""
+    cause = error
+    while (inner := getattr(cause, "cause", None) or cause.__cause__) is not None:
+        cause = inner
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    told = lines[-1] if lines and "Traceback" in lines[0] else " ".join(lines)[:500]
+    return told if isinstance(cause, UserError) else f"{type(cause).__name__}: {told}"

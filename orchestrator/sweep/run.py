@@ -1,0 +1,215 @@
+"""The story of a sweep: plan the trials, compute what they share, run them under Ray Tune, put the results together."""
+
+from __future__ import annotations
+
+import platform
+import time
+from datetime import UTC, datetime
+from functools import partial
+from importlib.metadata import version
+from typing import Any
+
+from orchestrator import cluster, store
+from orchestrator.config import Config
+from orchestrator.errors import UserError
+from orchestrator.evaluation.sets import metrics
+from orchestrator.pipeline import LIBRARIES, prepare
+from orchestrator.progress import Display
+from orchestrator.sweep.board import Board, watched
+from orchestrator.sweep.page import render
+from orchestrator.sweep.places import absolute_places
+from orchestrator.sweep.prepare import Shared
+from orchestrator.sweep.process import SETTINGS_FILE
+from orchestrator.sweep.results import dimensions, has_ended, trial_result
+from orchestrator.sweep.schema import JSON_FILE, PAGE_FILE, TABLE_FILE, SweepReport, TrialResult
+from orchestrator.sweep.table import parquet
+from orchestrator.sweep.trials import (
+    Trial,
+    full_controls,
+    job_of,
+    random_controls,
+    space_trials,
+    suggested_job,
+    trial_at,
+)
+from orchestrator.sweep.tuner import Search, check_optuna, search
+from orchestrator.training.tracking import check_trackers
+
+CONFIG_FILE = "config.json"
+# what may differ when a sweep goes on
+NOT_COMPARED = ("resume", "cluster", "tracking")
+
+
+def sweep(config: Config) -> None:
+    """Every trial, then the report of them all."""
+    config, display, started, clock = _prepared(config), Display(), datetime.now(UTC), time.monotonic()
+    _check(config)
+    trials = _Trials(config)
+    _note_config(config)
+    cluster.connect(config.cluster, dashboard=config.sweep.early_stopping == "asha")
+    trials.share(display)
+    results = trials.run(display)
+    report = SweepReport(
+        name=config.name,
+        started=started.isoformat(timespec="seconds"),
+        wall_seconds=round(time.monotonic() - clock, 1),
+        metric=config.sweep.metric,
+        dimensions=dimensions(config, results),
+        seeds=list(config.sweep.seeds),
+        equal_samples=config.sweep.samples,
+        equal_epochs=config.sweep.epochs,
+        cores=cluster.num_cores(),
+        **_devices(config),
+        trials=results,
+        sharing=trials.shared.counted(),
+        versions={name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
+        config=config.model_dump(mode="json"),
+    )
+    write_sweep(str(config.out), report)
+    _summary(report, str(config.out), display)
+
+
+def write_sweep(out: str, report: SweepReport) -> None:
+    """Writes the numbers, the table and the page into the sweep's folder."""
+    store.write(store.join(out, JSON_FILE), report.model_dump_json(indent=1).encode())
+    store.write(store.join(out, TABLE_FILE), parquet(report))
+    store.write(store.join(out, PAGE_FILE), render(report).encode())
+
+
+def _prepared(config: Config) -> Config:
+    # beside the run of the same experiment, not over it
+    out = config.out or f"runs/{config.name.removesuffix('_sweep')}_sweep"
+    return absolute_places(prepare(config.model_copy(update={"out": out})))
+
+
+def _check(config: Config) -> None:
+    wanted, known = config.sweep, metrics(config.evaluation)
+    if wanted.metric not in known:
+        measured = f"expected one of {', '.join(known)}" if known else "no evaluation set is given"
+        raise UserError(f"sweep.metric={wanted.metric} is never measured: {measured}")
+    check_trackers(config.tracking)
+    if wanted.search == "optuna":
+        check_optuna()
+        if wanted.early_stopping == "asha" and not (wanted.samples and config.training.evaluate_every_steps):
+            raise UserError(
+                "asha stops suggested trials by samples: set sweep.samples and training.evaluate_every_steps"
+            )
+
+
+def _note_config(config: Config) -> None:
+    """Errors: `UserError` when `resume` is asked of a sweep with other settings, or of none."""
+    place = store.join(str(config.out), CONFIG_FILE)
+    now = config.model_dump(mode="json", exclude=set(NOT_COMPARED))
+    if config.resume:
+        if not store.exists(place):
+            raise UserError(f"resume=true, but there is no sweep at {config.out}; start it without resume")
+        then = {key: value for key, value in store.read_json(place).items() if key not in NOT_COMPARED}
+        changed = [key for key in now if now[key] != then.get(key)]
+        if changed:
+            raise UserError(
+                f"resume=true, but the sweep at {config.out} had other settings of {', '.join(changed)}; "
+                "give those again, or another out= (what is shared is not computed again)"
+            )
+    store.write_json(place, config.model_dump(mode="json"))
+
+
+class _Trials:
+    """The trials of a sweep: those of the space, and the controls they are compared with. Where trials are suggested
+    one by one, the space holds the config's own, unchanged: what it needs the others mostly share."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.suggests = config.sweep.search == "optuna"
+        self.space = [trial_at(config, {}, seed=config.sweep.seeds[0])] if self.suggests else space_trials(config)
+        self.controls = full_controls(config)
+        self.shared = Shared()
+
+    def share(self, display: Display) -> None:
+        """Computes what comes before training; random controls need the trials' keep lists for it."""
+        display.line(f"{len(self.space) + len(self.controls)} trials and random controls; first what they share")
+        self._share([*self.space, *self.controls], display)
+        drawn = random_controls(self.config, self.space)
+        self._share(drawn, display)
+        self.controls += drawn
+        for one in self.shared.counted():
+            display.line(f"shared, {one.kind}: {one.distinct} for {one.needed} uses, {one.computed} computed")
+
+    def _share(self, trials: list[Trial], display: Display) -> None:
+        self.shared.add(trials)
+        self.shared.build(display)
+
+    def run(self, display: Display) -> list[TrialResult]:
+        """Runs them all; how each ended."""
+        board = Board.remote()  # type: ignore[attr-defined]
+        names = [trial.name for trial in (*([] if self.suggests else self.space), *self.controls)]
+        with watched(board, names, self.config.sweep.metric, display):
+            if self.suggests:
+                return [*self._suggested(board), *self._fixed("controls", self.controls, board)]
+            if self.config.sweep.early_stopping == "none":
+                return self._fixed("trials", [*self.space, *self.controls], board)
+            most = max(trial.num_samples for trial in self.space)
+            # what the others are compared with is not stopped early
+            controls = self._fixed("controls", self.controls, board)
+            return [*self._fixed("trials", self.space, board, max_samples=most), *controls]
+
+    def _fixed(
+        self, name: str, trials: list[Trial], board: Any, *, max_samples: int | None = None
+    ) -> list[TrialResult]:
+        if not trials:
+            return []
+        left = [trial for trial in trials if not (self.config.resume and has_ended(trial))]
+        jobs = {trial.name: job_of(trial) for trial in left}
+        wanted = Search(name=name, config=self.config, board=board, jobs=jobs, max_samples=max_samples)
+        ends = {end.config["trial"]: end for end in (search(wanted) if jobs else []) if end.config}
+        return [trial_result(trial, ends.get(trial.name)) for trial in trials]
+
+    def _suggested(self, board: Any) -> list[TrialResult]:
+        before = self._suggested_before() if self.config.resume else []
+        finished = [result for result in before if result.models]
+        stops = self.config.sweep.early_stopping == "asha"
+        wanted = Search(
+            name="suggested",
+            config=self.config,
+            board=board,
+            suggest=partial(suggested_job, self.config),
+            known=tuple((one.settings, one.models["pretrain"].metrics[self.config.sweep.metric]) for one in finished),
+            max_samples=self.config.sweep.samples if stops else None,
+        )
+        ends = search(wanted) if len(finished) < self.config.sweep.num_samples else []
+        return finished + [trial_result(self._at(end.config or {}), end) for end in ends]
+
+    def _suggested_before(self) -> list[TrialResult]:
+        folder = store.join(str(self.config.out), "trials")
+        places = [store.join(folder, name, SETTINGS_FILE) for name in store.names(folder)]
+        points = [store.read_json(place) for place in places if store.exists(place)]
+        return [trial_result(self._at(point), None) for point in points if point]
+
+    def _at(self, point: dict[str, Any]) -> Trial:
+        return trial_at(self.config, point, seed=self.config.sweep.seeds[0])
+
+
+def _devices(config: Config) -> dict[str, Any]:
+    workers = cluster.num_train_workers(config.training.num_workers, lanes=config.training.lanes)
+    if cluster.num_gpus():
+        return {"devices": workers, "device": "GPU"}
+    return {"devices": min(workers * config.training.cpus_per_worker, cluster.num_cores()), "device": "core"}
+
+
+def _summary(report: SweepReport, out: str, display: Display) -> None:
+    rows = [
+        (trial.name, trial.state, f"{trial.pairs:,}" if trial.pairs else "", *_values(trial, report.metric))
+        for trial in report.trials
+    ]
+    columns = ("trial", "state", "pairs", f"{report.metric}, pre-trained", "fine-tuned")
+    display.table(f"{report.name}: done in {report.wall_seconds:,.0f} s", columns, rows)
+    for trial in report.trials:
+        if trial.state == "failed":
+            display.line(f"{trial.name} failed: {trial.reason}")
+    for what, file in (("report", PAGE_FILE), ("numbers", JSON_FILE), ("table", TABLE_FILE)):
+        display.line(f"{what}: {store.join(out, file)}")
+
+
+def _values(trial: TrialResult, metric: str) -> list[str]:
+    models = [trial.models.get(phase) for phase in ("pretrain", "finetune")]
+    values = [model.metrics.get(metric) if model else None for model in models]
+    return ["" if value is None else f"{value:.1%}" for value in values]

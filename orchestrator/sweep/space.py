@@ -1,0 +1,78 @@
+"""The settings that trials have: every point of the grid, with seeded draws for the dimensions that are drawn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from orchestrator.config import Config, Dimension, SweepConfig, parse
+from orchestrator.errors import UserError
+
+# what names a run's places, or is the sweep itself, is no setting of a trial
+NOT_SETTINGS = ("sweep", "store", "out", "name", "run", "to", "checkpoint", "resume", "cluster")
+
+
+def points(sweep: SweepConfig) -> Iterator[dict[str, Any]]:
+    """The value of each dimension, for every trial of one seed; draws depend on `search_seed` alone.
+
+    Errors: `UserError` for a space without a dimension."""
+    if not sweep.space:
+        raise UserError(
+            "sweep.space is empty: pick a sweep (sweep=keep_fraction, ...) or give "
+            "sweep.space='{training.lr: {grid: [1e-4, 1e-3]}}'"
+        )
+    rng = np.random.default_rng(sweep.search_seed)
+    grids = {name: one.grid for name, one in sweep.space.items() if one.grid is not None}
+    drawn = {name: one for name, one in sweep.space.items() if one.grid is None}
+    for values in product(*grids.values()):
+        for _ in range(sweep.num_samples if drawn else 1):
+            found = dict(zip(grids, values, strict=True)) | {name: _draw(one, rng) for name, one in drawn.items()}
+            yield {name: found[name] for name in sweep.space}
+
+
+def _draw(dimension: Dimension, rng: np.random.Generator) -> Any:
+    if dimension.choice is not None:
+        return dimension.choice[rng.integers(len(dimension.choice))]
+    if dimension.uniform is not None:
+        return float(rng.uniform(*dimension.uniform))
+    if dimension.log_uniform is not None:
+        low, high = map(math.log, dimension.log_uniform)
+        return math.exp(rng.uniform(low, high))
+    assert dimension.int_uniform is not None
+    low, high = dimension.int_uniform
+    return int(rng.integers(low, high + 1))
+
+
+def settings_of(sweep: SweepConfig, point: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration's keys, with their values, that a point sets."""
+    return {key: value for name, value in point.items() for key in sweep.space[name].keys or (name,)}
+
+
+def configured(config: Config, settings: Mapping[str, Any]) -> Config:
+    """The config with other values at dotted keys.
+
+    Errors: `UserError` for a key that does not exist or is no setting of a trial, and what `parse` refuses."""
+    raw = config.model_dump()
+    for key, value in settings.items():
+        *path, last = key.split(".")
+        if not path or path[0] in NOT_SETTINGS:
+            raise UserError(f"sweep.space: {key} is no setting of a trial; expected one such as training.lr")
+        if path[0] == "selection" and len(path) > 1:
+            path = ["selection", "settings", *path[1:]]
+        node = raw
+        for step in path:
+            node = _below(node, step, key)
+        _below(node, last, key)
+        node[last] = list(value) if isinstance(value, tuple) else value
+    return parse(raw)
+
+
+def _below(node: Any, name: str, key: str) -> Any:
+    if not isinstance(node, dict) or name not in node:
+        valid = f", expected one of: {', '.join(node)}" if isinstance(node, dict) else ""
+        raise UserError(f"sweep.space: no such key {key} ({name!r}){valid}")
+    return node[name]

@@ -1,0 +1,177 @@
+"""The trials of a sweep: a whole run for each point of the space and each seed, and the controls.
+
+Settings that come to the same models are one trial."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from orchestrator import store
+from orchestrator.config import Config
+from orchestrator.keeplist import KeepList
+from orchestrator.pipeline import Pipeline, planned
+from orchestrator.selection.valid import CAPTIONED
+from orchestrator.stage import Stage
+from orchestrator.sweep.process import TrialJob
+from orchestrator.sweep.space import configured, points, settings_of
+
+Control = Literal["full", "random"]
+TRAINED = ("pretrain", "finetune", "evaluation")
+# a step that only some trials have is no place to fine-tune after
+NO_STEP = {"finetune.after": None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One run of the sweep; `settings` are its values by dimension, none for a control."""
+
+    name: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    control: Control | None = None
+    seed: int
+    config: Config
+    pipeline: Pipeline
+
+    @property
+    def out(self) -> str:
+        """The run's folder."""
+        return str(self.config.out)
+
+    @property
+    def shared(self) -> list[Stage]:
+        """Its stages before training, which other trials may need too."""
+        return [stage for stage in self.pipeline.stages if stage.artifact.kind not in TRAINED]
+
+    @property
+    def num_samples(self) -> int:
+        """Samples that pre-training sees; its keep list is there."""
+        training = self.config.training
+        return training.samples or training.epochs * KeepList(self.pipeline.kept).num_pairs
+
+    @property
+    def num_finetune_samples(self) -> int:
+        """Samples of the fine-tune epoch; its keep list is there."""
+        whole = [stage.artifact for stage in self.pipeline.stages if stage.name == CAPTIONED]
+        finetune = self.config.finetune
+        return finetune.samples or finetune.epochs * KeepList(whole[0]).num_pairs if whole else 0
+
+    @property
+    def models(self) -> list[str]:
+        """What it trains, by fingerprint: two trials with the same are one."""
+        return [stage.artifact.uri for stage in self.pipeline.stages if stage.artifact.kind in TRAINED]
+
+
+def space_trials(config: Config) -> list[Trial]:
+    """A trial for every point and seed; `config` is prepared.
+
+    Errors: `UserError` for a space that is empty, has unknown keys, or values that the config refuses."""
+    sweep = config.sweep
+    return distinct(trial_at(config, point, seed=seed) for seed in sweep.seeds for point in points(sweep))
+
+
+def trial_at(config: Config, point: Mapping[str, Any], *, seed: int) -> Trial:
+    """The trial of one point of the space."""
+    name = label({**point, "seed": seed})
+    return _trial(config, settings_of(config.sweep, point), name=name, seed=seed, point=dict(point))
+
+
+def job_of(trial: Trial) -> TrialJob:
+    """What a trial's process gets; what the trials share is there.
+
+    A trial that may be stopped early is evaluated at least once for each stretch that it is sure of."""
+    config, sweep = trial.config, trial.config.sweep
+    if sweep.early_stopping == "asha" and trial.control is None and config.training.evaluate_every_steps is None:
+        steps = sweep.asha.grace_fraction * trial.num_samples / config.training.global_batch_size
+        config = configured(config, {"training.evaluate_every_steps": max(1, int(steps))})
+    total = trial.num_samples + trial.num_finetune_samples
+    return TrialJob(name=trial.name, settings=trial.settings, config=config, metric=sweep.metric, num_samples=total)
+
+
+def suggested_job(config: Config, point: Mapping[str, Any]) -> TrialJob:
+    """What the process of a suggested trial gets, before anything of it is computed."""
+    trial = trial_at(config, point, seed=config.sweep.seeds[0])
+    return TrialJob(
+        name=trial.name,
+        settings=trial.settings,
+        config=trial.config,
+        metric=config.sweep.metric,
+        num_samples=None,
+    )
+
+
+def full_controls(config: Config) -> list[Trial]:
+    """Training on every pair, for each seed."""
+    if not config.sweep.controls.full:
+        return []
+    settings = {"selection.steps": ["all"], **NO_STEP}
+    seeds = config.sweep.seeds
+    return [_trial(config, settings, name=label({"full": "", "seed": s}), seed=s, control="full") for s in seeds]
+
+
+def random_controls(config: Config, trials: Iterable[Trial]) -> list[Trial]:
+    """For every number of pairs that a trial keeps, as many random ones, for each seed; the trials' keep lists are
+    there."""
+    if not config.sweep.controls.random:
+        return []
+    counts = sorted({KeepList(trial.pipeline.kept).num_pairs for trial in trials if trial.control is None})
+    return distinct(
+        _trial(
+            config,
+            {"selection.steps": ["random"], "selection.random.keep_pairs": count, **NO_STEP},
+            name=label({"random": count, "seed": seed}),
+            seed=seed,
+            control="random",
+        )
+        for seed in config.sweep.seeds
+        for count in counts
+    )
+
+
+def distinct(trials: Iterable[Trial]) -> list[Trial]:
+    """The trials without those that come to the same models as an earlier one."""
+    found: dict[tuple[str, ...], Trial] = {}
+    for trial in trials:
+        found.setdefault(tuple(trial.models), trial)
+    return list(found.values())
+
+
+def label(values: Mapping[str, Any]) -> str:
+    """A name for a folder: `keep_fraction-0.5_seed-0`."""
+    return "_".join(_word(f"{name}-{text(value)}".rstrip("-")) for name, value in values.items())
+
+
+def text(value: Any) -> str:
+    """A value as people write it: 0.5, 1e-05, semdedup+dbp."""
+    if isinstance(value, (list, tuple)):
+        return "+".join(map(text, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _word(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.+-]+", "_", name)
+
+
+def _trial(
+    config: Config,
+    settings: Mapping[str, Any],
+    *,
+    name: str,
+    seed: int,
+    control: Control | None = None,
+    point: dict[str, Any] | None = None,
+) -> Trial:
+    changes = dict(_budget(config)) | dict.fromkeys(config.sweep.seed_keys, seed) | dict(settings)
+    out = store.join(str(config.out), "trials", name)
+    changed = configured(config, changes).model_copy(update={"name": f"{config.name}/{name}", "out": out})
+    return Trial(name=name, settings=point or {}, control=control, seed=seed, config=changed, pipeline=planned(changed))
+
+
+def _budget(config: Config) -> Iterator[tuple[str, Any]]:
+    sweep = config.sweep
+    if sweep.samples is not None:
+        yield "training.samples", sweep.samples
+    if sweep.epochs is not None:
+        yield from (("training.samples", None), ("training.epochs", sweep.epochs))

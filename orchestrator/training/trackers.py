@@ -1,0 +1,181 @@
+"""A phase as a run of W&B, and as one of MLflow: found again when it is resumed, by an id of our own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator import store
+from orchestrator.artifacts import fingerprint
+from orchestrator.config import TrackingConfig
+
+# training waits for MLflow's answers: its own limits, 7 tries of 120 s, would hold it up for a quarter of an hour
+MLFLOW_LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+WANDB_LIMITS = {"init_timeout": 60.0, "finish_timeout": 120.0}
+
+Record = dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseRun:
+    """A phase as trackers know it: the run it belongs to, its artifact's URI, and all of the run's settings."""
+
+    phase: str
+    uri: str
+    settings: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The name that users see."""
+        return f"{self.settings['name']}/{self.phase}"
+
+    @property
+    def group(self) -> str:
+        """What the run's phases have in common; the trials of a sweep are named below it, and share it."""
+        return self.settings["name"].split("/")[0]
+
+    @property
+    def id(self) -> str:
+        """Stable: the same for a phase that is resumed, another for another run that reuses the same phase."""
+        return fingerprint([self.settings["name"], self.uri])
+
+
+class Wandb:
+    """A phase as a run of W&B."""
+
+    def __init__(self, config: TrackingConfig, run: PhaseRun):
+        import wandb
+
+        limits: Any = {name: value for name, value in WANDB_LIMITS.items() if name in wandb.Settings.model_fields}
+        self.run = wandb.init(
+            project=config.wandb_project,
+            id=run.id,
+            name=run.name,
+            group=run.group,
+            job_type=run.phase,
+            config=run.settings,
+            mode=config.wandb_mode,
+            dir=os.environ.get("WANDB_DIR") or _folder(run.settings),
+            resume="allow",
+            # the metadata hold the command line, and with it what passwords were typed there
+            settings=wandb.Settings(x_disable_meta=True, silent=True, **limits),
+        )
+        self.last_step = self.run.starting_step - 1 if self.run.starting_step else 0
+
+    def log(self, records: Sequence[Record]) -> None:
+        """Sends records."""
+        for record in records:
+            self.run.log(named(record), step=int(record["step"]))
+
+    def attach(self, name: str, files: Sequence[Path]) -> None:
+        """The files as an artifact of the type `report`."""
+        import wandb
+
+        artifact = wandb.Artifact(re.sub(r"[^\w.-]+", "-", f"{name}-report"), type="report")
+        for file in files:
+            artifact.add_file(str(file))
+        self.run.log_artifact(artifact)
+
+    def close(self, *, is_failed: bool) -> None:
+        """Ends the run."""
+        self.run.finish(exit_code=int(is_failed))
+
+
+class Mlflow:
+    """A phase as a run of MLflow, in the experiment that the config names."""
+
+    def __init__(self, config: TrackingConfig, run: PhaseRun):
+        self.client = mlflow_client(config)
+        experiment = self._experiment(config.mlflow_experiment)
+        # by a tag: MLflow chooses the ids of its runs itself
+        found = self.client.search_runs([experiment], f"tags.phase_id = '{run.id}'", max_results=1)
+        if found:
+            self.run_id = found[0].info.run_id
+            self.client.update_run(self.run_id, status="RUNNING")
+        else:
+            tags = {"phase_id": run.id, "run": run.settings["name"], "group": run.group, "phase": run.phase}
+            self.run_id = self.client.create_run(experiment, run_name=run.name, tags=tags).info.run_id
+            self._log_params(run.settings)
+        losses = self.client.get_metric_history(self.run_id, "train/loss") if found else []
+        self.last_step = max((one.step for one in losses), default=0)
+
+    def _experiment(self, name: str) -> str:
+        from mlflow.exceptions import MlflowException
+
+        found = self.client.get_experiment_by_name(name)
+        try:
+            return found.experiment_id if found else self.client.create_experiment(name)
+        except MlflowException:
+            # another trial has just made it
+            return self.client.get_experiment_by_name(name).experiment_id
+
+    def _log_params(self, settings: dict[str, Any]) -> None:
+        from mlflow.entities import Param
+        from mlflow.utils.validation import MAX_ENTITY_KEY_LENGTH, MAX_PARAM_VAL_LENGTH, MAX_PARAMS_TAGS_PER_BATCH
+
+        params = [
+            Param(key[:MAX_ENTITY_KEY_LENGTH], text[:MAX_PARAM_VAL_LENGTH]) for key, text in flat(settings).items()
+        ]
+        for start in range(0, len(params), MAX_PARAMS_TAGS_PER_BATCH):
+            self.client.log_batch(self.run_id, params=params[start : start + MAX_PARAMS_TAGS_PER_BATCH])
+
+    def log(self, records: Sequence[Record]) -> None:
+        """Sends records; what was sent before a failure in the middle is not sent again."""
+        from mlflow.entities import Metric
+
+        now = int(1000 * time.time())
+        for record in records:
+            step = int(record["step"])
+            if step > self.last_step:
+                self.client.log_batch(self.run_id, [Metric(*one, now, step) for one in named(record).items()])
+                self.last_step = step
+
+    def attach(self, name: str, files: Sequence[Path]) -> None:
+        """The files as artifacts of the run."""
+        for file in files:
+            self.client.log_artifact(self.run_id, str(file))
+
+    def close(self, *, is_failed: bool) -> None:
+        """Ends the run."""
+        self.client.set_terminated(self.run_id, "FAILED" if is_failed else "FINISHED")
+
+
+def flat(settings: Any, prefix: str = "") -> dict[str, str]:
+    """Nested settings as dotted keys, in the characters that MLflow allows, with values as text."""
+    if isinstance(settings, dict) and settings:
+        return {
+            key: text
+            for name, value in settings.items()
+            for key, text in flat(value, f"{prefix}.{name}" if prefix else str(name)).items()
+        }
+    text = settings if isinstance(settings, str) else json.dumps(settings)
+    return {re.sub(r"[^\w./ -]", "_", prefix, flags=re.ASCII): text}
+
+
+def named(record: Record) -> dict[str, float]:
+    """A record's values by the names that trackers show; evaluation's are named SET/METRIC."""
+    return {f"{'val' if '/' in key else 'train'}/{key}": value for key, value in record.items() if key != "step"}
+
+
+def mlflow_client(config: TrackingConfig) -> Any:
+    """The client of the configured server."""
+    for name, value in MLFLOW_LIMITS.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=config.mlflow_uri)
+
+
+def _folder(settings: dict[str, Any]) -> str | None:
+    # W&B writes to a disk, and a worker's own folder is lost
+    out = settings["out"]
+    if out is None or not store.is_local(out):
+        return None
+    os.makedirs(out, exist_ok=True)
+    return str(out)

@@ -1,0 +1,151 @@
+"""Whole sweeps as processes: killed and resumed, with trials that fail, stop early or are suggested; and commands that
+cannot be, told in one line."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from commands import Shell
+from pools import write_zero_shot
+from processes import kill, started, wait_for
+
+from orchestrator.cli import main
+from orchestrator.sweep.schema import SweepReport
+
+METRIC = "sweep.metric=zero_shot/top1"
+PLAIN = "finetune.enabled=false training.num_workers=1 out=OUT store=STORE"
+# an embedding table of 640 GB
+TOO_LARGE = 10_000_000_000
+
+
+def command_of(tiny_conf: str, pool: str, space: dict[str, Any], *overrides: str) -> str:
+    told = [f"sweep.space={json.dumps(space)}".replace('"', ""), *overrides]
+    return (
+        f"python -m orchestrator sweep {tiny_conf} source.uri={pool} evaluation.zero_shot.uri=zs.tar {METRIC} {PLAIN} "
+        f"{' '.join(map(shlex.quote, told))}"
+    )
+
+
+def report_of(folder: Path) -> SweepReport:
+    return SweepReport.model_validate_json((folder / "OUT" / "sweep.json").read_text())
+
+
+def states(report: SweepReport) -> dict[str, str]:
+    return {trial.name: trial.state for trial in report.trials}
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_goes_on_and_a_trial_without_memory_harms_no_other(
+    shell: Shell, tiny_conf: str, tar_pool: str, tmp_path: Path
+) -> None:
+    write_zero_shot(tmp_path)
+    space = {"vocabulary": {"keys": "model.config.text_cfg.vocab_size", "grid": [49_408, TOO_LARGE]}}
+    command = command_of(tiny_conf, tar_pool, space, "sweep.controls.random=false", "sweep.max_failures=0")
+    first = tmp_path / "OUT" / "trials" / "vocabulary-49408_seed-0" / "report.json"
+    with started(command, tmp_path) as process:
+        wait_for(first.exists, process)
+        kill(process)
+    assert not (tmp_path / "OUT" / "sweep.json").exists()
+    written = first.stat().st_mtime_ns
+    done = shell(f"{command} resume=true", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert first.stat().st_mtime_ns == written, "a finished trial is not run again"
+    report = report_of(tmp_path)
+    failed = f"vocabulary-{TOO_LARGE}_seed-0"
+    assert states(report) == {first.parent.name: "finished", failed: "failed", "full_seed-0": "finished"}
+    told = next(trial.reason for trial in report.trials if trial.name == failed)
+    assert told is not None
+    assert "memory" in told
+    assert f"{failed} failed: {told}" in done.stdout
+    assert all(stage.computed == 0 for stage in report.sharing), "what is shared was there"
+    catalog = next(stage for stage in report.sharing if stage.kind == "catalog")
+    assert (catalog.needed, catalog.distinct) == (3, 1)
+    table = pl.read_parquet(tmp_path / "OUT" / "sweep.parquet")
+    assert table.filter(pl.col("state") == "finished")["zero_shot/top1"].is_not_null().all()
+    assert failed in (tmp_path / "OUT" / "sweep.html").read_text()
+
+
+@pytest.mark.slow
+def test_hopeless_trials_are_stopped_early_but_no_control(
+    shell: Shell, tiny_conf: str, tar_pool: str, tmp_path: Path
+) -> None:
+    write_zero_shot(tmp_path)
+    space = {"training.lr": {"grid": [1e-2, 1e-9, 1e30]}}
+    budget = ["sweep.epochs=12", "sweep.early_stopping=asha", "sweep.asha.grace_fraction=0.2", "sweep.max_concurrent=1"]
+    done = shell(command_of(tiny_conf, tar_pool, space, *budget, "sweep.controls.random=false"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = report_of(tmp_path)
+    found = states(report)
+    assert found["training.lr-0.01_seed-0"] == found["full_seed-0"] == "finished"
+    assert found["training.lr-1e-09_seed-0"] == "stopped"
+    assert found["training.lr-1e+30_seed-0"] == "failed"
+    reasons = {trial.name: trial.reason for trial in report.trials}
+    assert "not finite at step" in str(reasons["training.lr-1e+30_seed-0"])
+
+
+@pytest.mark.slow
+def test_suggested_trials(typed: Shell, tiny_conf: str, tar_pool: str, tmp_path: Path) -> None:
+    write_zero_shot(tmp_path)
+    space = {"training.lr": {"log_uniform": [1e-4, 1e-2]}}
+    search = ["sweep.search=optuna", "sweep.num_samples=2", "sweep.controls={full: false, random: false}"]
+    done = typed(command_of(tiny_conf, tar_pool, space, *search), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = report_of(tmp_path)
+    assert [trial.state for trial in report.trials] == ["finished"] * 2
+    rates = report.dimensions["training.lr"]
+    assert len(rates) == 2
+    assert all(1e-4 <= rate <= 1e-2 for rate in rates)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([], "sweep.space is empty: pick a sweep"),
+        (["sweep.space={training.learning_rate: {grid: [1]}}"], "no such key training.learning_rate"),
+        (["sweep.space={training.lr: {grid: [fast]}}"], "training.lr: got 'fast', expected"),
+        (
+            ["sweep=keep_fraction", "sweep.metric=imagenet"],
+            "sweep.metric=imagenet is never measured: expected one of zero",
+        ),
+        (["sweep=keep_fraction", "evaluation.zero_shot.uri=null"], "is never measured: no evaluation set is given"),
+        (["sweep=keep_fraction", "resume=true"], "resume=true, but there is no sweep at"),
+        (["sweep=keep_fractions"], "Available options in 'sweep': default, eps, keep_fraction,"),
+    ],
+)
+def test_what_cannot_be_is_one_line(
+    overrides: list[str], message: str, tar_pool: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_zero_shot(tmp_path)
+    places = [
+        f"out={tmp_path / 'OUT'}",
+        f"store={tmp_path / 'STORE'}",
+        f"evaluation.zero_shot.uri={tmp_path / 'zs.tar'}",
+    ]
+    with pytest.raises(SystemExit) as left:
+        main(["sweep", f"source.uri={tar_pool}", "sweep.metric=zero_shot/top1", *places, *overrides])
+    assert left.value.code == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert told.count("\n") == 1, told
+    assert not (tmp_path / "OUT").exists()
+
+
+def test_a_sweep_with_other_settings_is_not_resumed(
+    tar_pool: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_zero_shot(tmp_path)
+    (tmp_path / "OUT").mkdir()
+    (tmp_path / "OUT" / "config.json").write_text(json.dumps({"training": {"lr": 1}}))
+    places = [
+        f"out={tmp_path / 'OUT'}",
+        f"store={tmp_path / 'STORE'}",
+        f"evaluation.zero_shot.uri={tmp_path / 'zs.tar'}",
+    ]
+    with pytest.raises(SystemExit):
+        main(["sweep", f"source.uri={tar_pool}", METRIC, "sweep=keep_fraction", "resume=true", *places])
+    assert "had other settings of " in capsys.readouterr().err

@@ -1,0 +1,128 @@
+"""The trials of a space and their controls: named, once each, at the budget, on what the keep lists keep."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pools import config_of, make_pairs, write_tars
+
+from orchestrator.config import Config, RandomStep
+from orchestrator.keeplist import KeepList
+from orchestrator.progress import Display
+from orchestrator.sweep.prepare import Shared
+from orchestrator.sweep.process import reason
+from orchestrator.sweep.trials import Trial, full_controls, job_of, label, random_controls, space_trials, suggested_job
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+KEPT = {"kept": {"keys": "selection.wfpp.keep_fraction", "grid": [0.5, 0.75]}}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    uri = write_tars(tmp_path / "pool", make_pairs(24), num_shards=2)
+    return with_sweep(config_of({"format": "webdataset", "uri": uri}, tmp_path / "store"), tmp_path, space=KEPT)
+
+
+def with_sweep(config: Config, folder: Path, **settings: Any) -> Config:
+    raw = config.model_dump(mode="json")
+    raw["selection"]["settings"] |= {"random": {"method": "random"}, "all": {"method": "all"}}
+    raw["training"] |= {"global_batch_size": 4, "lanes": 2, "epochs": 3}
+    return Config.model_validate(raw | {"sweep": settings, "out": str(folder / "out"), "name": "mine"})
+
+
+def shared(trials: list[Trial]) -> Shared:
+    found = Shared()
+    found.add(trials)
+    found.build(Display())
+    return found
+
+
+def test_every_point_and_seed_is_a_run_of_its_own(config: Config, tmp_path: Path) -> None:
+    trials = space_trials(with_sweep(config, tmp_path, space=KEPT, seeds=[0, 7]))
+    assert [trial.name for trial in trials] == [
+        "kept-0.5_seed-0",
+        "kept-0.75_seed-0",
+        "kept-0.5_seed-7",
+        "kept-0.75_seed-7",
+    ]
+    assert [trial.settings for trial in trials[:2]] == [{"kept": 0.5}, {"kept": 0.75}]
+    assert [trial.config.training.seed for trial in trials] == [0, 0, 7, 7]
+    assert trials[0].out == str(tmp_path / "out" / "trials" / "kept-0.5_seed-0")
+    assert trials[0].config.name == "mine/kept-0.5_seed-0"
+    assert len({tuple(trial.models) for trial in trials}) == 4
+
+
+def test_settings_that_come_to_the_same_are_one_trial(config: Config, tmp_path: Path) -> None:
+    # the number of clusters is nothing to word frequency
+    space = KEPT | {"clusters": {"keys": "selection.random.seed", "grid": [1, 2, 3]}}
+    trials = space_trials(with_sweep(config, tmp_path, space=space, seed_keys=["training.seed"]))
+    assert [trial.settings for trial in trials] == [{"kept": 0.5, "clusters": 1}, {"kept": 0.75, "clusters": 1}]
+
+
+@pytest.mark.parametrize(
+    ("budget", "expected"),
+    [({"samples": 40}, (40, 3)), ({"epochs": 5}, (None, 5)), ({}, (None, 3))],
+)
+def test_the_budget_is_samples_or_epochs_or_the_configs(
+    config: Config, tmp_path: Path, budget: dict[str, int], expected: tuple[int | None, int]
+) -> None:
+    trials = space_trials(with_sweep(config, tmp_path, space=KEPT, **budget))
+    assert {(trial.config.training.samples, trial.config.training.epochs) for trial in trials} == {expected}
+
+
+def test_controls_keep_all_and_as_many_random_pairs(config: Config, tmp_path: Path) -> None:
+    config = with_sweep(config, tmp_path, space=KEPT, seeds=[0, 1])
+    trials = space_trials(config)
+    built = shared(trials)
+    controls = [*full_controls(config), *random_controls(config, trials)]
+    assert [control.name for control in controls] == [
+        *("full_seed-0", "full_seed-1"),
+        *("random-12_seed-0", "random-18_seed-0", "random-12_seed-1", "random-18_seed-1"),
+    ]
+    assert [control.control for control in controls] == ["full"] * 2 + ["random"] * 4
+    built.add(controls)
+    built.build(Display())
+    kept = [KeepList(control.pipeline.kept) for control in controls]
+    assert [keep.num_pairs for keep in kept] == [24, 24, 12, 18, 12, 18]
+    assert isinstance(controls[4].config.selection.settings["random"], RandomStep)
+    draws = [b"".join(keep.mask(part, 12).tobytes() for part in range(2)) for keep in (kept[2], kept[4])]
+    assert draws[0] != draws[1], "every seed has a draw of its own"
+    without = with_sweep(config, tmp_path, space=KEPT, controls={"full": False, "random": False})
+    assert [*full_controls(without), *random_controls(without, trials)] == []
+
+
+def test_what_trials_share_is_built_once(config: Config, tmp_path: Path) -> None:
+    trials = space_trials(with_sweep(config, tmp_path, space=KEPT, seeds=[0, 1]))
+    counts = {one.kind: (one.needed, one.distinct, one.computed) for one in shared(trials).counted()}
+    assert counts["catalog"] == (4, 1, 1)
+    assert counts["scores"] == (4, 1, 1)
+    # the pool, one of each keep fraction, and what the fine-tune epoch takes
+    assert counts["keep"] == (12, 4, 4)
+    again = {one.kind: (one.needed, one.distinct, one.computed) for one in shared(trials).counted()}
+    assert again == {kind: (needed, distinct, 0) for kind, (needed, distinct, _) in counts.items()}
+
+
+def test_jobs_know_their_samples_and_when_to_measure(config: Config, tmp_path: Path) -> None:
+    trials = space_trials(with_sweep(config, tmp_path, space=KEPT))
+    shared(trials)
+    assert [job_of(trial).num_samples for trial in trials] == [3 * 12 + 24, 3 * 18 + 24]
+    assert job_of(trials[0]).config == trials[0].config
+    stopping = space_trials(with_sweep(config, tmp_path, space=KEPT, early_stopping="asha"))
+    # 36 samples are 9 steps: a quarter of them is sure
+    assert job_of(stopping[0]).config.training.evaluate_every_steps == 2
+    assert stopping[0].models == trials[0].models, "measuring on the way changes no model"
+    suggested = suggested_job(with_sweep(config, tmp_path, space=KEPT), {"kept": 0.6})
+    assert (suggested.name, suggested.num_samples) == ("kept-0.6_seed-0", None)
+
+
+def test_names_are_fit_for_folders() -> None:
+    assert label({"method": ["semdedup", "dbp"], "lr": 1e-5, "k": 100}) == "method-semdedup+dbp_lr-1e-05_k-100"
+    assert label({"../../etc": "a b/c"}) == ".._.._etc-a_b_c"
+
+
+def test_a_failure_is_told_on_one_line_by_its_first_cause() -> None:
+    error = RuntimeError("a worker died")
+    error.__cause__ = MemoryError("no room\nfor it")
+    assert reason(error) == "MemoryError: no room for it"

@@ -1,0 +1,443 @@
+"""W&B offline and a real MLflow server: what a user of theirs finds there, and what happens while they fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import Shell, environment, tiny_command
+from pools import config_of, write_zero_shot
+
+from orchestrator import store
+from orchestrator.config import Config, TrackingConfig, parse
+from orchestrator.errors import UserError
+from orchestrator.record import RunRecord, StageRecord
+from orchestrator.training import tracking
+from orchestrator.training.trackers import flat, mlflow_client
+from orchestrator.training.tracking import Curve, Trackers, attach_report, check_trackers
+
+NOWHERE = "http://someone:secret@127.0.0.1:9"
+BLOCK = 32 * 1024
+
+
+class Server:
+    """MLflow's tracking server as a process, which can be killed and started again at the same place."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.start()
+
+    def start(self) -> None:
+        places = (
+            f"--backend-store-uri sqlite:///{self.folder}/mlflow.db --artifacts-destination {self.folder}/artifacts"
+        )
+        command = f"{sys.executable} -m mlflow server {places} --host 127.0.0.1 --port {self.port} --workers 1"
+        with (self.folder / "log.txt").open("ab") as log:
+            self.process = subprocess.Popen(
+                shlex.split(command), stdout=log, stderr=log, env=environment(), start_new_session=True
+            )
+        end = time.monotonic() + 120
+        while not self.answers():
+            assert time.monotonic() < end
+            assert self.process.poll() is None, (self.folder / "log.txt").read_text()
+            time.sleep(0.2)
+
+    def answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.uri}/health", timeout=5):
+                return True
+        except OSError:
+            return False
+
+    def kill(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def runs(self, experiment: str = "orchestrator") -> dict[str, Any]:
+        """The experiment's runs by name."""
+        (found,) = [one for one in self.client.search_experiments() if one.name == experiment]
+        runs = self.client.search_runs([found.experiment_id])
+        assert len({run.info.run_name for run in runs}) == len(runs), "one run a phase"
+        return {run.info.run_name: run for run in runs}
+
+    def steps(self, run: Any, key: str = "train/loss") -> list[int]:
+        return [one.step for one in self.client.get_metric_history(run.info.run_id, key)]
+
+    @property
+    def client(self) -> Any:
+        from mlflow import MlflowClient
+
+        return MlflowClient(self.uri)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("mlflow"))
+    yield server
+    server.kill()
+
+
+@pytest.fixture(autouse=True)
+def _wandb_is_offline_by_config_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("WANDB_MODE", "WANDB_DIR", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    # where W&B stages artifacts
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "wandb-data"))
+    monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "wandb-cache"))
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Callable[..., Config]:
+    def make(name: str = "demo", **settings: Any) -> Config:
+        made = config_of({"format": "demo"}, tmp_path / "STORE", tracking={"tensorboard": False, **settings})
+        return made.model_copy(update={"name": name, "out": str(tmp_path / "OUT" / name)})
+
+    return make
+
+
+def record(step: int) -> dict[str, float]:
+    return {"step": step, "loss": 4.0 / step, "lr": 1e-3, "samples_seen": 16.0 * step}
+
+
+def train(config: Config, uri: str, steps: range, *, phase: str = "pretrain", **more: Any) -> Trackers:
+    """A phase's logging, as a worker does it."""
+    curve = Curve(uri, first_step=steps.start)
+    trackers = start(config, uri, phase=phase, first_step=steps.start, **more)
+    for step in range(steps.start + 1, steps.stop + 1):
+        curve.log(record(step))
+        trackers.log(record(step))
+    curve.flush()
+    trackers.close()
+    return trackers
+
+
+def start(config: Config, uri: str, *, phase: str = "pretrain", first_step: int = 0, **more: Any) -> Trackers:
+    settings = config.model_dump(mode="json")
+    return Trackers(config.tracking, uri=uri, name=phase, first_step=first_step, settings=settings, **more)
+
+
+def finish(config: Config, phases: dict[str, str], *, reused: bool = False) -> list[str]:
+    """The end of a run with those phases at their URIs, as the driver does it; what the user was told."""
+    out = str(config.out)
+    for name in ("report.html", "report.json"):
+        store.write(store.join(out, name), f"{name} of {config.name}".encode())
+    stages = [
+        StageRecord(name=name, kind=name, uri=uri, made_from={}, reused=reused, seconds=1.0)
+        for name, uri in phases.items()
+    ]
+    told: list[str] = []
+    made = RunRecord(
+        name=config.name, verb="run", config={}, stages=stages, versions={}, started="now", wall_seconds=1.0
+    )
+    attach_report(config, out, made, told.append)
+    return told
+
+
+def wandb_runs(out: str | None) -> dict[str, list[Any]]:
+    """What W&B wrote for `wandb sync`: the records of every session by folder, oldest first."""
+    end = time.monotonic() + 20
+    while True:
+        files = sorted(Path(str(out)).glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime)
+        found = {path.parent.name: list(wandb_records(path.read_bytes())) for path in files}
+        # its own process writes, perhaps a moment after `finish`
+        if all(of_kind(records, "exit") for records in found.values()) or time.monotonic() > end:
+            return found
+        time.sleep(0.1)
+
+
+def wandb_records(data: bytes) -> Iterator[Any]:
+    """The records of a `.wandb` file: LevelDB's log format after a header of 7 bytes."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    place, whole = 7, b""
+    while place + 7 <= len(data):
+        left = BLOCK - place % BLOCK
+        if left < 7:
+            place += left
+            continue
+        _, size, kind = struct.unpack("<IHB", data[place : place + 7])
+        whole += data[place + 7 : place + 7 + size]
+        place += 7 + size
+        if kind in (1, 4):
+            parsed = Record()
+            parsed.ParseFromString(whole)
+            yield parsed
+            whole = b""
+
+
+def of_kind(records: list[Any], kind: str) -> list[Any]:
+    return [getattr(one, kind) for one in records if one.WhichOneof("record_type") == kind]
+
+
+def wandb_steps(records: list[Any]) -> list[int]:
+    return [one.step.num for one in of_kind(records, "history")]
+
+
+def test_wandb_gets_one_run_a_phase(config: Callable[..., Config], tmp_path: Path) -> None:
+    made = config("demo", wandb_project="clip", wandb_mode="offline")
+    for phase in ("pretrain", "finetune"):
+        train(made, str(tmp_path / phase), range(3), phase=phase)
+    found = {}
+    for records in wandb_runs(made.out).values():
+        run = of_kind(records, "run")[0]
+        found[run.display_name] = (run.project, run.run_group, run.job_type)
+        assert wandb_steps(records) == [1, 2, 3]
+        keys = {item.nested_key[0] for item in of_kind(records, "history")[0].item}
+        assert {"train/loss", "train/lr", "train/samples_seen"} <= keys
+        settings = {item.key: json.loads(item.value_json) for item in run.config.update}
+        assert settings["training"]["global_batch_size"] == made.training.global_batch_size
+    assert found == {
+        "demo/pretrain": ("clip", "demo", "pretrain"),
+        "demo/finetune": ("clip", "demo", "finetune"),
+    }
+
+
+def test_a_resumed_phase_is_the_same_run_of_wandb(config: Callable[..., Config], tmp_path: Path) -> None:
+    made = config("demo", wandb_project="clip", wandb_mode="offline")
+    uri = str(tmp_path / "pretrain")
+    train(made, uri, range(3))
+    train(made, uri, range(3, 5))
+    train(config("other", wandb_project="clip", wandb_mode="offline"), uri, range(1))
+    first, second = (of_kind(records, "run")[0].run_id for records in wandb_runs(made.out).values())
+    (other,) = (of_kind(records, "run")[0].run_id for records in wandb_runs(config("other").out).values())
+    assert first == second != other
+    assert [step for records in wandb_runs(made.out).values() for step in wandb_steps(records)] == [1, 2, 3, 4, 5]
+
+
+def test_trials_of_a_sweep_are_one_group(config: Callable[..., Config], tmp_path: Path, server: Server) -> None:
+    tracked = {"wandb_project": "clip", "wandb_mode": "offline", "mlflow_uri": server.uri, "mlflow_experiment": "sweep"}
+    names = ("demo/keep=0.5", "demo/full")
+    for name in names:
+        made = config(name, **tracked)
+        train(made, str(tmp_path / name), range(1))
+        (records,) = wandb_runs(made.out).values()
+        run = of_kind(records, "run")[0]
+        assert (run.display_name, run.run_group) == (f"{name}/pretrain", "demo")
+    runs = server.runs("sweep")
+    assert {name: run.data.tags["group"] for name, run in runs.items()} == {
+        f"{name}/pretrain": "demo" for name in names
+    }
+
+
+def test_mlflow_gets_one_run_a_phase(config: Callable[..., Config], tmp_path: Path, server: Server) -> None:
+    made = config("phases", mlflow_uri=server.uri)
+    for phase in ("pretrain", "finetune"):
+        train(made, str(tmp_path / phase), range(3), phase=phase)
+    runs = {name: run for name, run in server.runs().items() if name.startswith("phases/")}
+    assert set(runs) == {"phases/pretrain", "phases/finetune"}
+    for run in runs.values():
+        assert run.info.status == "FINISHED"
+        assert server.steps(run) == [1, 2, 3]
+        assert run.data.params["training.global_batch_size"] == str(made.training.global_batch_size)
+        assert run.data.params["name"] == "phases"
+    assert runs["phases/finetune"].data.tags["phase"] == "finetune"
+
+
+def test_a_resumed_phase_is_the_same_run_of_mlflow(
+    config: Callable[..., Config], tmp_path: Path, server: Server
+) -> None:
+    made, uri = config("resumed", mlflow_uri=server.uri), str(tmp_path / "pretrain")
+    with pytest.raises(RuntimeError):
+        train_until_it_breaks(made, uri)
+    assert server.runs()["resumed/pretrain"].info.status == "FAILED"
+    # the last checkpoint is older than what was logged last
+    train(made, uri, range(1, 5))
+    run = server.runs()["resumed/pretrain"]
+    assert server.steps(run) == [1, 2, 3, 4, 5]
+    assert run.info.status == "FINISHED"
+
+
+def train_until_it_breaks(config: Config, uri: str) -> None:
+    trackers = start(config, uri)
+    try:
+        for step in (1, 2, 3):
+            trackers.log(record(step))
+        raise RuntimeError("the training's")
+    finally:
+        trackers.close()
+
+
+def test_long_and_odd_settings_are_logged(config: Callable[..., Config], tmp_path: Path, server: Server) -> None:
+    made = config("odd", mlflow_uri=server.uri)
+    odd = {f"key {number} (é)": "x" * 10_000 for number in range(150)}
+    made = made.model_copy(update={"model": made.model.model_copy(update={"name": None, "config": odd})})
+    train(made, str(tmp_path / "pretrain"), range(1))
+    params = server.runs()["odd/pretrain"].data.params
+    assert sum(key.startswith("model.config.key ") for key in params) == 150
+    assert {len(value) for key, value in params.items() if key.startswith("model.config.")} == {6000}
+
+
+def test_settings_are_flattened() -> None:
+    settings = {"a": {"b": [1, 2], "c": {"d": None}}, "e": {}, "f": "text"}
+    assert flat(settings) == {"a.b": "[1, 2]", "a.c.d": "null", "e": "{}", "f": "text"}
+
+
+def test_the_report_is_attached(config: Callable[..., Config], tmp_path: Path, server: Server) -> None:
+    made = config("reported", mlflow_uri=server.uri, wandb_project="clip", wandb_mode="offline")
+    phases = {phase: str(tmp_path / phase) for phase in ("pretrain", "finetune")}
+    for phase, uri in phases.items():
+        train(made, uri, range(2), phase=phase)
+    assert finish(made, phases) == []
+    for phase in phases:
+        run = server.runs()[f"reported/{phase}"]
+        assert {file.path for file in server.client.list_artifacts(run.info.run_id)} == {"report.html", "report.json"}
+        found = Path(server.client.download_artifacts(run.info.run_id, "report.html", str(tmp_path)))
+        assert found.read_text() == "report.html of reported"
+        assert server.steps(run) == [1, 2], "nothing is logged twice"
+        assert run.info.status == "FINISHED"
+    (artifact, _) = [one for records in wandb_runs(made.out).values() for one in of_kind(records, "artifact")]
+    assert (artifact.type, artifact.name) == ("report", "reported-report")
+    assert {one.path for one in artifact.manifest.contents} == {"report.html", "report.json"}
+
+
+def test_a_phase_that_was_reused_gets_its_curve(config: Callable[..., Config], tmp_path: Path, server: Server) -> None:
+    first = config("first", mlflow_uri=server.uri)
+    second = config("second", mlflow_uri=server.uri, wandb_project="clip", wandb_mode="offline")
+    phases = {"pretrain": str(tmp_path / "pretrain")}
+    train(first, phases["pretrain"], range(3))
+    assert finish(second, phases, reused=True) == []
+    runs = server.runs()
+    assert server.steps(runs["first/pretrain"]) == server.steps(runs["second/pretrain"]) == [1, 2, 3]
+    (records,) = wandb_runs(second.out).values()
+    assert wandb_steps(records) == [1, 2, 3]
+
+
+def test_tensorboard_has_the_curve_by_phase(config: Callable[..., Config], tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    made = config(tensorboard=True)
+    phases = {phase: str(tmp_path / "STORE" / phase / "0123") for phase in ("pretrain", "finetune")}
+    for phase, uri in phases.items():
+        train(made, uri, range(3), phase=phase)
+        # from a checkpoint before the last logged step
+        train(made, uri, range(2, 4), phase=phase)
+    for _ in range(2):
+        assert finish(made, phases) == []
+    for phase in phases:
+        events = EventAccumulator(f"{made.out}/tensorboard/{phase}").Reload()
+        assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("where", ["before training", "as it starts"])
+def test_an_mlflow_that_does_not_answer_is_told_at_the_start(
+    config: Callable[..., Config], tmp_path: Path, where: str
+) -> None:
+    made, began = config(mlflow_uri=NOWHERE), time.monotonic()
+    with pytest.raises(UserError) as raised:
+        check_trackers(made.tracking) if where == "before training" else start(made, str(tmp_path))
+    (line,) = str(raised.value).splitlines()
+    assert line.startswith("tracking.mlflow_uri=http://***@127.0.0.1:9 does not answer: ")
+    assert "secret" not in line
+    assert time.monotonic() - began < 30
+
+
+def test_a_wandb_without_a_login_is_told_at_the_start(
+    config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(UserError, match=r"wandb login.*tracking\.wandb_mode=offline"):
+        start(config(wandb_project="clip", wandb_mode="online"), str(tmp_path / "pretrain"))
+
+
+def test_one_that_is_there_passes(config: Callable[..., Config], server: Server) -> None:
+    check_trackers(config(mlflow_uri=server.uri, wandb_project="clip").tracking)
+    check_trackers(config().tracking)
+
+
+def test_after_the_start_it_is_a_warning(config: Callable[..., Config], tmp_path: Path) -> None:
+    warnings: list[str] = []
+    train(config(mlflow_uri=NOWHERE), str(tmp_path / "pretrain"), range(2, 4), warn=warnings.append)
+    (line,) = warnings
+    assert line.startswith("pretrain: goes on without MLflow: ")
+    assert "secret" not in line
+
+
+@pytest.mark.slow
+def test_a_server_that_goes_and_comes_back(
+    config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, warnings = Server(tmp_path), []
+    trackers = start(config(mlflow_uri=server.uri), str(tmp_path / "pretrain"), warn=warnings.append)
+    try:
+        trackers.log(record(1))
+        server.kill()
+        began = time.monotonic()
+        for step in range(2, 50):
+            trackers.log(record(step))
+        assert time.monotonic() - began < 30, "it is not asked again at every step"
+        (line,) = warnings
+        assert line.startswith("MLflow does not answer, training goes on: ")
+        server.start()
+        monkeypatch.setattr(tracking, "RETRY_SECONDS", 0.0)
+        trackers.log(record(50))
+        trackers.close()
+        assert server.steps(server.runs()["demo/pretrain"]) == list(range(1, 51))
+        assert len(warnings) == 1
+    finally:
+        server.kill()
+
+
+def test_a_server_that_is_gone_at_the_end_keeps_nobody(
+    config: Callable[..., Config], tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, warnings = config("gone", mlflow_uri=server.uri), []
+    trackers = start(made, str(tmp_path / "pretrain"), warn=warnings.append)
+    trackers.outlets[0].tracker.client = mlflow_client(config(mlflow_uri=NOWHERE).tracking)
+    trackers.log(record(1))
+    trackers.close()
+    assert len(warnings) == 1
+    (told,) = finish(config("gone", mlflow_uri=NOWHERE), {"pretrain": str(tmp_path / "pretrain")})
+    assert told.startswith("MLflow has not got the report of gone/pretrain: ")
+    assert "secret" not in told
+
+
+def test_a_password_is_used_and_not_written(config: Callable[..., Config]) -> None:
+    made = config(mlflow_uri=NOWHERE)
+    assert made.tracking.mlflow_uri == parse(made.model_dump()).tracking.mlflow_uri == NOWHERE
+    assert "secret" not in json.dumps(made.model_dump(mode="json"))
+    assert made.model_dump(mode="json")["tracking"]["mlflow_uri"] == "http://***@127.0.0.1:9"
+    assert flat(made.model_dump(mode="json"))["tracking.mlflow_uri"] == "http://***@127.0.0.1:9"
+
+
+def test_a_database_beside_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert TrackingConfig(mlflow_uri="sqlite:///m.db").mlflow_uri == f"sqlite:///{tmp_path}/m.db"
+    for uri in ("sqlite:////m.db", "http://127.0.0.1:5000", "databricks"):
+        assert TrackingConfig(mlflow_uri=uri).mlflow_uri == uri
+
+
+@pytest.mark.slow
+def test_a_whole_run(typed: Shell, tiny_conf: str, tar_pool: str, tmp_path: Path, server: Server) -> None:
+    write_zero_shot(tmp_path)
+    places = f"out=OUT store=STORE name=whole tracking.mlflow_uri={server.uri}"
+    command = f"{tiny_command(tiny_conf, tar_pool)} {places} tracking.wandb_project=clip tracking.wandb_mode=offline"
+    done = typed(command, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    runs = {name: run for name, run in server.runs().items() if name.startswith("whole/")}
+    assert set(runs) == {"whole/pretrain", "whole/finetune"}
+    in_wandb: dict[str, list[int]] = {}
+    for records in wandb_runs(str(tmp_path / "OUT")).values():
+        name = of_kind(records, "run")[0].display_name
+        in_wandb[name] = in_wandb.get(name, []) + wandb_steps(records)
+    for name, run in runs.items():
+        (curve,) = (tmp_path / "STORE" / name.split("/")[1]).glob("*/metrics.jsonl")
+        steps = [json.loads(line)["step"] for line in curve.read_text().splitlines()]
+        assert server.steps(run) == steps
+        assert in_wandb[name] == steps
+        assert run.info.status == "FINISHED"
