@@ -14,7 +14,7 @@ import pytest
 from pools import make_pairs, real_captions, write_tars
 
 from orchestrator import cli, pipeline
-from orchestrator.cli import PATH_KEYS, VERBS, compose_config, main, for_hydra
+from orchestrator.cli import PATH_KEYS, VERBS, compose_config, for_hydra, main
 from orchestrator.config import Config
 
 EXPERIMENTS = {"demo", "wfpp", "wfpp_laion", "wfpp_cc12m", "full_cc12m"}

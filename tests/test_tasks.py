@@ -236,6 +236,7 @@ def test_tasks_in_a_bucket(s3_bucket: str, tmp_path: Path) -> None:
 def test_the_numbers_are_clip_benchmarks(
     ray_cluster: str, models: LoadedModels, checkpoint: Path, tmp_path: Path
 ) -> None:
+    pytest.importorskip("clip_benchmark", reason="pip install --no-deps clip-benchmark")
     write_task(tmp_path, "wds_shapes_test", labelled(range(70)))
     write_retrieval(tmp_path, "wds_captions_test", range(40))
     tasks = {"shapes": {"name": "Shapes"}, "captions": {"name": "Captions", "metric": "mean_recall@1"}}

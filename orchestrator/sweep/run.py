@@ -32,7 +32,7 @@ from orchestrator.sweep.trials import (
     suggested_job,
     trial_at,
 )
-from orchestrator.sweep.tuner import Search, check_optuna, search
+from orchestrator.sweep.tuner import Search, check_optuna, num_concurrent, search
 from orchestrator.training.tracking import check_trackers
 
 CONFIG_FILE = "config.json"
@@ -158,7 +158,7 @@ class _Trials:
         if not trials:
             return []
         left = [trial for trial in trials if not (self.config.resume and has_ended(trial))]
-        jobs = {trial.name: job_of(trial) for trial in left}
+        jobs = {trial.name: job_of(trial, num_concurrent=num_concurrent(self.config)) for trial in left}
         wanted = Search(name=name, config=self.config, board=board, jobs=jobs, max_samples=max_samples)
         ends = {end.config["trial"]: end for end in (search(wanted) if jobs else []) if end.config}
         return [trial_result(trial, ends.get(trial.name)) for trial in trials]
@@ -171,7 +171,7 @@ class _Trials:
             name="suggested",
             config=self.config,
             board=board,
-            suggest=partial(suggested_job, self.config),
+            suggest=partial(suggested_job, self.config, num_concurrent=num_concurrent(self.config)),
             known=tuple((one.settings, one.models["pretrain"].metrics[self.config.sweep.metric]) for one in finished),
             max_samples=self.config.sweep.samples if stops else None,
         )

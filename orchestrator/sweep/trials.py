@@ -78,8 +78,8 @@ def trial_at(config: Config, point: Mapping[str, Any], *, seed: int) -> Trial:
     return _trial(config, settings_of(config.sweep, point), name=name, seed=seed, point=dict(point))
 
 
-def job_of(trial: Trial) -> TrialJob:
-    """What a trial's process gets; what the trials share is there.
+def job_of(trial: Trial, *, num_concurrent: int) -> TrialJob:
+    """What a trial's process gets, `num_concurrent` of which run at once; what the trials share is there.
 
     A trial that may be stopped early is evaluated at least once for each stretch that it is sure of."""
     config, sweep = trial.config, trial.config.sweep
@@ -87,18 +87,21 @@ def job_of(trial: Trial) -> TrialJob:
         steps = sweep.asha.grace_fraction * trial.num_samples / config.training.global_batch_size
         config = configured(config, {"training.evaluate_every_steps": max(1, int(steps))})
     total = trial.num_samples + trial.num_finetune_samples
-    return TrialJob(name=trial.name, settings=trial.settings, config=config, metric=sweep.metric, num_samples=total)
+    return _job(trial, config, num_concurrent, total)
 
 
-def suggested_job(config: Config, point: Mapping[str, Any]) -> TrialJob:
+def suggested_job(config: Config, point: Mapping[str, Any], *, num_concurrent: int) -> TrialJob:
     """What the process of a suggested trial gets, before anything of it is computed."""
     trial = trial_at(config, point, seed=config.sweep.seeds[0])
+    return _job(trial, trial.config, num_concurrent, None)
+
+
+def _job(trial: Trial, config: Config, num_concurrent: int, num_samples: int | None) -> TrialJob:
+    # workers share the cores of a node with those of other trials
+    sweep = config.sweep.model_copy(update={"max_concurrent": num_concurrent})
+    config = config.model_copy(update={"sweep": sweep})
     return TrialJob(
-        name=trial.name,
-        settings=trial.settings,
-        config=trial.config,
-        metric=config.sweep.metric,
-        num_samples=None,
+        name=trial.name, settings=trial.settings, config=config, metric=sweep.metric, num_samples=num_samples
     )
 
 

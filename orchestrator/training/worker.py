@@ -59,7 +59,7 @@ class _Worker:
         self.job, self.rank, self.num_ranks = job, context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
         if self.device.type == "cpu":
-            torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+            torch.set_num_threads(num_threads(job, context.get_local_world_size()))
         own_the_context(num_ranks=self.num_ranks, worker_cpus=training.cpus_per_worker)
         self.skips = Skips(max_share=training.max_bad_pairs)
         self.clip = self._build_model()
@@ -279,6 +279,14 @@ class _Worker:
             }
             store.write_json(job.artifact.path("summary.json"), summary)
         wait_for_all(self.num_ranks)
+
+
+def num_threads(job: Job, workers_here: int) -> int:
+    """A worker's share of its node's cores. Threads that wait for a core spin: two trials of two threads on two cores
+    took three times as long as of one."""
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    trials_here = -(-(job.config.sweep.max_concurrent or 1) // nodes)
+    return max(1, (os.cpu_count() or 1) // (workers_here * trials_here))
 
 
 def build_model(job: Job) -> Clip:

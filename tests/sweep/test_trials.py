@@ -107,13 +107,13 @@ def test_what_trials_share_is_built_once(config: Config, tmp_path: Path) -> None
 def test_jobs_know_their_samples_and_when_to_measure(config: Config, tmp_path: Path) -> None:
     trials = space_trials(with_sweep(config, tmp_path, space=KEPT))
     shared(trials)
-    assert [job_of(trial).num_samples for trial in trials] == [3 * 12 + 24, 3 * 18 + 24]
-    assert job_of(trials[0]).config == trials[0].config
+    assert [job_of(trial, num_concurrent=2).num_samples for trial in trials] == [3 * 12 + 24, 3 * 18 + 24]
+    assert job_of(trials[0], num_concurrent=2).config.sweep.max_concurrent == 2
     stopping = space_trials(with_sweep(config, tmp_path, space=KEPT, early_stopping="asha"))
     # 36 samples are 9 steps: a quarter of them is sure
-    assert job_of(stopping[0]).config.training.evaluate_every_steps == 2
+    assert job_of(stopping[0], num_concurrent=2).config.training.evaluate_every_steps == 2
     assert stopping[0].models == trials[0].models, "measuring on the way changes no model"
-    suggested = suggested_job(with_sweep(config, tmp_path, space=KEPT), {"kept": 0.6})
+    suggested = suggested_job(with_sweep(config, tmp_path, space=KEPT), {"kept": 0.6}, num_concurrent=1)
     assert (suggested.name, suggested.num_samples) == ("kept-0.6_seed-0", None)
 
 
