@@ -154,6 +154,14 @@ def _renewed(uri: str, holder: Holder, name: str, told: Callable[[str], None]) -
         with suppress(Exception):
             if _is_ours(uri, holder):
                 store.remove(uri)
+                _forget_empty(uri)
+
+
+def _forget_empty(uri: str) -> None:
+    # what was refused before anything was computed leaves no folder behind
+    if store.is_local(uri):
+        with suppress(OSError):
+            os.removedirs(os.path.dirname(store.filesystem(uri)[1]))
 
 
 def _is_complete(artifact: Artifact) -> bool:
