@@ -64,15 +64,17 @@ def for_hydra(overrides: Sequence[str]) -> list[str]:
 
     A shell strips the user's quotes, and the grammar then rejects raw `{`, `=` and blanks, and takes `2024` for a
     number; `null`, lists and quoted values stay as they are."""
-    return [_quote(_with_plus(override)) for override in overrides]
+    return [_quote(one) for override in overrides for one in _with_plus(override)]
 
 
-def _with_plus(override: str) -> str:
-    # what a space holds is the user's to name, which Hydra asks a + for
-    if override.startswith("sweep.space"):
-        return f"++{override}"
+def _with_plus(override: str) -> list[str]:
+    # what a space holds is the user's to name, which Hydra asks a + for; a whole one takes the place of what was there
+    if override.startswith("sweep.space="):
+        return ["~sweep.space", f"+{override}"]
+    if override.startswith("sweep.space."):
+        return [f"++{override}"]
     # a list of tasks is added to a command like an experiment, though for Hydra it takes the place of the default
-    return override.removeprefix("+") if override.startswith("+evaluation=") else override
+    return [override.removeprefix("+") if override.startswith("+evaluation=") else override]
 
 
 def _quote(override: str) -> str:
@@ -106,15 +108,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         config = compose_config(overrides, folder, needs_source=verb not in NEED_NO_SOURCE)
         getattr(import_module(VERBS[verb]), verb)(config)
     except KeyboardInterrupt:
-        _fail("interrupted; the same command goes on where it stopped", FAILURE)
+        _fail(f"interrupted; {_goes_on(verb)}", FAILURE)
     except Stopped as stopped:
-        _fail(str(stopped), TERMINATED)
+        _fail(str(stopped) if verb != "sweep" else f"stopped by SIGTERM; {_goes_on(verb)}", TERMINATED)
     except Exception as error:  # noqa: BLE001 the last door: whatever comes is told, and ends with a code that is not 0
         _explain(error)
 
 
+def _goes_on(verb: str) -> str:
+    return f"the same command {'with resume=true ' if verb == 'sweep' else ''}goes on where it stopped"
+
+
 def _terminated(number: int, frame: FrameType | None) -> NoReturn:
-    raise Stopped("stopped by SIGTERM; the same command goes on where it stopped")
+    raise Stopped(f"stopped by SIGTERM; {_goes_on('run')}")
 
 
 def compose_config(overrides: Sequence[str], folder: str | None = None, *, needs_source: bool = True) -> Config:

@@ -254,3 +254,19 @@ def test_a_fault_of_ours_shows_its_trace_and_ends_with_1(monkeypatch: pytest.Mon
         main(["plan", "+exp=wfpp", "source.uri=x"])
     assert ended.value.code == cli.FAILURE
     assert "ZeroDivisionError: ours" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("typed", "dimensions"),
+    [
+        ([], ["keep_fraction", "num_clusters"]),
+        (["sweep=eps"], ["eps"]),
+        (["sweep.space={training.lr: {grid: [1e-3]}}"], ["training.lr"]),
+        (["sweep.space.tau={keys: selection.dbp.tau, grid: [0.1]}"], ["keep_fraction", "num_clusters", "tau"]),
+        (["sweep=eps", "sweep.space.eps.grid=[0.1]"], ["eps"]),
+    ],
+)
+def test_a_space_that_is_given_takes_the_place_of_the_experiments(typed: list[str], dimensions: list[str]) -> None:
+    config = compose_config(for_hydra(["+exp=demo_sweep", *typed]))
+    assert list(config.sweep.space) == dimensions
+    assert config.sweep.samples == 12_800

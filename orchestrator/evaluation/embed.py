@@ -168,6 +168,8 @@ def embed(
     decoded = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         read, batch_size=1, num_cpus=READ_CPUS if is_here else 1
     )
+    # a linear probe holds out rows by their place
+    decoded.context.execution_options.preserve_order = True
     if is_here:
         actor = _Actor(make)
         for batch in decoded.iter_batches(batch_size=settings.batch_size, batch_format="numpy"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -109,7 +110,9 @@ class _TrialStage(StageProgress):
         metric = self.display.metric
         if self.name == "pretrain" and metric in record:
             self.display.tell(metric=record[metric])
-            self.display.measured({metric: record[metric], "samples_seen": record["samples_seen"]})
+            # who has trained to the end is not stopped any more
+            if record["samples_seen"] < (self.total or math.inf):
+                self.display.measured({metric: record[metric], "samples_seen": record["samples_seen"]})
 
 
 @contextmanager

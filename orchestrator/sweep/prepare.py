@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from orchestrator.errors import UserError
 from orchestrator.pipeline import build
 from orchestrator.progress import Display
 from orchestrator.record import StageRecord
 from orchestrator.stage import Stage
+from orchestrator.store import StoreError
 from orchestrator.sweep.schema import SharedStage
 from orchestrator.sweep.trials import Trial
 
@@ -20,6 +22,8 @@ class Shared:
     stages: dict[str, Stage] = field(default_factory=dict)
     needed: dict[str, int] = field(default_factory=dict)
     built: dict[str, StageRecord] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    """By trial: why a stage that it needs cannot be, such as more clusters than pairs; the others go on."""
 
     def add(self, trials: Iterable[Trial]) -> None:
         """Counts what the trials need."""
@@ -28,11 +32,27 @@ class Shared:
                 self.stages.setdefault(uri, stage)
                 self.needed[uri] = self.needed.get(uri, 0) + 1
 
-    def build(self, display: Display) -> None:
-        """Builds what is not there yet, each once, in the order of the first trial that needs it."""
-        for uri, stage in self.stages.items():
-            if uri not in self.built:
-                self.built[uri] = build(stage, display)
+    def build(self, trials: Iterable[Trial], display: Display) -> None:
+        """Builds what the trials need and is not there yet, each once."""
+        failed: dict[str, str] = {}
+        for trial in trials:
+            for stage in trial.shared:
+                uri = stage.artifact.uri
+                if uri not in self.built and uri not in failed:
+                    failed |= self._built(stage, display)
+                if uri in failed:
+                    self.refused[trial.name] = failed[uri]
+                    display.line(f"{trial.name} cannot be: {failed[uri]}")
+                    break
+
+    def _built(self, stage: Stage, display: Display) -> dict[str, str]:
+        try:
+            self.built[stage.artifact.uri] = build(stage, display)
+        except StoreError:
+            raise
+        except UserError as error:
+            return {stage.artifact.uri: str(error)}
+        return {}
 
     def counted(self) -> list[SharedStage]:
         """The counts by kind of artifact, in the order of the stages."""

@@ -12,6 +12,7 @@ from orchestrator.errors import UserError
 from orchestrator.pipeline import execute, planned
 from orchestrator.report import JSON_FILE
 from orchestrator.report.schema import ModelEvaluation, Report
+from orchestrator.store import StoreError
 from orchestrator.sweep.board import TrialDisplay
 
 SETTINGS_FILE, FAILURE_FILE, STOPPED_FILE = "settings.json", "failure.json", "stopped.json"
@@ -51,7 +52,7 @@ def run_trial(job: TrialJob, board: Any, measured: Callable[[dict[str, float]], 
         cluster.connect(job.config.cluster)
         execute(planned(job.config), "run", display)
     except Exception as error:
-        final = isinstance(error, UserError)
+        final = isinstance(first_cause(error), UserError) and not isinstance(first_cause(error), StoreError)
         store.write_json(noted, {"reason": reason(error), "final": final})
         raise
     store.remove(noted)
@@ -70,11 +71,17 @@ def metrics_of(model: ModelEvaluation) -> dict[str, float]:
     return values | {f"retrieval/{name}": value for name, value in recalls.items()}
 
 
-def reason(error: BaseException) -> str:
-    """What went wrong, on one line: the innermost cause, without the trace that Ray wraps around it."""
+def first_cause(error: BaseException) -> BaseException:
+    """What began it, under what Ray and others have wrapped around it."""
     cause = error
     while (inner := getattr(cause, "cause", None) or cause.__cause__) is not None:
         cause = inner
+    return cause
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong, on one line: the innermost cause, without the trace that Ray wraps around it."""
+    cause = first_cause(error)
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     told = lines[-1] if lines and "Traceback" in lines[0] else " ".join(lines)[:500]
     return told if isinstance(cause, UserError) else f"{type(cause).__name__}: {told}"

@@ -18,8 +18,8 @@ from orchestrator.sweep.trials import Trial
 PHASES = ("pretrain", "finetune")
 
 
-def trial_result(trial: Trial, end: Result | None) -> TrialResult:
-    """How a trial ended, by its own folder and what Tune says of it (None: nothing)."""
+def trial_result(trial: Trial, end: Result | None, *, refused: str | None = None) -> TrialResult:
+    """How a trial ended, by its own folder and what Tune says of it (None: nothing); `refused`: why it never began."""
     fixed: dict[str, Any] = {
         "name": trial.name,
         "settings": trial.settings,
@@ -27,6 +27,8 @@ def trial_result(trial: Trial, end: Result | None) -> TrialResult:
         "seed": trial.seed,
         "out": trial.out,
     }
+    if refused is not None:
+        return TrialResult(**fixed, state="failed", reason=refused)
     if store.exists(store.join(trial.out, JSON_FILE)):
         return TrialResult(**fixed, state="finished", **_numbers(trial.out))
     if store.exists(store.join(trial.out, STOPPED_FILE)):

@@ -22,6 +22,7 @@ from orchestrator.sweep.prepare import Shared
 from orchestrator.sweep.process import SETTINGS_FILE
 from orchestrator.sweep.results import dimensions, has_ended, trial_result
 from orchestrator.sweep.schema import JSON_FILE, PAGE_FILE, TABLE_FILE, SweepReport, TrialResult
+from orchestrator.sweep.space import check_space, num_points
 from orchestrator.sweep.table import parquet
 from orchestrator.sweep.trials import (
     Trial,
@@ -45,7 +46,7 @@ def sweep(config: Config) -> None:
     config, display, started, clock = _prepared(config), Display(), datetime.now(UTC), time.monotonic()
     _check(config)
     trials = _Trials(config)
-    _note_config(config)
+    _claim_folder(config)
     cluster.connect(config.cluster, dashboard=config.sweep.early_stopping == "asha")
     trials.share(display)
     results = trials.run(display)
@@ -67,6 +68,8 @@ def sweep(config: Config) -> None:
     )
     write_sweep(str(config.out), report)
     _summary(report, str(config.out), display)
+    if all(trial.state == "failed" for trial in results):
+        raise UserError(f"every trial failed, {results[0].name} because: {results[0].reason}")
 
 
 def write_sweep(out: str, report: SweepReport) -> None:
@@ -96,8 +99,10 @@ def _check(config: Config) -> None:
             )
 
 
-def _note_config(config: Config) -> None:
-    """Errors: `UserError` when `resume` is asked of a sweep with other settings, or of none."""
+def _claim_folder(config: Config) -> None:
+    """Notes the settings in the sweep's folder; without `resume`, what trials of another one have left there goes.
+
+    Errors: `UserError` when `resume` is asked of a sweep with other settings, or of none."""
     place = store.join(str(config.out), CONFIG_FILE)
     now = config.model_dump(mode="json", exclude=set(NOT_COMPARED))
     if config.resume:
@@ -110,6 +115,8 @@ def _note_config(config: Config) -> None:
                 f"resume=true, but the sweep at {config.out} had other settings of {', '.join(changed)}; "
                 "give those again, or another out= (what is shared is not computed again)"
             )
+    else:
+        store.remove(store.join(str(config.out), "trials"))
     store.write_json(place, config.model_dump(mode="json"))
 
 
@@ -120,15 +127,20 @@ class _Trials:
     def __init__(self, config: Config):
         self.config = config
         self.suggests = config.sweep.search == "optuna"
-        self.space = [trial_at(config, {}, seed=config.sweep.seeds[0])] if self.suggests else space_trials(config)
+        self.space = [self._at({})] if self.suggests else space_trials(config)
+        if self.suggests:
+            check_space(config)
         self.controls = full_controls(config)
         self.shared = Shared()
 
     def share(self, display: Display) -> None:
         """Computes what comes before training; random controls need the trials' keep lists for it."""
         display.line(f"{len(self.space) + len(self.controls)} trials and random controls; first what they share")
+        same = 0 if self.suggests else num_points(self.config.sweep) * len(self.config.sweep.seeds) - len(self.space)
+        if same:
+            display.line(f"{same} settings come to the same models as others and are not run again")
         self._share([*self.space, *self.controls], display)
-        drawn = random_controls(self.config, self.space)
+        drawn = random_controls(self.config, [one for one in self.space if one.name not in self.shared.refused])
         self._share(drawn, display)
         self.controls += drawn
         for one in self.shared.counted():
@@ -136,7 +148,7 @@ class _Trials:
 
     def _share(self, trials: list[Trial], display: Display) -> None:
         self.shared.add(trials)
-        self.shared.build(display)
+        self.shared.build(trials, display)
 
     def run(self, display: Display) -> list[TrialResult]:
         """Runs them all; how each ended."""
@@ -155,34 +167,37 @@ class _Trials:
     def _fixed(
         self, name: str, trials: list[Trial], board: Any, *, max_samples: int | None = None
     ) -> list[TrialResult]:
-        if not trials:
-            return []
-        left = [trial for trial in trials if not (self.config.resume and has_ended(trial))]
+        refused = self.shared.refused
+        over = [trial for trial in trials if self.config.resume and has_ended(trial)]
+        left = [trial for trial in trials if trial not in over and trial.name not in refused]
         jobs = {trial.name: job_of(trial, num_concurrent=num_concurrent(self.config)) for trial in left}
         wanted = Search(name=name, config=self.config, board=board, jobs=jobs, max_samples=max_samples)
         ends = {end.config["trial"]: end for end in (search(wanted) if jobs else []) if end.config}
-        return [trial_result(trial, ends.get(trial.name)) for trial in trials]
+        return [trial_result(trial, ends.get(trial.name), refused=refused.get(trial.name)) for trial in trials]
 
     def _suggested(self, board: Any) -> list[TrialResult]:
-        before = self._suggested_before() if self.config.resume else []
-        finished = [result for result in before if result.models]
-        stops = self.config.sweep.early_stopping == "asha"
+        metric, stops = self.config.sweep.metric, self.config.sweep.early_stopping == "asha"
+        before = self._fixed("interrupted", self._suggested_before(), board) if self.config.resume else []
+        known = [(one.settings, one.models["pretrain"].metrics[metric]) for one in before if one.models]
         wanted = Search(
             name="suggested",
             config=self.config,
             board=board,
             suggest=partial(suggested_job, self.config, num_concurrent=num_concurrent(self.config)),
-            known=tuple((one.settings, one.models["pretrain"].metrics[self.config.sweep.metric]) for one in finished),
+            num_suggested=self.config.sweep.num_samples - len(before),
+            known=tuple(known),
             max_samples=self.config.sweep.samples if stops else None,
         )
-        ends = search(wanted) if len(finished) < self.config.sweep.num_samples else []
-        return finished + [trial_result(self._at(end.config or {}), end) for end in ends]
+        ends = search(wanted) if wanted.num_suggested > 0 else []
+        results = before + [trial_result(self._at(end.config or {}), end) for end in ends]
+        # a point may be suggested twice
+        return list({result.name: result for result in results}.values())
 
-    def _suggested_before(self) -> list[TrialResult]:
+    def _suggested_before(self) -> list[Trial]:
         folder = store.join(str(self.config.out), "trials")
         places = [store.join(folder, name, SETTINGS_FILE) for name in store.names(folder)]
         points = [store.read_json(place) for place in places if store.exists(place)]
-        return [trial_result(self._at(point), None) for point in points if point]
+        return [self._at(point) for point in points if point]
 
     def _at(self, point: dict[str, Any]) -> Trial:
         return trial_at(self.config, point, seed=self.config.sweep.seeds[0])

@@ -34,6 +34,22 @@ def points(sweep: SweepConfig) -> Iterator[dict[str, Any]]:
             yield {name: found[name] for name in sweep.space}
 
 
+def num_points(sweep: SweepConfig) -> int:
+    """How many there are for one seed."""
+    return sum(1 for _ in points(sweep))
+
+
+def check_space(config: Config) -> None:
+    """Tries every value, or both ends, of each dimension, before hours of work for trials that are suggested later.
+
+    Errors: `UserError` for a space without a dimension, a key that does not exist, a value that the config refuses."""
+    sweep = config.sweep
+    first = next(points(sweep))
+    for name, dimension in sweep.space.items():
+        for value in getattr(dimension, dimension.way):
+            configured(config, settings_of(sweep, {**first, name: value}))
+
+
 def _draw(dimension: Dimension, rng: np.random.Generator) -> Any:
     if dimension.choice is not None:
         return dimension.choice[rng.integers(len(dimension.choice))]

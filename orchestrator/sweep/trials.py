@@ -4,6 +4,7 @@ Settings that come to the same models are one trial."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from orchestrator.keeplist import KeepList
 from orchestrator.pipeline import Pipeline, planned
 from orchestrator.selection.valid import CAPTIONED
 from orchestrator.stage import Stage
+from orchestrator.sweep.places import absolute_places
 from orchestrator.sweep.process import TrialJob
 from orchestrator.sweep.space import configured, points, settings_of
 
@@ -85,7 +87,7 @@ def job_of(trial: Trial, *, num_concurrent: int) -> TrialJob:
     config, sweep = trial.config, trial.config.sweep
     if sweep.early_stopping == "asha" and trial.control is None and config.training.evaluate_every_steps is None:
         steps = sweep.asha.grace_fraction * trial.num_samples / config.training.global_batch_size
-        config = configured(config, {"training.evaluate_every_steps": max(1, int(steps))})
+        config = configured(config, {"training.evaluate_every_steps": math.ceil(steps)})
     total = trial.num_samples + trial.num_finetune_samples
     return _job(trial, config, num_concurrent, total)
 
@@ -119,7 +121,7 @@ def random_controls(config: Config, trials: Iterable[Trial]) -> list[Trial]:
     there."""
     if not config.sweep.controls.random:
         return []
-    counts = sorted({KeepList(trial.pipeline.kept).num_pairs for trial in trials if trial.control is None})
+    counts = sorted({KeepList(trial.pipeline.kept).num_pairs for trial in trials if trial.control is None} - {0})
     return distinct(
         _trial(
             config,
@@ -150,7 +152,9 @@ def text(value: Any) -> str:
     """A value as people write it: 0.5, 1e-05, semdedup+dbp."""
     if isinstance(value, (list, tuple)):
         return "+".join(map(text, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float) and float(f"{value:g}") == value:
+        return f"{value:g}"
+    return str(value)
 
 
 def _word(name: str) -> str:
@@ -168,7 +172,9 @@ def _trial(
 ) -> Trial:
     changes = dict(_budget(config)) | dict.fromkeys(config.sweep.seed_keys, seed) | dict(settings)
     out = store.join(str(config.out), "trials", name)
-    changed = configured(config, changes).model_copy(update={"name": f"{config.name}/{name}", "out": out})
+    # a value may be a path
+    changed = absolute_places(configured(config, changes))
+    changed = changed.model_copy(update={"name": f"{config.name}/{name}", "out": out})
     return Trial(name=name, settings=point or {}, control=control, seed=seed, config=changed, pipeline=planned(changed))
 
 

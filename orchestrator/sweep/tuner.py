@@ -51,6 +51,7 @@ class Search:
     board: Any
     jobs: Mapping[str, TrialJob] = field(default_factory=dict)
     suggest: Callable[[dict[str, Any]], TrialJob] | None = None
+    num_suggested: int = 0
     known: tuple[tuple[dict[str, Any], float], ...] = ()
     max_samples: int | None = None
 
@@ -108,7 +109,7 @@ def _tune_config(wanted: Search) -> TuneConfig:
         mode="max",
         scheduler=_asha(sweep.asha, wanted.max_samples) if wanted.max_samples else None,
         search_alg=_optuna(wanted) if suggests else None,
-        num_samples=sweep.num_samples - len(wanted.known) if suggests else 1,
+        num_samples=wanted.num_suggested if suggests else 1,
         max_concurrent_trials=num_concurrent(wanted.config),
         trial_dirname_creator=lambda trial: trial.trial_id,
     )

@@ -5,13 +5,18 @@ rounding, and on a GPU by how nvJPEG widens the colours; nothing is drafted."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from orchestrator.decode import BadImage, Crop, decode
 from orchestrator.training.decoding import Rows, crop_of
+
+CHUNK_BYTES = 8 * 2**20
 
 
 class JpegDecoder:
@@ -40,7 +45,12 @@ class JpegDecoder:
         ready = [row for row in range(len(boxes)) if not boxes[row, 2] and encoded[row]]
         for row in ready:
             images[row] = _tensor(encoded[row]).view(size, size, 3).permute(2, 0, 1).to(self.device)
-        jpegs = np.flatnonzero(boxes[:, 2]).tolist()
+        for some in _chunks(np.flatnonzero(boxes[:, 2]).tolist(), encoded):
+            self._fill(images, rows, some)
+        return images
+
+    def _fill(self, images: torch.Tensor, rows: Rows, jpegs: list[int]) -> None:
+        boxes, encoded = rows["box"], rows["encoded"]
         for row, picture in zip(jpegs, self._decoded([encoded[row] for row in jpegs]), strict=True):
             crop = crop_of(boxes[row])
             try:
@@ -49,7 +59,6 @@ class JpegDecoder:
                 )
             except BadImage as error:
                 rows["valid"][row], rows["problem"][row] = False, str(error)
-        return images
 
     def _decoded(self, jpegs: list[bytes]) -> list[torch.Tensor | None]:
         if not jpegs:
@@ -72,6 +81,18 @@ class JpegDecoder:
     def _by_pillow(self, jpeg: bytes, crop: Crop) -> torch.Tensor:
         pixels = decode(jpeg, size=self.image_size, crop=lambda width, height: crop, max_pixels=self.max_pixels)
         return torch.from_numpy(pixels).permute(2, 0, 1).to(self.device)
+
+
+def _chunks(rows: list[int], encoded: NDArray) -> Iterator[list[int]]:
+    # whole pictures are some ten times their JPEGs, and lie beside the model
+    some: list[int] = []
+    for row in rows:
+        some.append(row)
+        if sum(len(encoded[one]) for one in some) > CHUNK_BYTES:
+            yield some
+            some = []
+    if some:
+        yield some
 
 
 def _tensor(data: bytes) -> torch.Tensor:

@@ -11,7 +11,7 @@ from pools import config_of
 
 from orchestrator.config import Config, ConfigError, Dimension, SweepConfig
 from orchestrator.errors import UserError
-from orchestrator.sweep.space import configured, points, settings_of
+from orchestrator.sweep.space import check_space, configured, points, settings_of
 
 
 def sweep(**settings: Any) -> SweepConfig:
@@ -96,6 +96,15 @@ def test_a_key_that_is_none_is_told(settings: dict[str, Any], message: str) -> N
 def test_a_value_that_cannot_be_is_told_with_its_key() -> None:
     with pytest.raises(ConfigError, match=r"selection.wfpp.keep_fraction: got 1.5, expected .*less than or equal to 1"):
         configured(config(), {"selection.wfpp.keep_fraction": 1.5})
+
+
+def test_a_space_of_suggestions_is_tried_at_its_ends() -> None:
+    kept = {"keys": "selection.wfpp.keep_fraction", "uniform": [0.5, 1.2]}
+    with pytest.raises(ConfigError, match=r"selection.wfpp.keep_fraction: got 1.2"):
+        check_space(config(sweep={"space": {"kept": kept}}))
+    with pytest.raises(UserError, match=r"no such key training.rate"):
+        check_space(config(sweep={"space": {"training.rate": {"choice": [1]}}}))
+    check_space(config(sweep={"space": {"training.lr": {"log_uniform": [1e-4, 1e-2]}}}))
 
 
 def test_an_empty_space_is_told() -> None:

@@ -114,7 +114,7 @@ def test_suggested_trials(typed: Shell, tiny_conf: str, tar_pool: str, tmp_path:
         ),
         (["sweep=keep_fraction", "evaluation.zero_shot.uri=null"], "is never measured: no evaluation set is given"),
         (["sweep=keep_fraction", "resume=true"], "resume=true, but there is no sweep at"),
-        (["sweep=keep_fractions"], "Available options in 'sweep': default, eps, keep_fraction,"),
+        (["sweep=keep_fractions"], "Available options in 'sweep': default, demo, eps, keep_fraction,"),
     ],
 )
 def test_what_cannot_be_is_one_line(

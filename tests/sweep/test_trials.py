@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 from pools import config_of, make_pairs, write_tars
 
@@ -27,7 +28,7 @@ def config(tmp_path: Path) -> Config:
 
 def with_sweep(config: Config, folder: Path, **settings: Any) -> Config:
     raw = config.model_dump(mode="json")
-    raw["selection"]["settings"] |= {"random": {"method": "random"}, "all": {"method": "all"}}
+    raw["selection"]["settings"] |= {name: {"method": name} for name in ("random", "all", "keep_list")}
     raw["training"] |= {"global_batch_size": 4, "lanes": 2, "epochs": 3}
     return Config.model_validate(raw | {"sweep": settings, "out": str(folder / "out"), "name": "mine"})
 
@@ -35,7 +36,7 @@ def with_sweep(config: Config, folder: Path, **settings: Any) -> Config:
 def shared(trials: list[Trial]) -> Shared:
     found = Shared()
     found.add(trials)
-    found.build(Display())
+    found.build(trials, Display())
     return found
 
 
@@ -83,7 +84,7 @@ def test_controls_keep_all_and_as_many_random_pairs(config: Config, tmp_path: Pa
     ]
     assert [control.control for control in controls] == ["full"] * 2 + ["random"] * 4
     built.add(controls)
-    built.build(Display())
+    built.build(controls, Display())
     kept = [KeepList(control.pipeline.kept) for control in controls]
     assert [keep.num_pairs for keep in kept] == [24, 24, 12, 18, 12, 18]
     assert isinstance(controls[4].config.selection.settings["random"], RandomStep)
@@ -104,14 +105,26 @@ def test_what_trials_share_is_built_once(config: Config, tmp_path: Path) -> None
     assert again == {kind: (needed, distinct, 0) for kind, (needed, distinct, _) in counts.items()}
 
 
+def test_a_stage_that_cannot_be_fails_its_trials_and_no_other(config: Config, tmp_path: Path) -> None:
+    pl.DataFrame({"key": ["of another pool"]}).write_parquet(tmp_path / "other.parquet")
+    lists = {"list": {"keys": "selection.keep_list.uri", "grid": [str(tmp_path / "other.parquet")]}}
+    mixed = {"steps": {"keys": "selection.steps", "grid": [["keep_list"], ["wfpp"]]}}
+    config = with_sweep(config, tmp_path, space=lists | mixed)
+    trials = space_trials(config)
+    built = shared(trials)
+    assert set(built.refused) == {trials[0].name}
+    assert "max_missing" in built.refused[trials[0].name]
+    assert KeepList(trials[1].pipeline.kept).num_pairs == 19
+
+
 def test_jobs_know_their_samples_and_when_to_measure(config: Config, tmp_path: Path) -> None:
     trials = space_trials(with_sweep(config, tmp_path, space=KEPT))
     shared(trials)
     assert [job_of(trial, num_concurrent=2).num_samples for trial in trials] == [3 * 12 + 24, 3 * 18 + 24]
     assert job_of(trials[0], num_concurrent=2).config.sweep.max_concurrent == 2
     stopping = space_trials(with_sweep(config, tmp_path, space=KEPT, early_stopping="asha"))
-    # 36 samples are 9 steps: a quarter of them is sure
-    assert job_of(stopping[0], num_concurrent=2).config.training.evaluate_every_steps == 2
+    # 36 samples are 9 steps, of which 2.25 are sure: measured before, it would be judged a whole stretch later
+    assert job_of(stopping[0], num_concurrent=2).config.training.evaluate_every_steps == 3
     assert stopping[0].models == trials[0].models, "measuring on the way changes no model"
     suggested = suggested_job(with_sweep(config, tmp_path, space=KEPT), {"kept": 0.6}, num_concurrent=1)
     assert (suggested.name, suggested.num_samples) == ("kept-0.6_seed-0", None)
@@ -119,6 +132,7 @@ def test_jobs_know_their_samples_and_when_to_measure(config: Config, tmp_path: P
 
 def test_names_are_fit_for_folders() -> None:
     assert label({"method": ["semdedup", "dbp"], "lr": 1e-5, "k": 100}) == "method-semdedup+dbp_lr-1e-05_k-100"
+    assert label({"n": 1000000.0}) != label({"n": 1000001.0}), "two values are two folders"
     assert label({"../../etc": "a b/c"}) == ".._.._etc-a_b_c"
 
 
