@@ -74,9 +74,17 @@ def metrics_of(model: ModelEvaluation) -> dict[str, float]:
 def first_cause(error: BaseException) -> BaseException:
     """What began it, under what Ray and others have wrapped around it."""
     cause = error
-    while (inner := getattr(cause, "cause", None) or cause.__cause__) is not None:
+    while (inner := _inner(cause)) is not None:
         cause = inner
     return cause
+
+
+def _inner(error: BaseException) -> BaseException | None:
+    # Ray Train tells each worker's failure; one of them is the cause of the others
+    failures = getattr(error, "worker_failures", None)
+    if failures:
+        return next(iter(failures.values()))
+    return getattr(error, "cause", None) or error.__cause__
 
 
 def reason(error: BaseException) -> str:

@@ -140,3 +140,6 @@ def test_a_failure_is_told_on_one_line_by_its_first_cause() -> None:
     error = RuntimeError("a worker died")
     error.__cause__ = MemoryError("no room\nfor it")
     assert reason(error) == "MemoryError: no room for it"
+    of_workers = RuntimeError("Training failed due to worker errors: a long trace")
+    of_workers.worker_failures = {0: error}  # type: ignore[attr-defined]
+    assert reason(of_workers) == "MemoryError: no room for it"
