@@ -75,13 +75,18 @@ def test_hopeless_trials_are_stopped_early_but_no_control(
     shell: Shell, tiny_conf: str, tar_pool: str, tmp_path: Path
 ) -> None:
     write_zero_shot(tmp_path)
-    space = {"training.lr": {"grid": [1e-2, 1e-9, 1e30]}}
-    budget = ["sweep.epochs=12", "sweep.early_stopping=asha", "sweep.asha.grace_fraction=0.2", "sweep.max_concurrent=1"]
+    space = {"training.lr": {"grid": [1e-3, 1e-9, 1e30]}}
+    budget = [
+        "sweep.epochs=16",
+        "sweep.early_stopping=asha",
+        "sweep.asha.grace_fraction=0.25",
+        "sweep.max_concurrent=1",
+    ]
     done = shell(command_of(tiny_conf, tar_pool, space, *budget, "sweep.controls.random=false"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     report = report_of(tmp_path)
     found = states(report)
-    assert found["training.lr-0.01_seed-0"] == found["full_seed-0"] == "finished"
+    assert found["training.lr-0.001_seed-0"] == found["full_seed-0"] == "finished"
     assert found["training.lr-1e-09_seed-0"] == "stopped"
     assert found["training.lr-1e+30_seed-0"] == "failed"
     reasons = {trial.name: trial.reason for trial in report.trials}
