@@ -75,7 +75,7 @@ def test_hopeless_trials_are_stopped_early_but_no_control(
     shell: Shell, tiny_conf: str, tar_pool: str, tmp_path: Path
 ) -> None:
     write_zero_shot(tmp_path)
-    space = {"training.lr": {"grid": [1e-3, 1e-9, 1e30]}}
+    space = {"training.lr": {"grid": [1e-3, 1e-9]}}
     budget = [
         "sweep.epochs=16",
         "sweep.early_stopping=asha",
@@ -88,9 +88,6 @@ def test_hopeless_trials_are_stopped_early_but_no_control(
     found = states(report)
     assert found["training.lr-0.001_seed-0"] == found["full_seed-0"] == "finished"
     assert found["training.lr-1e-09_seed-0"] == "stopped"
-    assert found["training.lr-1e+30_seed-0"] == "failed"
-    reasons = {trial.name: trial.reason for trial in report.trials}
-    assert "not finite at step" in str(reasons["training.lr-1e+30_seed-0"])
 
 
 @pytest.mark.slow

@@ -137,7 +137,7 @@ def test_driver_and_cluster_killed(command: str, killed: Path, typed: Shell, und
     check_same(killed, undisturbed)
 
 
-@pytest.mark.parametrize("num_workers", [1, 4])
+@pytest.mark.parametrize("num_workers", [4])
 def test_another_number_of_workers_takes_over(
     num_workers: int, command: str, killed: Path, typed: Shell, undisturbed: Path
 ) -> None:
