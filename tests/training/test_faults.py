@@ -137,12 +137,9 @@ def test_driver_and_cluster_killed(command: str, killed: Path, typed: Shell, und
     check_same(killed, undisturbed)
 
 
-@pytest.mark.parametrize("num_workers", [4])
-def test_another_number_of_workers_takes_over(
-    num_workers: int, command: str, killed: Path, typed: Shell, undisturbed: Path
-) -> None:
+def test_another_number_of_workers_takes_over(command: str, killed: Path, typed: Shell, undisturbed: Path) -> None:
     step = last_step(killed)
-    resume(typed, f"{command} training.num_workers={num_workers}", killed, after=step)
+    resume(typed, f"{command} training.num_workers=4", killed, after=step)
     check_same(killed, undisturbed, num_losses=step + 20)
 
 
