@@ -157,7 +157,7 @@ class Run:
         source = open_source(parse(self.record.config).source)
         parts = source.parts()
         found: dict[tuple[int, int], Image.Image | None] = {}
-        for (index,), rows in pairs.select("part", "row").unique().sort("part", "row").group_by("part"):
+        for (index,), rows in pairs.select("part", "row").unique().group_by("part"):
             numbers = rows["row"].sort().to_list()
             wanted = self._catalog.table(index, READ_COLUMNS).take(pa.array(numbers, pa.int64()))
             for number, data in zip(numbers, source.images(parts[index], wanted), strict=True):

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from orchestrator.report import cluster_figures
@@ -78,28 +78,17 @@ class AverageRow:
 
 def render(report: Report, pictures: Pictures) -> str:
     """The page. Everything in `report` is escaped."""
-    environment = Environment(
-        loader=PackageLoader("orchestrator.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment("orchestrator.report")
     environment.filters |= {
-        "count": "{:,.0f}".format,
-        "percent": percent,
-        "duration": duration,
         "score": "{:.4g}".format,
         "decimals": "{:.3f}".format,
         "reason": lambda name: REASONS.get(name, name.replace("_", " ")),
         "settings": settings_text,
-        "json": partial(json.dumps, indent=2, ensure_ascii=False),
     }
-    style = environment.get_template("style.css").render()
     return environment.get_template("report.html.j2").render(
         report=report,
         pictures=pictures,
-        style=Markup(style),
+        style=page_style(environment),
         headlines=headlines(report),
         figures=_figures(report),
         plots=_step_plots(report),
@@ -114,6 +103,29 @@ def render(report: Report, pictures: Pictures) -> str:
         longest=max((stage.computed_seconds for stage in report.stages), default=0.0) or 1.0,
         kept_fraction=_kept_fraction(report),
     )
+
+
+def page_environment(*packages: str) -> Environment:
+    """Templates of the packages, in which everything is escaped, with the filters that all pages have."""
+    environment = Environment(
+        loader=ChoiceLoader([PackageLoader(package, ".") for package in packages]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "count": "{:,.0f}".format,
+        "percent": percent,
+        "duration": duration,
+        "json": partial(json.dumps, indent=2, ensure_ascii=False, default=str),
+    }
+    return environment
+
+
+def page_style(environment: Environment) -> Markup:
+    """The style sheet of all pages."""
+    return Markup(environment.get_template("style.css").render())
 
 
 def percent(value: float, digits: int = 1) -> str:

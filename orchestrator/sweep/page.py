@@ -4,7 +4,6 @@ slip through."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,11 +11,9 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from orchestrator.report.page import MODEL_NAMES, percent
-from orchestrator.report.summary import duration
+from orchestrator.report.page import MODEL_NAMES, page_environment, page_style
 from orchestrator.sweep import figures
 from orchestrator.sweep.schema import SweepReport
 from orchestrator.sweep.summary import (
@@ -109,25 +106,15 @@ def render(report: SweepReport) -> str:
     metrics, costs = metrics_shown(report, settings), cost_rows(settings)
     grid = figures.grid_of(settings, report.metric, report.dimensions)
     longest = max((row.total for row in costs), default=0.0) or 1.0
-    environment = Environment(
-        loader=ChoiceLoader([PackageLoader("orchestrator.sweep", "."), PackageLoader("orchestrator.report", ".")]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment("orchestrator.sweep", "orchestrator.report")
     environment.filters |= {
-        "count": "{:,.0f}".format,
-        "percent": percent,
-        "duration": duration,
         "spread": spread_text,
         "hours": partial(hours_text, digits=max(0, 2 - math.floor(math.log10(longest)))),
         "value": value_text,
-        "json": partial(json.dumps, indent=2, ensure_ascii=False, default=str),
     }
     return environment.get_template("sweep.html.j2").render(
         report=report,
-        style=Markup(environment.get_template("style.css").render()),
+        style=page_style(environment),
         headlines=headlines(report),
         started=datetime.fromisoformat(report.started).astimezone(UTC),
         metric=metric_title(report.metric),

@@ -11,11 +11,10 @@ from orchestrator import store
 from orchestrator.config import Config
 from orchestrator.report import JSON_FILE
 from orchestrator.report.schema import Report
+from orchestrator.report.trained import PHASES
 from orchestrator.sweep.process import FAILURE_FILE, SAMPLES, STOPPED_FILE, metrics_of, reason
 from orchestrator.sweep.schema import ModelResult, TrialResult
 from orchestrator.sweep.trials import Trial
-
-PHASES = ("pretrain", "finetune")
 
 
 def trial_result(trial: Trial, end: Result | None, *, refused: str | None = None) -> TrialResult:
