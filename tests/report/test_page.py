@@ -5,11 +5,11 @@ from __future__ import annotations
 import html
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from browser import CHROMIUM, POLICY, QUIET
 from report_runs import HOSTILE, Elements
 
 from orchestrator.record import RunRecord
@@ -17,18 +17,6 @@ from orchestrator.report import build_report, write_report
 from orchestrator.report.page import render
 from orchestrator.report.pictures import Pictures
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-QUIET = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--hide-scrollbars",
-)
-POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
 MEASURE = """<script>document.title = JSON.stringify([document.title, document.documentElement.scrollWidth, innerWidth,
 [...document.images].map(image => image.naturalWidth)])</script>"""
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import html
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import CHROMIUM, POLICY, QUIET
 from report_runs import Elements
 from sweep_reports import (
     DIMENSIONS,
@@ -29,19 +29,7 @@ from orchestrator.sweep.page import PAPERS, render, table_lines
 from orchestrator.sweep.schema import SweepReport
 from orchestrator.sweep.summary import settings_of
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-QUIET = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--hide-scrollbars",
-)
 EVIL = "_$x$<script>alert(1)</script>\"' \x07 \\frac{"
-POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
 # Chromium's narrowest window is wider than a phone, so the page measures itself in a frame
 MEASURE = """<iframe width="{width}" height="2000" style="border: 0"></iframe><script>
 const frame = document.querySelector("iframe");
