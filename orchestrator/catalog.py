@@ -54,8 +54,8 @@ class Catalog:
 @lru_cache(maxsize=CACHED_PARTS)
 def _read(uri: str, columns: tuple[str, ...]) -> pa.Table:
     # cached: the training stream comes back to a part once for each of its windows
-    fs, path = store.filesystem(uri)
-    with fs.open(path, "rb", cache_type="all") if not store.is_local(uri) else open(path, "rb") as file:
+    file = store.open_file(uri) if store.is_local(uri) else pa.BufferReader(store.read(uri))
+    with file:
         return pq.read_table(file, columns=list(columns))
 
 

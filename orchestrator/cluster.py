@@ -1,34 +1,57 @@
-"""The Ray cluster a command runs on: the one it is told, the one it is in, or one started on this machine."""
+"""The Ray cluster a command runs on: the one it is told, the one it is in, or one started on this machine; how large it
+is or may grow, and what its nodes see."""
 
 from __future__ import annotations
 
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from orchestrator import store
 from orchestrator.config import ClusterConfig
 from orchestrator.errors import UserError
 
 # Train, its controller and a decode task must fit beside the workers: 2 workers on 2 logical CPUs would wait for ever
 LOCAL_MIN_CPUS = 4
 LOCAL_MAX_WORKERS = 2
+# what Ray sets for the process of a job, and the folder of its copies of working directories
+JOB, COPIES = "RAY_JOB_CONFIG_JSON_ENV_VAR", "working_dir_files"
+# nodes that are asked whether they see a folder
+MAX_ASKED = 64
 # of processes that run models on CPUs: glibc gives the memory of large activations back to the system and faults it in
 # again at every layer; kept, the same forward pass took a third of the time (EfficientNet-Lite0, fp32)
 CPU_ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_ARENA_MAX": "1"}
+
+
+@dataclass
+class _Size:
+    """What a cluster may grow to; 0 where it stays as it is."""
+
+    num_cpus: int = 0
+    num_gpus: int = 0
+
+
+_grows_to = _Size()
 
 
 def connect(config: ClusterConfig, *, dashboard: bool = False) -> None:
     """Connects to the cluster, or starts one here, with Ray's dashboard or without; a second call in one process only
     sets up the process."""
     _quiet_data()
+    _grows_to.num_cpus, _grows_to.num_gpus = config.max_cpus or 0, config.max_gpus or 0
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -81,23 +104,81 @@ def _quiet_data() -> None:
 
 
 def num_cpus() -> int:
-    """Logical CPUs of the whole cluster."""
-    return int(ray.cluster_resources().get("CPU", 1))
+    """Logical CPUs of the whole cluster, once it has grown."""
+    return max(int(ray.cluster_resources().get("CPU", 1)), _grows_to.num_cpus)
 
 
 def num_cores() -> int:
-    """Cores of the whole cluster: a local one has more logical CPUs than there are."""
-    return min(num_cpus(), len(ray.nodes()) * (os.cpu_count() or 1))
+    """Cores of the whole cluster: one on this machine has more logical CPUs than there are."""
+    return min(num_cpus(), os.cpu_count() or 1) if _is_here() else num_cpus()
 
 
 def num_gpus() -> int:
-    """GPUs of the whole cluster."""
-    return int(ray.cluster_resources().get("GPU", 0))
+    """GPUs of the whole cluster, once it has grown."""
+    return max(int(ray.cluster_resources().get("GPU", 0)), _grows_to.num_gpus)
 
 
 def node_cpus() -> int:
     """Logical CPUs of the largest node: what one task may ask for at most."""
-    return int(max(node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"]))
+    return int(max(node["Resources"].get("CPU", 1) for node in _nodes()))
+
+
+def check_shared(places: Mapping[str, str]) -> None:
+    """Looks whether every node sees the folders, by setting, that are given as local paths; URIs all nodes reach.
+
+    Errors: `UserError` for a folder that one of the nodes does not see: its tasks would write where nobody reads."""
+    nodes = _nodes()[:MAX_ASKED]
+    folders = {key: place for key, place in places.items() if store.is_local(place)}
+    if len(nodes) == 1 or not folders:
+        return
+    marks = {key: store.join(folder, f".seen-{uuid.uuid4().hex[:8]}") for key, folder in folders.items()}
+    for mark in marks.values():
+        store.write(mark, b"")
+    try:
+        paths = list(marks.values())
+        asked = [_seen_from.options(scheduling_strategy=_on(node)).remote(paths) for node in nodes]
+        for node, seen in zip(nodes, ray.get(asked), strict=True):
+            for key, is_there in zip(marks, seen, strict=True):
+                if not is_there:
+                    raise UserError(
+                        f"{key}={folders[key]} is a folder of one node: {node['NodeManagerAddress']} does not see it; "
+                        f"expected a place that all {len(_nodes())} nodes share: s3://..., gs://... or a network folder"
+                    )
+    finally:
+        for mark in marks.values():
+            store.remove(mark)
+
+
+def check_outlive_job(places: Mapping[str, str]) -> None:
+    """Looks whether the places, by setting, stay when this process is a job's of `ray job submit`, which runs in a copy
+    of its working directory that goes with it.
+
+    Errors: `UserError` for a place in that copy."""
+    copy = os.getcwd() if JOB in os.environ and COPIES in os.getcwd() else None
+    for key, place in places.items():
+        if copy is not None and store.is_local(place) and Path(place).is_relative_to(copy):
+            raise UserError(
+                f"{key}={os.path.relpath(place, copy)} lies in the job's copy of the working directory, which Ray "
+                f"removes after the job; expected a place that stays: {key}=s3://..., gs://... or an absolute path"
+            )
+
+
+@ray.remote(num_cpus=0)
+def _seen_from(paths: list[str]) -> list[bool]:
+    return [os.path.exists(path) for path in paths]
+
+
+def _on(node: Mapping[str, Any]) -> NodeAffinitySchedulingStrategy:
+    return NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+
+
+def _nodes() -> list[dict[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def _is_here() -> bool:
+    nodes = _nodes()
+    return len({node["NodeManagerHostname"] for node in nodes} | {socket.gethostname()}) == 1
 
 
 def num_train_workers(asked: int | None, *, lanes: int) -> int:

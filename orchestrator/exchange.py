@@ -49,12 +49,11 @@ def pack(tables: Sequence[pa.Table]) -> bytes:
 
 def read_slice(uri: str, destination: int) -> pa.Table | None:
     """What a source's file holds for a destination; `None` where it holds nothing. Errors: `OSError` from reading."""
-    fs, path = store.filesystem(uri)
-    at = OFFSET.itemsize * destination
-    start, end = np.frombuffer(fs.cat_file(path, start=at, end=at + 2 * OFFSET.itemsize), OFFSET).tolist()
+    (bounds,) = store.read_spans(uri, [(OFFSET.itemsize * destination, 2 * OFFSET.itemsize)])
+    start, end = np.frombuffer(bounds, OFFSET).tolist()
     if start == end:
         return None
-    data = fs.cat_file(path, start=start, end=end)
+    (data,) = store.read_spans(uri, [(start, end - start)])
     assert len(data) == end - start, f"{uri}: got {len(data)} of {end - start} bytes"
     return pa.ipc.open_stream(data).read_all()
 

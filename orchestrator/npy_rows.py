@@ -77,8 +77,8 @@ def open_npy(uri: str) -> NpyRows:
     """The array in a file, from its header.
 
     Errors: `UserError`, one line, for what is no array of plain values in C order; `OSError` from reading."""
-    fs, path = store.filesystem(uri)
-    file = io.BytesIO(fs.cat_file(path, start=0, end=PREFIX))
+    with store.open_file(uri, read_ahead=PREFIX) as whole:
+        file = io.BytesIO(whole.read(PREFIX))
     try:
         version = np.lib.format.read_magic(file)
         if version not in HEADERS:

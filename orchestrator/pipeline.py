@@ -97,8 +97,11 @@ def export(config: Config) -> None:
 
 
 def prepare(config: Config) -> Config:
-    """The config with absolute places and, for the demo, the embedded pool written into the store as shards."""
+    """The config with absolute places and, for the demo, the embedded pool written into the store as shards.
+
+    Errors: `UserError` for places that would be gone with the job."""
     places = {"store": store.absolute(config.store), "out": _out(config)}
+    cluster.check_outlive_job(places)
     return embed_demo(config.model_copy(update=places))
 
 
@@ -183,6 +186,7 @@ def _finish(config: Config, stages: Sequence[Stage], verb: str, display: Display
     # a place that cannot be written is told before hours of work, not after
     store.write_json(store.join(_out(config), "config.json"), config.model_dump(mode="json"))
     cluster.connect(config.cluster)
+    cluster.check_shared({"out": _out(config), "store": config.store})
     records = [build(stage, display) for stage in stages]
     record = RunRecord(
         name=config.name,

@@ -1,6 +1,7 @@
 """Files at any URI that fsspec knows (local, s3://, gs://, ...), written whole or not at all.
 
-A local file is written under a temporary name and renamed; an object store's single put is already atomic."""
+A local file is written under a temporary name and renamed; an object store's single put is already atomic. What goes
+over a network is tried again (`remote`)."""
 
 from __future__ import annotations
 
@@ -8,17 +9,16 @@ import json
 import os
 import shutil
 import uuid
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import IO, Any, cast
 
 import fsspec
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from orchestrator.errors import UserError
+from orchestrator.remote import READ_AHEAD, RemoteFile, StoreError, read_ranges, tried
 
-
-class StoreError(UserError, OSError):
-    """A place that cannot be read or written: the message is one line, meant for the user."""
+PARALLEL = 4
 
 
 def absolute(uri: str | os.PathLike[str]) -> str:
@@ -47,13 +47,34 @@ def is_local(uri: str) -> bool:
 def exists(uri: str) -> bool:
     """Whether a file or folder is there."""
     fs, path = filesystem(uri)
-    return fs.exists(path)
+    return fs.exists(path) if is_local(uri) else tried(lambda: fs.exists(path), uri)
 
 
 def read(uri: str) -> bytes:
     """A whole file."""
     fs, path = filesystem(uri)
-    return fs.cat_file(path)
+    return fs.cat_file(path) if is_local(uri) else tried(lambda: fs.cat_file(path), uri)
+
+
+def read_spans(uri: str, spans: Sequence[tuple[int, int]]) -> Iterator[bytes]:
+    """The bytes of each (offset, size) of a file, in the order given; of a remote one `PARALLEL` are in flight at once.
+
+    What lies beyond the end of a local file is missing; of a remote one that is an error. Errors: `OSError`."""
+    fs, path = filesystem(uri)
+    if is_local(uri):
+        with open(path, "rb") as file:
+            for offset, size in spans:
+                file.seek(offset)
+                yield file.read(size)
+        return
+    for first in range(0, len(spans), PARALLEL):
+        yield from read_ranges(fs, path, [(offset, offset + size) for offset, size in spans[first : first + PARALLEL]])
+
+
+def open_file(uri: str, *, read_ahead: int = READ_AHEAD) -> IO[bytes]:
+    """A file to be read in any order; `read_ahead`: the bytes that a request to a remote place asks for."""
+    fs, path = filesystem(uri)
+    return open(path, "rb") if is_local(uri) else cast(IO[bytes], RemoteFile(fs, path, read_ahead=read_ahead))
 
 
 def read_json(uri: str) -> Any:
@@ -68,9 +89,11 @@ def write(uri: str, data: bytes) -> None:
     fs, path = filesystem(uri)
     try:
         if not isinstance(fs, LocalFileSystem):
-            fs.pipe_file(path, data)
+            tried(lambda: fs.pipe_file(path, data), uri, doing="write")
             return
         _write_local(path, data)
+    except StoreError:
+        raise
     except OSError as error:
         raise StoreError(
             f"cannot write {uri}: {error.strerror or error}; expected a writable place with room (set out= and store=)"
@@ -98,18 +121,20 @@ def write_json(uri: str, value: Any) -> None:
 def names(uri: str) -> list[str]:
     """The names directly below a folder, sorted; none when it does not exist."""
     fs, path = filesystem(uri)
-    fs.invalidate_cache()
-    if not fs.exists(path):
-        return []
-    return sorted(os.path.basename(entry.rstrip("/")) for entry in fs.ls(path, detail=False))
+
+    def listed() -> list[str]:
+        fs.invalidate_cache()
+        return fs.ls(path, detail=False) if fs.exists(path) else []
+
+    return sorted(os.path.basename(entry.rstrip("/")) for entry in tried(listed, uri))
 
 
 def copy(from_uri: str, to_uri: str) -> None:
     """Copies a file, or a folder with all below it, between any two places."""
     fs, path = filesystem(from_uri)
-    for entry in fs.find(path):
+    for entry in tried(lambda: fs.find(path), from_uri):
         tail = entry[len(path.rstrip("/")) :].lstrip("/")
-        write(join(to_uri, tail) if tail else to_uri, fs.cat_file(entry))
+        write(join(to_uri, tail) if tail else to_uri, read(join(from_uri, tail) if tail else from_uri))
 
 
 def is_path(text: str) -> bool:
@@ -127,7 +152,9 @@ def put_file(path: str, uri: str) -> None:
             shutil.copyfile(path, temporary)
             os.replace(temporary, target)
         else:
-            fs.put_file(path, target)
+            tried(lambda: fs.put_file(path, target), uri, doing="write")
+    except StoreError:
+        raise
     except OSError as error:
         raise StoreError(
             f"cannot write {uri}: {error.strerror or error}; expected a writable place with room"
@@ -137,5 +164,5 @@ def put_file(path: str, uri: str) -> None:
 def remove(uri: str) -> None:
     """Removes a file or folder of ours."""
     fs, path = filesystem(uri)
-    if fs.exists(path):
+    if exists(uri):
         fs.rm(path, recursive=True)

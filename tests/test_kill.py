@@ -21,7 +21,7 @@ def finished_parts(folder: Path, kind: str) -> dict[Path, int]:
 
 
 def test_killed_while_scoring(tmp_path: Path) -> None:
-    captions = real_captions(6000) * 2
+    captions = real_captions(1500) * 2
     write_table(tmp_path / "table", captions, num_files=2)
     select = (
         "python -m orchestrator select +exp=wfpp source=table source.uri=table source.part_rows=40 "

@@ -17,7 +17,8 @@ from orchestrator import lease, store
 from orchestrator.artifacts import Artifact
 from orchestrator.lease import Holder
 
-# a run of its own: waits for the signal to start, says what it does, and computes for as long as it is told
+# a run of its own: waits for the signal to start, says what it does, and computes for as long as it is told, but until
+# the others have seen it
 RUN = """
 import sys, time
 from pathlib import Path
@@ -37,6 +38,8 @@ while log.read_text().count("ready") < int(sys.argv[4]):
 with lease.held(artifact, name="numbers", told=say, poll_seconds=0.05) as mine:
     say("computes" if mine else "reuses")
     if mine:
+        while log.read_text().count("; waiting") < int(sys.argv[4]) - 1:
+            time.sleep(0.05)
         time.sleep(seconds)
         artifact.publish(totals={}, parts=[], seconds=seconds)
 """

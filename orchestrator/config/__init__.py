@@ -142,10 +142,13 @@ class TrackingConfig(Section):
 
 
 class ClusterConfig(Section):
-    """Which Ray cluster: an address (default: RAY_ADDRESS, else one on this machine)."""
+    """Which Ray cluster: an address (default: RAY_ADDRESS, else one on this machine, with `num_cpus`). `max_cpus`,
+    `max_gpus`: what one with an autoscaler may grow to."""
 
     address: str | None = None
     num_cpus: Positive | None = None
+    max_cpus: Positive | None = None
+    max_gpus: Positive | None = None
     scoring_actors: Positive | None = None
 
 

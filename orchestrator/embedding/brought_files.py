@@ -230,9 +230,11 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 def _first_length(shard: Shard, column: str) -> int | None:
-    fs, path = store.filesystem(shard.uri)
     # page by page: a row group of vectors is large
-    with fs.open(path, "rb") as file, pq.ParquetFile(file, buffer_size=BUFFER, pre_buffer=False) as parquet:
+    with (
+        store.open_file(shard.uri, read_ahead=BUFFER) as file,
+        pq.ParquetFile(file, buffer_size=BUFFER, pre_buffer=False) as parquet,
+    ):
         for batch in parquet.iter_batches(batch_size=1, columns=[column]):
             if batch.column(0).null_count == 0:
                 return len(batch.column(0)[0])

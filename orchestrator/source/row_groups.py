@@ -9,10 +9,13 @@ from contextlib import contextmanager
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from orchestrator.remote import CutOff
 from orchestrator.source.schema import Part, Shard
-from orchestrator.store import filesystem
+from orchestrator.store import open_file
 
 NUM_THREADS = 16
+# Arrow asks for whole column chunks by itself
+FOOTER = 64 << 10
 
 
 class DamagedParquet(Exception):
@@ -22,11 +25,10 @@ class DamagedParquet(Exception):
 @contextmanager
 def open_parquet(uri: str) -> Iterator[pq.ParquetFile]:
     """A Parquet file at any URI. Errors: `DamagedParquet`, here or in the body; `OSError` from reading."""
-    fs, path = filesystem(uri)
     try:
-        with fs.open(path, "rb") as file, pq.ParquetFile(file, pre_buffer=True) as parquet:
+        with open_file(uri, read_ahead=FOOTER) as file, pq.ParquetFile(file, pre_buffer=True) as parquet:
             yield parquet
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, CutOff) as error:
         raise DamagedParquet(str(error)) from error
     except OSError as error:
         # Arrow reports undecodable thrift and pages as a plain OSError without a number; a failed read has one

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from braceexpand import braceexpand
@@ -19,6 +20,8 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from orchestrator.config import ConfigError
+from orchestrator.errors import UserError
+from orchestrator.remote import tried
 from orchestrator.source.schema import Shard
 from orchestrator.store import absolute, filesystem
 
@@ -27,7 +30,7 @@ NUM_THREADS = 16
 VERSION_KEYS = ("ETag", "etag", "mtime", "LastModified", "updated", "last_modified", "created")
 
 
-class _Nothing(Exception):
+class _Nothing(UserError):
     """What a user's path names is not there."""
 
 
@@ -50,11 +53,11 @@ def find_shards(
         fs, path = filesystem(absolute(item))
         fs.invalidate_cache()  # a pool may have grown since this process last listed it
         try:
-            matches = _matches(listing, fs, path, item, endings)
+            matches = tried(partial(_matches, listing, fs, path, item, endings), item)
         except _Nothing as error:
             raise ConfigError(f"{setting}: {error}") from None
         for found in matches:
-            shard = _shard(listing, fs, found, endings, sidecars)
+            shard = tried(partial(_shard, listing, fs, found, endings, sidecars), item)
             shards[shard.uri] = shard
     return [shards[name] for name in sorted(shards)]
 

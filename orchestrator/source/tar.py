@@ -15,13 +15,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, cast
 
-from orchestrator.store import filesystem, is_local
+from orchestrator.remote import CutOff
+from orchestrator.store import open_file
 
 BLOCK = 512
-READ_AHEAD = 8 << 20
 GZIP_MAGIC = b"\x1f\x8b"
 _NAME = re.compile(r"^((?:.*/|)[^./][^.]*)\.([^/]+)$")
-_DAMAGE = (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError)
+# a stream that ends early time and again is as good as a file that does
+_CUT = (gzip.BadGzipFile, zlib.error, EOFError, CutOff)
+_DAMAGE = (tarfile.TarError, *_CUT)
 
 
 class DamagedTar(Exception):
@@ -48,11 +50,14 @@ class Member:
 
 @contextmanager
 def open_tar(uri: str) -> Iterator[tuple[IO[bytes], bool]]:
-    """The tar as a stream of uncompressed bytes, and whether offsets into it are offsets into the file."""
-    fs, path = filesystem(uri)
-    options = {} if is_local(uri) else {"block_size": READ_AHEAD, "cache_type": "readahead"}
-    with fs.open(path, "rb", **options) as file:
-        is_compressed = file.read(len(GZIP_MAGIC)) == GZIP_MAGIC
+    """The tar as a stream of uncompressed bytes, and whether offsets into it are offsets into the file.
+
+    Errors: `DamagedTar`; `OSError` from reading."""
+    with open_file(uri) as file:
+        try:
+            is_compressed = file.read(len(GZIP_MAGIC)) == GZIP_MAGIC
+        except CutOff as error:
+            raise DamagedTar(None) from error
         file.seek(0)
         if is_compressed:
             with gzip.GzipFile(fileobj=file, mode="rb") as stream:
@@ -91,7 +96,7 @@ def read_member(file: IO[bytes], member: Member, limit: int | None = None) -> by
     try:
         file.seek(member.offset)
         data = file.read(length)
-    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+    except _CUT as error:
         raise DamagedTar(member) from error
     if len(data) < length:
         raise DamagedTar(member)

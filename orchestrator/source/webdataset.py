@@ -53,14 +53,15 @@ class WebDataset:
         problems = Problems()
         known = _sidecar_labels(part.shard, problems)
         walk = _Walk(part.shard.name, known, problems)
-        with open_tar(part.shard.uri) as (file, is_seekable):
-            try:
+        is_seekable = True
+        try:
+            with open_tar(part.shard.uri) as (file, is_seekable):
                 for member in members(file):
                     walk.add(file, member)
-            except NotATar as error:
-                return unreadable(part, problems, f"not a tar ({error})")
-            except DamagedTar as error:
-                walk.cut(error.member)
+        except NotATar as error:
+            return unreadable(part, problems, f"not a tar ({error})")
+        except DamagedTar as error:
+            walk.cut(error.member)
         table = walk.table(with_offsets=is_seekable)
         return PartCatalog(
             table=table,
@@ -204,8 +205,8 @@ def _sidecar_labels(shard: Shard, problems: Problems) -> dict[str, Labels]:
 
 def _walk_images(shard: Shard, keys: list[str]) -> Iterator[bytes]:
     wanted, waiting, position = set(keys), dict[str, bytes](), 0
-    with open_tar(shard.uri) as (file, _):
-        try:
+    try:
+        with open_tar(shard.uri) as (file, _):
             for member in members(file):
                 if member.key in wanted and member.extension in IMAGE_EXTENSIONS:
                     wanted.remove(member.key)
@@ -215,7 +216,7 @@ def _walk_images(shard: Shard, keys: list[str]) -> Iterator[bytes]:
                     position += 1
                 if position == len(keys):
                     return
-        except (DamagedTar, NotATar) as error:
-            raise OSError(f"{shard.uri}: cut off before {keys[position]}; it changed since it was read") from error
+    except (DamagedTar, NotATar) as error:
+        raise OSError(f"{shard.uri}: cut off before {keys[position]}; it changed since it was read") from error
     if position < len(keys):
         raise OSError(f"{shard.uri}: no image of {keys[position]}; the shard changed since it was read")

@@ -103,7 +103,7 @@ def against_kept(name: str, settings: Sequence[Setting], metric: str, model: str
             for kept, value in found:
                 _mark(axes, look, told, Spread(kept, None), value)
         axes.set(xlabel="pairs kept, of the pool", ylabel=metric_title(metric), ylim=_limits(settings, metric))
-        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda kept, _: f"{100 * kept:.3g}%"))
         _finish(axes)
 
     return svg(name, draw)

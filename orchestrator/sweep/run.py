@@ -48,6 +48,7 @@ def sweep(config: Config) -> None:
     trials = _Trials(config)
     _claim_folder(config)
     cluster.connect(config.cluster, dashboard=config.sweep.early_stopping == "asha")
+    cluster.check_shared({"out": str(config.out), "store": config.store})
     trials.share(display)
     results = trials.run(display)
     report = SweepReport(

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from orchestrator.report.summary import Headline, duration
 from orchestrator.sweep.schema import SweepReport, TrialResult
 
+# those of the table, where measured
 METRICS = {
     "zero_shot/top1": "zero-shot top-1",
     "zero_shot/top5": "zero-shot top-5",
@@ -90,7 +91,8 @@ class CostRow:
 
 def metric_title(name: str) -> str:
     """A metric as a reader calls it."""
-    return METRICS.get(name, name.replace("/", ", ").replace("_", " "))
+    plain = name.removeprefix("retrieval/").replace("_recall_at_", " R@").replace("/", ", ").replace("_", " ")
+    return METRICS.get(name, plain)
 
 
 def value_text(value: Any) -> str:

@@ -132,12 +132,9 @@ def test_the_head_of_the_cluster_killed(command: str, tmp_path: Path, typed: She
     check_same(tmp_path, undisturbed)
 
 
-def test_driver_and_cluster_killed(command: str, killed: Path, typed: Shell, undisturbed: Path) -> None:
-    resume(typed, command, killed, after=last_step(killed))
-    check_same(killed, undisturbed)
-
-
-def test_another_number_of_workers_takes_over(command: str, killed: Path, typed: Shell, undisturbed: Path) -> None:
+def test_driver_and_cluster_killed_and_another_number_of_workers_takes_over(
+    command: str, killed: Path, typed: Shell, undisturbed: Path
+) -> None:
     step = last_step(killed)
     resume(typed, f"{command} training.num_workers=4", killed, after=step)
     check_same(killed, undisturbed, num_losses=step + 20)

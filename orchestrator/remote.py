@@ -1,0 +1,129 @@
+"""Reading and writing at places that fail now and then: tried again after growing pauses, then told in one line.
+
+A client library tries again too, each in its own way and not all of its requests; a body that ends early some take for
+the whole. So that every place behaves alike, what is read here has the length that was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from fsspec import AbstractFileSystem
+from fsspec.spec import AbstractBufferedFile
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+
+from orchestrator.errors import UserError
+
+TRIES = 4
+# seconds; the pause before the n-th try is drawn from 0 to LEAST * 2**n: a thousand readers do not come back as one
+LEAST, LONGEST = 0.5, 20.0
+READ_AHEAD = 8 << 20
+# what another try cannot change
+FINAL = (
+    FileNotFoundError,
+    FileExistsError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+    NotImplementedError,
+    UserError,
+    TypeError,
+)
+# of botocore, google-auth and azure-core, none of which has to be there
+NO_CREDENTIALS = (
+    "NoCredentialsError",
+    "PartialCredentialsError",
+    "DefaultCredentialsError",
+    "ClientAuthenticationError",
+)
+# of aiohttp, botocore, requests and http.client, for a body that ends early
+ENDED_EARLY = (
+    "ClientPayloadError",
+    "IncompleteRead",
+    "IncompleteReadError",
+    "ResponseStreamingError",
+    "ChunkedEncodingError",
+)
+BAD_REQUEST = "Bad Request"
+Found = TypeVar("Found")
+
+
+class StoreError(UserError, OSError):
+    """A place that cannot be read or written: the message is one line, meant for the user."""
+
+
+class CutOff(StoreError):
+    """Fewer bytes than were asked for, time and again."""
+
+
+class _Short(Exception):
+    """Fewer bytes than were asked for."""
+
+
+def tried(call: Callable[[], Found], uri: str, *, doing: str = "read") -> Found:
+    """What `call` gives, which goes to a place on the network and may be done twice.
+
+    Errors: `FileNotFoundError` and the like at once; `StoreError` for credentials that are missing or refused, and
+    after `TRIES` tries; `CutOff` where the last of them got too few bytes."""
+    pauses = wait_random_exponential(LEAST, LONGEST)
+    try:
+        return Retrying(stop=stop_after_attempt(TRIES), wait=pauses, retry=retry_if_exception(_passes), reraise=True)(
+            call
+        )
+    except Exception as error:
+        if isinstance(error, _Short) or type(error).__name__ in ENDED_EARLY:
+            told = f"cannot {doing} {uri}, tried {TRIES} times: {error}"
+            raise CutOff(f"{told}; it changed since it was listed, or the network cuts it off") from error
+        if _is_refusal(error):
+            raise StoreError(
+                f"not allowed to {doing} {uri}: {_reason(error)}; expected valid credentials where the cluster's "
+                "processes find them; renewed, the same command goes on"
+            ) from error
+        if isinstance(error, FINAL):
+            raise
+        raise StoreError(f"cannot {doing} {uri}, tried {TRIES} times: {_reason(error)}") from error
+
+
+def read_range(fs: AbstractFileSystem, path: str, start: int, end: int) -> bytes:
+    """The bytes from `start` up to `end` of a file there. Errors: as `tried`."""
+    return read_ranges(fs, path, [(start, end)])[0]
+
+
+def read_ranges(fs: AbstractFileSystem, path: str, ranges: list[tuple[int, int]]) -> list[bytes]:
+    """The bytes of several ranges (start, end) of a file, asked for at once. Errors: as `tried`."""
+
+    def read() -> list[bytes]:
+        starts, ends = [start for start, _ in ranges], [end for _, end in ranges]
+        found = fs.cat_ranges([path] * len(ranges), starts, ends, on_error="raise")
+        for (start, end), data in zip(ranges, found, strict=True):
+            if len(data) != end - start:
+                raise _Short(f"got {len(data):,} of {end - start:,} bytes at {start:,}")
+        return found
+
+    return tried(read, fs.unstrip_protocol(path))
+
+
+class RemoteFile(AbstractBufferedFile):
+    """A file there, to be read in any order; `read_ahead`: bytes a request asks for. Errors: as `tried`."""
+
+    def __init__(self, fs: AbstractFileSystem, path: str, *, read_ahead: int = READ_AHEAD) -> None:
+        info: dict[str, Any] = tried(lambda: fs.info(path), fs.unstrip_protocol(path))
+        super().__init__(fs, path, "rb", block_size=read_ahead, cache_type="readahead", size=info["size"])
+
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        return read_range(self.fs, self.path, start, end)
+
+
+def _passes(error: BaseException) -> bool:
+    return isinstance(error, Exception) and not isinstance(error, FINAL) and not _is_refusal(error)
+
+
+def _is_refusal(error: BaseException) -> bool:
+    # the answer to a HEAD has no body: of a token that has run out S3 says no more there than this
+    is_bad_request = isinstance(error, OSError) and error.strerror == BAD_REQUEST
+    return is_bad_request or isinstance(error, PermissionError) or type(error).__name__ in NO_CREDENTIALS
+
+
+def _reason(error: BaseException) -> str:
+    text = " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())
+    return text if isinstance(error, OSError) and text else f"{type(error).__name__}: {text}"

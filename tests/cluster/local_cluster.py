@@ -1,0 +1,120 @@
+"""A Ray cluster of several nodes on this machine, as `ray start` makes it; nodes come and go by their processes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from commands import environment
+from processes import kill
+
+PATIENCE = 90.0
+STORE_BYTES = 200_000_000
+
+
+def free_port() -> int:
+    """One that nobody listens at now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class LocalCluster:
+    """`nodes`: the processes that hold them; the head is the first."""
+
+    folder: Path
+    cpus: int
+    env: dict[str, str] = field(default_factory=dict)
+    port: int = field(default_factory=free_port)
+    dashboard_port: int = field(default_factory=free_port)
+    nodes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def address(self) -> str:
+        """What `RAY_ADDRESS` is to be for a driver."""
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def dashboard(self) -> str:
+        """What `RAY_ADDRESS` is to be for `ray job`."""
+        return f"http://127.0.0.1:{self.dashboard_port}"
+
+    @property
+    def driver_env(self) -> dict[str, str]:
+        """What makes a command use this cluster."""
+        return {**self.env, "RAY_ADDRESS": self.address, "RAY_AUTH_MODE": "token"}
+
+    def start_head(self, *, dashboard: bool = False) -> None:
+        """The first node."""
+        # sockets below it have no room for a long path
+        temporary = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+        self.env["RAY_TMPDIR"] = temporary
+        shown = f"--dashboard-port={self.dashboard_port}" if dashboard else ""
+        self._start(
+            f"ray start --head --port={self.port} --include-dashboard={str(dashboard).lower()} {shown} "
+            f"--temp-dir={temporary}"
+        )
+
+    def add_node(self, *, before: str = "", resources: dict[str, float] | None = None) -> subprocess.Popen[bytes]:
+        """Another node; `before`: shell commands in a mount namespace of its own."""
+        asked = f"--resources='{json.dumps(resources)}'" if resources else ""
+        command = f"ray start --address={self.address} {asked}"
+        self._start(f"unshare -m sh -c '{before}; exec {command} {self._size}'" if before else command)
+        return self.nodes[-1]
+
+    @property
+    def _size(self) -> str:
+        return f"--num-cpus={self.cpus} --object-store-memory={STORE_BYTES} --block --disable-usage-stats"
+
+    def _start(self, command: str) -> None:
+        number = len(self.nodes)
+        sized = command if "unshare" in command else f"{command} {self._size}"
+        with (self.folder / f"node{number}.log").open("ab") as log:
+            self.nodes.append(
+                subprocess.Popen(
+                    ["sh", "-c", f"exec {sized}"],
+                    stdout=log,
+                    stderr=log,
+                    env=environment(**self.env, RAY_AUTH_MODE="token"),
+                    start_new_session=True,
+                )
+            )
+        self._wait_until_up(number)
+
+    def _wait_until_up(self, number: int) -> None:
+        end = time.monotonic() + PATIENCE
+        log = self.folder / f"node{number}.log"
+        while "Ray runtime started" not in log.read_text():
+            assert self.nodes[number].poll() is None, log.read_text()
+            assert time.monotonic() < end, log.read_text()
+            time.sleep(0.1)
+
+    def stop(self) -> None:
+        """Every process of every node."""
+        for node in reversed(self.nodes):
+            kill(node)
+        shutil.rmtree(self.env.get("RAY_TMPDIR", ""), ignore_errors=True)
+
+
+@contextmanager
+def local_cluster(
+    folder: Path, *, nodes: int, cpus: int = 3, dashboard: bool = False, env: dict[str, str] | None = None
+) -> Iterator[LocalCluster]:
+    """A cluster of so many nodes, the head among them, which is gone after the block."""
+    cluster = LocalCluster(folder, cpus, dict(env or {}))
+    try:
+        cluster.start_head(dashboard=dashboard)
+        for _ in range(nodes - 1):
+            cluster.add_node()
+        yield cluster
+    finally:
+        cluster.stop()

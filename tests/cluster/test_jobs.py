@@ -1,0 +1,132 @@
+"""`ray job submit` on a cluster that is there: from a clone and from a wheel, stopped, and submitted again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from commands import environment, in_shell
+from local_cluster import LocalCluster, local_cluster
+from pools import make_pairs, write_experiment, write_tars, write_zero_shot
+from processes import called, descendants
+from training_runs import command_of, curve
+
+ROOT = Path(__file__).parent.parent.parent
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    with local_cluster(tmp_path_factory.mktemp("cluster"), nodes=1, cpus=6, dashboard=True) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a clone has, as it is now."""
+    folder = tmp_path_factory.mktemp("clone")
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True)
+    for name in listed.stdout.decode().splitlines():
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+def submit(cluster: LocalCluster, entrypoint: str, *, cwd: Path, options: str = "") -> subprocess.CompletedProcess[str]:
+    env = {"RAY_ADDRESS": cluster.dashboard, "RAY_AUTH_MODE": "token"}
+    return in_shell(f"ray job submit {options} -- {entrypoint}", cwd=cwd, env=env)
+
+
+def ray_heads() -> int:
+    """Clusters that this test's processes have."""
+    return len(called("gcs_server", descendants(1)))
+
+
+def test_from_a_clone(cluster: LocalCluster, clone: Path, tmp_path: Path) -> None:
+    write_zero_shot(tmp_path)
+    conf = write_experiment(tmp_path / "conf")
+    pool = write_tars(tmp_path / "pool", make_pairs(96), num_shards=3)
+    command = (
+        f"python -m orchestrator run --config-dir {conf} +exp=tiny source.uri={pool} finetune.enabled=false "
+        f"evaluation.zero_shot.uri={tmp_path / 'zs.tar'}"
+    )
+    places = f"out={tmp_path / 'OUT'} store={tmp_path / 'STORE'}"
+    before = ray_heads()
+    done = submit(cluster, f"{command} {places}", cwd=clone, options="--working-dir .")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ray_heads() == before, "it uses the cluster that it is in"
+    assert "tiny: done in" in done.stdout
+    assert json.loads((tmp_path / "OUT" / "report.json").read_text())["training"]["pretrain"]["steps"] == 9
+    # submitted again it recomputes nothing
+    again = submit(cluster, f"{command} {places}", cwd=clone, options="--working-dir .")
+    assert again.returncode == 0, again.stdout + again.stderr
+    stages = json.loads((tmp_path / "OUT" / "report.json").read_text())["stages"]
+    assert all(stage["reused"] for stage in stages)
+    # a place in the copy of the working directory would be gone
+    relative = submit(cluster, f"{command} out=runs/x store=runs/store", cwd=clone, options="--working-dir .")
+    assert relative.returncode == 1
+    assert "store=runs/store lies in the job's copy of the working directory" in relative.stdout
+    assert "Traceback" not in relative.stdout
+
+
+def test_stopped_and_submitted_again(cluster: LocalCluster, tiny_conf: str, tmp_path: Path) -> None:
+    command = command_of(tiny_conf, tmp_path).replace("=pool", f"={tmp_path / 'pool'}")
+    command = command.replace("=OUT", f"={tmp_path / 'OUT'}").replace("=STORE", f"={tmp_path / 'STORE'}")
+    rare = f"{command} training.checkpoint_every_steps=10000"
+    patient = json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}})
+    options = f"--submission-id first --runtime-env-json '{patient}'"
+    env = environment(RAY_ADDRESS=cluster.dashboard, RAY_AUTH_MODE="token")
+    with (tmp_path / "log.txt").open("wb") as log:
+        waiting = subprocess.Popen(
+            ["sh", "-c", f"exec ray job submit {options} -- {rare}"], cwd=tmp_path, env=env, stdout=log, stderr=log
+        )
+    try:
+        while not list(tmp_path.glob("STORE/pretrain/*/tensorboard/*")):
+            assert waiting.poll() is None, (tmp_path / "log.txt").read_text()
+        stopped = subprocess.run(["ray", "job", "stop", "first"], env=env, check=False, capture_output=True, text=True)
+        assert stopped.returncode == 0, stopped.stderr
+        waiting.wait(timeout=120)
+    finally:
+        waiting.kill()
+    said = (tmp_path / "log.txt").read_text()
+    assert "stopped after step" in said, said
+    (checkpoint,) = tmp_path.glob("STORE/pretrain/*/checkpoints/step_*.pt")
+    step = int(checkpoint.stem.removeprefix("step_"))
+    before = [record for record in curve(tmp_path) if record["step"] <= step]
+    done = submit(cluster, command, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert curve(tmp_path)[: len(before)] == before
+    assert curve(tmp_path)[-1]["step"] == 180
+
+
+def test_from_a_wheel(cluster: LocalCluster, tmp_path: Path) -> None:
+    pip = f"{sys.executable} -m pip"
+    built = in_shell(f"{pip} wheel -q --no-deps -w {tmp_path / 'dist'} {ROOT}", cwd=tmp_path)
+    assert built.returncode == 0, built.stderr
+    unpacked = in_shell(f"{pip} install -q --no-deps --target site dist/*.whl", cwd=tmp_path)
+    assert unpacked.returncode == 0, unpacked.stderr
+    runtime = json.dumps({"env_vars": {"PYTHONPATH": str(tmp_path / "site")}})
+    # what is not there is told by the entry point of the wheel: its own configuration, its own exit code
+    done = submit(
+        cluster,
+        f"{tmp_path / 'site' / 'bin' / 'orchestrator'} plan +exp=dbp_demo store={tmp_path / 'STORE'}",
+        cwd=tmp_path,
+        options=f"--runtime-env-json '{runtime}'",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "plan of dbp_demo" in done.stdout
+    failed = submit(
+        cluster,
+        f"{tmp_path / 'site' / 'bin' / 'orchestrator'} run +exp=wfpp_laion source.uri=/nowhere "
+        f"store={tmp_path / 'STORE'} out={tmp_path / 'OUT'}",
+        cwd=tmp_path,
+        options=f"--runtime-env-json '{runtime}'",
+    )
+    assert failed.returncode == 1
+    assert "orchestrator: source.uri: no such path: /nowhere" in failed.stdout

@@ -1,0 +1,82 @@
+"""The files that start clusters, as Ray's launcher and Kubernetes' schemas take them, and the commands they name."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+from orchestrator.cli import compose_config, for_hydra
+
+FOLDER = Path(__file__).parent.parent.parent / "conf" / "cluster"
+LAUNCHER, KUBERAY = ("aws", "gcp"), ("kuberay_cluster", "kuberay_job")
+KUBERNETES = "1.31"
+# what the operator's custom resources have, of what is used here; Kubernetes drops a field that they do not have
+CLUSTER = {"rayVersion", "enableInTreeAutoscaling", "autoscalerOptions", "headGroupSpec", "workerGroupSpecs"}
+JOB = {"entrypoint", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished", "backoffLimit", "rayClusterSpec"}
+GROUP = {"groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"}
+
+
+def read(name: str) -> dict[str, Any]:
+    return yaml.safe_load((FOLDER / f"{name}.yml").read_text())
+
+
+@pytest.mark.parametrize("name", LAUNCHER)
+def test_rays_launcher_takes_them(name: str) -> None:
+    config = prepare_config(read(name))
+    validate_config(config)
+    types = config["available_node_types"]
+    assert types["head"]["resources"] == {"CPU": 0}
+    assert "GPU" not in types["scoring"]["resources"]
+    assert types["training"]["resources"]["GPU"] == 8
+    assert sum(types[kind]["max_workers"] for kind in ("scoring", "training")) == config["max_workers"]
+
+
+@pytest.mark.parametrize("name", KUBERAY)
+def test_kubernetes_takes_them(name: str) -> None:
+    manifest = read(name)
+    assert manifest["apiVersion"] == "ray.io/v1"
+    spec = manifest["spec"]
+    if manifest["kind"] == "RayJob":
+        assert set(spec) <= JOB
+        spec = spec["rayClusterSpec"]
+    assert set(spec) <= CLUSTER
+    for group in [spec["headGroupSpec"], *spec["workerGroupSpecs"]]:
+        assert set(group) <= GROUP
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, **group["template"]}
+        kubernetes_validate.validate(pod, KUBERNETES, strict=True)
+    gpus = [group for group in spec["workerGroupSpecs"] if "nvidia.com/gpu" in str(group["template"])]
+    assert [group["groupName"] for group in gpus] == ["training"]
+
+
+def test_slurms_script_is_a_script() -> None:
+    subprocess.run(["bash", "-n", FOLDER / "slurm.sh"], check=True)
+
+
+def commands() -> Iterator[tuple[str, str]]:
+    """Every `orchestrator run` in those files, by file."""
+    for path in sorted(FOLDER.iterdir()):
+        text = re.sub(r"\\?\n#? *", " ", path.read_text())
+        for found in re.finditer(r"orchestrator (run [^\n]*?out=\S+(?: cluster\.\S+)*)", text):
+            yield path.name, found[1]
+
+
+def test_their_commands_are_ours() -> None:
+    found = list(commands())
+    assert {name for name, _ in found} == {
+        *(f"{name}.yml" for name in (*LAUNCHER, *KUBERAY)),
+        "slurm.sh",
+    }
+    for name, command in found:
+        config = compose_config(for_hydra(shlex.split(command)[1:]))
+        assert config.out is not None, name
+        assert "{00000..41455}" in str(config.source.uri)

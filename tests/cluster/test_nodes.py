@@ -1,0 +1,98 @@
+"""Several nodes: training across them, nodes that are lost in the middle of stages, and folders that not all see."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from commands import Shell, in_shell
+from local_cluster import LocalCluster, local_cluster
+from pools import real_captions, write_table
+from processes import called, descendants, kill, started, wait_for
+from training_runs import STEPS, batches, command_of, curve, said, wait_for_checkpoints
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+WORKER = "RayTrainWorker"
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> Iterator[LocalCluster]:
+    """A head and two nodes, of 3 CPUs each: four training workers do not fit on one."""
+    (tmp_path / "nodes").mkdir()
+    with local_cluster(tmp_path / "nodes", nodes=3) as cluster:
+        yield cluster
+
+
+def parts(folder: Path, kind: str) -> list[Path]:
+    return list((folder / "STORE" / kind).glob("*/parts/*.json"))
+
+
+def with_workers(nodes: list[subprocess.Popen[bytes]]) -> list[subprocess.Popen[bytes]]:
+    return [node for node in nodes if called(WORKER, descendants(node.pid))]
+
+
+def test_a_node_lost_while_training_across_nodes(
+    three: LocalCluster, typed: Shell, tiny_conf: str, tmp_path: Path
+) -> None:
+    folder, alone = tmp_path / "three", tmp_path / "alone"
+    for each in (folder, alone):
+        each.mkdir()
+    command = command_of(tiny_conf, folder) + " training.num_workers=4 training.max_failures=4"
+    with started(command, folder, three.driver_env) as process:
+        wait_for_checkpoints(2, folder, process)
+        holding = with_workers(three.nodes)
+        assert len(holding) >= 2, "the workers are on several nodes"
+        lost = next(node for node in holding if node is not three.nodes[0])
+        kill(lost)
+        three.add_node()
+        assert process.wait(timeout=400) == 0, said(folder)
+    assert len(with_workers(three.nodes)) == 0
+    done = typed(command_of(tiny_conf, alone) + " training.num_workers=4", cwd=alone)
+    assert done.returncode == 0, done.stderr
+    assert [record["step"] for record in curve(folder)] == list(range(1, STEPS + 1))
+    assert batches(folder) == batches(alone)
+    assert [record["loss"] for record in curve(folder)] == pytest.approx(
+        [record["loss"] for record in curve(alone)], abs=1e-5
+    )
+
+
+def test_a_node_lost_while_scoring(three: LocalCluster, typed: Shell, tmp_path: Path) -> None:
+    write_table(tmp_path / "table", real_captions(1500) * 2, num_files=2)
+    select = "python -m orchestrator select +exp=wfpp source=table source.uri=table source.part_rows=40"
+    with started(f"{select} out=OUT store=STORE", tmp_path, three.driver_env) as process:
+        wait_for(lambda: len(parts(tmp_path, "scores")) >= 3, process)
+        kill(three.nodes[-1])
+        assert process.wait(timeout=400) == 0, said(tmp_path)
+    whole = typed(f"{select} out=WHOLE store=STORE2", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    exported = [
+        typed(f"python -m orchestrator export run={run} to={run}.parquet", cwd=tmp_path).returncode
+        for run in ("OUT", "WHOLE")
+    ]
+    reports = [json.loads((tmp_path / run / "report.json").read_text())["funnel"] for run in ("OUT", "WHOLE")]
+    assert reports[0] == reports[1]
+    assert exported == [0, 0]
+    assert pq.read_table(tmp_path / "OUT.parquet").equals(pq.read_table(tmp_path / "WHOLE.parquet"))
+
+
+def test_a_folder_of_one_node_is_refused(tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    if subprocess.run(["unshare", "-m", "true"], check=False).returncode:
+        pytest.skip("needs the right to unshare mounts")
+    write_table(tmp_path / "table", real_captions(100), num_files=1)
+    select = "python -m orchestrator select +exp=wfpp source=table source.uri=table"
+    with local_cluster(tmp_path, nodes=1) as cluster:
+        cluster.add_node(before=f"mount -t tmpfs tmpfs {mine}")
+        done = in_shell(f"{select} out=OUT store=mine/STORE", cwd=tmp_path, env=cluster.driver_env)
+        assert done.returncode == 2
+        (line,) = done.stderr.strip().splitlines()
+        assert f"store={mine}/STORE is a folder of one node" in line
+        assert "all 2 nodes share" in line
+        assert not list(mine.glob("STORE/**/.seen*"))
+        shared = in_shell(f"{select} out=OUT store=STORE", cwd=tmp_path, env=cluster.driver_env)
+        assert shared.returncode == 0, shared.stderr

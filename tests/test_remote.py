@@ -1,0 +1,150 @@
+"""A bucket that fails now and then, as real ones do: what is read and written is whole, or the error is one line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+import s3fs
+from faulty_s3 import Fault, FaultyS3
+from pools import config_of, make_pairs, write_parquet_images, write_tars
+
+from orchestrator import remote, store
+from orchestrator.remote import CutOff, StoreError
+from orchestrator.source import Source, open_source
+from orchestrator.source.ranges import read_spans
+
+BODY = bytes(range(256)) * 400
+
+
+def source_of(uri: str, tmp_path: Path, kind: str = "webdataset") -> Source:
+    return open_source(config_of({"format": kind, "uri": uri}, tmp_path).source)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyS3]:
+    server = FaultyS3()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+    for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(variable, "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    # no test waits for longer than it must; that a stalled body is given up at all is what is tested
+    monkeypatch.setattr(remote, "LEAST", 0.01)
+    monkeypatch.setattr(s3fs.S3FileSystem, "read_timeout", 1)
+    # the client's own tries do not hide ours
+    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    fsspec.filesystem("s3", skip_instance_cache=True).clear_instance_cache()
+    yield server
+    fsspec.filesystem("s3").clear_instance_cache()
+    server.stop()
+
+
+@pytest.fixture
+def bucket(server: FaultyS3, tmp_path: Path) -> str:
+    uri = f"s3://{tmp_path.name.replace('_', '-')}-{id(server)}"
+    fsspec.filesystem("s3").mkdir(uri)
+    store.write(f"{uri}/a.bin", BODY)
+    return uri
+
+
+@pytest.mark.parametrize("kind", ["busy", "broken", "cut", "slow"])
+def test_what_passes_is_read_whole(kind: str, server: FaultyS3, bucket: str) -> None:
+    spans = [(100_000, 2_400), (0, 10), (7, 70_000)]
+    expected = [BODY[offset : offset + size] for offset, size in spans]
+
+    def opened() -> bytes:
+        with store.open_file(f"{bucket}/a.bin", read_ahead=1000) as file:
+            file.seek(300)
+            return file.read(5000)
+
+    for read, found in (
+        (lambda: store.read(f"{bucket}/a.bin"), BODY),
+        (lambda: list(read_spans(f"{bucket}/a.bin", spans)), expected),
+        (opened, BODY[300:5300]),
+    ):
+        server.faults = [fault := Fault(kind, path="a.bin", times=2)]
+        assert read() == found
+        assert fault.done == 2
+
+
+@pytest.mark.parametrize("kind", ["busy", "broken"])
+def test_what_passes_is_written_whole(kind: str, server: FaultyS3, bucket: str) -> None:
+    server.faults = [fault := Fault(kind, method="PUT", times=2)]
+    store.write(f"{bucket}/b.bin", BODY)
+    assert fault.done == 2
+    assert store.read(f"{bucket}/b.bin") == BODY
+
+
+def test_what_does_not_pass_is_one_line(server: FaultyS3, bucket: str) -> None:
+    server.faults = [Fault("broken")]
+    with pytest.raises(StoreError, match=r"cannot read s3://.*/a\.bin, tried 4 times: .*internal error"):
+        store.read(f"{bucket}/a.bin")
+    server.faults = [Fault("cut", path="a.bin")]
+    with pytest.raises(StoreError, match=r"cannot read s3://.*/a\.bin"):
+        list(read_spans(f"{bucket}/a.bin", [(0, 1000)]))
+    server.faults = [Fault("broken", method="PUT")]
+    with pytest.raises(StoreError, match=r"cannot write s3://.*/b\.bin, tried 4 times"):
+        store.write(f"{bucket}/b.bin", BODY)
+    server.faults = []
+    assert not store.exists(f"{bucket}/b.bin")
+
+
+def test_credentials_that_have_run_out_are_told_at_once(server: FaultyS3, bucket: str, tmp_path: Path) -> None:
+    server.faults = [fault := Fault("expired", method="GET HEAD PUT")]
+    with pytest.raises(
+        StoreError, match=r"not allowed to read s3://.*a\.bin: .*(token has expired|Bad Request).*renewed"
+    ) as told:
+        store.read(f"{bucket}/a.bin")
+    assert "\n" not in str(told.value)
+    assert fault.done <= 2
+    with pytest.raises(StoreError, match="not allowed to write"):
+        store.write(f"{bucket}/b.bin", b"")
+    with pytest.raises(StoreError, match=r"not allowed to read .*pool"):
+        source_of(f"{bucket}/pool", tmp_path)
+
+
+def test_no_credentials(server: FaultyS3, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    fsspec.filesystem("s3").clear_instance_cache()
+    with pytest.raises(StoreError, match=r"not allowed to read .*expected valid credentials"):
+        store.read(f"{bucket}/a.bin")
+
+
+def test_no_bucket(server: FaultyS3, bucket: str, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        store.read("s3://nowhere-to-be-found/a.bin")
+    with pytest.raises(StoreError, match=r"cannot write s3://nowhere-to-be-found/a\.bin: .*bucket"):
+        store.write("s3://nowhere-to-be-found/a.bin", b"")
+    with pytest.raises(remote.UserError, match="no such path: s3://nowhere-to-be-found/pool"):
+        source_of("s3://nowhere-to-be-found/pool", tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["webdataset", "parquet"])
+def test_a_shard_cut_by_the_network_is_read_again_and_then_counted(
+    kind: str, server: FaultyS3, bucket: str, tmp_path: Path
+) -> None:
+    write = write_tars if kind == "webdataset" else write_parquet_images
+    pool = write(tmp_path / "pool", make_pairs(40), num_shards=2)
+    store.copy(pool, f"{bucket}/pool")
+    source = source_of(f"{bucket}/pool", tmp_path, kind)
+    part = source.parts()[0]
+    expected = source.catalog(part)
+    assert expected.table.num_rows == 20
+    assert not expected.problems
+    server.faults = [fault := Fault("cut", path="00000", times=2)]
+    assert source.catalog(part).table.equals(expected.table)
+    assert fault.done == 2
+    server.faults = [Fault("cut", path="00000")]
+    found = source.catalog(part)
+    assert found.broken
+    assert found.table.num_rows == 0
+
+
+def test_a_file_that_became_shorter(server: FaultyS3, bucket: str) -> None:
+    with pytest.raises(CutOff, match="changed since it was listed, or the network"):
+        list(read_spans(f"{bucket}/a.bin", [(len(BODY) - 10, 20)]))
