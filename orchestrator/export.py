@@ -203,12 +203,17 @@ def _shard_work(kept: Kept, to: str) -> Work:
     return work
 
 
+def _inside(key: str) -> str:
+    # whoever unpacks the shard must not be led out of the folder
+    return "/".join(name for name in key.split("/") if name not in ("", ".", ".."))
+
+
 def _add_sample(tar: tarfile.TarFile, pair: dict[str, Any], image: bytes | None) -> None:
     told = {name: pair[name] for name in ("key", "caption", "width", "height", "uid", "url")}
     members = {"txt": (pair["caption"] or "").encode(), "json": json.dumps(told).encode()}
     if image is not None:
         members = {MAGIC.get(image[:2], "jpg"): image, **members}
     for extension, data in members.items():
-        info = tarfile.TarInfo(f"{pair['key']}.{extension}")
+        info = tarfile.TarInfo(f"{_inside(pair['key'])}.{extension}")
         info.size = len(data)
         tar.addfile(info, io.BytesIO(data))

@@ -182,6 +182,11 @@ def _load_weights(model: Model, checkpoint_path: str) -> None:
     start = None if model.logit_bias is None else (model.logit_scale.clone(), model.logit_bias.clone())
     try:
         open_clip.load_checkpoint(model, checkpoint_path)
+    except UnpicklingError as error:
+        raise ValueError(
+            f"{checkpoint_path} cannot be read as tensors alone, and more would run code of the file's; expected "
+            "safetensors or a state dict as torch.save writes it"
+        ) from error
     except UNREADABLE as error:
         raise ValueError(f"{checkpoint_path} does not fit the model: {_one_line(error)}") from error
     if start is not None and not model.logit_bias.any():

@@ -27,6 +27,7 @@ from orchestrator.config.evaluation import (
     TaskConfig,
     ZeroShotConfig,
 )
+from orchestrator.config.secrets import check_no_secrets, without_password
 from orchestrator.config.section import ConfigError, Positive, Section
 from orchestrator.config.selection import (
     AllStep,
@@ -111,12 +112,8 @@ __all__ = [
     "WfppStep",
     "ZeroShotConfig",
     "parse",
+    "without_password",
 ]
-
-
-def without_password(text: str) -> str:
-    """Text in which no URI names a user or password."""
-    return re.sub(r"(?<=://)[^/\s]+@", "***@", text)
 
 
 class TrackingConfig(Section):
@@ -187,6 +184,7 @@ def parse(raw: dict[str, Any]) -> Config:
     """The typed configuration of a resolved Hydra config.
 
     Errors: `ConfigError`, one line for all that is wrong, each with its key, what came and what was expected."""
+    check_no_secrets(raw)
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
