@@ -132,7 +132,8 @@ def names(uri: str) -> list[str]:
 def copy(from_uri: str, to_uri: str) -> None:
     """Copies a file, or a folder with all below it, between any two places."""
     fs, path = filesystem(from_uri)
-    for entry in tried(lambda: fs.find(path), from_uri):
+    # some writers mark a folder of an object store by an empty object whose name ends as a folder's does
+    for entry in [name for name in tried(lambda: fs.find(path), from_uri) if not name.endswith("/")]:
         tail = entry[len(path.rstrip("/")) :].lstrip("/")
         write(join(to_uri, tail) if tail else to_uri, read(join(from_uri, tail) if tail else from_uri))
 

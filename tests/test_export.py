@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import socket
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from faulty_s3 import Fault, FaultyS3
 from PIL import Image
 from pools import Pair, build_selection, config_of, make_pairs, real_captions, write_table, write_tars
 
@@ -129,44 +128,40 @@ def test_a_table_keeps_its_own_columns(typed: Any, tmp_path: Path) -> None:
         assert row["row"] == (ordinal if row["shard"] == "00000.parquet" else ordinal - 58)
 
 
-@pytest.fixture
-def bucket() -> Iterator[dict[str, str]]:
-    """A bucket `bucket` on a server on loopback; the variables that a shell needs for it."""
-    from moto.server import ThreadedMotoServer
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
-    server.start()
-    yield {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+@pytest.mark.slow
+def test_source_store_and_out_in_a_bucket_that_fails_now_and_then(shell: Any, tiny_conf: str, tmp_path: Path) -> None:
+    server = FaultyS3()
+    env = {
+        "AWS_ENDPOINT_URL": server.url,
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",
         "AWS_DEFAULT_REGION": "us-east-1",
     }
-    server.stop()
-
-
-@pytest.mark.slow
-def test_source_store_and_out_in_a_bucket(bucket: dict[str, str], shell: Any, tmp_path: Path) -> None:
-    fs = fsspec.filesystem(
-        "s3", endpoint_url=bucket["AWS_ENDPOINT_URL"], key="test", secret="test", skip_instance_cache=True
-    )
+    fs = fsspec.filesystem("s3", endpoint_url=server.url, key="test", secret="test", skip_instance_cache=True)
     fs.mkdir("bucket")
-    write_tars(tmp_path / "pool", make_pairs(24), num_shards=2)
+    write_tars(tmp_path / "pool", make_pairs(96), num_shards=2)
     for path in (tmp_path / "pool").iterdir():
         fs.pipe_file(f"bucket/pool/{path.name}", path.read_bytes())
-    places = "out=s3://bucket/OUT store=s3://bucket/store"
+    server.faults = [
+        Fault("busy", method="GET HEAD", every=13),
+        Fault("cut", path=".tar", every=5),
+        Fault("broken", method="PUT", every=7),
+    ]
     command = (
-        "python -m orchestrator select +exp=wfpp source.uri='s3://bucket/pool/{00000..00001}.tar' "
-        + places
-        + " selection.wfpp.keep_fraction=0.5 && python -m orchestrator export run=s3://bucket/OUT to=s3://bucket/kept.parquet"
+        f"python -m orchestrator run {tiny_conf} source.uri='s3://bucket/pool/{{00000..00001}}.tar' "
+        "out=s3://bucket/OUT store=s3://bucket/store selection.wfpp.keep_fraction=0.5 finetune.enabled=false "
+        "&& python -m orchestrator export run=s3://bucket/OUT to=s3://bucket/kept.parquet"
         " && python -m orchestrator export run=s3://bucket/OUT to=s3://bucket/shards"
     )
-    done = shell(command, cwd=tmp_path, env=bucket)
+    done = shell(command, cwd=tmp_path, env=env)
+    faults, server.faults = server.faults, []
     assert done.returncode == 0, done.stderr
+    assert all(fault.done > 1 for fault in faults), faults
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pool"], "nothing lies on this machine"
+    report = json.loads(fs.cat_file("bucket/OUT/report.json"))
+    assert report["skipped"]["catalog"]["problems"] == {}, "nothing was lost"
+    assert report["training"]["pretrain"]["samples_seen"] == 96
+    assert report["training"]["pretrain"]["skipped"] == 0
     names = {name.rsplit("/", 1)[1] for name in fs.find("bucket/OUT")}
     assert {"report.json", "report.html", "run.json"} <= names
     kept = pq.read_table(io.BytesIO(fs.cat_file("bucket/kept.parquet")))
@@ -174,8 +169,9 @@ def test_source_store_and_out_in_a_bucket(bucket: dict[str, str], shell: Any, tm
         config_of(
             {"format": "webdataset", "uri": f"{tmp_path}/pool"},
             tmp_path / "store",
-            selection={"steps": ["wfpp"], "wfpp": {"keep_fraction": 0.5}},
+            selection={"steps": ["wfpp"], "wfpp": {"keep_fraction": 0.5, "min_count": 2}},
         )
     )
     assert [int(key) for key in kept["key"].to_pylist()] == local.ordinals()
     assert len(fs.ls("bucket/shards")) == 2
+    server.stop()

@@ -60,7 +60,7 @@ def test_clip_is_torch_alone(path: Path) -> None:
 @pytest.mark.parametrize("path", below("source"), ids=lambda path: path.name)
 def test_sources_know_no_stage(path: Path) -> None:
     assert not roots(path) & {"ray", "torch"}
-    assert rooms(path) <= {"source", "config", "store", "errors"}
+    assert rooms(path) <= {"source", "config", "store", "remote", "errors"}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -75,7 +75,9 @@ def test_doors(path: Path) -> None:
         assert "torch" not in roots(path), "decode workers stay small"
 
 
-@pytest.mark.parametrize("name", ["store", "artifacts", "training/stream", "keeplist", "stage", "config", "errors"])
+@pytest.mark.parametrize(
+    "name", ["store", "remote", "artifacts", "training/stream", "keeplist", "stage", "config", "errors"]
+)
 def test_what_stages_stand_on_knows_no_stage(name: str) -> None:
     forbidden = {"selection", "training", "evaluation", "report", "export", "pipeline", "cli"}
     folder = PACKAGE / name
