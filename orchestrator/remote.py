@@ -5,6 +5,7 @@ the whole. So that every place behaves alike, what is read here has the length t
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -79,6 +80,9 @@ def tried(call: Callable[[], Found], uri: str, *, doing: str = "read") -> Found:
                 f"not allowed to {doing} {uri}: {_reason(error)}; expected valid credentials where the cluster's "
                 "processes find them; renewed, the same command goes on"
             ) from error
+        if isinstance(error, FileNotFoundError):
+            # the clients do not say which
+            raise FileNotFoundError(errno.ENOENT, "no such file or bucket", uri) from error
         if isinstance(error, FINAL):
             raise
         raise StoreError(f"cannot {doing} {uri}, tried {TRIES} times: {_reason(error)}") from error

@@ -165,5 +165,8 @@ def put_file(path: str, uri: str) -> None:
 def remove(uri: str) -> None:
     """Removes a file or folder of ours."""
     fs, path = filesystem(uri)
-    if exists(uri):
-        fs.rm(path, recursive=True)
+    if is_local(uri):
+        if fs.exists(path):
+            fs.rm(path, recursive=True)
+    else:
+        tried(lambda: fs.exists(path) and fs.rm(path, recursive=True), uri, doing="remove")

@@ -116,7 +116,7 @@ def test_no_credentials(server: FaultyS3, bucket: str, monkeypatch: pytest.Monke
 
 
 def test_no_bucket(server: FaultyS3, bucket: str, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match=r"no such file or bucket: 's3://nowhere-to-be-found/a\.bin'"):
         store.read("s3://nowhere-to-be-found/a.bin")
     with pytest.raises(StoreError, match=r"cannot write s3://nowhere-to-be-found/a\.bin: .*bucket"):
         store.write("s3://nowhere-to-be-found/a.bin", b"")
