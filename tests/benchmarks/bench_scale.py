@@ -1,0 +1,146 @@
+"""`select` as the pool grows, 1 : 10 : 100: the wall may grow with the pairs, the memory of the driver must not.
+
+python tests/benchmarks/bench_scale.py --folder runs/scale --captions 1 10 100 --embeddings 0.1 1 10
+
+Captions are Zipf-distributed words in caption tables, pruned by WFPP; embeddings are brought along as columns of
+Parquet files, matched by key, clustered and pruned by DBP. Millions each; what is made up is deleted after each size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+ROWS_PER_FILE = 1_000_000
+VOCABULARY = 200_000
+DIM, NUM_KINDS = 64, 300
+POLL_SECONDS = 0.2
+MIB = 2**20
+
+
+@dataclass
+class Peak:
+    """Resident memory at its highest, in bytes: of the driver, and of the largest other process of its cluster."""
+
+    driver: int = 0
+    worker: int = 0
+
+
+def main() -> None:
+    """Prints a Markdown row for each size."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True, help="an empty folder, with room")
+    parser.add_argument("--captions", type=float, nargs="*", default=[])
+    parser.add_argument("--embeddings", type=float, nargs="*", default=[])
+    asked = parser.parse_args()
+    print("| pool | wall | pairs/s | driver | largest worker | pool on disk | store | keep list |")
+    print("|---|---|---|---|---|---|---|---|")
+    for millions in asked.captions:
+        row(asked.folder, round(millions * 1e6), "captions, WFPP", [], vectors=False)
+    dbp = [
+        "selection.steps=[dbp]",
+        "selection.dbp.embedding=theirs",
+        "selection.dbp.clustering.num_iterations=20",
+        f"+embedding.theirs={{kind: columns, uri: {asked.folder / 'pool'}, match_by: key, match_column: key}}",
+    ]
+    for millions in asked.embeddings:
+        row(asked.folder, round(millions * 1e6), "embeddings, DBP", ["source.key_column=key", *dbp], vectors=True)
+
+
+def row(folder: Path, num_pairs: int, what: str, overrides: Sequence[str], *, vectors: bool) -> None:
+    """Makes a pool up, prunes it, and prints what it took."""
+    pool, store = folder / "pool", folder / "STORE"
+    shutil.rmtree(folder, ignore_errors=True)
+    pool.mkdir(parents=True)
+    files = list(sizes(num_pairs))
+    with ProcessPoolExecutor() as processes:
+        list(processes.map(partial(write_file, pool, vectors), range(len(files)), files))
+    peak, seconds = peak_of_select([f"source.uri={pool}", f"out={folder / 'OUT'}", f"store={store}", *overrides])
+    mib = [peak.driver / MIB, peak.worker / MIB, bytes_of(pool) / MIB, bytes_of(store) / MIB]
+    shown = " | ".join(f"{value:,.0f} MiB" for value in mib)
+    keep = bytes_of(store / "keep") / MIB
+    print(
+        f"| {num_pairs / 1e6:g} M {what} | {seconds:,.0f} s | {num_pairs / seconds:,.0f} | {shown} | {keep:,.1f} MiB |"
+    )
+    sys.stdout.flush()
+    shutil.rmtree(folder)
+
+
+def sizes(num_pairs: int) -> Iterator[int]:
+    """Rows of each file."""
+    for first in range(0, num_pairs, ROWS_PER_FILE):
+        yield min(ROWS_PER_FILE, num_pairs - first)
+
+
+def write_file(pool: Path, vectors: bool, number: int, num_rows: int) -> None:
+    """A file of the pool: captions of 4 to 16 words, and vectors around some hundred directions."""
+    rng = np.random.default_rng(number)
+    columns = {"caption": captions(rng, num_rows)}
+    if vectors:
+        columns["key"] = pa.array([f"{number:05d}{index:08d}" for index in range(num_rows)])
+        kinds = np.random.default_rng(0).standard_normal((NUM_KINDS, DIM))
+        around = kinds[rng.integers(NUM_KINDS, size=num_rows)] + 0.7 * rng.standard_normal((num_rows, DIM))
+        flat = pa.array(around.astype(np.float32).ravel())
+        columns["image_embedding"] = pa.FixedSizeListArray.from_arrays(flat, DIM)
+    pq.write_table(pa.table(columns), pool / f"{number:05d}.parquet", row_group_size=100_000)
+
+
+def captions(rng: np.random.Generator, num_rows: int) -> pa.Array:
+    """Zipf-distributed words, as in real text."""
+    words = np.array([f"{chr(97 + i % 26)}{np.base_repr(i, 26).lower()}" for i in range(VOCABULARY)], object)
+    lengths = rng.integers(4, 17, num_rows)
+    drawn = np.minimum(rng.zipf(1.2, lengths.sum()) - 1, VOCABULARY - 1)
+    owner = pl.Series("row", np.repeat(np.arange(num_rows), lengths))
+    table = pl.DataFrame({"row": owner, "caption": pl.Series(words[drawn])}).group_by("row", maintain_order=True)
+    return table.agg(pl.col("caption").str.join(" "))["caption"].to_arrow()
+
+
+def peak_of_select(overrides: Sequence[str]) -> tuple[Peak, float]:
+    """Peaks of memory and the wall seconds."""
+    command = [sys.executable, "-m", "orchestrator", "select", "+exp=wfpp", "source=table", *overrides]
+    started, peak = time.monotonic(), Peak()
+    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    process = psutil.Process(driver.pid)
+    while driver.poll() is None:
+        try:
+            peak.driver = max(peak.driver, process.memory_info().rss)
+            others = [own_bytes(one) for one in process.children(recursive=True)]
+            peak.worker = max(peak.worker, *others, 0)
+        except psutil.NoSuchProcess:
+            pass
+        time.sleep(POLL_SECONDS)
+    if driver.returncode:
+        raise SystemExit(f"select failed: {' '.join(command)}")
+    return peak, time.monotonic() - started
+
+
+def own_bytes(process: psutil.Process) -> int:
+    """Without what it shares with others: Ray's object store is mapped into every process."""
+    try:
+        memory = process.memory_info()
+        return memory.rss - memory.shared
+    except psutil.NoSuchProcess:
+        return 0
+
+
+def bytes_of(folder: Path) -> int:
+    """All files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+if __name__ == "__main__":
+    main()
