@@ -30,7 +30,7 @@ LOCAL_MAX_WORKERS = 2
 # what Ray sets for the process of a job, and the folder of its copies of working directories
 JOB, COPIES = "RAY_JOB_CONFIG_JSON_ENV_VAR", "working_dir_files"
 # nodes that are asked whether they see a folder
-MAX_ASKED = 64
+MAX_ASKED, ANSWER_SECONDS = 64, 60
 # of processes that run models on CPUs: glibc gives the memory of large activations back to the system and faults it in
 # again at every layer; kept, the same forward pass took a third of the time (EfficientNet-Lite0, fp32)
 CPU_ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_ARENA_MAX": "1"}
@@ -51,7 +51,7 @@ def connect(config: ClusterConfig, *, dashboard: bool = False) -> None:
     """Connects to the cluster, or starts one here, with Ray's dashboard or without; a second call in one process only
     sets up the process."""
     _quiet_data()
-    _grows_to.num_cpus, _grows_to.num_gpus = config.max_cpus or 0, config.max_gpus or 0
+    _grows_to.num_cpus, _grows_to.num_gpus = config.scales_to_cpus or 0, config.scales_to_gpus or 0
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -110,7 +110,8 @@ def num_cpus() -> int:
 
 def num_cores() -> int:
     """Cores of the whole cluster: one on this machine has more logical CPUs than there are."""
-    return min(num_cpus(), os.cpu_count() or 1) if _is_here() else num_cpus()
+    grows = _grows_to.num_cpus > 0
+    return min(num_cpus(), os.cpu_count() or 1) if _is_here() and not grows else num_cpus()
 
 
 def num_gpus() -> int:
@@ -120,11 +121,11 @@ def num_gpus() -> int:
 
 def node_cpus() -> int:
     """Logical CPUs of the largest node: what one task may ask for at most."""
-    return int(max(node["Resources"].get("CPU", 1) for node in _nodes()))
+    return int(max(1, *(node["Resources"].get("CPU", 0) for node in _nodes())))
 
 
 def check_shared(places: Mapping[str, str]) -> None:
-    """Looks whether every node sees the folders, by setting, that are given as local paths; URIs all nodes reach.
+    """Looks whether every node that is up sees the folders, by setting, that are given as local paths.
 
     Errors: `UserError` for a folder that one of the nodes does not see: its tasks would write where nobody reads."""
     nodes = _nodes()[:MAX_ASKED]
@@ -136,14 +137,16 @@ def check_shared(places: Mapping[str, str]) -> None:
         store.write(mark, b"")
     try:
         paths = list(marks.values())
-        asked = [_seen_from.options(scheduling_strategy=_on(node)).remote(paths) for node in nodes]
-        for node, seen in zip(nodes, ray.get(asked), strict=True):
-            for key, is_there in zip(marks, seen, strict=True):
-                if not is_there:
-                    raise UserError(
-                        f"{key}={folders[key]} is a folder of one node: {node['NodeManagerAddress']} does not see it; "
-                        f"expected a place that all {len(_nodes())} nodes share: s3://..., gs://... or a network folder"
-                    )
+        asked = {
+            node["NodeManagerAddress"]: _seen_from.options(scheduling_strategy=_on(node)).remote(paths)
+            for node in nodes
+        }
+        for address, answer in asked.items():
+            for key in [key for key, is_there in zip(marks, _answer(answer), strict=False) if not is_there]:
+                raise UserError(
+                    f"{key}={folders[key]} is a folder of one node: {address} does not see it; expected a place that "
+                    f"all {len(nodes)} nodes share: s3://..., gs://... or a network folder"
+                )
     finally:
         for mark in marks.values():
             store.remove(mark)
@@ -166,6 +169,15 @@ def check_outlive_job(places: Mapping[str, str]) -> None:
 @ray.remote(num_cpus=0)
 def _seen_from(paths: list[str]) -> list[bool]:
     return [os.path.exists(path) for path in paths]
+
+
+def _answer(asked: ray.ObjectRef) -> list[bool]:
+    try:
+        found: list[bool] = ray.get(asked, timeout=ANSWER_SECONDS)
+    except ray.exceptions.RayError:
+        # one that is being lost says nothing
+        return []
+    return found
 
 
 def _on(node: Mapping[str, Any]) -> NodeAffinitySchedulingStrategy:

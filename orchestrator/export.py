@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 
 from orchestrator import store
 from orchestrator.artifacts import Artifact
@@ -204,8 +205,8 @@ def _shard_work(kept: Kept, to: str) -> Work:
 
 
 def _inside(key: str) -> str:
-    # whoever unpacks the shard must not be led out of the folder
-    return "/".join(name for name in key.split("/") if name not in ("", ".", ".."))
+    # whoever unpacks the shard must not be led out of the folder; its json has the key as it is
+    return xxhash.xxh3_64_hexdigest(key.encode()) if {"", ".", ".."} & set(key.split("/")) else key
 
 
 def _add_sample(tar: tarfile.TarFile, pair: dict[str, Any], image: bytes | None) -> None:

@@ -91,9 +91,10 @@ def export(config: Config) -> None:
 
     if config.run is None or config.to is None:
         raise UserError("export needs run= (a finished run's folder) and to= (a .parquet or .npy file, or a folder)")
-    record = RunRecord.read(store.absolute(config.run))
+    record, to = RunRecord.read(store.absolute(config.run)), store.absolute(config.to)
+    cluster.check_outlive_job({"to": to})
     cluster.connect(config.cluster)
-    export_keep_list(record, store.absolute(config.to), Display())
+    export_keep_list(record, to, Display())
 
 
 def prepare(config: Config) -> Config:

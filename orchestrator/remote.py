@@ -15,9 +15,9 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_rand
 
 from orchestrator.errors import UserError
 
-TRIES = 4
-# seconds; the pause before the n-th try is drawn from 0 to LEAST * 2**n: a thousand readers do not come back as one
-LEAST, LONGEST = 0.5, 20.0
+# seconds; the pause before the n-th try is drawn from 0 to LEAST * 2**n, so that a thousand readers do not come back as
+# one: half a minute in all, which most outages are shorter than
+TRIES, LEAST, LONGEST = 8, 0.5, 20.0
 READ_AHEAD = 8 << 20
 # what another try cannot change
 FINAL = (
@@ -45,7 +45,7 @@ ENDED_EARLY = (
     "ResponseStreamingError",
     "ChunkedEncodingError",
 )
-BAD_REQUEST = "Bad Request"
+BAD_REQUEST, MISSING = "Bad Request", (404, 410)
 Found = TypeVar("Found")
 
 
@@ -80,10 +80,10 @@ def tried(call: Callable[[], Found], uri: str, *, doing: str = "read") -> Found:
                 f"not allowed to {doing} {uri}: {_reason(error)}; expected valid credentials where the cluster's "
                 "processes find them; renewed, the same command goes on"
             ) from error
-        if isinstance(error, FileNotFoundError):
+        if _is_missing(error):
             # the clients do not say which
             raise FileNotFoundError(errno.ENOENT, "no such file or bucket", uri) from error
-        if isinstance(error, FINAL):
+        if isinstance(error, FINAL) and not isinstance(error, FileNotFoundError):
             raise
         raise StoreError(f"cannot {doing} {uri}, tried {TRIES} times: {_reason(error)}") from error
 
@@ -100,7 +100,9 @@ def read_ranges(fs: AbstractFileSystem, path: str, ranges: list[tuple[int, int]]
         starts, ends = [start for start, _ in ranges], [end for _, end in ranges]
         found = fs.cat_ranges([path] * len(ranges), starts, ends, on_error="raise")
         for (start, end), data in zip(ranges, found, strict=True):
-            if len(data) != end - start:
+            if len(data) > end - start:
+                raise StoreError(f"{fs.unstrip_protocol(path)}: its server does not answer requests for ranges")
+            if len(data) < end - start:
                 raise _Short(f"got {len(data):,} of {end - start:,} bytes at {start:,}")
         return found
 
@@ -111,7 +113,10 @@ class RemoteFile(AbstractBufferedFile):
     """A file there, to be read in any order; `read_ahead`: bytes a request asks for. Errors: as `tried`."""
 
     def __init__(self, fs: AbstractFileSystem, path: str, *, read_ahead: int = READ_AHEAD) -> None:
-        info: dict[str, Any] = tried(lambda: fs.info(path), fs.unstrip_protocol(path))
+        uri = fs.unstrip_protocol(path)
+        info: dict[str, Any] = tried(lambda: fs.info(path), uri)
+        if info["size"] is None:
+            raise StoreError(f"{uri}: its server does not say how long it is; expected a Content-Length")
         super().__init__(fs, path, "rb", block_size=read_ahead, cache_type="readahead", size=info["size"])
 
     def _fetch_range(self, start: int, end: int) -> bytes:
@@ -119,7 +124,16 @@ class RemoteFile(AbstractBufferedFile):
 
 
 def _passes(error: BaseException) -> bool:
+    if isinstance(error, FileNotFoundError):
+        return not _is_missing(error)
     return isinstance(error, Exception) and not isinstance(error, FINAL) and not _is_refusal(error)
+
+
+def _is_missing(error: BaseException) -> bool:
+    # to fsspec's web file system whatever fails is missing; what the server answered is in the cause
+    status = getattr(error.__cause__, "status", None)
+    is_web = type(error.__cause__).__module__.startswith("aiohttp")
+    return isinstance(error, FileNotFoundError) and (not is_web or status in MISSING)
 
 
 def _is_refusal(error: BaseException) -> bool:

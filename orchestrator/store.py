@@ -47,7 +47,14 @@ def is_local(uri: str) -> bool:
 def exists(uri: str) -> bool:
     """Whether a file or folder is there."""
     fs, path = filesystem(uri)
-    return fs.exists(path) if is_local(uri) else tried(lambda: fs.exists(path), uri)
+    if is_local(uri):
+        return fs.exists(path)
+    try:
+        # not `exists`, which takes whatever fails for a no
+        tried(lambda: fs.info(path), uri)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def read(uri: str) -> bytes:
@@ -126,14 +133,16 @@ def names(uri: str) -> list[str]:
         fs.invalidate_cache()
         return fs.ls(path, detail=False) if fs.exists(path) else []
 
-    return sorted(os.path.basename(entry.rstrip("/")) for entry in tried(listed, uri))
+    found = listed() if is_local(uri) else tried(listed, uri)
+    return sorted(os.path.basename(entry.rstrip("/")) for entry in found)
 
 
 def copy(from_uri: str, to_uri: str) -> None:
     """Copies a file, or a folder with all below it, between any two places."""
     fs, path = filesystem(from_uri)
     # some writers mark a folder of an object store by an empty object whose name ends as a folder's does
-    for entry in [name for name in tried(lambda: fs.find(path), from_uri) if not name.endswith("/")]:
+    found = fs.find(path) if is_local(from_uri) else tried(lambda: fs.find(path), from_uri)
+    for entry in [name for name in found if not name.endswith("/")]:
         tail = entry[len(path.rstrip("/")) :].lstrip("/")
         write(join(to_uri, tail) if tail else to_uri, read(join(from_uri, tail) if tail else from_uri))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import fsspec
@@ -80,13 +82,13 @@ def test_what_passes_is_written_whole(kind: str, server: FaultyS3, bucket: str) 
 
 def test_what_does_not_pass_is_one_line(server: FaultyS3, bucket: str) -> None:
     server.faults = [Fault("broken")]
-    with pytest.raises(StoreError, match=r"cannot read s3://.*/a\.bin, tried 4 times: .*internal error"):
+    with pytest.raises(StoreError, match=r"cannot read s3://.*/a\.bin, tried 8 times: .*internal error"):
         store.read(f"{bucket}/a.bin")
     server.faults = [Fault("cut", path="a.bin")]
     with pytest.raises(StoreError, match=r"cannot read s3://.*/a\.bin"):
         list(read_spans(f"{bucket}/a.bin", [(0, 1000)]))
     server.faults = [Fault("broken", method="PUT")]
-    with pytest.raises(StoreError, match=r"cannot write s3://.*/b\.bin, tried 4 times"):
+    with pytest.raises(StoreError, match=r"cannot write s3://.*/b\.bin, tried 8 times"):
         store.write(f"{bucket}/b.bin", BODY)
     server.faults = []
     assert not store.exists(f"{bucket}/b.bin")
@@ -148,3 +150,78 @@ def test_a_shard_cut_by_the_network_is_read_again_and_then_counted(
 def test_a_file_that_became_shorter(server: FaultyS3, bucket: str) -> None:
     with pytest.raises(CutOff, match="changed since it was listed, or the network"):
         list(read_spans(f"{bucket}/a.bin", [(len(BODY) - 10, 20)]))
+
+
+class Web(BaseHTTPRequestHandler):
+    """A web server of one file; `failures`: requests still to be answered with 503; `ranges`: whether it knows them."""
+
+    failures, ranges, sized = 0, True, True
+
+    def do_HEAD(self) -> None:
+        self.answer(has_body=False)
+
+    def do_GET(self) -> None:
+        self.answer(has_body=True)
+
+    def answer(self, *, has_body: bool) -> None:
+        server = type(self)
+        if server.failures:
+            server.failures -= 1
+            self.send_error(503)
+            return
+        if not self.path.endswith("a.bin"):
+            self.send_error(404)
+            return
+        asked, body = self.headers.get("Range"), BODY
+        if asked and self.ranges:
+            first, last = asked.removeprefix("bytes=").split("-")
+            body = BODY[int(first) : int(last) + 1]
+        self.send_response(206 if asked and self.ranges else 200)
+        if self.sized:
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if has_body:
+            self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, type[Web]]]:
+    """Its address and its settings."""
+    monkeypatch.setattr(remote, "LEAST", 0.01)
+    handler = type("OneWeb", (Web,), {})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", handler
+    server.shutdown()
+
+
+def test_a_web_server_that_is_busy(web: tuple[str, type[Web]]) -> None:
+    uri, server = web
+    for read in (
+        lambda: store.read(f"{uri}/a.bin"),
+        lambda: b"".join(read_spans(f"{uri}/a.bin", [(0, len(BODY))])),
+        lambda: store.open_file(f"{uri}/a.bin").read(),
+    ):
+        server.failures = 3
+        assert read() == BODY
+    server.failures = 3
+    assert store.exists(f"{uri}/a.bin")
+    assert not store.exists(f"{uri}/b.bin")
+    with pytest.raises(FileNotFoundError, match=r"b\.bin"):
+        store.read(f"{uri}/b.bin")
+    server.failures = 1000
+    with pytest.raises(StoreError, match=r"cannot read .*, tried 8 times"):
+        store.exists(f"{uri}/a.bin")
+
+
+def test_a_web_server_that_does_not_know_ranges_or_sizes(web: tuple[str, type[Web]]) -> None:
+    uri, server = web
+    server.ranges = False
+    with pytest.raises(StoreError, match="does not answer requests for ranges"):
+        list(read_spans(f"{uri}/a.bin", [(3, 10)]))
+    server.sized = False
+    with pytest.raises(StoreError, match="does not say how long it is"):
+        store.open_file(f"{uri}/a.bin")

@@ -2,42 +2,53 @@
 # A run on SLURM: a Ray cluster over the job's nodes, then the command given.
 #   sbatch --nodes=4 --gpus-per-node=8 conf/cluster/slurm.sh \
 #     orchestrator run +exp=wfpp_laion source.uri='/lustre/laion400m/{00000..41455}.tar' store=/lustre/store out=/lustre/runs/wfpp
-# Submitted again after a time limit or a lost node it goes on where it stopped; SIGTERM a minute before the limit makes
-# a checkpoint.
+# Submitted again after a time limit or a lost node it goes on where it stopped; SIGTERM two minutes before the limit
+# makes a checkpoint. The home folder, where Ray keeps its token, has to be on all nodes.
 #SBATCH --job-name=orchestrator
 #SBATCH --ntasks-per-node=1
 #SBATCH --exclusive
-#SBATCH --signal=B:TERM@60
+#SBATCH --signal=B:TERM@120
 #SBATCH --requeue
 set -euo pipefail
 
 port=${RAY_PORT:-6379}
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-export RAY_ADDRESS="$head:$port" RAY_AUTH_MODE=${RAY_AUTH_MODE:-token}
 cpus=${SLURM_CPUS_ON_NODE:-$(nproc)}
 gpus=${SLURM_GPUS_ON_NODE:-0}
+export RAY_ADDRESS="$head:$port" RAY_AUTH_MODE=${RAY_AUTH_MODE:-token}
+if [ "$RAY_AUTH_MODE" = token ]; then
+  ray get-auth-token --generate >/dev/null
+fi
 
-# one step holds the cluster: its first node is the head, the others wait for it
-srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 bash -c "
-  if [ \"\$(hostname -s)\" = \"${head%%.*}\" ]; then
+# one step holds the cluster: its first node is the head, the others wait for it; one that fails ends the step
+srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 --cpu-bind=none --kill-on-bad-exit=1 bash -c "
+  if [ \"\$SLURM_PROCID\" = 0 ]; then
     unset RAY_ADDRESS
-    exec ray start --head --port=$port --num-cpus=$cpus --num-gpus=$gpus --block
+    exec ray start --head --port=$port --num-cpus=$cpus --num-gpus=$gpus --disable-usage-stats --block
   fi
-  until ray health-check --address=$head:$port 2>/dev/null; do sleep 2; done
-  exec ray start --address=$head:$port --num-cpus=$cpus --num-gpus=$gpus --block
+  for _ in \$(seq 60); do ray health-check --address=$head:$port 2>/dev/null && break; sleep 2; done
+  exec ray start --address=$head:$port --num-cpus=$cpus --num-gpus=$gpus --disable-usage-stats --block
 " &
 cluster=$!
-until [ "$(ray list nodes --filter state=ALIVE --format json 2>/dev/null | grep -c '"node_id"')" -ge "$SLURM_NNODES" ]; do
-  kill -0 "$cluster" || exit 1
+
+nodes_up() { ray list nodes --filter state=ALIVE --limit 10000 --format json 2>/dev/null | grep -o '"node_id"' | wc -l; }
+deadline=$((SECONDS + 600))
+until [ "$(nodes_up)" -ge "$SLURM_NNODES" ]; do
+  if ! kill -0 "$cluster" 2>/dev/null || [ "$SECONDS" -ge "$deadline" ]; then
+    echo "the Ray cluster did not come up on $SLURM_NNODES nodes" >&2
+    exit 1
+  fi
   sleep 2
 done
 
 "$@" &
 run=$!
-trap 'kill -TERM "$run"' TERM
-code=0
-wait "$run" || code=$?
-# a trapped signal ends the first wait before the run has ended
-while kill -0 "$run" 2>/dev/null; do wait "$run" || code=$?; done
-kill "$cluster"
+trap 'signalled=yes; kill -TERM "$run" 2>/dev/null || true' TERM
+signalled=yes
+# a signal ends the wait before the run has ended
+while [ "$signalled" = yes ]; do
+  signalled=no code=0
+  wait "$run" || code=$?
+done
+kill "$cluster" 2>/dev/null || true
 exit "$code"

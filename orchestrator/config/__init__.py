@@ -139,13 +139,13 @@ class TrackingConfig(Section):
 
 
 class ClusterConfig(Section):
-    """Which Ray cluster: an address (default: RAY_ADDRESS, else one on this machine, with `num_cpus`). `max_cpus`,
-    `max_gpus`: what one with an autoscaler may grow to."""
+    """Which Ray cluster: an address (default: RAY_ADDRESS, else one on this machine, with `num_cpus`). with an
+    autoscaler, what it brings the cluster to, for which stages are planned: `scales_to_cpus`, `scales_to_gpus`."""
 
     address: str | None = None
     num_cpus: Positive | None = None
-    max_cpus: Positive | None = None
-    max_gpus: Positive | None = None
+    scales_to_cpus: Positive | None = None
+    scales_to_gpus: Positive | None = None
     scoring_actors: Positive | None = None
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from orchestrator.config.section import ConfigError
 
-USER = re.compile(r"(?<=://)[^/\s@]+@")
+USER, PASSWORD = re.compile(r"(?<=://)[^/\s]+@"), re.compile(r"://[^/\s:@]*:[^/\s]*@")
 # of signed addresses: Azure's and Google's, Amazon's, and what web services call theirs
 SIGNED = re.compile(r"[?&](sig|signature|x-amz-signature|x-goog-signature|token|access_token|api_key)=", re.IGNORECASE)
 # hides its own
@@ -21,9 +21,9 @@ def without_password(text: str) -> str:
 
 
 def check_no_secrets(raw: dict[str, Any]) -> None:
-    """Errors: `ConfigError`, which does not repeat it, for a URI with a user, a password or a signature in it."""
+    """Errors: `ConfigError`, which does not repeat it, for a URI with a password or a signature in it."""
     for path, text in _texts(raw, ()):
-        if path != EXEMPT and "://" in text and (USER.search(text) or SIGNED.search(text)):
+        if path != EXEMPT and "://" in text and (PASSWORD.search(text) or SIGNED.search(text)):
             raise ConfigError(
                 f"{'.'.join(path)} has a password or signature in it, and reports repeat it; expected a plain URI, "
                 "with credentials from the environment (AWS_..., GOOGLE_..., AZURE_..., FSSPEC_...)"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import posixpath
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,7 +20,6 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from orchestrator.config import ConfigError
-from orchestrator.errors import UserError
 from orchestrator.remote import tried
 from orchestrator.source.schema import Shard
 from orchestrator.store import absolute, filesystem
@@ -30,7 +29,7 @@ NUM_THREADS = 16
 VERSION_KEYS = ("ETag", "etag", "mtime", "LastModified", "updated", "last_modified", "created")
 
 
-class _Nothing(UserError):
+class _Nothing(Exception):
     """What a user's path names is not there."""
 
 
@@ -53,11 +52,11 @@ def find_shards(
         fs, path = filesystem(absolute(item))
         fs.invalidate_cache()  # a pool may have grown since this process last listed it
         try:
-            matches = tried(partial(_matches, listing, fs, path, item, endings), item)
+            matches = _matches(listing, fs, path, item, endings)
         except _Nothing as error:
             raise ConfigError(f"{setting}: {error}") from None
         for found in matches:
-            shard = tried(partial(_shard, listing, fs, found, endings, sidecars), item)
+            shard = _shard(listing, fs, found, endings, sidecars)
             shards[shard.uri] = shard
     return [shards[name] for name in sorted(shards)]
 
@@ -86,7 +85,7 @@ class _Listing:
         place = (fs, folder)
         if place not in self.folders:
             try:
-                entries = fs.ls(folder, detail=True)
+                entries = _tried(fs, partial(fs.ls, folder, detail=True), folder)
             except (FileNotFoundError, NotADirectoryError):
                 entries = []
             files = {_name(entry["name"]): entry for entry in entries if _is_file(fs, entry)}
@@ -198,10 +197,14 @@ def _shard(listing: _Listing, fs: AbstractFileSystem, found: _Found, endings: Se
 
 def _info(fs: AbstractFileSystem, path: str) -> Mapping[str, Any] | None:
     try:
-        entry: Mapping[str, Any] = fs.info(path)
+        entry: Mapping[str, Any] = _tried(fs, partial(fs.info, path), path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     return entry if _is_file(fs, entry) else None
+
+
+def _tried(fs: AbstractFileSystem, call: Callable[[], Any], path: str) -> Any:
+    return call() if isinstance(fs, LocalFileSystem) else tried(call, str(fs.unstrip_protocol(path)))
 
 
 def _is_file(fs: AbstractFileSystem, entry: Mapping[str, Any]) -> bool:

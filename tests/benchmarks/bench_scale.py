@@ -64,7 +64,6 @@ def main() -> None:
 def row(folder: Path, num_pairs: int, what: str, overrides: Sequence[str], *, vectors: bool) -> None:
     """Makes a pool up, prunes it, and prints what it took."""
     pool, store = folder / "pool", folder / "STORE"
-    shutil.rmtree(folder, ignore_errors=True)
     pool.mkdir(parents=True)
     files = list(sizes(num_pairs))
     with ProcessPoolExecutor() as processes:
@@ -77,7 +76,8 @@ def row(folder: Path, num_pairs: int, what: str, overrides: Sequence[str], *, ve
         f"| {num_pairs / 1e6:g} M {what} | {seconds:,.0f} s | {num_pairs / seconds:,.0f} | {shown} | {keep:,.1f} MiB |"
     )
     sys.stdout.flush()
-    shutil.rmtree(folder)
+    for each in (pool, store, folder / "OUT"):
+        shutil.rmtree(each)
 
 
 def sizes(num_pairs: int) -> Iterator[int]:

@@ -27,6 +27,7 @@ RUN = (
 )
 # a start takes most of a minute on two cores: killed more often, nothing would ever come to a checkpoint
 LEAST_PAUSE, LONGEST_PAUSE = 15.0, 60.0
+MOST_STARTS = 5
 VICTIMS = ("worker", "worker", "node", "driver")
 
 
@@ -88,15 +89,17 @@ def disturbed(command: str, folder: Path, cluster: LocalCluster, seconds: float,
             rng.choice(workers).kill()
         killed[victim] += 1
         print(f"killed a {victim}", flush=True)
-    while process.wait() != 0:
+    for _ in range(MOST_STARTS):
+        if process.wait() == 0:
+            return killed
         process = again(command, folder, cluster, killed)
-    return killed
+    raise SystemExit("it does not come to an end")
 
 
 def again(command: str, folder: Path, cluster: LocalCluster, killed: Counter[str]) -> subprocess.Popen[bytes]:
     """What ended with an error is started again, as a user or a supervisor would."""
     killed["gave up and started again"] += 1
-    print(f"ended: {(folder / 'log.txt').read_text().splitlines()[-1]}", flush=True)
+    print(f"ended: {(folder / 'log.txt').read_text()[-300:]}", flush=True)
     return start(command, folder, cluster)
 
 
@@ -140,7 +143,8 @@ def result(folder: Path) -> dict:
         for name, value in (numbers or {}).items()
         if isinstance(value, float)
     }
-    files = {path.name: path.read_bytes() for path in sorted(Path(keep).glob("parts/*.npy"))}
+    files = {path.name: path.read_bytes() for path in sorted(Path(keep).glob("parts/*.bits"))}
+    assert all([files, batches, metrics]), folder
     return {"keep": files, "batches": batches, "metrics": metrics}
 
 

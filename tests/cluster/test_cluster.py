@@ -22,12 +22,12 @@ def _as_it_was(ray_cluster: str) -> Iterator[None]:
 def test_one_that_grows_is_asked_for_what_it_may_grow_to() -> None:
     now = cluster.num_cpus()
     assert cluster.num_gpus() == 0
-    cluster.connect(ClusterConfig(max_cpus=1000, max_gpus=16))
-    assert (cluster.num_cpus(), cluster.num_gpus()) == (1000, 16)
+    cluster.connect(ClusterConfig(scales_to_cpus=1000, scales_to_gpus=16))
+    assert (cluster.num_cpus(), cluster.num_cores(), cluster.num_gpus()) == (1000, 1000, 16)
     assert cluster.num_train_workers(None, lanes=64) == 16
     with pytest.raises(UserError, match="the cluster has 16 GPUs"):
         cluster.num_train_workers(32, lanes=64)
-    cluster.connect(ClusterConfig(max_cpus=1))
+    cluster.connect(ClusterConfig(scales_to_cpus=1))
     assert cluster.num_cpus() == now
 
 

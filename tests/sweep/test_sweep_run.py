@@ -91,17 +91,30 @@ def test_hopeless_trials_are_stopped_early_but_no_control(
 
 
 @pytest.mark.slow
-def test_suggested_trials(typed: Shell, tiny_conf: str, tar_pool: str, tmp_path: Path) -> None:
+def test_suggested_trials_and_the_trackers(typed: Shell, tiny_conf: str, tar_pool: str, tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
     write_zero_shot(tmp_path)
     space = {"training.lr": {"log_uniform": [1e-4, 1e-2]}}
     search = ["sweep.search=optuna", "sweep.num_samples=2", "sweep.controls={full: false, random: false}"]
-    done = typed(command_of(tiny_conf, tar_pool, space, *search), cwd=tmp_path)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    client = MlflowClient(uri)
+    experiment = client.create_experiment("orchestrator", artifact_location=f"file://{tmp_path}/artifacts")
+    tracked = ["tracking.wandb_project=clip", "tracking.wandb_mode=offline", f"tracking.mlflow_uri={uri}"]
+    done = typed(command_of(tiny_conf, tar_pool, space, *search, *tracked), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     report = report_of(tmp_path)
     assert [trial.state for trial in report.trials] == ["finished"] * 2
     rates = report.dimensions["training.lr"]
     assert len(rates) == 2
     assert all(1e-4 <= rate <= 1e-2 for rate in rates)
+    # one run of each tracker a trial, in the sweep's group, with its report
+    runs = client.search_runs([experiment])
+    assert {run.data.tags["group"] for run in runs} == {report.name}
+    assert {float(run.data.params["training.lr"]) for run in runs} == set(rates)
+    assert all("report.html" in [file.path for file in client.list_artifacts(run.info.run_id)] for run in runs)
+    for trial in report.trials:
+        assert list(Path(trial.out).glob("wandb/offline-run-*")), trial.name
 
 
 @pytest.mark.parametrize(
