@@ -73,7 +73,9 @@ class LocalCluster:
 
     @property
     def _size(self) -> str:
-        return f"--num-cpus={self.cpus} --object-store-memory={STORE_BYTES} --block --disable-usage-stats"
+        # nodes on one machine must not share the port that jobs are submitted through
+        agent = f"--dashboard-agent-listen-port={free_port()}"
+        return f"--num-cpus={self.cpus} --object-store-memory={STORE_BYTES} {agent} --block --disable-usage-stats"
 
     def _start(self, command: str) -> None:
         number = len(self.nodes)
