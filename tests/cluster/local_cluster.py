@@ -44,9 +44,9 @@ class LocalCluster:
         return f"127.0.0.1:{self.port}"
 
     @property
-    def dashboard(self) -> str:
-        """What `RAY_ADDRESS` is to be for `ray job`."""
-        return f"http://127.0.0.1:{self.dashboard_port}"
+    def job_env(self) -> dict[str, str]:
+        """What makes `ray job` use this cluster."""
+        return {"RAY_ADDRESS": f"http://127.0.0.1:{self.dashboard_port}", "RAY_AUTH_MODE": "token"}
 
     @property
     def driver_env(self) -> dict[str, str]:

@@ -6,15 +6,16 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from commands import environment, in_shell
 from local_cluster import LocalCluster, local_cluster
-from pools import make_pairs, write_experiment, write_tars, write_zero_shot
 from processes import called, descendants
-from training_runs import command_of, curve
+from training_runs import STEPS, command_of, curve
 
 ROOT = Path(__file__).parent.parent.parent
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -39,8 +40,28 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def submit(cluster: LocalCluster, entrypoint: str, *, cwd: Path, options: str = "") -> subprocess.CompletedProcess[str]:
-    env = {"RAY_ADDRESS": cluster.dashboard, "RAY_AUTH_MODE": "token"}
-    return in_shell(f"ray job submit {options} -- {entrypoint}", cwd=cwd, env=env)
+    return in_shell(f"ray job submit {options} -- {entrypoint}", cwd=cwd, env=cluster.job_env)
+
+
+@contextmanager
+def submitted(
+    cluster: LocalCluster, entrypoint: str, name: str, clone: Path, folder: Path
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A job of that name while it runs; what it says goes to log.txt. A stop may take its time."""
+    patient = json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}})
+    options = f"--working-dir . --submission-id {name} --runtime-env-json '{patient}'"
+    with (folder / "log.txt").open("wb") as log:
+        process = subprocess.Popen(
+            ["sh", "-c", f"exec ray job submit {options} -- {entrypoint}"],
+            cwd=clone,
+            env=environment(**cluster.job_env),
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        yield process
+    finally:
+        process.kill()
 
 
 def ray_heads() -> int:
@@ -48,61 +69,34 @@ def ray_heads() -> int:
     return len(called("gcs_server", descendants(1)))
 
 
-def test_from_a_clone(cluster: LocalCluster, clone: Path, tmp_path: Path) -> None:
-    write_zero_shot(tmp_path)
-    conf = write_experiment(tmp_path / "conf")
-    pool = write_tars(tmp_path / "pool", make_pairs(96), num_shards=3)
-    command = (
-        f"python -m orchestrator run --config-dir {conf} +exp=tiny source.uri={pool} finetune.enabled=false "
-        f"evaluation.zero_shot.uri={tmp_path / 'zs.tar'}"
-    )
-    places = f"out={tmp_path / 'OUT'} store={tmp_path / 'STORE'}"
-    before = ray_heads()
-    done = submit(cluster, f"{command} {places}", cwd=clone, options="--working-dir .")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert ray_heads() == before, "it uses the cluster that it is in"
-    assert "tiny: done in" in done.stdout
-    assert json.loads((tmp_path / "OUT" / "report.json").read_text())["training"]["pretrain"]["steps"] == 9
-    # submitted again it recomputes nothing
-    again = submit(cluster, f"{command} {places}", cwd=clone, options="--working-dir .")
-    assert again.returncode == 0, again.stdout + again.stderr
-    stages = json.loads((tmp_path / "OUT" / "report.json").read_text())["stages"]
-    assert all(stage["reused"] for stage in stages)
-    # a place in the copy of the working directory would be gone
-    relative = submit(cluster, f"{command} out=runs/x store=runs/store", cwd=clone, options="--working-dir .")
-    assert relative.returncode == 1
-    assert "store=runs/store lies in the job's copy of the working directory" in relative.stdout
-    assert "Traceback" not in relative.stdout
-
-
-def test_stopped_and_submitted_again(cluster: LocalCluster, tiny_conf: str, tmp_path: Path) -> None:
+def test_from_a_clone_stopped_and_submitted_again(
+    cluster: LocalCluster, clone: Path, tiny_conf: str, tmp_path: Path
+) -> None:
     command = command_of(tiny_conf, tmp_path).replace("=pool", f"={tmp_path / 'pool'}")
-    command = command.replace("=OUT", f"={tmp_path / 'OUT'}").replace("=STORE", f"={tmp_path / 'STORE'}")
-    rare = f"{command} training.checkpoint_every_steps=10000"
-    patient = json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}})
-    options = f"--submission-id first --runtime-env-json '{patient}'"
-    env = environment(RAY_ADDRESS=cluster.dashboard, RAY_AUTH_MODE="token")
-    with (tmp_path / "log.txt").open("wb") as log:
-        waiting = subprocess.Popen(
-            ["sh", "-c", f"exec ray job submit {options} -- {rare}"], cwd=tmp_path, env=env, stdout=log, stderr=log
-        )
-    try:
+    placed = command.replace("=OUT", f"={tmp_path / 'OUT'}").replace("=STORE", f"={tmp_path / 'STORE'}")
+    before = ray_heads()
+    with submitted(cluster, f"{placed} training.checkpoint_every_steps=10000", "first", clone, tmp_path) as waiting:
         while not list(tmp_path.glob("STORE/pretrain/*/tensorboard/*")):
             assert waiting.poll() is None, (tmp_path / "log.txt").read_text()
-        stopped = subprocess.run(["ray", "job", "stop", "first"], env=env, check=False, capture_output=True, text=True)
+            time.sleep(0.1)
+        assert ray_heads() == before, "it uses the cluster that it is in"
+        stopped = in_shell("ray job stop first", cwd=clone, env=cluster.job_env)
         assert stopped.returncode == 0, stopped.stderr
-        waiting.wait(timeout=120)
-    finally:
-        waiting.kill()
-    said = (tmp_path / "log.txt").read_text()
-    assert "stopped after step" in said, said
+        assert waiting.wait(timeout=120) != 0
+    assert "stopped after step" in (tmp_path / "log.txt").read_text()
     (checkpoint,) = tmp_path.glob("STORE/pretrain/*/checkpoints/step_*.pt")
     step = int(checkpoint.stem.removeprefix("step_"))
-    before = [record for record in curve(tmp_path) if record["step"] <= step]
-    done = submit(cluster, command, cwd=tmp_path)
+    logged = [record for record in curve(tmp_path) if record["step"] <= step]
+    done = submit(cluster, placed, cwd=clone, options="--working-dir .")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert curve(tmp_path)[: len(before)] == before
-    assert curve(tmp_path)[-1]["step"] == 180
+    assert "tiny: done in" in done.stdout
+    assert curve(tmp_path)[: len(logged)] == logged, "not a step is done again"
+    assert curve(tmp_path)[-1]["step"] == STEPS
+    # a place in the copy of the working directory would be gone
+    relative = submit(cluster, command, cwd=clone, options="--working-dir .")
+    assert relative.returncode == 1
+    assert "store=STORE lies in the job's copy of the working directory" in relative.stdout
+    assert "Traceback" not in relative.stdout
 
 
 def test_from_a_wheel(cluster: LocalCluster, tmp_path: Path) -> None:
