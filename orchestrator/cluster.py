@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -136,20 +136,25 @@ def check_shared(places: Mapping[str, str]) -> None:
     for mark in marks.values():
         store.write(mark, b"")
     try:
-        paths = list(marks.values())
-        asked = {
-            node["NodeManagerAddress"]: _seen_from.options(scheduling_strategy=_on(node)).remote(paths)
-            for node in nodes
-        }
-        for address, answer in asked.items():
-            for key in [key for key, is_there in zip(marks, _answer(answer), strict=False) if not is_there]:
-                raise UserError(
-                    f"{key}={folders[key]} is a folder of one node: {address} does not see it; expected a place that "
-                    f"all {len(nodes)} nodes share: s3://..., gs://... or a network folder"
-                )
+        for node, key in _not_seen(nodes, marks):
+            raise UserError(
+                f"{key}={folders[key]} is a folder of one node: {node} does not see it; expected a place that all "
+                f"{len(nodes)} nodes share: s3://..., gs://... or a network folder"
+            )
     finally:
         for mark in marks.values():
             store.remove(mark)
+
+
+def _not_seen(nodes: Sequence[Mapping[str, Any]], marks: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """The address of a node with the setting of a folder in which it does not see the mark."""
+    # all are asked at once
+    asked = [_seen_from.options(scheduling_strategy=_on(node)).remote(list(marks.values())) for node in nodes]
+    for node, answer in zip(nodes, asked, strict=True):
+        # one that is being lost says nothing
+        for key, is_there in zip(marks, _answer(answer), strict=False):
+            if not is_there:
+                yield node["NodeManagerAddress"], key
 
 
 def check_outlive_job(places: Mapping[str, str]) -> None:
@@ -175,7 +180,6 @@ def _answer(asked: ray.ObjectRef) -> list[bool]:
     try:
         found: list[bool] = ray.get(asked, timeout=ANSWER_SECONDS)
     except ray.exceptions.RayError:
-        # one that is being lost says nothing
         return []
     return found
 

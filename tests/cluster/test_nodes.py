@@ -35,6 +35,7 @@ def with_workers(nodes: list[subprocess.Popen[bytes]]) -> list[subprocess.Popen[
     return [node for node in nodes if called(WORKER, descendants(node.pid))]
 
 
+@pytest.mark.long
 def test_a_node_lost_while_training_across_nodes(
     three: LocalCluster, typed: Shell, tiny_conf: str, tmp_path: Path
 ) -> None:
