@@ -62,6 +62,8 @@ def draw(axes: Axes, points: pl.DataFrame, metric: str) -> None:
     """A line for each method, the full control as a level with its deviation."""
     for series, (colour, marker, line) in LOOKS.items():
         mine = points.filter(pl.col("series") == series).sort("kept_fraction")
+        if mine.is_empty():
+            continue
         axes.errorbar(
             mine["kept_fraction"],
             mine[f"{metric} mean"],
