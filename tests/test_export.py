@@ -161,7 +161,7 @@ def test_source_store_and_out_in_a_bucket_that_fails_now_and_then(shell: Any, ti
     report = json.loads(fs.cat_file("bucket/OUT/report.json"))
     assert report["skipped"]["catalog"]["problems"] == {}, "nothing was lost"
     assert report["training"]["pretrain"]["samples_seen"] == 96
-    assert report["training"]["pretrain"]["skipped"] == 0
+    assert report["skipped"]["training"]["pretrain"]["skipped"] == 0
     names = {name.rsplit("/", 1)[1] for name in fs.find("bucket/OUT")}
     assert {"report.json", "report.html", "run.json"} <= names
     kept = pq.read_table(io.BytesIO(fs.cat_file("bucket/kept.parquet")))
