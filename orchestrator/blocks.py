@@ -10,6 +10,7 @@ import numpy as np
 import ray
 
 from orchestrator import cluster
+from orchestrator.metering import current_meter
 
 MAX_BLOCKS = 256
 BLOCKS_PER_CPU = 4
@@ -25,10 +26,11 @@ def over_blocks(items: Sequence[Item], answer: Callable[[list[Item]], Answer]) -
     num_blocks = min(len(items), MAX_BLOCKS, BLOCKS_PER_CPU * cluster.num_cpus())
     blocks = np.array_split(np.arange(len(items)), num_blocks)
     rows = [{"items": [items[index] for index in block]} for block in blocks]
+    meter = current_meter()
 
     def answers(batch: dict[str, Any]) -> dict[str, list[bytes]]:
         # pickled by hand: a column of arrays would come back with other types
-        return {"answer": [pickle.dumps(answer(list(block))) for block in batch["items"]]}
+        return {"answer": [pickle.dumps(meter.around(answer)(list(block))) for block in batch["items"]]}
 
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
     for row in dataset.map_batches(answers, batch_size=1).iter_rows():

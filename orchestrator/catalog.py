@@ -59,6 +59,11 @@ def _read(uri: str, columns: tuple[str, ...]) -> pa.Table:
         return pq.read_table(file, columns=list(columns))
 
 
+def forget() -> None:
+    """Drops the columns that this process keeps of the parts it read last."""
+    _read.cache_clear()
+
+
 @dataclass(frozen=True, slots=True)
 class PartRows:
     """A part of a catalogued pool: its index, its rows, and the global ordinal of its first row."""

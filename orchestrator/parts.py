@@ -17,6 +17,7 @@ import ray
 
 from orchestrator import store
 from orchestrator.artifacts import Artifact
+from orchestrator.metering import Meter, current_meter
 from orchestrator.progress import Display
 
 Summary = dict[str, Any]
@@ -43,10 +44,13 @@ def part_path(artifact: Artifact, index: int, ending: str) -> str:
 class _Worker:
     """Runs the work on batches of items; as an actor it makes its work (a loaded table, a model) once."""
 
-    def __init__(self, artifact: Artifact, make_work: Callable[[], Work]):
-        self.artifact, self.work = artifact, make_work()
+    def __init__(self, artifact: Artifact, make_work: Callable[[], Work], meter: Meter):
+        self.artifact, self.work, self.meter = artifact, make_work(), meter
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
+        return self.meter.around(self._done)(batch)
+
+    def _done(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
         summaries = []
         for index, item in zip(batch["index"], batch["item"], strict=True):
             result = self.work(item)
@@ -102,17 +106,21 @@ def _run(
 ) -> Iterator[Summary]:
     if not missing:
         return
-    rows = [{"index": index, "item": item} for index, item in missing]
+    rows, meter = [{"index": index, "item": item} for index, item in missing], current_meter()
     num_blocks = min(len(rows), BLOCKS_PER_ACTOR * num_actors if num_actors else MAX_BLOCKS)
     dataset = ray.data.from_items(rows, override_num_blocks=num_blocks)
     if num_actors:
         pool = ray.data.ActorPoolStrategy(min_size=1, max_size=min(num_actors, len(rows)))
         done = dataset.map_batches(
-            _Worker, fn_constructor_args=(artifact, make_work), batch_size=1, compute=pool, num_gpus=num_gpus
+            _Worker, fn_constructor_args=(artifact, make_work, meter), batch_size=1, compute=pool, num_gpus=num_gpus
         )
     else:
-        # the worker is made inside the task, so that only its recipe travels
-        done = dataset.map_batches(lambda batch: _Worker(artifact, make_work)(batch), batch_size=1)
+
+        def in_task(batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
+            # the worker is made inside the task, so that only its recipe travels
+            return _Worker(artifact, make_work, Meter())(batch)
+
+        done = dataset.map_batches(meter.around(in_task), batch_size=1)
     for row in done.iter_rows():
         yield json.loads(row["summary"])
 

@@ -18,7 +18,7 @@ from orchestrator.catalog import Catalog, catalog_stage, check_catalog
 from orchestrator.config import Config, WfppStep
 from orchestrator.demo.source import embed_demo
 from orchestrator.errors import UserError
-from orchestrator.estimate import COLUMNS, plan_rows, training_cost
+from orchestrator.plan.rows import COLUMNS, Reach, plan_rows, reaches, training_cost
 from orchestrator.progress import Display
 from orchestrator.record import RunRecord, StageRecord
 from orchestrator.selection import selection_stages
@@ -52,18 +52,22 @@ def run(config: Config) -> None:
 
 def planned(config: Config) -> Pipeline:
     """What `run` does with a prepared config, in order; computes nothing."""
-    return _training(_selection(config))
+    return _training(_selection(config, open_source(config.source)))
 
 
 def select(config: Config) -> None:
     """Up to the keep list, and the report of that much."""
-    execute(_selection(prepare(config)), "select", Display())
+    config = prepare(config)
+    execute(_selection(config, open_source(config.source)), "select", Display())
 
 
 def plan(config: Config) -> None:
-    """What `run` would do and what is there already; computes nothing."""
-    pipeline = _selection(prepare(config))
-    _show_plan(_training(pipeline) if pipeline.source.has_images else pipeline, Display())
+    """What `run` would do and what is there already; by a probe, what the rest would cost."""
+    config, display = prepare(config), Display()
+    pipeline = _stages(config, open_source(config.source))
+    found = _show_plan(pipeline, display)
+    if config.plan.probe and not all(stage.artifact.is_complete() for stage in pipeline.stages):
+        _show_costs(pipeline, found, display)
 
 
 def evaluate(config: Config) -> None:
@@ -110,8 +114,12 @@ def _out(config: Config) -> str:
     return store.absolute(config.out or f"runs/{config.name}")
 
 
-def _selection(config: Config) -> Pipeline:
-    source = open_source(config.source)
+def _stages(config: Config, source: Source) -> Pipeline:
+    pipeline = _selection(config, source)
+    return _training(pipeline) if source.has_images else pipeline
+
+
+def _selection(config: Config, source: Source) -> Pipeline:
     read = catalog_stage(config.store, source, config.source.limits)
     catalog = Catalog(read.artifact)
     steps = selection_stages(config, source, catalog)
@@ -149,6 +157,7 @@ def _training(pipeline: Pipeline) -> Pipeline:
     if config.finetune.enabled:
         among = _left_by(config.finetune.after, pipeline.stages)
         whole = valid_stage(config.store, catalog, has_images=True, needs_caption=True, among=among)
+        whole = replace(whole, on_whole_pool=among is None)
         phase = Phase(name="finetune", config=config.finetune, keep=whole.artifact, start=pretrain.artifact)
         stages += [whole, training_stage(config, phase, source, catalog)]
     trained = [stage for stage in stages if stage.epochs]
@@ -171,12 +180,27 @@ def execute(pipeline: Pipeline, verb: str, display: Display) -> None:
     _finish(pipeline.config, pipeline.stages, verb, display)
 
 
-def _show_plan(pipeline: Pipeline, display: Display) -> None:
-    rows = plan_rows(pipeline.stages, pipeline.source, pipeline.catalog)
-    display.table(f"plan of {pipeline.config.name}", COLUMNS, rows)
-    cost = training_cost(pipeline.stages, pipeline.source, pipeline.catalog)
+def _show_plan(pipeline: Pipeline, display: Display) -> list[Reach]:
+    found = reaches(pipeline.stages, pipeline.source, pipeline.catalog)
+    display.table(f"plan of {pipeline.config.name}", COLUMNS, plan_rows(found))
+    cost = training_cost(found, pipeline.source, pipeline.catalog)
     if cost:
         display.line(cost)
+    return found
+
+
+def _show_costs(pipeline: Pipeline, found: list[Reach], display: Display) -> None:
+    from orchestrator.plan import costs, table
+    from orchestrator.plan.probe import probe
+
+    config, source = pipeline.config, pipeline.source
+    display.line("measuring rates on a few parts of the pool (plan.probe=false leaves that out)")
+    measured = probe(config, source, _stages, display)
+    estimates = costs.Estimates(measured, source, found, pipeline.catalog.artifact)
+    rows = table.cost_rows(estimates, config.plan)
+    display.table("what is still to be computed would take, about", table.columns(config.plan), rows)
+    for line in table.notes(measured, estimates, found):
+        display.line(line)
 
 
 def _finish(config: Config, stages: Sequence[Stage], verb: str, display: Display) -> None:

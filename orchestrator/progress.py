@@ -52,7 +52,8 @@ class StageProgress:
         return (self.done - first) / max(time.monotonic() - began, 1e-9)
 
     def _rate(self) -> str:
-        return f"{self._per_second():,.0f} {self.unit}/s" if self._per_second() > 0 else ""
+        rate = self._per_second()
+        return f"{rate:,.{0 if rate >= 10 else 1}f} {self.unit}/s" if rate > 0 else ""
 
     def _line(self) -> str:
         of, rate = f"/{self.total:,}" if self.total else "", self._per_second()

@@ -9,13 +9,19 @@ from orchestrator.artifacts import Artifact
 from orchestrator.progress import Display
 
 
+def nothing(num_pairs: int) -> int:
+    """For stages whose processes hold no vectors, or those of one part."""
+    return 0
+
+
 @dataclass(frozen=True, kw_only=True)
 class Stage:
     """`does` says it in words; `build` computes what is missing of the artifact and publishes it.
 
     For the plan's estimates: `keep_fraction`, or first `keep_pairs`, is what a step leaves of the pairs that reach it,
     `is_filter` that what it leaves is an outcome, `epochs` how often a training phase sees them (or `samples`, how many
-    of them in all), `on_whole_pool` that it sees every valid pair and not the selected ones."""
+    of them in all), `on_whole_pool` that it sees every valid pair and not the selected ones. What it costs grows with
+    `work`, and `holds` is how many pairs' vectors one of its processes holds, both of the number that reach it."""
 
     name: str
     does: str
@@ -27,3 +33,5 @@ class Stage:
     epochs: int = 0
     samples: int | None = None
     on_whole_pool: bool = False
+    work: Callable[[int], float] = float
+    holds: Callable[[int], int] = nothing

@@ -137,6 +137,17 @@ def names(uri: str) -> list[str]:
     return sorted(os.path.basename(entry.rstrip("/")) for entry in found)
 
 
+def num_bytes(uri: str) -> int:
+    """The bytes of a file, or of all files below a folder; 0 where there is none."""
+    fs, path = filesystem(uri)
+
+    def counted() -> int:
+        fs.invalidate_cache()
+        return int(fs.du(path)) if fs.exists(path) else 0
+
+    return counted() if is_local(uri) else tried(counted, uri)
+
+
 def copy(from_uri: str, to_uri: str) -> None:
     """Copies a file, or a folder with all below it, between any two places."""
     fs, path = filesystem(from_uri)

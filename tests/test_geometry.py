@@ -219,7 +219,7 @@ def test_the_plan_knows_all_stages_and_says_what_is_only_a_bound(
     nodes = "selection.steps=[semdedup,dbp] selection.semdedup.embedding=columns selection.dbp.embedding=columns"
     done = typed(
         f"python -m orchestrator plan +exp=wfpp source=table source.uri={pool.table} source.key_column=key {nodes} "
-        f"embedding.columns.uri={pool.vectors} store={tmp_path} out={tmp_path}/out",
+        f"embedding.columns.uri={pool.vectors} store={tmp_path} out={tmp_path}/out plan.probe=false",
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr

@@ -133,10 +133,11 @@ def test_a_second_run_recomputes_nothing(typed: Any, tiny_run: Path, tiny_conf: 
 
 def test_a_plan_of_it_shows_what_is_there(typed: Any, tiny_run: Path, tiny_conf: str, tar_pool: str) -> None:
     command = tiny_command(tiny_conf, tar_pool).replace(" run ", " plan ")
-    done = typed(f"{command} store=STORE selection.wfpp.keep_fraction=0.5", cwd=tiny_run)
+    done = typed(f"{command} store=STORE selection.wfpp.keep_fraction=0.5 plan.probe_parts=1", cwd=tiny_run)
+    plan, costs = done.stdout.split("what is still to be computed would take")
     rows = {
         cells[1].strip(): cells[3].strip()
-        for cells in (line.split("│") for line in done.stdout.splitlines())
+        for cells in (line.split("│") for line in plan.splitlines())
         if len(cells) == 7
     }
     assert {name: rows[name] for name in ("catalog", "score, wfpp", "wfpp", "pretrain")} == {
@@ -145,6 +146,9 @@ def test_a_plan_of_it_shows_what_is_there(typed: Any, tiny_run: Path, tiny_conf:
         "wfpp": "to compute",
         "pretrain": "to compute",
     }
+    priced = [line.split("│")[1].strip() for line in costs.splitlines() if line.startswith("│")]
+    assert not {"catalog", "score, wfpp"} & set(priced)
+    assert {"wfpp", "pretrain", "finetune", "all of it"} <= set(priced)
 
 
 def test_the_report_is_rebuilt(typed: Any, tiny_run: Path) -> None:

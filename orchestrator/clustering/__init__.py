@@ -35,7 +35,7 @@ def clusters_of(step: Step, settings: Clustering) -> Clusters:
         raise UserError(f"selection.{step.name}: clusters are of image vectors, and its embedding has none")
     sample = sample_stage(step, settings)
     centroids = centroids_stage(step, settings, sample.artifact)
-    assigned = assign_stage(step, centroids.artifact)
+    assigned = assign_stage(step, settings.k, centroids.artifact)
     stats = stats_stage(step, settings.k, assigned.artifact)
     return Clusters(
         centroids=centroids.artifact,

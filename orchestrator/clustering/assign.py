@@ -35,7 +35,7 @@ class Assigned(NamedTuple):
     distance: NDArray[np.float32]
 
 
-def assign_stage(step: Step, centroids: Artifact) -> Stage:
+def assign_stage(step: Step, k: int, centroids: Artifact) -> Stage:
     """One pass over the embeddings, on GPUs where there are any."""
     embedding = step.embedding
     assert embedding is not None
@@ -56,7 +56,13 @@ def assign_stage(step: Step, centroids: Artifact) -> Stage:
             num_gpus=1 if gpus else 0,
         )
 
-    return Stage(name=name, does="find every pair's cluster and its distance", artifact=artifact, build=build)
+    return Stage(
+        name=name,
+        does="find every pair's cluster and its distance",
+        artifact=artifact,
+        build=build,
+        work=lambda pairs: pairs * k,
+    )
 
 
 def _work(embedding: Embedding, keep: KeepList, centroids: Artifact) -> Work:

@@ -18,6 +18,7 @@ from orchestrator import cluster, store
 from orchestrator.artifacts import Artifact
 from orchestrator.clustering.sample import read_sample
 from orchestrator.config import Clustering
+from orchestrator.metering import Meter, current_meter
 from orchestrator.npy import from_npy, to_npy
 from orchestrator.pruning.clusters import FIXED_POINT, Nearest, Trained, Vectors, next_centroids, sums_by_cluster, unit
 
@@ -55,13 +56,17 @@ def train_in_tasks(artifact: Artifact, sample: Artifact, settings: Clustering) -
 class _Share:
     """Some groups of the sample, in memory."""
 
-    def __init__(self, sample: Artifact, groups: Sequence[int]):
+    def __init__(self, sample: Artifact, groups: Sequence[int], meter: Meter):
+        self.meter = meter
         self.vectors = {group: unit(chunk) for group, chunk in zip(groups, read_sample(sample, groups), strict=True)}
 
     def rows(self, group: int, rows: NDArray[np.int64]) -> Vectors:
         return self.vectors[group][rows]
 
     def pass_over(self, centroids: Vectors) -> Partial:
+        return self.meter.around(self._sums)(centroids)
+
+    def _sums(self, centroids: Vectors) -> Partial:
         nearest, k = Nearest(centroids, num_threads=1), len(centroids)
         total = _zero(centroids)
         for vectors in self.vectors.values():
@@ -84,7 +89,7 @@ def _hold(sample: Artifact) -> list[tuple[Sequence[int], ray.actor.ActorHandle]]
     num_groups = len(sample.parts)
     shares = np.array_split(np.arange(num_groups), min(num_groups, cluster.num_cpus()))
     start: Any = _Share.remote  # type: ignore[attr-defined]
-    return [(share.tolist(), start(sample, share.tolist())) for share in shares]
+    return [(share.tolist(), start(sample, share.tolist(), current_meter())) for share in shares]
 
 
 def _start(

@@ -32,7 +32,7 @@ def sample_stage(step: Step, settings: Clustering) -> Stage:
     """Gathers the vectors of about k * points_per_centroid pairs, float16, one file for a group of parts."""
     embedding = step.embedding
     assert embedding is not None
-    num_wanted = settings.k * settings.points_per_centroid
+    num_wanted = settings.num_wanted
     artifact = Artifact.of(
         step.store_uri,
         "sample",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from functools import partial
 
 import numpy as np
 import ray
@@ -13,10 +14,11 @@ from orchestrator.artifacts import Artifact
 from orchestrator.clustering.lloyd import train_in_tasks
 from orchestrator.clustering.sample import read_sample
 from orchestrator.config import Clustering
+from orchestrator.metering import Meter, current_meter
 from orchestrator.npy import from_npy, to_npy
 from orchestrator.progress import Display
 from orchestrator.pruning.clusters import Trained, Vectors, train, unit
-from orchestrator.stage import Stage
+from orchestrator.stage import Stage, nothing
 from orchestrator.step import Step
 
 VERSION = 1
@@ -37,7 +39,7 @@ def centroids_stage(step: Step, settings: Clustering, sample: Artifact) -> Stage
             else:
                 gpus = 1 if cluster.num_gpus() else 0
                 task = ray.remote(num_cpus=1 if gpus else cluster.node_cpus(), num_gpus=gpus)(_train)
-                trained = ray.get(task.remote(sample, settings))
+                trained = ray.get(task.remote(sample, settings, current_meter()))
             store.write(artifact.path(FILE), to_npy(trained.centroids))
             progress.update(settings.k)
         totals = {
@@ -48,11 +50,25 @@ def centroids_stage(step: Step, settings: Clustering, sample: Artifact) -> Stage
         }
         artifact.publish(totals=totals, parts=[], seconds=time.monotonic() - started)
 
+    def num_sampled(pairs: int) -> int:
+        return min(pairs, settings.num_wanted)
+
     does = f"spherical k-means ({settings.trainer}), k = {settings.k:,}, {settings.num_iterations} iterations"
-    return Stage(name=name, does=does, artifact=artifact, build=build)
+    return Stage(
+        name=name,
+        does=does,
+        artifact=artifact,
+        build=build,
+        work=lambda pairs: num_sampled(pairs) * settings.k * settings.num_iterations,
+        holds=num_sampled if settings.trainer == "faiss" else nothing,
+    )
 
 
-def _train(sample: Artifact, settings: Clustering) -> Trained:
+def _train(sample: Artifact, settings: Clustering, meter: Meter) -> Trained:
+    return meter.around(partial(_trained_on, sample))(settings)
+
+
+def _trained_on(sample: Artifact, settings: Clustering) -> Trained:
     vectors = np.concatenate([unit(chunk) for chunk in read_sample(sample, range(len(sample.parts)))])
     return train(
         vectors,

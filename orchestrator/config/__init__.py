@@ -28,7 +28,7 @@ from orchestrator.config.evaluation import (
     ZeroShotConfig,
 )
 from orchestrator.config.secrets import check_no_secrets, without_password
-from orchestrator.config.section import ConfigError, Positive, Section
+from orchestrator.config.section import ConfigError, Positive, Price, Section
 from orchestrator.config.selection import (
     AllStep,
     BasicStep,
@@ -94,6 +94,7 @@ __all__ = [
     "Order",
     "ParquetSource",
     "PhaseConfig",
+    "PlanConfig",
     "RandomStep",
     "RetrievalConfig",
     "Section",
@@ -149,6 +150,16 @@ class ClusterConfig(Section):
     scoring_actors: Positive | None = None
 
 
+class PlanConfig(Section):
+    """The estimates of `plan`: whether a probe measures rates, on how many of the pool's parts, and what an hour of a
+    core and of a GPU costs."""
+
+    probe: bool = True
+    probe_parts: Positive = 4
+    core_hour_price: Price | None = None
+    gpu_hour_price: Price | None = None
+
+
 class Config(Section):
     """A whole run."""
 
@@ -163,6 +174,7 @@ class Config(Section):
     tracking: TrackingConfig
     cluster: ClusterConfig
     sweep: SweepConfig = SweepConfig()
+    plan: PlanConfig = PlanConfig()
     store: str = "runs/store"
     out: str | None = None
     run: str | None = None

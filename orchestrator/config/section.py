@@ -12,6 +12,7 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
+Price = Annotated[float, Field(ge=0)]
 
 
 class ConfigError(UserError, ValueError):

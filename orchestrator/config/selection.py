@@ -37,6 +37,11 @@ class Clustering(Section):
     points_per_centroid: Positive = 256
     trainer: Literal["faiss", "lloyd"] = "faiss"
 
+    @property
+    def num_wanted(self) -> int:
+        """Pairs that the centroids are trained on, where there are so many."""
+        return self.k * self.points_per_centroid
+
 
 class WfppStep(Budgeted):
     """Word-frequency-based pruning (arXiv 2410.10879)."""

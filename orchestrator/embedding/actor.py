@@ -13,6 +13,7 @@ from orchestrator.config import EfficientNetLite0Encoder, OpenClipEncoder, TimmE
 from orchestrator.config.embedding import EncoderConfig, Tower
 from orchestrator.embedding.pool import Rows
 from orchestrator.embedding.vectors import Vectors
+from orchestrator.metering import Meter
 
 
 def build_encoder(settings: EncoderConfig) -> Encoder:
@@ -48,7 +49,8 @@ def describe(settings: EncoderConfig) -> Description:
 class Embedder:
     """One encoder on one GPU, or on its share of a node's cores."""
 
-    def __init__(self, settings: EncoderConfig, num_threads: int):
+    def __init__(self, settings: EncoderConfig, num_threads: int, meter: Meter):
+        self.meter = meter
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if device.type == "cpu":
             torch.set_num_threads(num_threads)
@@ -57,6 +59,9 @@ class Embedder:
     def __call__(self, batch: Rows) -> Rows:
         """Columns `image` and/or `text`, float16 [n, dim] of unit norm (all zero where there is nothing to embed), in
         place of pixels and captions."""
+        return self.meter.around(self._embedded)(batch)
+
+    def _embedded(self, batch: Rows) -> Rows:
         vectors: dict[str, Vectors] = {}
         problems = batch.get("problem", np.full(len(batch["key"]), "", object)).copy()
         if "image" in self.encoder.dims:

@@ -21,6 +21,7 @@ from orchestrator.config.embedding import EncoderConfig, Tower
 from orchestrator.embedding.actor import Embedder
 from orchestrator.embedding.pool import BLOCK_BYTES, Pool, decode_rows, read_part
 from orchestrator.embedding.writer import Writer
+from orchestrator.metering import current_meter
 
 READ_CPUS, DECODE_CPUS, WRITE_CPUS = 0.25, 0.75, 0.1
 # reserved by all actors together where there are no GPUs: what they leave must hold a decoding task on one CPU
@@ -40,7 +41,7 @@ class Pass:
 
     def run(self, parts: Sequence[int]) -> Iterator[int]:
         """Embeds and writes parts; gives the rows of each batch once they are with the writer."""
-        reference, batch_size = ray.put(self.pool), self.settings.batch_size
+        reference, batch_size, meter = ray.put(self.pool), self.settings.batch_size, current_meter()
         dataset = ray.data.from_items([{"part": index} for index in parts], override_num_blocks=len(parts))
         # the dataset's own context: smaller blocks start sooner, and a batch takes only what it needs to its node
         dataset.context.execution_options.preserve_order = True
@@ -50,7 +51,7 @@ class Pass:
         )
         if "image" in self.dims:
             rows = rows.map_batches(
-                partial(decode_rows, reference=reference),
+                meter.around(partial(decode_rows, reference=reference)),
                 batch_size=batch_size,
                 batch_format="pyarrow",
                 num_cpus=DECODE_CPUS,
@@ -59,7 +60,7 @@ class Pass:
             rows.repartition(target_num_rows_per_block=batch_size, strict=True)
             .map_batches(
                 Embedder,
-                fn_constructor_args=(self.settings, threads_per_actor()),
+                fn_constructor_args=(self.settings, threads_per_actor(), meter),
                 batch_size=batch_size,
                 compute=ray.data.ActorPoolStrategy(size=min(num_actors(), self._num_batches(parts))),
                 **actor_share(),

@@ -69,7 +69,13 @@ def _regroup_stage(step: Step, clusters: Clusters) -> Stage:
         work = partial(_regroup_work, Embedding(embedding), KeepList(step.incoming), clusters)
         return build_parts(artifact, _groups(step.catalog), work, display=display, name=name, count="pairs")
 
-    return Stage(name=name, does="bring the vectors of each cluster together", artifact=artifact, build=build)
+    return Stage(
+        name=name,
+        does="bring the vectors of each cluster together",
+        artifact=artifact,
+        build=build,
+        holds=lambda pairs: min(pairs, max(PAIRS_PER_GROUP, pairs // MAX_GROUPS)),
+    )
 
 
 def _regroup_work(embedding: Embedding, keep: KeepList, clusters: Clusters) -> Work:
@@ -108,8 +114,14 @@ def _compare_stage(step: Step, settings: SemDeDupStep, clusters: Clusters, regro
         work = partial(_compare_work, step.catalog, settings, regrouped)
         return build_parts(artifact, range(num_buckets), work, display=display, name=name, count="pairs")
 
+    per_cluster = 1 / settings.clustering.k
     return Stage(
-        name=name, does="compare each pair with the earlier ones of its cluster", artifact=artifact, build=build
+        name=name,
+        does="compare each pair with the earlier ones of its cluster",
+        artifact=artifact,
+        build=build,
+        work=lambda pairs: pairs * pairs * per_cluster,
+        holds=lambda pairs: min(pairs, PAIRS_PER_BUCKET + int(pairs * per_cluster)),
     )
 
 

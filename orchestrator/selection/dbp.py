@@ -59,7 +59,12 @@ def _quotas_stage(step: Step, settings: DbpStep, clusters: Clusters) -> Stage:
         return build_parts(artifact, [None], work, display=display, name=name, count="clusters")
 
     return Stage(
-        name=name, does=f"share the budget out by complexity, tau {settings.tau:g}", artifact=artifact, build=build
+        name=name,
+        does=f"share the budget out by complexity, tau {settings.tau:g}",
+        artifact=artifact,
+        build=build,
+        # every centroid against every other
+        work=lambda _: settings.clustering.k**2,
     )
 
 

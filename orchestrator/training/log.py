@@ -6,6 +6,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+
+from orchestrator.metering import peak_bytes
 from orchestrator.training.job import Job
 from orchestrator.training.tracking import Curve, Trackers
 
@@ -63,3 +66,9 @@ class Pace:
     def restart(self, done: int) -> None:
         """Counts from here: what came since the last mark was not training."""
         self.step, self.marked, self.waited = done, time.monotonic(), 0.0
+
+
+def memory(device: torch.device) -> dict[str, int]:
+    """This process's resident memory and, on a GPU, the memory of its tensors there, at their highest, in bytes."""
+    found = {"memory_bytes": peak_bytes()}
+    return found | {"gpu_memory_bytes": torch.cuda.max_memory_allocated(device)} if device.type == "cuda" else found

@@ -27,7 +27,7 @@ from orchestrator.training.checkpoints import Checkpoints
 from orchestrator.training.feed import batch_keys, own_the_context
 from orchestrator.training.job import Job
 from orchestrator.training.loader import Loaded, load
-from orchestrator.training.log import Log, Pace
+from orchestrator.training.log import Log, Pace, memory
 from orchestrator.training.skips import Skips
 
 KEYS_TOLD = 5
@@ -179,6 +179,7 @@ class _Worker:
             "logit_scale": metrics.logit_scale.item(),
             "grad_norm": metrics.grad_norm.item(),
             "skipped": self.skips.total,
+            **memory(self.device),
             **pace.mark(done, job.stream.global_batch_size),
         }
         if self._evaluates(done):

@@ -47,8 +47,8 @@ def main() -> None:
     parser.add_argument("--captions", type=float, nargs="*", default=[])
     parser.add_argument("--embeddings", type=float, nargs="*", default=[])
     asked = parser.parse_args()
-    print("| pool | wall | pairs/s | driver | largest worker | pool on disk | store | keep list |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| pool | `plan` said | wall | pairs/s | driver | largest worker | pool on disk | store | keep list |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for millions in asked.captions:
         row(asked.folder, round(millions * 1e6), "captions, WFPP", [], vectors=False)
     dbp = [
@@ -68,14 +68,17 @@ def row(folder: Path, num_pairs: int, what: str, overrides: Sequence[str], *, ve
     files = list(sizes(num_pairs))
     with ProcessPoolExecutor() as processes:
         list(processes.map(partial(write_file, pool, vectors), range(len(files)), files))
-    peak, seconds = peak_of_select([f"source.uri={pool}", f"out={folder / 'OUT'}", f"store={store}", *overrides])
+    what_for = [f"source.uri={pool}", f"out={folder / 'OUT'}", f"store={store}", *overrides]
+    said = planned(what_for)
+    peak, seconds = peak_of_select(what_for)
     mib = [peak.driver / MIB, peak.worker / MIB, bytes_of(pool) / MIB, bytes_of(store) / MIB]
     shown = " | ".join(f"{value:,.0f} MiB" for value in mib)
     keep = bytes_of(store / "keep") / MIB
     print(
-        f"| {num_pairs / 1e6:g} M {what} | {seconds:,.0f} s | {num_pairs / seconds:,.0f} | {shown} | {keep:,.1f} MiB |"
+        f"| {num_pairs / 1e6:g} M {what} | {said} | {seconds:,.0f} s | {num_pairs / seconds:,.0f} | {shown} | "
+        f"{keep:,.1f} MiB |",
+        flush=True,
     )
-    sys.stdout.flush()
     for each in (pool, store, folder / "OUT"):
         shutil.rmtree(each)
 
@@ -107,6 +110,15 @@ def captions(rng: np.random.Generator, num_rows: int) -> pa.Array:
     owner = pl.Series("row", np.repeat(np.arange(num_rows), lengths))
     table = pl.DataFrame({"row": owner, "caption": pl.Series(words[drawn])}).group_by("row", maintain_order=True)
     return table.agg(pl.col("caption").str.join(" "))["caption"].to_arrow()
+
+
+def planned(overrides: Sequence[str]) -> str:
+    """The wall time and the store that `plan` estimates."""
+    command = [sys.executable, "-m", "orchestrator", "plan", "+exp=wfpp", "source=table", *overrides]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    (line,) = [line for line in shown.splitlines() if line.startswith("│ all of it")]
+    cells = [cell.strip() for cell in line.split("│")]
+    return f"{cells[4]}, {cells[7]}"
 
 
 def peak_of_select(overrides: Sequence[str]) -> tuple[Peak, float]:

@@ -23,11 +23,12 @@ from processes import descendants, kill
 
 RUN = (
     "python -m orchestrator run +exp=demo training.record_batches=true training.checkpoint_every_steps=20 "
-    "training.max_failures=1000 finetune.max_failures=1000 out=OUT store=STORE"
+    "training.max_failures=1000 out=OUT store=STORE"
 )
 # a start takes most of a minute on two cores: killed more often, nothing would ever come to a checkpoint
 LEAST_PAUSE, LONGEST_PAUSE = 15.0, 60.0
 MOST_STARTS = 5
+USAGE_ERROR = 2
 VICTIMS = ("worker", "worker", "node", "driver")
 
 
@@ -71,7 +72,7 @@ def disturbed(command: str, folder: Path, cluster: LocalCluster, seconds: float,
         if process.poll() == 0:
             return killed
         if process.poll() is not None:
-            process = again(command, folder, cluster, killed)
+            process = again(process, command, folder, cluster, killed)
             continue
         victim = rng.choice(VICTIMS)
         if victim == "driver":
@@ -92,12 +93,16 @@ def disturbed(command: str, folder: Path, cluster: LocalCluster, seconds: float,
     for _ in range(MOST_STARTS):
         if process.wait() == 0:
             return killed
-        process = again(command, folder, cluster, killed)
+        process = again(process, command, folder, cluster, killed)
     raise SystemExit("it does not come to an end")
 
 
-def again(command: str, folder: Path, cluster: LocalCluster, killed: Counter[str]) -> subprocess.Popen[bytes]:
+def again(
+    ended: subprocess.Popen[bytes], command: str, folder: Path, cluster: LocalCluster, killed: Counter[str]
+) -> subprocess.Popen[bytes]:
     """What ended with an error is started again, as a user or a supervisor would."""
+    if ended.returncode == USAGE_ERROR:
+        raise SystemExit(f"it cannot run: {(folder / 'log.txt').read_text()[-300:]}")
     killed["gave up and started again"] += 1
     print(f"ended: {(folder / 'log.txt').read_text()[-300:]}", flush=True)
     return start(command, folder, cluster)

@@ -4,6 +4,7 @@ on."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from orchestrator.catalog import Catalog
 from orchestrator.keeplist import KeepList
@@ -15,13 +16,27 @@ from orchestrator.stage import Stage
 COLUMNS = ("stage", "what it does", "state", "pairs", "samples")
 
 
-def plan_rows(stages: Sequence[Stage], source: Source, catalog: Catalog) -> list[tuple[str, ...]]:
-    """The table's rows; counts are exact where the catalog is there, else estimated from the first shard (`~`). What a
-    filter leaves is known once it is computed; until then it is at most what reaches it (`<`)."""
+@dataclass(frozen=True, kw_only=True)
+class Reach:
+    """How many pairs reach a stage, how many it leaves, how many samples it trains on (None: it does not train).
+
+    `mark` says how far the numbers are known: exactly (empty), from the first shard (`~`), or at most (`<`)."""
+
+    stage: Stage
+    reached: int
+    left: int
+    mark: str
+    samples: int | None
+
+
+def reaches(stages: Sequence[Stage], source: Source, catalog: Catalog) -> list[Reach]:
+    """Of each stage. Counts are exact where the catalog is there, else estimated from the first shard. What a filter
+    leaves is known once it is computed; until then it is at most what reaches it."""
     total, exact = num_pairs(source, catalog)
     sign, left = "" if exact else "~", total
-    rows: list[tuple[str, ...]] = []
+    found: list[Reach] = []
     for stage in stages:
+        reached = left
         if stage.keep_pairs is not None:
             left = min(left, stage.keep_pairs)
         elif stage.keep_fraction is not None:
@@ -30,16 +45,26 @@ def plan_rows(stages: Sequence[Stage], source: Source, catalog: Catalog) -> list
             known = stage.artifact.is_complete()
             left, sign = (KeepList(stage.artifact).num_pairs, "") if known else (left, "<")
         whole = stage.on_whole_pool or stage.artifact == catalog.artifact
-        pairs, mark = (total, "" if exact else "~") if whole else (left, sign)
-        samples = _samples(stage, pairs, mark)
-        rows.append((stage.name, stage.does, state(stage), f"{mark}{pairs:,}", samples))
-    return rows
+        reached, pairs, mark = (total, total, "" if exact else "~") if whole else (reached, left, sign)
+        samples = stage.samples or (pairs * stage.epochs or None)
+        found.append(Reach(stage=stage, reached=reached, left=pairs, mark=mark, samples=samples))
+    return found
 
 
-def _samples(stage: Stage, pairs: int, mark: str) -> str:
-    if stage.samples is not None:
-        return f"{stage.samples:,}"
-    return f"{mark}{pairs * stage.epochs:,}" if stage.epochs else ""
+def plan_rows(found: Sequence[Reach]) -> list[tuple[str, ...]]:
+    """The table's rows."""
+    return [(one.stage.name, one.stage.does, state(one.stage), _pairs(one), _samples(one)) for one in found]
+
+
+def _pairs(one: Reach) -> str:
+    # a set to evaluate on is none of the pool's
+    return f"{one.mark}{one.left:,}" if one.stage.artifact.kind != "evaluation" else ""
+
+
+def _samples(one: Reach) -> str:
+    if one.samples is None:
+        return ""
+    return f"{'' if one.stage.samples else one.mark}{one.samples:,}"
 
 
 def state(stage: Stage) -> str:
@@ -61,16 +86,15 @@ def num_pairs(source: Source, catalog: Catalog) -> tuple[int, bool]:
     return source.catalog(parts[0]).table.num_rows * len(parts), len(parts) == 1
 
 
-def training_cost(stages: Sequence[Stage], source: Source, catalog: Catalog) -> str | None:
+def training_cost(found: Sequence[Reach], source: Source, catalog: Catalog) -> str | None:
     """A sentence on the samples that the phases see, against training as long on everything."""
     total, exact = num_pairs(source, catalog)
-    rows = plan_rows(stages, source, catalog)
-    seen = sum(int(row[-1].lstrip("~<").replace(",", "")) for row in rows if row[-1])
-    epochs = max((stage.epochs for stage in stages), default=0)
+    seen = sum(one.samples for one in found if one.samples is not None)
+    epochs = max((one.stage.epochs for one in found), default=0)
     if not seen:
         return None
     sign = "" if exact else "~"
-    bound = "at most " if any(row[-1].startswith("<") for row in rows) else ""
+    bound = "at most " if any(_samples(one).startswith("<") for one in found) else ""
     return (
         f"samples seen: {bound}{sign}{seen:,}, {seen / (epochs * total):.1%} of the {sign}{epochs * total:,} "
         f"that {epochs} epochs on every pair take"
