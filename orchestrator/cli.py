@@ -48,6 +48,10 @@ TERMINATED = 128 + signal.SIGTERM
 RAY_NOISE = "worker processes have been started on node"
 # what Ray Data appends to the message of an error in a task: advice on retries
 RAY_ADDS = "Failed to apply UDF transform"
+# what Ray raises in the driver when a node or process is gone that no retry brings back, such as the driver's own node;
+# unless it was our code in it that failed
+LOST = ("ActorDiedError", "LocalRayletDiedError", "NodeDiedError", "OwnerDiedError", "WorkerCrashedError")
+OWN_FAULT = "creation task"
 # a list, or a value quoted whole: these the user wrote in Hydra's grammar
 HYDRA_SYNTAX = re.compile(r"\[.*\]|'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
 
@@ -188,6 +192,7 @@ def _hydra_cli(verb: str | None, arguments: list[str], folder: str | None) -> No
 
 def _explain(error: BaseException) -> NoReturn:
     chain: BaseException | None = error
+    lost = ""
     while chain is not None:
         # Ray wraps what a task raised: the wrapper is of its class but tells the whole trace, `cause` is the original
         wrapped = getattr(chain, "cause", None)
@@ -195,7 +200,11 @@ def _explain(error: BaseException) -> NoReturn:
             _fail(" ".join(str(chain).split(RAY_ADDS)[0].split()))
         if isinstance(chain, OSError) and chain.filename is not None and wrapped is None:
             _fail(f"{chain.strerror}: {chain.filename}", FAILURE)
+        if type(chain).__name__ in LOST and OWN_FAULT not in str(chain):
+            lost = type(chain).__name__
         chain = wrapped or chain.__cause__ or chain.__context__
+    if lost:
+        _fail(f"the cluster lost a node or process that this command was on ({lost}); {_goes_on('run')}", FAILURE)
     traceback.print_exception(error)
     _fail(f"this is a fault of the orchestrator's: {type(error).__name__}", FAILURE)
 

@@ -259,6 +259,22 @@ def test_a_fault_of_ours_shows_its_trace_and_ends_with_1(monkeypatch: pytest.Mon
     assert "ZeroDivisionError: ours" in capfd.readouterr().err
 
 
+def test_a_node_that_is_lost_is_no_fault_of_ours(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    from ray.exceptions import LocalRayletDiedError
+
+    def lost(config: Config) -> None:
+        raise LocalRayletDiedError
+
+    monkeypatch.setattr(pipeline, "plan", lost)
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", "+exp=wfpp", "source.uri=x"])
+    assert ended.value.code == cli.FAILURE
+    told = capfd.readouterr().err
+    assert len(told.splitlines()) == 1
+    assert "LocalRayletDiedError" in told
+    assert "goes on where it stopped" in told
+
+
 @pytest.mark.parametrize(
     ("typed", "dimensions"),
     [

@@ -12,6 +12,7 @@ from orchestrator.parts import num_done
 from orchestrator.pruning.cut import budget
 from orchestrator.source import Source
 from orchestrator.stage import Stage
+from orchestrator.training.stage import steps_saved
 
 COLUMNS = ("stage", "what it does", "state", "pairs", "samples")
 
@@ -68,9 +69,12 @@ def _samples(one: Reach) -> str:
 
 
 def state(stage: Stage) -> str:
-    """`reused`, `resumes` with the parts that are done, or `to compute`."""
+    """`reused`, `resumes` with the parts or steps that are done, or `to compute`."""
     if stage.artifact.is_complete():
         return "reused"
+    if stage.epochs:
+        steps = steps_saved(stage.artifact)
+        return f"resumes after step {steps:,}" if steps else "to compute"
     done = num_done(stage.artifact)
     return f"resumes, {done:,} parts done" if done else "to compute"
 

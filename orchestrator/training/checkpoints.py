@@ -5,7 +5,6 @@ before it taken."""
 
 from __future__ import annotations
 
-import re
 import tempfile
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -15,8 +14,8 @@ from typing import Any, NamedTuple
 from orchestrator import store
 from orchestrator.clip import checkpoint
 from orchestrator.store import StoreError
+from orchestrator.training.stage import CHECKPOINT
 
-NAME = re.compile(r"step_(\d{12})\.pt")
 PARTIAL = ".partial"
 
 
@@ -38,7 +37,7 @@ class Checkpoints:
 
     def names(self) -> list[str]:
         """The files' names, oldest first."""
-        return [name for name in store.names(self.uri) if NAME.fullmatch(name)]
+        return [name for name in store.names(self.uri) if CHECKPOINT.fullmatch(name)]
 
     def newest(self) -> Newest:
         """The newest file that can be read, what it holds, and a line for each newer one that cannot."""
@@ -54,7 +53,7 @@ class Checkpoints:
         """Removes what is newer than the file that was taken (None: all), and what a killed writer left unfinished:
         else the damaged would be counted among the newest that are kept."""
         for other in store.names(self.uri):
-            if other.endswith(PARTIAL) or (NAME.fullmatch(other) and (name is None or other > name)):
+            if other.endswith(PARTIAL) or (CHECKPOINT.fullmatch(other) and (name is None or other > name)):
                 store.remove(store.join(self.uri, other))
 
     def load(self, name: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ its last checkpoint with the very next global batch."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from orchestrator import cluster, store
@@ -24,6 +25,7 @@ from orchestrator.training.ticker import start_ticker
 from orchestrator.training.tracking import check_installed
 
 VERSION = 2
+CHECKPOINT = re.compile(r"step_(\d{12})\.pt")
 # of no use once a phase is done
 LEFT_BEHIND = ("checkpoints", "ray", "best")
 # how many workers there are, how they compute and read and where they report: what that changes is rounding (and, for
@@ -97,6 +99,12 @@ def training_stage(config: Config, phase: Phase, source: Source, catalog: Catalo
         samples=phase.config.samples,
         on_whole_pool=phase.start is not None,
     )
+
+
+def steps_saved(artifact: Artifact) -> int:
+    """The steps that a phase need not take again: those before its newest checkpoint."""
+    names = [name for name in store.names(artifact.path("checkpoints")) if CHECKPOINT.fullmatch(name)]
+    return max((int(name.removeprefix("step_").removesuffix(".pt")) for name in names), default=0)
 
 
 def check_evaluation(config: Config) -> None:

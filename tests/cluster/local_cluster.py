@@ -58,6 +58,8 @@ class LocalCluster:
         # sockets below it have no room for a long path
         temporary = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
         self.env["RAY_TMPDIR"] = temporary
+        # nodes that share a few cores answer late now and then; one that is gone refuses the connection at once
+        self.env["RAY_health_check_timeout_ms"] = "60000"
         shown = f"--dashboard-port={self.dashboard_port}" if dashboard else ""
         self._start(
             f"ray start --head --port={self.port} --include-dashboard={str(dashboard).lower()} {shown} "
