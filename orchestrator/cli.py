@@ -114,6 +114,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         _fail(f"interrupted; {_goes_on(verb)}", FAILURE)
     except Stopped as stopped:
+        if verb == "plan":
+            _fail("stopped by SIGTERM", TERMINATED)
         _fail(str(stopped) if verb != "sweep" else f"stopped by SIGTERM; {_goes_on(verb)}", TERMINATED)
     except Exception as error:  # noqa: BLE001 the last door: whatever comes is told, and ends with a code that is not 0
         _explain(error)

@@ -197,13 +197,12 @@ def _is_here() -> bool:
     return len({node["NodeManagerHostname"] for node in nodes} | {socket.gethostname()}) == 1
 
 
-def num_train_workers(asked: int | None, *, lanes: int | None) -> int:
-    """Training workers: as asked, else one for each GPU, else up to 2 on CPU; `lanes`, where given, must be a
-    multiple.
+def num_train_workers(asked: int | None, *, lanes: int) -> int:
+    """Training workers: as asked, else one for each GPU, else up to 2 on CPU; `lanes` must be a multiple.
 
     Errors: `UserError` when the cluster can never hold them (Ray would only wait)."""
     workers = asked or num_gpus() or min(LOCAL_MAX_WORKERS, os.cpu_count() or 1)
-    if lanes is not None and lanes % workers:
+    if lanes % workers:
         raise UserError(
             f"training.lanes={lanes} must be a multiple of the {workers} training workers; "
             f"set training.lanes or training.num_workers"

@@ -66,7 +66,8 @@ def plan(config: Config) -> None:
     config, display = prepare(config), Display()
     pipeline = _stages(config, open_source(config.source))
     found = _show_plan(pipeline, display)
-    if config.plan.probe and not all(stage.artifact.is_complete() for stage in pipeline.stages):
+    left = [stage for stage in pipeline.stages if stage.artifact.kind != "evaluation"]
+    if config.plan.probe and not all(stage.artifact.is_complete() for stage in left):
         _show_costs(pipeline, found, display)
 
 
@@ -157,9 +158,9 @@ def _training(pipeline: Pipeline) -> Pipeline:
     if config.finetune.enabled:
         among = _left_by(config.finetune.after, pipeline.stages)
         whole = valid_stage(config.store, catalog, has_images=True, needs_caption=True, among=among)
-        whole = replace(whole, on_whole_pool=among is None)
         phase = Phase(name="finetune", config=config.finetune, keep=whole.artifact, start=pretrain.artifact)
-        stages += [whole, training_stage(config, phase, source, catalog)]
+        for stage in (whole, training_stage(config, phase, source, catalog)):
+            stages.append(replace(stage, on_whole_pool=among is None, follows=config.finetune.after))
     trained = [stage for stage in stages if stage.epochs]
     stages += models_stage(config, {stage.name: stage.artifact for stage in trained})
     return replace(pipeline, stages=stages)
@@ -195,9 +196,11 @@ def _show_costs(pipeline: Pipeline, found: list[Reach], display: Display) -> Non
 
     config, source = pipeline.config, pipeline.source
     display.line("measuring rates on a few parts of the pool (plan.probe=false leaves that out)")
-    measured = probe(config, source, _stages, display)
-    estimates = costs.Estimates(measured, source, found, pipeline.catalog.artifact)
-    rows = table.cost_rows(estimates, config.plan)
+    measured = probe(config, source, _stages, found, display)
+    estimates = costs.Estimates(
+        measured, len(source.parts()), found, pipeline.catalog.artifact, config.training.global_batch_size
+    )
+    rows = table.cost_rows(estimates, found, config.plan)
     display.table("what is still to be computed would take, about", table.columns(config.plan), rows)
     for line in table.notes(measured, estimates, found):
         display.line(line)

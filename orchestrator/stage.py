@@ -20,8 +20,12 @@ class Stage:
 
     For the plan's estimates: `keep_fraction`, or first `keep_pairs`, is what a step leaves of the pairs that reach it,
     `is_filter` that what it leaves is an outcome, `epochs` how often a training phase sees them (or `samples`, how many
-    of them in all), `on_whole_pool` that it sees every valid pair and not the selected ones. What it costs grows with
-    `work`, and `holds` is how many pairs' vectors one of its processes holds, both of the number that reach it."""
+    of them in all), `on_whole_pool` that it sees every valid pair and not the selected ones, `follows` that it sees
+    what the step of that name left.
+
+    For its costs, of the number of pairs that reach it: `work` and `stores` are what its hours and its artifact grow
+    with, `holds` how many pairs' vectors one of its processes holds. `one_task`: it is not spread over the cluster;
+    `by_cluster_size`: a pair costs the more the larger its cluster."""
 
     name: str
     does: str
@@ -33,5 +37,9 @@ class Stage:
     epochs: int = 0
     samples: int | None = None
     on_whole_pool: bool = False
+    follows: str | None = None
     work: Callable[[int], float] = float
+    stores: Callable[[int], float] = float
     holds: Callable[[int], int] = nothing
+    one_task: bool = False
+    by_cluster_size: bool = False

@@ -61,6 +61,7 @@ def sample_stage(step: Step, settings: Clustering) -> Stage:
         does=f"draw {num_wanted:,} vectors, or all, to train {settings.k:,} centroids on",
         artifact=artifact,
         build=build,
+        stores=lambda pairs: min(pairs, num_wanted),
     )
 
 

@@ -55,7 +55,13 @@ def stats_stage(step: Step, k: int, assigned: Artifact) -> Stage:
             name=name,
         )
 
-    return Stage(name=name, does="count every cluster's pairs, sum their distances", artifact=artifact, build=build)
+    return Stage(
+        name=name,
+        does="count every cluster's pairs, sum their distances",
+        artifact=artifact,
+        build=build,
+        stores=lambda _: k,
+    )
 
 
 def _work(k: int, assigned: Artifact) -> Work:

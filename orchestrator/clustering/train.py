@@ -60,7 +60,9 @@ def centroids_stage(step: Step, settings: Clustering, sample: Artifact) -> Stage
         artifact=artifact,
         build=build,
         work=lambda pairs: num_sampled(pairs) * settings.k * settings.num_iterations,
+        stores=lambda _: settings.k,
         holds=num_sampled if settings.trainer == "faiss" else nothing,
+        one_task=settings.trainer == "faiss",
     )
 
 

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from orchestrator.artifacts import Artifact
 from orchestrator.config import PlanConfig
 from orchestrator.metering import Cost
-from orchestrator.plan.probe import Measured, Probe, Trained
+from orchestrator.parts import num_done
+from orchestrator.plan.probe import Measured, Probe
 from orchestrator.plan.rows import Reach
-from orchestrator.plan.subset import num_bytes, size_of
-from orchestrator.source import Part, Source
+from orchestrator.training.stage import steps_saved
 
 HOUR = 3600
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Of a stage: hours of cores and GPUs, wall hours on the cluster, bytes read from the source, of the largest
-    process, and left in the store."""
+    """Of a stage: hours of cores and GPUs, and by the clock; bytes that it reads of the source, that its largest
+    process takes, and that it leaves in the store."""
 
     core_hours: float = 0.0
     gpu_hours: float = 0.0
@@ -44,62 +44,65 @@ class Estimate:
 
 
 class Estimates:
-    """Of the stages that are still to be computed, by name."""
+    """Of the stages that are still to be computed, by name; None for one that was not measured."""
 
-    def __init__(self, probe: Probe, source: Source, found: Sequence[Reach], catalog: Artifact):
-        self.probe, self.parts, self.catalog = probe, source.parts(), catalog
-        self.by_stage: dict[str, Estimate | None] = {}
-        for reach in found:
-            if not reach.stage.artifact.is_complete():
-                self.by_stage[reach.stage.name] = self._of(reach)
+    def __init__(self, probe: Probe, num_parts: int, found: Sequence[Reach], catalog: Artifact, batch_size: int):
+        self.probe, self.num_parts, self.catalog, self.batch_size = probe, num_parts, catalog, batch_size
+        self.by_stage = {one.stage.name: self._of(one) for one in found if not one.stage.artifact.is_complete()}
 
     def of_samples(self, phase: str, samples: int) -> Estimate:
         """Of so many samples, trained on as in the phase."""
-        return self._training(self.probe.phases[phase], samples)
-
-    def _of(self, reach: Reach) -> Estimate | None:
-        name = reach.stage.name
-        if name in self.probe.phases:
-            return self.of_samples(name, reach.samples or 0)
-        measured = self.probe.stages.get(name)
-        return self._stage(reach, measured) if measured is not None else None
-
-    def _stage(self, reach: Reach, measured: Measured) -> Estimate:
-        is_catalog = reach.stage.artifact == self.catalog
-        work = size_of(self.parts) if is_catalog else reach.stage.work(reach.reached)
-        factor = work / max(measured.work, 1e-9)
-        held = reach.stage.holds(reach.reached) - measured.holds
-        cores, gpus = self._hours(measured.cost.times(factor))
-        return Estimate(
-            core_hours=cores,
-            gpu_hours=gpus,
-            wall_hours=max(cores / self.probe.num_cores, gpus / max(1, self.probe.num_gpus)),
-            source_bytes=self._source_bytes(reach, self.parts if is_catalog else []),
-            memory_bytes=measured.cost.peak_bytes + max(0, held) * self.probe.vector_bytes,
-            store_bytes=measured.num_bytes * (factor if is_catalog else reach.reached / max(1, measured.pairs)),
-        )
-
-    def _hours(self, cost: Cost) -> tuple[float, float]:
-        # what holds a GPU pays for that alone; what waits holds a core, but where there are more places than cores
-        waiting = 0.0 if self.probe.shares_cores else cost.waiting_seconds
-        on_cpu = max(0.0, cost.core_seconds + waiting - cost.gpu_seconds)
-        return on_cpu / HOUR, cost.gpu_seconds / HOUR
-
-    def _source_bytes(self, reach: Reach, all_parts: list[Part]) -> float:
-        if all_parts:
-            return num_bytes(all_parts)
-        reads = reach.stage.artifact.kind == "embedding" and "image" in reach.stage.artifact.made_from["towers"]
-        return reach.reached * self.probe.image_bytes if reads else 0.0
-
-    def _training(self, trained: Trained, samples: int) -> Estimate:
-        per_worker = trained.samples_per_second / trained.num_workers
-        wall = samples / (per_worker * self.probe.num_workers) / HOUR
+        probe, trained = self.probe, self.probe.phases[phase]
         on_gpus = trained.gpu_bytes > 0
+        # two workers take all the cores of a node, and more would not make it faster
+        grows = probe.num_workers / trained.num_workers if on_gpus else probe.num_cores / trained.num_cores
+        wall = samples / (trained.samples_per_second * grows) / HOUR
         return Estimate(
-            core_hours=0.0 if on_gpus else wall * self.probe.num_cores,
-            gpu_hours=wall * self.probe.num_workers if on_gpus else 0.0,
+            core_hours=0.0 if on_gpus else wall * probe.num_cores,
+            gpu_hours=wall * probe.num_workers if on_gpus else 0.0,
             wall_hours=wall,
-            source_bytes=samples * self.probe.image_bytes,
+            source_bytes=samples * probe.image_bytes,
             memory_bytes=trained.peak_bytes,
             store_bytes=trained.num_bytes,
         )
+
+    def _of(self, reach: Reach) -> Estimate | None:
+        stage = reach.stage
+        if stage.name in self.probe.phases:
+            return self.of_samples(
+                stage.name, max(0, (reach.samples or 0) - steps_saved(stage.artifact) * self.batch_size)
+            )
+        measured = self.probe.stages.get(stage.name)
+        if measured is None or not measured.work or not measured.stores:
+            return None
+        return self._stage(reach, measured)
+
+    def _stage(self, reach: Reach, measured: Measured) -> Estimate:
+        stage, pairs = reach.stage, reach.reached
+        is_catalog = stage.artifact == self.catalog
+        work, stores = (1.0, 1.0) if is_catalog else (stage.work(pairs), stage.stores(pairs))
+        left = 1 - min(1.0, num_done(stage.artifact) / self.num_parts)
+        held = max(0, stage.holds(pairs) - measured.holds)
+        return replace(
+            self._hours(measured.cost.times(left * work / measured.work), one_task=stage.one_task),
+            source_bytes=left * self._source_bytes(reach, is_catalog),
+            memory_bytes=measured.cost.peak_bytes + held * self.probe.vector_bytes,
+            store_bytes=measured.num_bytes * stores / measured.stores,
+        )
+
+    def _hours(self, cost: Cost, *, one_task: bool) -> Estimate:
+        probe = self.probe
+        # who waits holds a core, but where there are more places than cores; and waits for a GPU without one
+        waiting = 0.0 if probe.shares_cores else cost.waiting_seconds
+        on_cpus = max(0.0, cost.core_seconds + waiting - cost.gpu_seconds) / HOUR
+        cores, gpus = (probe.node_cores, 1) if one_task else (probe.num_cores, max(1, probe.num_gpus))
+        wall = max(on_cpus / cores, cost.gpu_seconds / HOUR / gpus)
+        # a GPU is held for as long as the stage takes, also where decoding is what it waits for
+        return Estimate(core_hours=on_cpus, gpu_hours=wall * gpus if cost.gpu_seconds else 0.0, wall_hours=wall)
+
+    def _source_bytes(self, reach: Reach, is_catalog: bool) -> float:
+        if is_catalog:
+            return float(self.probe.pool_bytes or 0)
+        artifact = reach.stage.artifact
+        reads = artifact.kind == "embedding" and "image" in artifact.made_from["towers"]
+        return reach.reached * self.probe.image_bytes if reads else 0.0

@@ -1,15 +1,16 @@
 """The probe: the run's own stages on a few parts of the pool, in a place of their own, each measured.
 
-Two things are too slow for whole parts and are measured on fewer pairs: an encoder embeds some hundred, and what comes
-after it gets drawn vectors; training takes a few steps, in batches of the size that each worker will have. What was
-brought along (embeddings, keep lists) would be joined as a whole: that is not measured."""
+Every selection step is measured on all of the probe's pairs, whatever the steps before it would leave. Two things are
+too slow for whole parts: an encoder embeds some hundred pairs, and what comes after it gets drawn vectors; training
+takes a few steps. What was brought along (embeddings, keep lists) would be joined as a whole: that is not measured."""
 
 from __future__ import annotations
 
 import json
+import math
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from io import StringIO
 from typing import Protocol
@@ -20,7 +21,7 @@ from rich.console import Console
 from orchestrator import cluster, store
 from orchestrator.artifacts import Artifact
 from orchestrator.catalog import Catalog, catalog_stage
-from orchestrator.config import Config, Limits
+from orchestrator.config import Clustering, Config, Limits
 from orchestrator.config.embedding import EncoderConfig, Tower
 from orchestrator.embedding import embedding_stages
 from orchestrator.embedding.brought_files import open_brought
@@ -29,15 +30,15 @@ from orchestrator.keeplist import KeepList
 from orchestrator.metering import Cost, metering
 from orchestrator.plan import smaller
 from orchestrator.plan.rows import Reach, reaches
-from orchestrator.plan.subset import Subset, draw_vectors, num_bytes, size_of
+from orchestrator.plan.subset import Drawn, draw_parts, draw_vectors
 from orchestrator.progress import Display
 from orchestrator.source import Source
 from orchestrator.stage import Stage
 
 WARM_UP_SHARE = 0.25
 TOWERS: tuple[Tower, ...] = ("image", "text")
-# float16 as stored and float32 as computed with
-BYTES_PER_DIM = 6
+# float32 twice: k-means holds the vectors and what they were gathered from
+BYTES_PER_DIM = 8
 
 
 class Planned(Protocol):
@@ -55,24 +56,27 @@ Make = Callable[[Config, Source], Planned]
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """A stage in the probe: its cost, for so much of `Stage.work` and so many pairs; the pairs whose vectors one of its
-    processes held, and the bytes it left in the store."""
+    """A stage in the probe: its cost for so much of `Stage.work`, the bytes it left for so much of `Stage.stores`, and
+    the pairs whose vectors one of its processes held."""
 
     cost: Cost
     work: float
-    pairs: int
-    holds: int
     num_bytes: int
+    stores: float
+    holds: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """A phase in the probe: the samples a second of so many workers at a batch for each, once warm; the resident memory
-    and, on GPUs, the device's of a worker; the bytes of its model."""
+    """A phase in the probe: the samples a second of so many workers on so many cores, once warm; the pairs of a batch
+    that each of them had, and that each will have; the resident memory and, on GPUs, the device's of a worker; the
+    bytes of its model."""
 
     samples_per_second: float
     num_workers: int
-    batch_size: int
+    num_cores: int
+    batch_share: int
+    full_share: int
     peak_bytes: int
     gpu_bytes: int
     num_bytes: int
@@ -80,15 +84,19 @@ class Trained:
 
 @dataclass(kw_only=True)
 class Probe:
-    """What was measured, by stage; `vector_bytes` are those of a pair's longest vector as work on it holds it. The
-    numbers of cores, GPUs and training workers are those of the run, once its cluster has grown; `shares_cores`: there
-    are more logical CPUs than cores."""
+    """What was measured, by stage. The numbers of cores (of the cluster, and of its largest node), GPUs and training
+    workers are those of the run, once its cluster has grown; `shares_cores`: there are more logical CPUs than cores.
+
+    `pool_bytes` are read by the catalog (None: unknown), `image_bytes` for a pair's image, and `vector_bytes` held for
+    a pair's longest vector."""
 
     num_cores: int
+    node_cores: int
     num_gpus: int
     shares_cores: bool
     num_workers: int = 0
     num_pairs: int = 0
+    pool_bytes: int | None = None
     image_bytes: float = 0.0
     vector_bytes: int = 0
     stages: dict[str, Measured] = field(default_factory=dict)
@@ -96,105 +104,134 @@ class Probe:
     seconds: float = 0.0
 
 
-def probe(config: Config, source: Source, make: Make, display: Display) -> Probe:
-    """Measures what is left of a run; `make` lists the stages of a config over a source.
+def probe(config: Config, source: Source, make: Make, found: Sequence[Reach], display: Display) -> Probe:
+    """Measures what is left of a run, whose stages are `found`; `make` lists those of a config over a source.
 
     Errors: as the run's own."""
     started, training = time.monotonic(), config.training
     cluster.connect(config.cluster)
     cluster.check_shared({"store": config.store})
-    num_cores = cluster.num_cores()
-    found = Probe(num_cores=num_cores, num_gpus=cluster.num_gpus(), shares_cores=cluster.num_cpus() > num_cores)
+    cores, cpus = cluster.num_cores(), cluster.num_cpus()
+    probed = Probe(
+        num_cores=cores,
+        node_cores=min(cores, cluster.node_cpus()),
+        num_gpus=cluster.num_gpus(),
+        shares_cores=cpus > cores,
+    )
     if source.has_images:
-        found.num_workers = cluster.num_train_workers(training.num_workers, lanes=training.lanes)
+        probed.num_workers = cluster.num_train_workers(training.num_workers, lanes=training.lanes)
     cluster.connect(smaller.cluster_of(config))
     place = store.join(config.store, f"probe-{uuid.uuid4().hex[:8]}")
     try:
         with display.stage("probe", unit="stages") as progress:
-            there = {
-                stage.name: stage.artifact for stage in make(config, source).stages if stage.artifact.is_complete()
-            }
-            subset = Subset.spread(source, config.plan.probe_parts)
-            running = _Running(smaller.base(config, place), subset, make, there, found)
+            drawn = draw_parts(source, config.plan.probe_parts)
+            running = _Running(smaller.in_own_store(config, place), drawn, make, found, probed)
             for done, name in enumerate(running.steps(), 1):
                 progress.update(done, note=name)
     finally:
         store.remove(place)
-    found.seconds = time.monotonic() - started
-    return found
+    probed.seconds = time.monotonic() - started
+    return probed
 
 
 class _Running:
-    def __init__(self, config: Config, source: Subset, make: Make, there: Mapping[str, Artifact], found: Probe):
-        """`there`: the artifacts that the run would find, by stage."""
-        self.config, self.source, self.make, self.there, self.found = config, source, make, there, found
+    def __init__(self, config: Config, drawn: Drawn, make: Make, found: Sequence[Reach], probed: Probe):
+        self.config, self.drawn, self.make, self.probed = config, drawn, make, probed
+        self.source = drawn.subset
+        self.real = {one.stage.name: one for one in found}
         self.display = Display(Console(file=StringIO()))
         self.costs: dict[str, Cost] = {}
+        # of what was brought along with all of the pool
+        self.joins: set[str] = set()
 
     def steps(self) -> Iterator[str]:
         """Measures stage by stage; gives the name of each that is done."""
-        parts = self.source.parts()
         read = catalog_stage(self.config.store, self.source, Limits(max_broken_shards=1, max_broken_pairs=1))
         self._build(read)
         yield read.name
-        catalog = Catalog(read.artifact)
-        self.found.num_pairs = sum(catalog.rows_per_part)
-        self.found.image_bytes = _image_bytes(catalog, num_bytes(parts))
-        pool_share = size_of(parts) / size_of(self.source.whole.parts())
-        self.config = smaller.selection_of(self.config, self.found.num_pairs, pool_share)
-        planned = self.make(self.config, self.source)
-        yield from self._selection(planned, catalog)
-        self.found.stages[read.name] = replace(self.found.stages[read.name], work=size_of(parts))
-        if any(stage.epochs and stage.name not in self.there for stage in planned.stages):
-            self.config = smaller.training_of(self.config, KeepList(planned.kept).num_pairs, self.found.num_workers)
-            yield from self._training(self.make(self.config, self.source))
+        self.catalog = Catalog(read.artifact)
+        self.probed.num_pairs = sum(self.catalog.rows_per_part)
+        self.probed.pool_bytes = self.drawn.pool_bytes
+        self.probed.image_bytes = _image_bytes(self.catalog) or self.drawn.pair_bytes
+        yield from self._embeddings()
+        for name in self.config.selection.steps:
+            yield from self._step(name)
+        without_steps = smaller.with_steps(self.config, {})
+        planned = self.make(without_steps, self.source)
+        yield from self._stages(planned, [stage for stage in planned.stages if not stage.epochs])
+        self.probed.stages[read.name] = replace(
+            self.probed.stages[read.name], work=self.drawn.share, stores=self.drawn.share
+        )
+        if any(one.stage.epochs and self._is_left(one.stage.name) for one in self.real.values()):
+            num_pairs = KeepList(planned.kept).num_pairs
+            config = smaller.training_of(without_steps, num_pairs, self.probed.num_workers)
+            yield from self._training(config, self.make(config, self.source))
+
+    def _is_left(self, name: str) -> bool:
+        return name in self.real and not self.real[name].stage.artifact.is_complete()
+
+    def _step(self, name: str) -> Iterator[str]:
+        """Measures a selection step; what costs the more the larger a cluster, on clusters as large as the run's."""
+        step = self.config.selection.settings[name]
+        clustering: Clustering | None = getattr(step, "clustering", None)
+        many = self._planned_step(name, math.inf)
+        stages = [stage for stage in many.stages if not stage.epochs]
+        if not any(self._is_left(stage.name) for stage in stages):
+            return
+        by_size = next((place for place, stage in enumerate(stages) if stage.by_cluster_size), None)
+        yield from self._stages(many, stages[:by_size])
+        if by_size is not None and clustering is not None:
+            pairs_per_cluster = self.real[stages[by_size].name].reached / clustering.k
+            few = self._planned_step(name, self.probed.num_pairs / max(1, pairs_per_cluster))
+            yield from self._stages(few, [stage for stage in few.stages if not stage.epochs])
+
+    def _planned_step(self, name: str, num_clusters: float) -> Planned:
+        step = smaller.step_of(self.config.selection.settings[name], self.probed.num_pairs, num_clusters)
+        return self.make(smaller.with_steps(self.config, {name: step}), self.source)
+
+    def _stages(self, planned: Planned, stages: Sequence[Stage]) -> Iterator[str]:
+        """Builds those that the run has too, and measures each name once."""
+        for stage in stages:
+            if stage.name in self.real and stage.name not in self.joins and not stage.artifact.is_complete():
+                self._build(stage)
+                yield stage.name
+        names = {stage.name for stage in stages}
+        for reach in reaches(planned.stages, self.source, self.catalog):
+            name = reach.stage.name
+            if name in names and name in self.costs and name not in self.probed.stages:
+                self.probed.stages[name] = self._measured(reach)
 
     def _build(self, stage: Stage) -> None:
         with metering() as cost:
             stage.build(self.display)
-            self.costs[stage.name] = cost()
-
-    def _selection(self, planned: Planned, catalog: Catalog) -> Iterator[str]:
-        built_already = set(self.costs)
-        for name, stages in self._embeddings(catalog).items():
-            built_already |= {stage.name for stage in stages}
-            yield from self._embedding(name, stages[-1], catalog)
-        for stage in planned.stages:
-            if not stage.epochs and stage.name not in built_already:
-                self._build(stage)
-                yield stage.name
-        for reach in reaches(planned.stages, self.source, catalog):
-            if reach.stage.name in self.costs:
-                self.found.stages[reach.stage.name] = self._measured(reach)
+            self.costs.setdefault(stage.name, cost())
 
     def _measured(self, reach: Reach) -> Measured:
         stage = reach.stage
         return Measured(
             cost=self.costs[stage.name],
             work=stage.work(reach.reached),
-            pairs=reach.reached,
-            holds=stage.holds(reach.reached),
             num_bytes=store.num_bytes(stage.artifact.uri),
+            stores=stage.stores(reach.reached),
+            holds=stage.holds(reach.reached),
         )
 
-    def _embeddings(self, catalog: Catalog) -> dict[str, list[Stage]]:
-        names = {self.config.selection.embedding_of(step) for step in self.config.selection.steps} - {None}
-        return {
-            str(name): embedding_stages(self.config, str(name), self.source, catalog) for name in sorted(names, key=str)
-        }
-
-    def _embedding(self, name: str, stage: Stage, catalog: Catalog) -> Iterator[str]:
-        settings = self.config.embedding[name]
-        if stage.name in self.there:
-            dims = _dims(self.there[stage.name])
-        elif isinstance(settings, EncoderConfig):
-            dims, cost = self._encode(name, settings)
-            self.costs[stage.name] = cost
-        else:
-            dims = open_brought(settings, name).dims()
-        draw_vectors(stage.artifact, catalog, dims, self.display)
-        self.found.vector_bytes = max(self.found.vector_bytes, BYTES_PER_DIM * max(dims.values()))
-        yield stage.name
+    def _embeddings(self) -> Iterator[str]:
+        """Vectors for all steps that go by some; what computing them costs, where they are to be computed."""
+        steps = self.config.selection.steps
+        for name in dict.fromkeys(filter(None, map(self.config.selection.embedding_of, steps))):
+            *joins, stage = embedding_stages(self.config, name, self.source, self.catalog)
+            self.joins |= {join.name for join in joins}
+            settings = self.config.embedding[name]
+            if not self._is_left(stage.name):
+                dims = _dims(self.real[stage.name].stage.artifact)
+            elif isinstance(settings, EncoderConfig):
+                dims, self.costs[stage.name] = self._encode(name, settings)
+            else:
+                dims = open_brought(settings, name).dims()
+            draw_vectors(stage.artifact, self.catalog, dims, self.display)
+            self.probed.vector_bytes = max(self.probed.vector_bytes, BYTES_PER_DIM * max(dims.values()))
+            yield stage.name
 
     def _encode(self, name: str, settings: EncoderConfig) -> tuple[dict[Tower, int], Cost]:
         """The lengths of an encoder's vectors, and its cost for as many pairs as the whole probe has."""
@@ -203,7 +240,7 @@ class _Running:
 
         settings = smaller.encoder_of(settings)
         config = self.config.model_copy(update={"embedding": {**self.config.embedding, name: settings}})
-        num_rows = smaller.rows_to_encode(settings, num_actors(), len(self.source.places))
+        num_rows = smaller.rows_to_encode(settings, num_actors(), len(self.source.chosen))
         few = replace(self.source, max_rows=num_rows)
         read = catalog_stage(config.store, few, Limits(max_broken_shards=1, max_broken_pairs=1))
         read.build(self.display)
@@ -211,20 +248,18 @@ class _Running:
         with metering() as cost:
             stage.build(self.display)
             spent = cost()
-        return _dims(stage.artifact), spent.times(self.found.num_pairs / sum(Catalog(read.artifact).rows_per_part))
+        return _dims(stage.artifact), spent.times(self.probed.num_pairs / sum(Catalog(read.artifact).rows_per_part))
 
-    def _training(self, planned: Planned) -> Iterator[str]:
+    def _training(self, config: Config, planned: Planned) -> Iterator[str]:
         alike: dict[float, Trained] = {}
-        for stage, phase in zip(
-            [stage for stage in planned.stages if stage.epochs],
-            (self.config.training, self.config.finetune),
-            strict=False,
-        ):
+        phases = [stage for stage in planned.stages if stage.epochs]
+        for stage, phase in zip(phases, (config.training, config.finetune), strict=False):
             # but for the patches that are left out, the steps of both phases are the same
             if phase.patch_dropout not in alike:
                 stage.build(self.display)
-                alike[phase.patch_dropout] = _trained(stage.artifact, self.config)
-            self.found.phases[stage.name] = alike[phase.patch_dropout]
+                full_share = smaller.share_of_batch(self.config, self.probed.num_workers)
+                alike[phase.patch_dropout] = _trained(stage.artifact, config, full_share)
+            self.probed.phases[stage.name] = alike[phase.patch_dropout]
             yield stage.name
 
 
@@ -233,25 +268,25 @@ def _dims(embedding: Artifact) -> dict[Tower, int]:
     return {tower: embedded.dim(tower) for tower in TOWERS if embedded.has(tower)}
 
 
-def _trained(artifact: Artifact, config: Config) -> Trained:
+def _trained(artifact: Artifact, config: Config, full_share: int) -> Trained:
     lines = [json.loads(line) for line in store.read(artifact.path("metrics.jsonl")).splitlines()]
     warm = lines[int(len(lines) * WARM_UP_SHARE) :]
     num_workers = artifact.totals["num_workers"]
     return Trained(
         samples_per_second=len(warm) / sum(1 / line["samples_per_second"] for line in warm),
         num_workers=num_workers,
-        batch_size=config.training.global_batch_size // num_workers,
+        num_cores=cluster.num_cores(),
+        batch_share=smaller.share_of_batch(config, num_workers),
+        full_share=full_share,
         peak_bytes=max(line["memory_bytes"] for line in lines),
         gpu_bytes=max(line.get("gpu_memory_bytes", 0) for line in lines),
         num_bytes=store.num_bytes(artifact.path("model")),
     )
 
 
-def _image_bytes(catalog: Catalog, pool_bytes: int) -> float:
-    """Of an encoded image, on average; where the catalog does not know, what a pair takes of its shard."""
-    sizes = [
-        pc.mean(catalog.table(index, ("image_size",))["image_size"]).as_py()
-        for index in range(len(catalog.rows_per_part))
-    ]
+def _image_bytes(catalog: Catalog) -> float | None:
+    """Of an encoded image, on average, where the catalog knows."""
+    parts = range(len(catalog.rows_per_part))
+    sizes = [pc.mean(catalog.table(index, ("image_size",))["image_size"]).as_py() for index in parts]
     known = [size for size in sizes if size is not None]
-    return sum(known) / len(known) if known else pool_bytes / max(1, sum(catalog.rows_per_part))
+    return sum(known) / len(known) if known else None

@@ -36,6 +36,7 @@ def reaches(stages: Sequence[Stage], source: Source, catalog: Catalog) -> list[R
     total, exact = num_pairs(source, catalog)
     sign, left = "" if exact else "~", total
     found: list[Reach] = []
+    steps: dict[str, tuple[int, str]] = {}
     for stage in stages:
         reached = left
         if stage.keep_pairs is not None:
@@ -45,8 +46,14 @@ def reaches(stages: Sequence[Stage], source: Source, catalog: Catalog) -> list[R
         elif stage.is_filter:
             known = stage.artifact.is_complete()
             left, sign = (KeepList(stage.artifact).num_pairs, "") if known else (left, "<")
-        whole = stage.on_whole_pool or stage.artifact == catalog.artifact
-        reached, pairs, mark = (total, total, "" if exact else "~") if whole else (reached, left, sign)
+        if stage.artifact.kind == "keep":
+            steps.setdefault(stage.name, (left, sign))
+        pairs, mark = left, sign
+        if stage.on_whole_pool or stage.artifact == catalog.artifact:
+            reached, pairs, mark = total, total, "" if exact else "~"
+        elif stage.follows is not None:
+            pairs, mark = steps[stage.follows]
+            reached = pairs
         samples = stage.samples or (pairs * stage.epochs or None)
         found.append(Reach(stage=stage, reached=reached, left=pairs, mark=mark, samples=samples))
     return found
@@ -99,7 +106,9 @@ def training_cost(found: Sequence[Reach], source: Source, catalog: Catalog) -> s
         return None
     sign = "" if exact else "~"
     bound = "at most " if any(_samples(one).startswith("<") for one in found) else ""
+    told = f"samples seen: {bound}{sign}{seen:,}"
+    if any(one.stage.samples for one in found):
+        return told
     return (
-        f"samples seen: {bound}{sign}{seen:,}, {seen / (epochs * total):.1%} of the {sign}{epochs * total:,} "
-        f"that {epochs} epochs on every pair take"
+        f"{told}, {seen / (epochs * total):.1%} of the {sign}{epochs * total:,} that {epochs} epochs on every pair take"
     )

@@ -6,27 +6,30 @@ from typing import Any
 
 from orchestrator import cluster
 from orchestrator.config import (
-    AllStep,
     Budgeted,
+    ClipScoreStep,
     ClusterConfig,
     Clustering,
     Config,
     EvaluationConfig,
     KeepListStep,
     Limits,
-    SelectionConfig,
+    RandomStep,
     StepConfig,
     TrackingConfig,
 )
 from orchestrator.config.embedding import EncoderConfig
 
-# of each worker's batch, and steps of it: enough that a GPU is busy; a CPU is busy with less
-GPU_BATCH, CPU_BATCH = 2048, 64
+# of each worker's chunk of a batch, and steps of it: enough that a GPU is busy; a CPU is busy with less
+GPU_CHUNK, CPU_CHUNK = 2048, 64
 GPU_STEPS, CPU_STEPS = 40, 8
 # of each encoding actor; the first ones fill the pipeline
 GPU_BATCHES, CPU_BATCHES = 8, 2
 CPU_ENCODER_BATCH = 32
 MAX_ITERATIONS, PAIRS_PER_CLUSTER = 4, 8
+# on CPUs without a number of workers that was asked for, and beside those that read
+MAX_CPU_WORKERS, READING_CPUS = 2, 2
+KEEP_FRACTION = 0.5
 
 
 def cluster_of(config: Config) -> ClusterConfig:
@@ -35,39 +38,45 @@ def cluster_of(config: Config) -> ClusterConfig:
     return config.cluster.model_copy(update={"scales_to_cpus": None, "scales_to_gpus": 1 if grows else None})
 
 
-def base(config: Config, place: str) -> Config:
-    """The run in a store of its own, without trackers and evaluation."""
-    nowhere = TrackingConfig(tensorboard=False)
+def in_own_store(config: Config, place: str) -> Config:
+    """The run without trackers and evaluation, in a store of its own."""
     limits = Limits(max_broken_shards=1, max_broken_pairs=1)
-    source = config.source.model_copy(update={"limits": limits})
-    changes = {"store": place, "source": source, "tracking": nowhere, "evaluation": EvaluationConfig()}
+    changes = {
+        "store": place,
+        "source": config.source.model_copy(update={"limits": limits}),
+        "tracking": TrackingConfig(tensorboard=False),
+        "evaluation": EvaluationConfig(),
+        "training": config.training.model_copy(update={"evaluate_every_steps": None, "keep_model": "last"}),
+        "finetune": config.finetune.model_copy(update={"after": None}),
+    }
     return config.model_copy(update=changes)
 
 
-def selection_of(config: Config, num_pairs: int, pool_share: float) -> Config:
-    """Budgets in pairs by the share of the pool that is probed, and no more clusters than a few pairs each allow."""
-    left, settings = float(num_pairs), dict(config.selection.settings)
-    for name in config.selection.steps:
-        settings[name] = step = _step(settings[name], max(2, int(left)), pool_share)
-        if isinstance(step, Budgeted):
-            left = step.keep_pairs or left * step.keep_fraction
-    selection = SelectionConfig.model_construct(steps=config.selection.steps, settings=settings)
-    return config.model_copy(update={"selection": selection})
+def with_steps(config: Config, steps: dict[str, StepConfig]) -> Config:
+    """The config with these selection steps alone."""
+    settings = {**config.selection.settings, **steps}
+    return config.model_copy(
+        update={"selection": config.selection.model_copy(update={"steps": tuple(steps), "settings": settings})}
+    )
 
 
-def _step(step: StepConfig, num_pairs: int, pool_share: float) -> StepConfig:
+def step_of(step: StepConfig, num_pairs: int, num_clusters: float) -> StepConfig:
+    """A step for so many pairs: a budget of about half of them, about so many clusters. What its pairs cost does not
+    depend on how many are kept; a list brought along is a draw in its place."""
     if isinstance(step, KeepListStep):
-        return AllStep()
+        return RandomStep(keep_fraction=KEEP_FRACTION)
     changes: dict[str, Any] = {}
     clustering: Clustering | None = getattr(step, "clustering", None)
     if clustering is not None:
         smaller = {
-            "k": min(clustering.k, max(2, num_pairs // PAIRS_PER_CLUSTER)),
+            "k": int(max(1, min(num_clusters, clustering.k, num_pairs // PAIRS_PER_CLUSTER))),
             "num_iterations": min(clustering.num_iterations, MAX_ITERATIONS),
         }
         changes["clustering"] = clustering.model_copy(update=smaller)
-    if isinstance(step, Budgeted) and step.keep_pairs is not None:
-        changes["keep_pairs"] = min(num_pairs, max(1, int(step.keep_pairs * pool_share)))
+    if isinstance(step, Budgeted):
+        changes |= {"keep_pairs": None, "keep_fraction": KEEP_FRACTION}
+    if isinstance(step, ClipScoreStep):
+        changes["threshold"] = None
     return step.model_copy(update=changes)
 
 
@@ -83,23 +92,23 @@ def rows_to_encode(settings: EncoderConfig, num_actors: int, num_parts: int) -> 
     return -(-batches * settings.batch_size // num_parts)
 
 
-def training_of(config: Config, num_kept: int, full_workers: int) -> Config:
-    """A few steps of the workers that the nodes have room for, each with the batch that it will have."""
+def training_of(config: Config, num_pairs: int, full_workers: int) -> Config:
+    """A few steps of the workers that the nodes have room for, with the share of a batch that each will have, up to a
+    size; of the chunks that a share is computed in, two."""
     training, has_gpus = config.training, cluster.num_gpus() > 0
-    workers = min(full_workers, cluster.num_train_workers(None, lanes=None))
-    chunk = training.global_batch_size // (full_workers * training.accumulation)
-    per_worker = max(1, min(chunk, GPU_BATCH if has_gpus else CPU_BATCH, num_kept // workers))
-    batch_size = per_worker * workers
+    room = cluster.num_gpus() or max(1, min(MAX_CPU_WORKERS, cluster.num_cpus() - READING_CPUS))
+    workers = min(full_workers, room, num_pairs)
+    chunks = min(training.accumulation, 2)
+    chunk = min(share_of_batch(config, full_workers) // training.accumulation, GPU_CHUNK if has_gpus else CPU_CHUNK)
+    batch_size = workers * max(1, min(chunks * chunk, num_pairs // workers))
     length = {"samples": batch_size * (GPU_STEPS if has_gpus else CPU_STEPS)}
     changes = {
         **length,
         "num_workers": workers,
         "global_batch_size": batch_size,
         "lanes": workers,
-        "accumulation": 1,
+        "accumulation": chunks,
         "log_every_steps": 1,
-        "evaluate_every_steps": None,
-        "keep_model": "last",
         "record_batches": False,
         "max_bad_pairs": 1.0,
         "max_failures": 0,
@@ -110,3 +119,8 @@ def training_of(config: Config, num_kept: int, full_workers: int) -> Config:
             "finetune": config.finetune.model_copy(update=length),
         }
     )
+
+
+def share_of_batch(config: Config, workers: int) -> int:
+    """Pairs of a global batch that each of so many workers has."""
+    return config.training.global_batch_size // workers

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -18,23 +18,17 @@ from orchestrator.parts import PartResult, Work, build_parts
 from orchestrator.progress import Display
 from orchestrator.source import Part, PartCatalog, Source
 
-ROWS = 100_000
+# a few parts of a million rows would take minutes
+ENOUGH_ROWS = 200_000
 
 
 @dataclass(frozen=True)
 class Subset:
-    """The parts of a source at the given places; of each at most `max_rows` rows, and of a range of rows the first
-    `ROWS`."""
+    """Some parts of a source, numbered anew; of each at most `max_rows` rows."""
 
     whole: Source
-    places: tuple[int, ...]
+    chosen: tuple[Part, ...]
     max_rows: int | None = None
-
-    @classmethod
-    def spread(cls, whole: Source, num_parts: int) -> Subset:
-        """As many parts, evenly from the first to the last."""
-        last = len(whole.parts()) - 1
-        return cls(whole, tuple(np.unique(np.linspace(0, last, num_parts).round().astype(int)).tolist()))
 
     @property
     def has_images(self) -> bool:
@@ -42,9 +36,8 @@ class Subset:
         return self.whole.has_images
 
     def parts(self) -> list[Part]:
-        """The chosen parts, numbered anew."""
-        parts = self.whole.parts()
-        return [_beginning(replace(parts[place], index=index)) for index, place in enumerate(self.places)]
+        """The chosen parts."""
+        return list(self.chosen)
 
     def catalog(self, part: Part) -> PartCatalog:
         """A part's catalog, perhaps its beginning only."""
@@ -57,23 +50,48 @@ class Subset:
 
     def identity(self) -> dict[str, Any]:
         """The whole's, and which of it."""
-        return {"of": self.whole.identity(), "places": list(self.places), "max_rows": self.max_rows}
+        chosen = [[part.shard.uri, part.first_row] for part in self.chosen]
+        return {"of": self.whole.identity(), "chosen": chosen, "max_rows": self.max_rows}
 
 
-def _beginning(part: Part) -> Part:
-    return part if part.num_rows is None else replace(part, num_rows=min(part.num_rows, ROWS))
+@dataclass(frozen=True)
+class Drawn:
+    """A subset and what it is of its pool: its share of what reading takes, the bytes that reading the whole takes
+    (None: of files of which only some columns are read), and the bytes of a pair where the catalog does not say."""
+
+    subset: Subset
+    share: float
+    pool_bytes: int | None
+    pair_bytes: float
 
 
-def size_of(parts: list[Part]) -> int:
-    """What reading the parts grows with: their rows where those are known, else their bytes."""
+def draw_parts(whole: Source, num_parts: int) -> Drawn:
+    """As many parts, or as many as hold enough rows, evenly from the first to the last."""
+    parts = whole.parts()
+    rows = [part.num_rows for part in parts if part.num_rows is not None]
+    if rows:
+        num_parts = max(1, min(num_parts, ENOUGH_ROWS * len(rows) // max(1, sum(rows))))
+    places = np.unique(np.linspace(0, len(parts) - 1, num_parts).round().astype(int)).tolist()
+    chosen = tuple(replace(parts[place], index=index) for index, place in enumerate(places))
+    weights = _weights(parts)
+    shards = {part.shard.uri: part.shard.num_bytes for part in parts}
+    return Drawn(
+        subset=Subset(whole, chosen),
+        share=sum(weights[place] for place in places) / sum(weights),
+        pool_bytes=None if rows else sum(shards.values()),
+        pair_bytes=sum(shards.values()) / sum(rows) if rows else 0.0,
+    )
+
+
+def _weights(parts: Sequence[Part]) -> list[float]:
+    """What reading each part grows with: its rows where some are known, else its bytes; where neither is, all alike."""
     rows = [part.num_rows for part in parts]
-    known = [count for count in rows if count is not None]
-    return sum(known) if len(known) == len(rows) else num_bytes(parts)
-
-
-def num_bytes(parts: list[Part]) -> int:
-    """The bytes of the parts' shards, each once."""
-    return sum({part.shard.uri: part.shard.num_bytes for part in parts}.values())
+    known = [count for count in rows if count]
+    if known:
+        mean = sum(known) / len(known)
+        return [mean if count is None else float(count) for count in rows]
+    num_bytes = [float(part.shard.num_bytes) for part in parts]
+    return num_bytes if all(num_bytes) else [1.0] * len(parts)
 
 
 def draw_vectors(artifact: Artifact, catalog: Catalog, dims: Mapping[Tower, int], display: Display) -> None:

@@ -8,11 +8,20 @@ from operator import add
 
 from orchestrator.config import PlanConfig
 from orchestrator.metering import peak_bytes
-from orchestrator.plan.costs import Estimate, Estimates
-from orchestrator.plan.probe import Probe
+from orchestrator.plan.costs import HOUR, Estimate, Estimates
+from orchestrator.plan.probe import Probe, Trained
 from orchestrator.plan.rows import Reach
 
-COLUMNS = ("stage", "core-hours", "GPU-hours", "wall", "read of the source", "largest process", "left in the store")
+COLUMNS = (
+    "stage",
+    "pairs, samples",
+    "core-hours",
+    "GPU-hours",
+    "wall",
+    "read of the source",
+    "largest process",
+    "left in the store",
+)
 NOT_MEASURED = "not measured"
 LEAST = 0.001
 TIMES = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
@@ -24,10 +33,20 @@ def columns(prices: PlanConfig) -> tuple[str, ...]:
     return (*COLUMNS, "dollars") if _priced(prices) else COLUMNS
 
 
-def cost_rows(estimates: Estimates, prices: PlanConfig) -> list[tuple[str, ...]]:
+def cost_rows(estimates: Estimates, found: Sequence[Reach], prices: PlanConfig) -> list[tuple[str, ...]]:
     """A row for each stage that is still to be computed, and their sum."""
-    rows = [_row(name, estimate, prices) for name, estimate in estimates.by_stage.items()]
-    return [*rows, _row("all of it", total(estimates.by_stage.values()), prices)]
+    scales = {one.stage.name: scale(one) for one in found}
+    rows = [_row(name, scales[name], estimate, prices) for name, estimate in estimates.by_stage.items()]
+    summed = "all of it" if all(estimates.by_stage.values()) else "all that was measured"
+    return [*rows, _row(summed, "", total(estimates.by_stage.values()), prices)]
+
+
+def scale(one: Reach) -> str:
+    """The samples of a phase, or the pairs that reach a stage; `<`: at most, as filters are still to come."""
+    if one.stage.artifact.kind == "evaluation":
+        return ""
+    mark = "" if one.stage.samples else one.mark
+    return f"{mark}{one.reached if one.samples is None else one.samples:,}"
 
 
 def total(estimates: Iterable[Estimate | None]) -> Estimate:
@@ -35,14 +54,15 @@ def total(estimates: Iterable[Estimate | None]) -> Estimate:
     return reduce(add, filter(None, estimates), Estimate())
 
 
-def _row(name: str, estimate: Estimate | None, prices: PlanConfig) -> tuple[str, ...]:
+def _row(name: str, of: str, estimate: Estimate | None, prices: PlanConfig) -> tuple[str, ...]:
     if estimate is None:
-        return (name, NOT_MEASURED, *[""] * (len(columns(prices)) - 2))
+        return (name, of, NOT_MEASURED, *[""] * (len(columns(prices)) - 3))
     shown = (
         name,
+        of,
         number(estimate.core_hours),
         number(estimate.gpu_hours),
-        duration(estimate.wall_hours * 3600),
+        duration(estimate.wall_hours * HOUR),
         size(estimate.source_bytes),
         size(estimate.memory_bytes),
         size(estimate.store_bytes),
@@ -51,30 +71,39 @@ def _row(name: str, estimate: Estimate | None, prices: PlanConfig) -> tuple[str,
 
 
 def notes(probe: Probe, estimates: Estimates, found: Sequence[Reach]) -> Iterator[str]:
-    """What the estimates stand on, and what pruning saves."""
+    """What the estimates stand on, and how training compares with training on everything."""
     on = f"{probe.num_cores:,} cores" + (f" and {probe.num_gpus:,} GPUs" if probe.num_gpus else "")
     yield (
         f"measured on {probe.num_pairs:,} pairs of the pool in {probe.seconds:,.0f} s, for {on}: of the work alone, "
-        f"without the starts of processes; the driver, {size(peak_bytes())} here, does not grow with the pool"
+        f"without the starts of processes and most of the waiting for storage; this process took {size(peak_bytes())}"
     )
-    for name, trained in list(probe.phases.items())[:1]:
+    phases = [one for one in found if one.stage.name in probe.phases]
+    if phases:
+        first = probe.phases[phases[0].stage.name]
+        on_gpu = f", {size(first.gpu_bytes)} of a GPU" if first.gpu_bytes else ""
         yield (
-            f"{name}: {trained.samples_per_second:,.1f} samples/s by {trained.num_workers} worker(s) at "
-            f"{trained.batch_size:,} a worker" + (f", {size(trained.gpu_bytes)} of a GPU" if trained.gpu_bytes else "")
+            f"training: {first.samples_per_second:,.1f} samples/s by {first.num_workers} workers with "
+            f"{first.batch_share:,} pairs of a batch each{on_gpu}" + _cut(first)
         )
-        yield _saved(name, estimates, found)
+        yield _compared(phases, estimates, found)
 
 
-def _saved(name: str, estimates: Estimates, found: Sequence[Reach]) -> str:
-    of_phases = {one.stage.name: estimates.by_stage.get(one.stage.name) for one in found if one.stage.epochs}
-    before = [one for name, one in estimates.by_stage.items() if name not in of_phases]
-    (first,) = [one for one in found if one.stage.name == name]
-    whole = estimates.of_samples(name, first.stage.epochs * found[0].left)
-    return (
-        f"wall, training as long on every pair: {duration(whole.wall_hours * 3600)}; this run's training: "
-        f"{duration(total(of_phases.values()).wall_hours * 3600)}, and what it takes to prune: "
-        f"{duration(total(before).wall_hours * 3600)}"
-    )
+def _cut(trained: Trained) -> str:
+    if trained.batch_share >= trained.full_share:
+        return ""
+    return f"; the run's workers will have {trained.full_share:,} each, which takes more memory"
+
+
+def _compared(phases: Sequence[Reach], estimates: Estimates, found: Sequence[Reach]) -> str:
+    names = {one.stage.name for one in phases}
+    training = total(estimate for name, estimate in estimates.by_stage.items() if name in names)
+    rest = total(estimate for name, estimate in estimates.by_stage.items() if name not in names)
+    told = f"wall: {duration(training.wall_hours * HOUR)} of training, {duration(rest.wall_hours * HOUR)} of the rest"
+    first = phases[0].stage
+    if first.samples:
+        return told
+    whole = estimates.of_samples(first.name, first.epochs * found[0].left)
+    return f"{told}; training for {first.epochs} epochs on every pair would take {duration(whole.wall_hours * HOUR)}"
 
 
 def _priced(prices: PlanConfig) -> bool:

@@ -122,6 +122,7 @@ def _compare_stage(step: Step, settings: SemDeDupStep, clusters: Clusters, regro
         build=build,
         work=lambda pairs: pairs * pairs * per_cluster,
         holds=lambda pairs: min(pairs, PAIRS_PER_BUCKET + int(pairs * per_cluster)),
+        by_cluster_size=True,
     )
 
 

@@ -65,6 +65,8 @@ def _quotas_stage(step: Step, settings: DbpStep, clusters: Clusters) -> Stage:
         build=build,
         # every centroid against every other
         work=lambda _: settings.clustering.k**2,
+        stores=lambda _: settings.clustering.k,
+        one_task=True,
     )
 
 

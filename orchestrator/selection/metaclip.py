@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from orchestrator import store
+from orchestrator import cluster, store
 from orchestrator.artifacts import Artifact
 from orchestrator.catalog import Catalog, PartRows, part_groups
 from orchestrator.config import MetaClipStep
@@ -86,10 +86,17 @@ def _count_stage(step: Step, uri: str) -> Stage:
             display=display,
             name=name,
             count="pairs",
-            num_actors=step.num_actors,
+            # the matcher of half a million entries takes seconds to make: once an actor, not once a group
+            num_actors=step.num_actors or cluster.num_cpus(),
         )
 
-    return Stage(name=name, does="count the captions that hold each entry", artifact=artifact, build=build)
+    return Stage(
+        name=name,
+        does="count the captions that hold each entry",
+        artifact=artifact,
+        build=build,
+        stores=lambda _: 1,
+    )
 
 
 def _count_work(catalog: Catalog, keep_list: KeepList, uri: str) -> Work:

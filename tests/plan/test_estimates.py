@@ -2,39 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from orchestrator import store
 from orchestrator.artifacts import Artifact
 from orchestrator.config import PlanConfig
 from orchestrator.metering import Cost
+from orchestrator.parts import part_path
 from orchestrator.plan import table
 from orchestrator.plan.costs import Estimate, Estimates
 from orchestrator.plan.probe import Measured, Probe, Trained
 from orchestrator.plan.rows import Reach
-from orchestrator.source import Part, Shard
 from orchestrator.stage import Stage
 
 HOUR = 3600
-GB = 1e9
+GB = 10**9
+NUM_PARTS = 100
 
 
-@dataclass(frozen=True)
-class Shards:
-    """A pool of tars of a gigabyte each."""
-
-    num_shards: int
-    has_images: bool = True
-
-    def parts(self) -> list[Part]:
-        shards = [Shard(uri=f"{i}.tar", name=f"{i}.tar", num_bytes=int(GB), version="") for i in range(self.num_shards)]
-        return [Part(index=i, shard=shard, first_row=0, num_rows=None) for i, shard in enumerate(shards)]
-
-
-def stage(name: str, kind: str = "scores", **changes: Any) -> Stage:
-    artifact = Artifact.of("/nowhere", kind, version=1, name=name, towers=["image"])
+def stage(name: str, kind: str = "scores", at: Path = Path("/nowhere"), **changes: Any) -> Stage:
+    artifact = Artifact.of(str(at), kind, version=1, name=name, towers=["image"])
     return Stage(name=name, does="", artifact=artifact, build=lambda display: None, **changes)
 
 
@@ -43,90 +34,136 @@ def reach(of: Stage, reached: int, samples: int | None = None) -> Reach:
 
 
 def measured(cost: Cost, pairs: int = 1000, **changes: Any) -> Measured:
-    return Measured(**{"cost": cost, "work": pairs, "pairs": pairs, "holds": 0, "num_bytes": 5000} | changes)
+    return Measured(**{"cost": cost, "work": pairs, "stores": pairs, "holds": 0, "num_bytes": 5000} | changes)
 
 
 CATALOG = stage("catalog", "catalog")
-PROBE = Probe(num_cores=10, num_gpus=0, shares_cores=False, num_workers=4, num_pairs=1000, image_bytes=2e4)
+PROBE = Probe(
+    num_cores=10, node_cores=5, num_gpus=0, shares_cores=False, num_workers=4, num_pairs=1000, image_bytes=2e4
+)
 
 
-def estimate(probe: Probe, *found: Reach, shards: int = 100) -> dict[str, Estimate | None]:
-    return Estimates(probe, Shards(shards), found, CATALOG.artifact).by_stage  # type: ignore[arg-type]
+def estimates(probe: Probe, *found: Reach) -> Estimates:
+    return Estimates(probe, NUM_PARTS, found, CATALOG.artifact, batch_size=100)
+
+
+def estimate(probe: Probe, one: Reach) -> Estimate:
+    found = estimates(probe, one).by_stage[one.stage.name]
+    assert found is not None
+    return found
 
 
 def test_hours_grow_with_the_pairs_and_share_the_cores() -> None:
     probe = replace(PROBE, stages={"score": measured(Cost(core_seconds=3.0, waiting_seconds=0.6, peak_bytes=7))})
-    found = estimate(probe, reach(stage("score"), 1_000_000))["score"]
-    assert found is not None
+    found = estimate(probe, reach(stage("score"), 1_000_000))
     assert found.core_hours == pytest.approx(3600 / HOUR), "3.6 s for a thousand are an hour for a million"
     assert found.wall_hours == pytest.approx(0.1), "on ten cores"
     assert (found.memory_bytes, found.store_bytes) == (7, pytest.approx(5_000_000))
-    shared = estimate(replace(probe, shares_cores=True), reach(stage("score"), 1_000_000))["score"]
-    assert shared is not None
+    shared = estimate(replace(probe, shares_cores=True), reach(stage("score"), 1_000_000))
     assert shared.core_hours == pytest.approx(3000 / HOUR), "who waits for a shared core does not hold one"
 
 
-def test_the_catalog_grows_with_the_bytes_of_the_shards() -> None:
-    probe = replace(PROBE, stages={"catalog": measured(Cost(core_seconds=36.0), work=4 * GB)})
-    found = estimate(probe, reach(CATALOG, 123), shards=400)["catalog"]
-    assert found is not None
+def test_the_catalog_grows_with_its_share_of_the_pool() -> None:
+    probe = replace(
+        PROBE, pool_bytes=400 * GB, stages={"catalog": measured(Cost(core_seconds=36.0), work=0.01, stores=0.01)}
+    )
+    found = estimate(probe, reach(CATALOG, 123))
     assert found.core_hours == pytest.approx(1.0)
     assert found.source_bytes == 400 * GB
     assert found.store_bytes == pytest.approx(500_000)
 
 
-def test_clusters_count_as_work_and_as_memory() -> None:
-    real = stage("assign", work=lambda pairs: pairs * 500, holds=lambda pairs: min(pairs, 50_000))
+def test_clusters_count_as_work_as_memory_and_as_storage() -> None:
+    real = stage("assign", work=lambda pairs: pairs * 500, holds=lambda pairs: min(pairs, 50_000), stores=lambda _: 500)
     probe = replace(
         PROBE,
         vector_bytes=3000,
-        stages={"assign": measured(Cost(core_seconds=1.0, peak_bytes=10**8), work=1000 * 50, holds=1000)},
+        stages={"assign": measured(Cost(core_seconds=1.0, peak_bytes=10**8), work=1000 * 50, holds=1000, stores=50)},
     )
-    found = estimate(probe, reach(real, 100_000))["assign"]
-    assert found is not None
+    found = estimate(probe, reach(real, 100_000))
     assert found.core_hours == pytest.approx(100 * 10 / HOUR), "a hundred times the pairs, ten times the clusters"
     assert found.memory_bytes == 10**8 + 49_000 * 3000
+    assert found.store_bytes == 50_000
 
 
-def test_what_holds_a_gpu_pays_for_that_and_reads_the_images() -> None:
+def test_what_holds_gpus_pays_for_all_of_them_and_reads_the_images() -> None:
     cost = Cost(core_seconds=8.0, gpu_seconds=2.0)
     probe = replace(PROBE, num_gpus=4, stages={"embed": measured(cost)})
-    found = estimate(probe, reach(stage("embed", "embedding"), 1_800_000))["embed"]
-    assert found is not None
-    assert found.gpu_hours == pytest.approx(1.0)
+    found = estimate(probe, reach(stage("embed", "embedding"), 1_800_000))
     assert found.core_hours == pytest.approx(3.0)
     assert found.wall_hours == pytest.approx(0.3), "the cores are what it waits for"
+    assert found.gpu_hours == pytest.approx(4 * 0.3), "busy for an hour, held for more"
     assert found.source_bytes == 1_800_000 * 2e4
 
 
+def test_one_task_is_not_spread() -> None:
+    probe = replace(PROBE, num_gpus=4, stages={"train": measured(Cost(core_seconds=3.6))})
+    found = estimate(probe, reach(stage("train", one_task=True), 1_000_000))
+    assert found.wall_hours == pytest.approx(1 / 5), "the cores of one node"
+    probe = replace(probe, stages={"train": measured(Cost(core_seconds=3.6, gpu_seconds=3.6))})
+    found = estimate(probe, reach(stage("train", one_task=True), 1_000_000))
+    assert (found.wall_hours, found.gpu_hours) == (pytest.approx(1), pytest.approx(1)), "one of the four GPUs"
+
+
+def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
+    embed = stage("embed", "embedding", at=tmp_path)
+    for part in range(NUM_PARTS // 4):
+        store.write_json(part_path(embed.artifact, part, "json"), {})
+    probe = replace(PROBE, stages={"embed": measured(Cost(core_seconds=3.6))})
+    found = estimate(probe, reach(embed, 1_000_000))
+    assert found.core_hours == pytest.approx(0.75)
+    pretrain = stage("pretrain", "pretrain", at=tmp_path, epochs=1)
+    store.write(pretrain.artifact.path("checkpoints", "step_000000000900.pt"), b"")
+    phase = reach(pretrain, 100_000, samples=100_000)
+    found = estimate(replace(PROBE, phases={"pretrain": trained(num_cores=10)}), phase)
+    assert found.wall_hours == pytest.approx(10_000 / 200 / HOUR), "900 steps of 100 are behind it"
+
+
+def test_nothing_to_scale_from_is_not_measured() -> None:
+    probe = replace(PROBE, stages={"score": measured(Cost(core_seconds=3.6), work=0)})
+    assert estimates(probe, reach(stage("score"), 10), reach(stage("join"), 10)).by_stage == {
+        "score": None,
+        "join": None,
+    }
+
+
 def trained(**changes: Any) -> Trained:
-    numbers = {"samples_per_second": 200.0, "num_workers": 2, "batch_size": 64, "peak_bytes": 9, "gpu_bytes": 0}
-    return Trained(**numbers | {"num_bytes": 6 * 10**8} | changes)
+    numbers = {"samples_per_second": 200.0, "num_workers": 2, "num_cores": 5, "batch_share": 64, "full_share": 64}
+    return Trained(**numbers | {"peak_bytes": 9, "gpu_bytes": 0, "num_bytes": 6 * 10**8} | changes)
 
 
-def test_training_by_samples_and_workers() -> None:
+def test_training_by_samples_and_by_workers_or_cores() -> None:
     phase = reach(stage("pretrain", "pretrain", epochs=32), 10_000, samples=1_440_000)
-    found = estimate(replace(PROBE, phases={"pretrain": trained()}), phase)["pretrain"]
-    assert found is not None
-    assert found.wall_hours == pytest.approx(1.0), "four workers at a hundred samples a second each"
+    found = estimate(replace(PROBE, phases={"pretrain": trained()}), phase)
+    assert found.wall_hours == pytest.approx(1.0), "twice the cores, twice as fast"
     assert (found.core_hours, found.gpu_hours) == (pytest.approx(10.0), 0)
-    on_gpus = estimate(replace(PROBE, num_gpus=4, phases={"pretrain": trained(gpu_bytes=10**10)}), phase)["pretrain"]
-    assert on_gpus is not None
+    on_gpus = estimate(replace(PROBE, num_gpus=4, phases={"pretrain": trained(gpu_bytes=10**10)}), phase)
     assert (on_gpus.core_hours, on_gpus.gpu_hours) == (0, pytest.approx(4.0))
     assert on_gpus.source_bytes == 1_440_000 * 2e4
 
 
 def test_the_table_sums_prices_and_names_what_was_not_measured() -> None:
     probe = replace(PROBE, stages={"score": measured(Cost(core_seconds=3.6, peak_bytes=10**8))})
-    found = [reach(stage("score"), 10_000_000), reach(stage("join"), 10)]
-    estimates = Estimates(probe, Shards(1), found, CATALOG.artifact)  # type: ignore[arg-type]
+    found = [replace(reach(stage("score"), 10_000_000), mark="<"), reach(stage("join"), 10)]
     prices = PlanConfig(core_hour_price=0.05)
     assert table.columns(prices)[-1] == "dollars"
     assert "dollars" not in table.columns(PlanConfig())
-    score, join, whole = table.cost_rows(estimates, prices)
-    assert score == ("score", "10", "", "1.0 h", "", "100.0 MB", "50.0 MB", "$0.50")
-    assert join == ("join", "not measured", *[""] * 6)
-    assert whole == ("all of it", *score[1:])
+    score, join, whole = table.cost_rows(estimates(probe, *found), found, prices)
+    assert score == ("score", "<10,000,000", "10", "", "1.0 h", "", "100.0 MB", "50.0 MB", "$0.50")
+    assert join == ("join", "10", "not measured", *[""] * 6)
+    assert whole == ("all that was measured", "", *score[2:])
+    assert table.cost_rows(estimates(probe, found[0]), found[:1], prices)[-1][0] == "all of it"
+
+
+def test_the_notes_compare_with_training_on_everything() -> None:
+    phase = reach(stage("pretrain", "pretrain", epochs=10), 1000, samples=10_000)
+    probe = replace(PROBE, phases={"pretrain": trained(num_cores=10, full_share=512)})
+    pool = replace(reach(CATALOG, 2000), left=2000)
+    measured_on, training, compared = table.notes(probe, estimates(probe, phase), [pool, phase])
+    assert "1,000 pairs" in measured_on
+    assert "will have 512 each" in training
+    assert "50.0 s of training" in compared
+    assert "10 epochs on every pair would take 1.7 min" in compared
 
 
 @pytest.mark.parametrize(

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import polars as pl
 import pytest
 import ray
 from commands import Shell, tiny_command
 from embedded import blobs, write_pool
-from pools import config_of, make_pairs, write_tars
+from pools import make_pairs, write_tars, write_zero_shot
 
-from orchestrator.config import AllStep, DbpStep
+from orchestrator.config import ClipScoreStep, DbpStep, KeepListStep, RandomStep, TableSource
 from orchestrator.config.source import WebDatasetSource
 from orchestrator.metering import Meter, current_meter, metering
 from orchestrator.plan import smaller
-from orchestrator.plan.subset import Subset, size_of
+from orchestrator.plan.subset import draw_parts
 from orchestrator.source import open_source
 
 
@@ -26,44 +29,47 @@ def costs(stdout: str) -> dict[str, list[str]]:
     return {cells[0]: cells[1:] for cells in rows}
 
 
-def test_parts_are_spread_over_the_pool(tmp_path: Path) -> None:
+def test_parts_are_drawn_evenly_from_the_pool(tmp_path: Path) -> None:
     uri = write_tars(tmp_path / "pool", make_pairs(90), num_shards=9)
     whole = open_source(WebDatasetSource(uri=uri))
-    some = Subset.spread(whole, 3)
-    assert some.places == (0, 4, 8)
+    drawn = draw_parts(whole, 3)
+    some = drawn.subset
     assert [part.index for part in some.parts()] == [0, 1, 2]
-    assert [part.shard for part in some.parts()] == [whole.parts()[place].shard for place in some.places]
-    assert 0.3 < size_of(some.parts()) / size_of(whole.parts()) < 0.4
-    few = Subset(whole, some.places, max_rows=4)
-    (second,) = [part for part in few.parts() if part.index == 1]
+    assert [part.shard for part in some.parts()] == [whole.parts()[place].shard for place in (0, 4, 8)]
+    sizes = [part.shard.num_bytes for part in whole.parts()]
+    assert drawn.share == pytest.approx((sizes[0] + sizes[4] + sizes[8]) / sum(sizes))
+    assert drawn.pool_bytes == sum(sizes)
+    few = replace(some, max_rows=4)
+    second = few.parts()[1]
     table = few.catalog(second).table
     assert table.num_rows == 4
     assert table.equals(some.catalog(second).table.slice(0, 4))
     assert list(few.images(second, table)) == list(whole.images(whole.parts()[4], table))
-    assert Subset.spread(whole, 100).places == tuple(range(9))
+    assert len(draw_parts(whole, 100).subset.chosen) == 9
     assert few.identity() != some.identity()
 
 
-def test_selection_is_cut_down_to_the_probe(tmp_path: Path) -> None:
-    nodes = {
-        "given": {"method": "keep_list", "uri": "x.npy"},
-        "half": {"method": "random", "keep_fraction": 0.5},
-        "dbp": {"embedding": "e", "keep_pairs": 1_000_000},
-    }
-    config = config_of(
-        {"format": "table", "uri": "x"},
-        tmp_path,
-        embedding={"e": {"kind": "columns", "uri": "x"}},
-        selection={"steps": list(nodes), **nodes},
-    )
-    found = smaller.selection_of(config, num_pairs=4000, pool_share=0.001).selection.settings
-    assert found["given"] == AllStep()
-    assert found["half"] == config.selection.settings["half"]
-    dbp = found["dbp"]
+def test_large_parts_are_few_and_what_is_unknown_of_one_is_the_mean_of_the_others(tmp_path: Path) -> None:
+    for number, rows in enumerate((60_000, 90_000, 90_000)):
+        pl.DataFrame({"caption": ["a word"] * rows}).write_parquet(tmp_path / f"{number}.parquet")
+    (tmp_path / "3.csv").write_text("caption\nof one row\n")
+    drawn = draw_parts(open_source(TableSource(uri=str(tmp_path))), 4)
+    assert [part.num_rows for part in drawn.subset.chosen] == [60_000, None]
+    assert drawn.share == pytest.approx((60 + 80) / (60 + 90 + 90 + 80))
+    assert drawn.pool_bytes is None, "of Parquet only some columns are read"
+
+
+def test_a_step_is_cut_down_to_the_probe() -> None:
+    assert smaller.step_of(KeepListStep(uri="x.npy"), 4000, math.inf) == RandomStep(keep_fraction=0.5)
+    score = smaller.step_of(ClipScoreStep(embedding="e", threshold=0.3), 4000, math.inf)
+    assert isinstance(score, ClipScoreStep)
+    assert (score.threshold, score.keep_fraction) == (None, 0.5), "drawn vectors would all be below it"
+    dbp = smaller.step_of(DbpStep(embedding="e", keep_pairs=1_000_000), 4000, math.inf)
     assert isinstance(dbp, DbpStep)
-    assert dbp.keep_pairs == 1000
-    assert dbp.clustering.k == 2000 // smaller.PAIRS_PER_CLUSTER
-    assert dbp.clustering.num_iterations == smaller.MAX_ITERATIONS
+    assert (dbp.keep_pairs, dbp.keep_fraction) == (None, 0.5)
+    assert (dbp.clustering.k, dbp.clustering.num_iterations) == (500, smaller.MAX_ITERATIONS)
+    assert smaller.step_of(DbpStep(embedding="e"), 800, math.inf).clustering.k == 100  # type: ignore[union-attr]
+    assert smaller.step_of(DbpStep(embedding="e"), 800, 4.7).clustering.k == 4  # type: ignore[union-attr]
 
 
 def test_work_in_tasks_is_measured_the_second_time(ray_cluster: str) -> None:
@@ -88,24 +94,41 @@ def test_work_in_tasks_is_measured_the_second_time(ray_cluster: str) -> None:
 
 
 def test_a_run_is_estimated_stage_by_stage(typed: Shell, tiny_conf: str, tar_pool: str, tmp_path: Path) -> None:
-    command = tiny_command(tiny_conf, tar_pool).replace(" run ", " plan ").split(" evaluation.")[0]
-    done = typed(f"{command} store=STORE plan.core_hour_price=36000 plan.probe_parts=2", cwd=tmp_path)
+    write_zero_shot(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    command = tiny_command(tiny_conf, tar_pool).replace(" run ", " plan ")
+    settings = "training.evaluate_every_steps=2 training.accumulation=2 plan.core_hour_price=36000 plan.probe_parts=2"
+    done = typed(f"{command} store=STORE {settings}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = costs(done.stdout)
-    assert {"catalog", "count words, wfpp", "score, wfpp", "wfpp", "pretrain", "finetune", "all of it"} <= set(found)
-    assert all(cells[0] and not cells[1] for cells in found.values()), "core-hours, and no GPU-hours"
+    assert {
+        "catalog",
+        "count words, wfpp",
+        "score, wfpp",
+        "wfpp",
+        "pretrain",
+        "finetune",
+        "all that was measured",
+    } <= set(found)
+    assert found.pop("evaluate")[1] == "not measured"
+    assert all(cells[1] and not cells[2] for cells in found.values()), "core-hours, and no GPU-hours"
     dollars = {name: float(cells[-1].strip("$").replace(",", "")) for name, cells in found.items()}
     assert dollars["pretrain"] == pytest.approx(2 * 72 / 96 * dollars["finetune"], rel=0.01), "by the samples of each"
-    total = dollars.pop("all of it")
+    total = dollars.pop("all that was measured")
     assert total == pytest.approx(sum(dollars.values()), rel=0.01)
-    assert "samples/s by 2 worker(s)" in done.stdout
+    assert "samples/s by 2 workers with 8 pairs of a batch each" in done.stdout
     assert "64 pairs of the pool" in done.stdout
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()], "nothing is left"
+    left = [path for path in tmp_path.rglob("*") if path not in before]
+    assert not [path for path in left if path.is_file()], "nothing is left"
 
 
 def test_vectors_brought_along_are_drawn(typed: Shell, tmp_path: Path) -> None:
     pool = write_pool(tmp_path, list(blobs(400, 8, 5)))
-    nodes = "selection.steps=[semdedup,dbp] selection.semdedup.embedding=columns selection.dbp.embedding=columns"
+    nodes = (
+        "selection.steps=[keep_list,semdedup,dbp] selection.keep_list.uri=kept.parquet "
+        "selection.semdedup.embedding=columns selection.dbp.embedding=columns selection.dbp.keep_fraction=0.01"
+    )
+    pl.DataFrame({"key": [f"k{number:06d}" for number in range(300)]}).write_parquet(tmp_path / "kept.parquet")
     done = typed(
         f"python -m orchestrator plan +exp=wfpp source=table source.uri={pool.table} source.key_column=key {nodes} "
         f"embedding.columns.uri={pool.vectors} store={tmp_path}/store",
@@ -113,10 +136,11 @@ def test_vectors_brought_along_are_drawn(typed: Shell, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     found = costs(done.stdout)
-    assert found["join, columns"][0] == "not measured"
+    for name in ("join, columns", "embed, columns", "join, keep_list"):
+        assert found[name][1] == "not measured"
     for name in ("train centroids, semdedup", "compare, semdedup", "assign, dbp", "quotas, dbp", "dbp"):
-        assert found[name][0] == "<0.001", "a moment of work, yet measured"
-    assert found["embed, columns"][0] == "not measured"
+        assert found[name][1] == "<0.001", "a moment of work, yet measured"
+    assert found["dbp"][0].startswith("<"), "of what a filter leaves, which is still to come"
 
 
 @pytest.mark.slow
@@ -126,10 +150,10 @@ def test_an_encoder_is_measured_on_a_few_pictures(typed: Shell, tiny_conf: str, 
     done = typed(f"{command} {nodes} store=STORE plan.core_hour_price=36000", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = costs(done.stdout)
-    cores, _, _, read, memory, stored, dollars = found["embed, lite"]
+    _, cores, _, _, read, memory, stored, dollars = found["embed, lite"]
     assert float(dollars.strip("$").replace(",", "")) > 36000 * 96 * 0.001 / 3600, "milliseconds a picture at the least"
     assert cores
     assert read
     assert memory
     assert "kB" in stored
-    assert found["assign, dbp"][0] == "<0.001"
+    assert found["assign, dbp"][1] == "<0.001"
