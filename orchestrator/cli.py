@@ -32,6 +32,7 @@ NEED_NO_SOURCE = ("evaluate", "report", "export")
 PATH_KEYS = (
     "uri",
     "root",
+    "cache",
     "out",
     "store",
     "run",

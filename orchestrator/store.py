@@ -16,9 +16,10 @@ import fsspec
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from orchestrator.remote import READ_AHEAD, RemoteFile, StoreError, read_ranges, tried
+from orchestrator.remote import READ_AHEAD, CutOff, RemoteFile, StoreError, read_ranges, tried
 
 PARALLEL = 4
+COPY_BYTES = 8 << 20
 
 
 def absolute(uri: str | os.PathLike[str]) -> str:
@@ -180,6 +181,17 @@ def put_file(path: str, uri: str) -> None:
         raise StoreError(
             f"cannot write {uri}: {error.strerror or error}; expected a writable place with room"
         ) from error
+
+
+def get_file(uri: str, path: str) -> None:
+    """Copies a file to a local path, without holding it in memory. Errors: `StoreError`; `CutOff` where it is shorter
+    than the place says it is."""
+    fs, source = filesystem(uri)
+    with open_file(uri) as remote, open(path, "wb") as file:
+        shutil.copyfileobj(remote, file, COPY_BYTES)
+    expected = fs.info(source)["size"]
+    if os.path.getsize(path) != expected:
+        raise CutOff(f"cannot copy {uri}: got {os.path.getsize(path):,} of {expected:,} bytes")
 
 
 def remove(uri: str) -> None:

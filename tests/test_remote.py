@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from pools import config_of, make_pairs, write_parquet_images, write_tars
 
 from orchestrator import remote, store
 from orchestrator.remote import CutOff, StoreError
-from orchestrator.source import Source, open_source
+from orchestrator.source import Shard, Source, cache, open_source
 from orchestrator.source.ranges import read_spans
 
 BODY = bytes(range(256)) * 400
@@ -225,3 +227,55 @@ def test_a_web_server_that_does_not_know_ranges_or_sizes(web: tuple[str, type[We
     server.sized = False
     with pytest.raises(StoreError, match="does not say how long it is"):
         store.open_file(f"{uri}/a.bin")
+
+
+@pytest.mark.parametrize("kind", ["webdataset", "parquet"])
+def test_copies_on_the_nodes_disk_are_made_once(
+    kind: str, server: FaultyS3, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = make_pairs(12)
+    local = (
+        write_tars(tmp_path / "pool", pairs, num_shards=2)
+        if kind == "webdataset"
+        else write_parquet_images(tmp_path / "pool", pairs, num_shards=2)
+    )
+    store.copy(local, f"{bucket}/pool")
+    folder = tmp_path / "cache"
+    settings = {"format": kind, "uri": f"{bucket}/pool", "cache": str(folder)}
+    source = open_source(config_of(settings, tmp_path).source)
+    assert source.identity() == source_of(f"{bucket}/pool", tmp_path, kind).identity(), "the same pool"
+    parts = source.parts()
+    tables = [source.catalog(part).table for part in parts]
+    assert not folder.exists(), "nothing is copied for the catalog"
+
+    def read() -> list[bytes | None]:
+        return [image for part, table in zip(parts, tables, strict=True) for image in source.images(part, table)]
+
+    # no room, and another process at it: read over the network
+    with monkeypatch.context() as patched:
+        patched.setattr(cache, "LEFT_FREE", 1.0)
+        expected = read()
+    assert expected == [pair.image for pair in pairs]
+    assert not any(folder.iterdir())
+    with monkeypatch.context() as patched:
+        patched.setattr(cache, "_copied", lambda shard, path: False)
+        assert read() == expected
+    assert read() == expected
+    assert len(list(folder.iterdir())) == 2
+    store.remove(f"{bucket}/pool")
+    assert read() == expected, "from the copies alone"
+
+
+def test_a_copy_that_is_under_way_is_left_alone_and_one_left_behind_is_not(bucket: str, tmp_path: Path) -> None:
+    shard = Shard(uri=f"{bucket}/a.bin", name="a.bin", num_bytes=len(BODY), version="1")
+    copy = cache.local_copy(shard, str(tmp_path))
+    assert copy is not None
+    assert Path(copy).read_bytes() == BODY
+    changed = replace(shard, version="2")
+    begun = Path(copy).with_name(Path(cache.local_copy(changed, str(tmp_path)) or "").name + ".part")
+    Path(str(begun).removesuffix(".part")).unlink()
+    begun.touch()
+    assert cache.local_copy(changed, str(tmp_path)) is None
+    os.utime(begun, (0, 0))
+    assert cache.local_copy(changed, str(tmp_path)) == str(begun).removesuffix(".part")
+    assert not begun.exists()

@@ -17,18 +17,22 @@ class Limits(Section):
 
 
 class WebDatasetSource(Section):
-    """Tar shards as img2dataset writes them (image + txt + json, and a Parquet file beside each tar)."""
+    """Tar shards as img2dataset writes them (image + txt + json, and a Parquet file beside each tar).
+
+    `cache`: a folder of each node's own disk in which training keeps copies of remote shards."""
 
     format: Literal["webdataset"] = "webdataset"
     uri: str | tuple[str, ...] | None = None
+    cache: str | None = None
     limits: Limits = Limits()
 
 
 class ParquetSource(Section):
-    """Parquet shards with the image bytes in a column (img2dataset's `parquet` output)."""
+    """Parquet shards with the image bytes in a column (img2dataset's `parquet` output); `cache` as of tars."""
 
     format: Literal["parquet"] = "parquet"
     uri: str | tuple[str, ...] | None = None
+    cache: str | None = None
     image_column: str = "jpg"
     caption_column: str = "caption"
     key_column: str | None = "key"

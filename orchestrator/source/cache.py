@@ -1,0 +1,99 @@
+"""Copies of remote shards on each node's own disk, made when a shard's images are first asked for.
+
+Of two processes that ask at once one copies, the other reads over the network meanwhile; so does everybody once the
+disk is nearly full. Nothing is ever thrown out: the folder is the user's, and a shard that changed has another name."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+
+from orchestrator import store
+from orchestrator.source.schema import Part, PartCatalog, Shard, Source
+
+# of the disk, for whoever else writes there
+LEFT_FREE = 0.05
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+# a copy that is begun and older than this was left by a process that is gone
+STALE_SECONDS = 3600.0
+
+
+@dataclass(frozen=True)
+class Cached:
+    """A source whose images are read from copies in a folder of the node."""
+
+    source: Source
+    folder: str
+
+    @property
+    def has_images(self) -> bool:
+        """As of the source."""
+        return self.source.has_images
+
+    def parts(self) -> list[Part]:
+        """The source's."""
+        return self.source.parts()
+
+    def catalog(self, part: Part) -> PartCatalog:
+        """The source's: a shard is read once for it."""
+        return self.source.catalog(part)
+
+    def images(self, part: Part, rows: pa.Table) -> Iterator[bytes | None]:
+        """The source's, from the copy of the part's shard where there is one, or can be."""
+        copy = local_copy(part.shard, self.folder)
+        there = part if copy is None else replace(part, shard=replace(part.shard, uri=copy))
+        return self.source.images(there, rows)
+
+    def identity(self) -> dict[str, Any]:
+        """The source's: where bytes lie changes nothing."""
+        return self.source.identity()
+
+
+def local_copy(shard: Shard, folder: str) -> str | None:
+    """The path of a shard's copy; None for one that is local anyway, that another process is copying, or that there is
+    no room for. Errors: `StoreError` from reading it."""
+    if store.is_local(shard.uri):
+        return None
+    digest = hashlib.sha256(f"{shard.uri}\t{shard.num_bytes}\t{shard.version}".encode()).hexdigest()[:24]
+    path = os.path.join(folder, f"{digest}-{shard.name}")
+    if os.path.exists(path):
+        return path
+    os.makedirs(folder, exist_ok=True)
+    return path if _has_room(shard, folder) and _copied(shard, path) else None
+
+
+def _has_room(shard: Shard, folder: str) -> bool:
+    disk = shutil.disk_usage(folder)
+    return disk.free - shard.num_bytes > LEFT_FREE * disk.total
+
+
+def _copied(shard: Shard, path: str) -> bool:
+    begun = f"{path}.part"
+    with suppress(FileNotFoundError):
+        if time.time() - os.path.getmtime(begun) > STALE_SECONDS:
+            os.remove(begun)
+    try:
+        with open(begun, "xb"):
+            pass
+    except FileExistsError:
+        return False
+    try:
+        store.get_file(shard.uri, begun)
+        os.replace(begun, path)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        return False
+    finally:
+        with suppress(FileNotFoundError):
+            os.remove(begun)
+    return True
