@@ -6,17 +6,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from orchestrator import store
 from orchestrator.artifacts import Artifact
-from orchestrator.config import PlanConfig
+from orchestrator.catalog import Catalog
+from orchestrator.config import PlanConfig, TableSource
 from orchestrator.metering import Cost
 from orchestrator.parts import part_path
 from orchestrator.plan import table
 from orchestrator.plan.costs import Estimate, Estimates
 from orchestrator.plan.probe import Measured, Probe, Trained
-from orchestrator.plan.rows import Reach
+from orchestrator.plan.rows import Reach, reaches
+from orchestrator.source import open_source
 from orchestrator.stage import Stage
 
 HOUR = 3600
@@ -164,6 +167,29 @@ def test_the_notes_compare_with_training_on_everything() -> None:
     assert "will have 512 each" in training
     assert "50.0 s of training" in compared
     assert "10 epochs on every pair would take 1.7 min" in compared
+
+
+def test_what_follows_a_step_sees_what_that_step_left(tmp_path: Path) -> None:
+    pl.DataFrame({"caption": ["a word"] * 1000}).write_parquet(tmp_path / "0.parquet")
+    source = open_source(TableSource(uri=str(tmp_path)))
+    stages = [
+        CATALOG,
+        stage("pool", "keep"),
+        stage("half", "keep", keep_fraction=0.5),
+        stage("tenth", "keep", keep_fraction=0.1),
+        stage("pretrain", "pretrain", epochs=4),
+        stage("captioned", "keep", follows="half"),
+        stage("finetune", "finetune", epochs=1, follows="half"),
+        stage("all", "finetune", epochs=1, on_whole_pool=True),
+    ]
+    found = {one.stage.name: one for one in reaches(stages, source, Catalog(CATALOG.artifact))}
+    counts = {name: (one.reached, one.left, one.samples) for name, one in found.items()}
+    assert counts["half"] == (1000, 500, None)
+    assert counts["tenth"] == (500, 50, None)
+    assert counts["pretrain"] == (50, 50, 200)
+    assert counts["captioned"] == (500, 500, None)
+    assert counts["finetune"] == (500, 500, 500)
+    assert counts["all"] == (1000, 1000, 1000)
 
 
 @pytest.mark.parametrize(
