@@ -24,7 +24,7 @@ from orchestrator.record import RunRecord, StageRecord
 from orchestrator.selection import selection_stages
 from orchestrator.selection.valid import valid_stage
 from orchestrator.selection.words import count_stage, words_stage
-from orchestrator.source import Source, open_source
+from orchestrator.source import Source, open_source, with_cache
 from orchestrator.stage import Stage
 
 LIBRARIES = ("open_clip_torch", "polars", "pyarrow", "ray", "timm", "torch")
@@ -153,13 +153,15 @@ def _training(pipeline: Pipeline) -> Pipeline:
             "with img2dataset, then run on the shards"
         )
     first = Phase(name="pretrain", config=config.training, keep=pipeline.kept, start=None)
-    pretrain = training_stage(config, first, source, catalog)
+    # it alone reads the same pairs again and again
+    cached = with_cache(source, config.source)
+    pretrain = training_stage(config, first, cached, catalog)
     stages = [*pipeline.stages, pretrain]
     if config.finetune.enabled:
         among = _left_by(config.finetune.after, pipeline.stages)
         whole = valid_stage(config.store, catalog, has_images=True, needs_caption=True, among=among)
         phase = Phase(name="finetune", config=config.finetune, keep=whole.artifact, start=pretrain.artifact)
-        for stage in (whole, training_stage(config, phase, source, catalog)):
+        for stage in (whole, training_stage(config, phase, cached, catalog)):
             stages.append(replace(stage, on_whole_pool=among is None, follows=config.finetune.after))
     trained = [stage for stage in stages if stage.epochs]
     stages += models_stage(config, {stage.name: stage.artifact for stage in trained})

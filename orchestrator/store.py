@@ -186,10 +186,10 @@ def put_file(path: str, uri: str) -> None:
 def get_file(uri: str, path: str) -> None:
     """Copies a file to a local path, without holding it in memory. Errors: `StoreError`; `CutOff` where it is shorter
     than the place says it is."""
-    fs, source = filesystem(uri)
     with open_file(uri) as remote, open(path, "wb") as file:
+        expected = remote.seek(0, os.SEEK_END)
+        remote.seek(0)
         shutil.copyfileobj(remote, file, COPY_BYTES)
-    expected = fs.info(source)["size"]
     if os.path.getsize(path) != expected:
         raise CutOff(f"cannot copy {uri}: got {os.path.getsize(path):,} of {expected:,} bytes")
 

@@ -17,7 +17,7 @@ from pools import config_of, make_pairs, write_parquet_images, write_tars
 
 from orchestrator import remote, store
 from orchestrator.remote import CutOff, StoreError
-from orchestrator.source import Shard, Source, cache, open_source
+from orchestrator.source import Shard, Source, cache, open_source, with_cache
 from orchestrator.source.ranges import read_spans
 
 BODY = bytes(range(256)) * 400
@@ -242,7 +242,8 @@ def test_copies_on_the_nodes_disk_are_made_once(
     store.copy(local, f"{bucket}/pool")
     folder = tmp_path / "cache"
     settings = {"format": kind, "uri": f"{bucket}/pool", "cache": str(folder)}
-    source = open_source(config_of(settings, tmp_path).source)
+    config = config_of(settings, tmp_path).source
+    source = with_cache(open_source(config), config)
     assert source.identity() == source_of(f"{bucket}/pool", tmp_path, kind).identity(), "the same pool"
     parts = source.parts()
     tables = [source.catalog(part).table for part in parts]
@@ -262,6 +263,12 @@ def test_copies_on_the_nodes_disk_are_made_once(
         assert read() == expected
     assert read() == expected
     assert len(list(folder.iterdir())) == 2
+    emptied = [copy.rename(copy.with_suffix(".away")) for copy in folder.iterdir()]
+    with monkeypatch.context() as patched:
+        patched.setattr(cache, "local_copy", lambda shard, folder: f"{folder}/cleared-{shard.name}")
+        assert read() == expected, "a folder that was cleared at the wrong moment"
+    for copy in emptied:
+        copy.rename(str(copy).removesuffix(".away") + Path(parts[0].shard.name).suffix)
     store.remove(f"{bucket}/pool")
     assert read() == expected, "from the copies alone"
 

@@ -14,6 +14,8 @@ from orchestrator.plan.rows import Reach
 from orchestrator.training.stage import steps_saved
 
 HOUR = 3600
+# what is computed part by part; others go by groups of parts, or by buckets
+BY_PART = ("catalog", "embedding", "scores", "clusters", "keep")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,17 +50,19 @@ class Estimates:
 
     def __init__(self, probe: Probe, num_parts: int, found: Sequence[Reach], catalog: Artifact, batch_size: int):
         self.probe, self.num_parts, self.catalog, self.batch_size = probe, num_parts, catalog, batch_size
-        self.by_stage = {one.stage.name: self._of(one) for one in found if not one.stage.artifact.is_complete()}
+        # of two stages with one artifact the second finds it there
+        first = {one.stage.artifact.uri: one for one in reversed(found)}
+        left = [one for one in found if first[one.stage.artifact.uri] is one and not one.stage.artifact.is_complete()]
+        self.by_stage = {one.stage.name: self._of(one) for one in left}
 
     def of_samples(self, phase: str, samples: int) -> Estimate:
         """Of so many samples, trained on as in the phase."""
         probe, trained = self.probe, self.probe.phases[phase]
         on_gpus = trained.gpu_bytes > 0
-        # two workers take all the cores of a node, and more would not make it faster
-        grows = probe.num_workers / trained.num_workers if on_gpus else probe.num_cores / trained.num_cores
-        wall = samples / (trained.samples_per_second * grows) / HOUR
+        wall = samples / (trained.samples_per_second * probe.num_workers / trained.num_workers) / HOUR
+        cores = min(probe.num_cores, probe.num_workers * probe.node_cores)
         return Estimate(
-            core_hours=0.0 if on_gpus else wall * probe.num_cores,
+            core_hours=0.0 if on_gpus else wall * cores,
             gpu_hours=wall * probe.num_workers if on_gpus else 0.0,
             wall_hours=wall,
             source_bytes=samples * probe.image_bytes,
@@ -81,21 +85,24 @@ class Estimates:
         stage, pairs = reach.stage, reach.reached
         is_catalog = stage.artifact == self.catalog
         work, stores = (1.0, 1.0) if is_catalog else (stage.work(pairs), stage.stores(pairs))
-        left = 1 - min(1.0, num_done(stage.artifact) / self.num_parts)
+        by_part = stage.artifact.kind in BY_PART
+        left = 1 - min(1.0, num_done(stage.artifact) / self.num_parts) if by_part else 1.0
         held = max(0, stage.holds(pairs) - measured.holds)
+        cores, gpus = (self.probe.node_cores, 1) if stage.one_task else (self.probe.num_cores, self.probe.num_gpus)
+        if by_part:
+            cores, gpus = min(cores, self.num_parts), min(gpus, self.num_parts)
         return replace(
-            self._hours(measured.cost.times(left * work / measured.work), one_task=stage.one_task),
+            self._hours(measured.cost.times(left * work / measured.work), cores, max(1, gpus)),
             source_bytes=left * self._source_bytes(reach, is_catalog),
             memory_bytes=measured.cost.peak_bytes + held * self.probe.vector_bytes,
             store_bytes=measured.num_bytes * stores / measured.stores,
         )
 
-    def _hours(self, cost: Cost, *, one_task: bool) -> Estimate:
-        probe = self.probe
+    def _hours(self, cost: Cost, cores: int, gpus: int) -> Estimate:
+        """Spread over so many of them."""
         # who waits holds a core, but where there are more places than cores; and waits for a GPU without one
-        waiting = 0.0 if probe.shares_cores else cost.waiting_seconds
+        waiting = 0.0 if self.probe.shares_cores else cost.waiting_seconds
         on_cpus = max(0.0, cost.core_seconds + waiting - cost.gpu_seconds) / HOUR
-        cores, gpus = (probe.node_cores, 1) if one_task else (probe.num_cores, max(1, probe.num_gpus))
         wall = max(on_cpus / cores, cost.gpu_seconds / HOUR / gpus)
         # a GPU is held for as long as the stage takes, also where decoding is what it waits for
         return Estimate(core_hours=on_cpus, gpu_hours=wall * gpus if cost.gpu_seconds else 0.0, wall_hours=wall)

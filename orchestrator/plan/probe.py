@@ -26,11 +26,12 @@ from orchestrator.config.embedding import EncoderConfig, Tower
 from orchestrator.embedding import embedding_stages
 from orchestrator.embedding.brought_files import open_brought
 from orchestrator.embedding.vectors import Embedding
+from orchestrator.errors import UserError
 from orchestrator.keeplist import KeepList
 from orchestrator.metering import Cost, metering
 from orchestrator.plan import smaller
 from orchestrator.plan.rows import Reach, reaches
-from orchestrator.plan.subset import Drawn, draw_parts, draw_vectors
+from orchestrator.plan.subset import ENOUGH_ROWS, Drawn, draw_parts, draw_vectors
 from orchestrator.progress import Display
 from orchestrator.source import Source
 from orchestrator.stage import Stage
@@ -68,13 +69,11 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """A phase in the probe: the samples a second of so many workers on so many cores, once warm; the pairs of a batch
-    that each of them had, and that each will have; the resident memory and, on GPUs, the device's of a worker; the
-    bytes of its model."""
+    """A phase in the probe: the samples a second of so many workers, once warm; the pairs of a batch that each of them
+    had, and that each will have; the resident memory and, on GPUs, the device's of a worker; the bytes of its model."""
 
     samples_per_second: float
     num_workers: int
-    num_cores: int
     batch_share: int
     full_share: int
     peak_bytes: int
@@ -91,9 +90,9 @@ class Probe:
     a pair's longest vector."""
 
     num_cores: int
-    node_cores: int
     num_gpus: int
     shares_cores: bool
+    node_cores: int = 1
     num_workers: int = 0
     num_pairs: int = 0
     pool_bytes: int | None = None
@@ -108,30 +107,38 @@ def probe(config: Config, source: Source, make: Make, found: Sequence[Reach], di
     """Measures what is left of a run, whose stages are `found`; `make` lists those of a config over a source.
 
     Errors: as the run's own."""
-    started, training = time.monotonic(), config.training
+    started = time.monotonic()
     cluster.connect(config.cluster)
     cluster.check_shared({"store": config.store})
     cores, cpus = cluster.num_cores(), cluster.num_cpus()
-    probed = Probe(
-        num_cores=cores,
-        node_cores=min(cores, cluster.node_cpus()),
-        num_gpus=cluster.num_gpus(),
-        shares_cores=cpus > cores,
-    )
-    if source.has_images:
-        probed.num_workers = cluster.num_train_workers(training.num_workers, lanes=training.lanes)
+    probed = Probe(num_cores=cores, num_gpus=cluster.num_gpus(), shares_cores=cpus > cores)
+    probed.num_workers = _num_workers(config, found, display)
     cluster.connect(smaller.cluster_of(config))
     place = store.join(config.store, f"probe-{uuid.uuid4().hex[:8]}")
     try:
         with display.stage("probe", unit="stages") as progress:
-            drawn = draw_parts(source, config.plan.probe_parts)
+            has_vectors = any(map(config.selection.embedding_of, config.selection.steps))
+            drawn = draw_parts(source, config.plan.probe_parts, max_rows=ENOUGH_ROWS if has_vectors else None)
             running = _Running(smaller.in_own_store(config, place), drawn, make, found, probed)
             for done, name in enumerate(running.steps(), 1):
                 progress.update(done, note=name)
     finally:
         store.remove(place)
+    # of nodes that an autoscaler brought, too
+    probed.node_cores = min(cores, cluster.node_cpus())
     probed.seconds = time.monotonic() - started
     return probed
+
+
+def _num_workers(config: Config, found: Sequence[Reach], display: Display) -> int:
+    """The run's training workers; 0 where no phase is left, or the cluster cannot hold them."""
+    if all(one.stage.artifact.is_complete() for one in found if one.stage.epochs):
+        return 0
+    try:
+        return cluster.num_train_workers(config.training.num_workers, lanes=config.training.lanes)
+    except UserError as error:
+        display.line(f"training is not measured: {error}")
+        return 0
 
 
 class _Running:
@@ -141,6 +148,8 @@ class _Running:
         self.real = {one.stage.name: one for one in found}
         self.display = Display(Console(file=StringIO()))
         self.costs: dict[str, Cost] = {}
+        # by artifact: two steps that are alike share theirs here, as both see the whole probe
+        self.spent: dict[str, Cost] = {}
         # of what was brought along with all of the pool
         self.joins: set[str] = set()
 
@@ -148,6 +157,7 @@ class _Running:
         """Measures stage by stage; gives the name of each that is done."""
         read = catalog_stage(self.config.store, self.source, Limits(max_broken_shards=1, max_broken_pairs=1))
         self._build(read)
+        self.costs[read.name] = self.spent[read.artifact.uri]
         yield read.name
         self.catalog = Catalog(read.artifact)
         self.probed.num_pairs = sum(self.catalog.rows_per_part)
@@ -160,12 +170,18 @@ class _Running:
         planned = self.make(without_steps, self.source)
         yield from self._stages(planned, [stage for stage in planned.stages if not stage.epochs])
         self.probed.stages[read.name] = replace(
-            self.probed.stages[read.name], work=self.drawn.share, stores=self.drawn.share
+            self.probed.stages[read.name], work=self.drawn.share, stores=self.drawn.share * self._share_of_rows()
         )
-        if any(one.stage.epochs and self._is_left(one.stage.name) for one in self.real.values()):
-            num_pairs = KeepList(planned.kept).num_pairs
+        lists = [stage.artifact for stage in planned.stages if stage.artifact.kind == "keep"]
+        num_pairs = min(KeepList(artifact).num_pairs for artifact in lists)
+        if self.probed.num_workers and num_pairs:
             config = smaller.training_of(without_steps, num_pairs, self.probed.num_workers)
             yield from self._training(config, self.make(config, self.source))
+
+    def _share_of_rows(self) -> float:
+        """Of the drawn parts' rows those that the probe sees."""
+        rows = [part.num_rows for part in self.source.chosen]
+        return 1.0 if None in rows else self.probed.num_pairs / max(1, sum(filter(None, rows)))
 
     def _is_left(self, name: str) -> bool:
         return name in self.real and not self.real[name].stage.artifact.is_complete()
@@ -192,9 +208,13 @@ class _Running:
     def _stages(self, planned: Planned, stages: Sequence[Stage]) -> Iterator[str]:
         """Builds those that the run has too, and measures each name once."""
         for stage in stages:
-            if stage.name in self.real and stage.name not in self.joins and not stage.artifact.is_complete():
+            if stage.name not in self.real or stage.name in self.joins:
+                continue
+            if not stage.artifact.is_complete():
                 self._build(stage)
                 yield stage.name
+            if stage.artifact.uri in self.spent:
+                self.costs.setdefault(stage.name, self.spent[stage.artifact.uri])
         names = {stage.name for stage in stages}
         for reach in reaches(planned.stages, self.source, self.catalog):
             name = reach.stage.name
@@ -204,7 +224,7 @@ class _Running:
     def _build(self, stage: Stage) -> None:
         with metering() as cost:
             stage.build(self.display)
-            self.costs.setdefault(stage.name, cost())
+            self.spent[stage.artifact.uri] = cost()
 
     def _measured(self, reach: Reach) -> Measured:
         stage = reach.stage
@@ -275,7 +295,6 @@ def _trained(artifact: Artifact, config: Config, full_share: int) -> Trained:
     return Trained(
         samples_per_second=len(warm) / sum(1 / line["samples_per_second"] for line in warm),
         num_workers=num_workers,
-        num_cores=cluster.num_cores(),
         batch_share=smaller.share_of_batch(config, num_workers),
         full_share=full_share,
         peak_bytes=max(line["memory_bytes"] for line in lines),

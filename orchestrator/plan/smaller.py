@@ -14,9 +14,12 @@ from orchestrator.config import (
     EvaluationConfig,
     KeepListStep,
     Limits,
+    ParquetSource,
     RandomStep,
+    SourceConfig,
     StepConfig,
     TrackingConfig,
+    WebDatasetSource,
 )
 from orchestrator.config.embedding import EncoderConfig
 
@@ -26,16 +29,17 @@ GPU_STEPS, CPU_STEPS = 40, 8
 # of each encoding actor; the first ones fill the pipeline
 GPU_BATCHES, CPU_BATCHES = 8, 2
 CPU_ENCODER_BATCH = 32
-MAX_ITERATIONS, PAIRS_PER_CLUSTER = 4, 8
-# on CPUs without a number of workers that was asked for, and beside those that read
-MAX_CPU_WORKERS, READING_CPUS = 2, 2
+MAX_ITERATIONS, MAX_CLUSTERS, PAIRS_PER_CLUSTER = 4, 2000, 8
+# of CPUs: those that read beside training workers, and what an autoscaler is to bring for the probe
+READING_CPUS, ENOUGH_CPUS = 2, 8
 KEEP_FRACTION = 0.5
 
 
 def cluster_of(config: Config) -> ClusterConfig:
-    """The nodes that are there; of an autoscaler's GPUs a first one."""
-    grows = config.cluster.scales_to_gpus
-    return config.cluster.model_copy(update={"scales_to_cpus": None, "scales_to_gpus": 1 if grows else None})
+    """The nodes that are there; of what an autoscaler brings a first node or two."""
+    cpus, gpus = config.cluster.scales_to_cpus, config.cluster.scales_to_gpus
+    changes = {"scales_to_cpus": cpus and min(cpus, ENOUGH_CPUS), "scales_to_gpus": gpus and 1}
+    return config.cluster.model_copy(update=changes)
 
 
 def in_own_store(config: Config, place: str) -> Config:
@@ -43,13 +47,17 @@ def in_own_store(config: Config, place: str) -> Config:
     limits = Limits(max_broken_shards=1, max_broken_pairs=1)
     changes = {
         "store": place,
-        "source": config.source.model_copy(update={"limits": limits}),
+        "source": config.source.model_copy(update={"limits": limits} | _without_cache(config.source)),
         "tracking": TrackingConfig(tensorboard=False),
         "evaluation": EvaluationConfig(),
         "training": config.training.model_copy(update={"evaluate_every_steps": None, "keep_model": "last"}),
         "finetune": config.finetune.model_copy(update={"after": None}),
     }
     return config.model_copy(update=changes)
+
+
+def _without_cache(source: SourceConfig) -> dict[str, Any]:
+    return {"cache": None} if isinstance(source, (WebDatasetSource, ParquetSource)) else {}
 
 
 def with_steps(config: Config, steps: dict[str, StepConfig]) -> Config:
@@ -69,7 +77,7 @@ def step_of(step: StepConfig, num_pairs: int, num_clusters: float) -> StepConfig
     clustering: Clustering | None = getattr(step, "clustering", None)
     if clustering is not None:
         smaller = {
-            "k": int(max(1, min(num_clusters, clustering.k, num_pairs // PAIRS_PER_CLUSTER))),
+            "k": int(max(1, min(num_clusters, clustering.k, MAX_CLUSTERS, num_pairs // PAIRS_PER_CLUSTER))),
             "num_iterations": min(clustering.num_iterations, MAX_ITERATIONS),
         }
         changes["clustering"] = clustering.model_copy(update=smaller)
@@ -96,7 +104,7 @@ def training_of(config: Config, num_pairs: int, full_workers: int) -> Config:
     """A few steps of the workers that the nodes have room for, with the share of a batch that each will have, up to a
     size; of the chunks that a share is computed in, two."""
     training, has_gpus = config.training, cluster.num_gpus() > 0
-    room = cluster.num_gpus() or max(1, min(MAX_CPU_WORKERS, cluster.num_cpus() - READING_CPUS))
+    room = cluster.num_gpus() or max(1, cluster.num_cpus() - READING_CPUS)
     workers = min(full_workers, room, num_pairs)
     chunks = min(training.accumulation, 2)
     chunk = min(share_of_batch(config, full_workers) // training.accumulation, GPU_CHUNK if has_gpus else CPU_CHUNK)

@@ -13,13 +13,14 @@ import pyarrow as pa
 from orchestrator.artifacts import Artifact
 from orchestrator.catalog import Catalog, PartRows, part_rows
 from orchestrator.config.embedding import Tower
-from orchestrator.embedding.vectors import embedding_totals, part_result, unit_vectors
+from orchestrator.embedding.vectors import Vectors, embedding_totals, part_result, unit_vectors
 from orchestrator.parts import PartResult, Work, build_parts
 from orchestrator.progress import Display
 from orchestrator.source import Part, PartCatalog, Source
 
-# a few parts of a million rows would take minutes
-ENOUGH_ROWS = 200_000
+# a few parts of a million rows would take minutes; with vectors, one does
+ENOUGH_ROWS = 100_000
+CHUNK_ROWS = 10_000
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,9 @@ class Drawn:
     pair_bytes: float
 
 
-def draw_parts(whole: Source, num_parts: int) -> Drawn:
-    """As many parts, or as many as hold enough rows, evenly from the first to the last."""
+def draw_parts(whole: Source, num_parts: int, *, max_rows: int | None = None) -> Drawn:
+    """As many parts, or as many as hold enough rows, evenly from the first to the last; of those whose rows are known,
+    at most `max_rows` together."""
     parts = whole.parts()
     rows = [part.num_rows for part in parts if part.num_rows is not None]
     if rows:
@@ -75,8 +77,9 @@ def draw_parts(whole: Source, num_parts: int) -> Drawn:
     chosen = tuple(replace(parts[place], index=index) for index, place in enumerate(places))
     weights = _weights(parts)
     shards = {part.shard.uri: part.shard.num_bytes for part in parts}
+    cut = max_rows // len(chosen) if max_rows is not None and rows else None
     return Drawn(
-        subset=Subset(whole, chosen),
+        subset=Subset(whole, chosen, cut),
         share=sum(weights[place] for place in places) / sum(weights),
         pool_bytes=None if rows else sum(shards.values()),
         pair_bytes=sum(shards.values()) / sum(rows) if rows else 0.0,
@@ -108,10 +111,15 @@ def draw_vectors(artifact: Artifact, catalog: Catalog, dims: Mapping[Tower, int]
 
 def _draw_work(dims: Mapping[Tower, int]) -> Work:
     def work(part: PartRows) -> PartResult:
-        rng = np.random.default_rng(part.index)
+        rng, starts = np.random.default_rng(part.index), range(0, max(1, part.num_rows), CHUNK_ROWS)
         vectors = {
-            tower: unit_vectors(rng.standard_normal((part.num_rows, dim), np.float32)) for tower, dim in dims.items()
+            tower: np.concatenate([_unit(rng, min(CHUNK_ROWS, part.num_rows - row), dim) for row in starts])
+            for tower, dim in dims.items()
         }
         return part_result(vectors, problems={}, examples=[])
 
     return work
+
+
+def _unit(rng: np.random.Generator, num_rows: int, dim: int) -> Vectors:
+    return unit_vectors(rng.standard_normal((num_rows, dim), np.float32))

@@ -21,6 +21,7 @@ __all__ = [
     "Status",
     "WebDataset",
     "open_source",
+    "with_cache",
 ]
 
 
@@ -30,14 +31,16 @@ def open_source(config: SourceConfig) -> Source:
     Errors: `ConfigError`, one line, for a place without shards; `OSError` for one that cannot be listed."""
     match config:
         case WebDatasetSource():
-            return _with_cache(WebDataset.open(config.uri), config.cache)
+            return WebDataset.open(config.uri)
         case ParquetSource():
-            return _with_cache(ParquetImages.open(config), config.cache)
+            return ParquetImages.open(config)
         case TableSource():
             return CaptionTable.open(config)
         case DemoSource():
             raise TypeError("the demo pool is written as WebDataset shards first: open those")
 
 
-def _with_cache(source: Source, folder: str | None) -> Source:
+def with_cache(source: Source, config: SourceConfig) -> Source:
+    """The source as it is read many times: from copies on the node, where the configuration names a folder for them."""
+    folder = config.cache if isinstance(config, (WebDatasetSource, ParquetSource)) else None
     return source if folder is None else Cached(source, absolute(folder))

@@ -1,4 +1,4 @@
-"""Copies of remote shards on each node's own disk, made when a shard's images are first asked for.
+"""Copies of remote shards on each node's own disk, made when training first asks for a shard's images.
 
 Of two processes that ask at once one copies, the other reads over the network meanwhile; so does everybody once the
 disk is nearly full. Nothing is ever thrown out: the folder is the user's, and a shard that changed has another name."""
@@ -10,6 +10,7 @@ import hashlib
 import os
 import shutil
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -22,7 +23,8 @@ from orchestrator.source.schema import Part, PartCatalog, Shard, Source
 
 # of the disk, for whoever else writes there
 LEFT_FREE = 0.05
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+NO_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+MISSING: Any = object()
 # a copy that is begun and older than this was left by a process that is gone
 STALE_SECONDS = 3600.0
 
@@ -50,8 +52,19 @@ class Cached:
     def images(self, part: Part, rows: pa.Table) -> Iterator[bytes | None]:
         """The source's, from the copy of the part's shard where there is one, or can be."""
         copy = local_copy(part.shard, self.folder)
-        there = part if copy is None else replace(part, shard=replace(part.shard, uri=copy))
-        return self.source.images(there, rows)
+        if copy is None:
+            yield from self.source.images(part, rows)
+            return
+        found = self.source.images(replace(part, shard=replace(part.shard, uri=copy)), rows)
+        try:
+            first = next(found, MISSING)
+        except FileNotFoundError:
+            # the folder is the user's to clear
+            yield from self.source.images(part, rows)
+            return
+        if first is not MISSING:
+            yield first
+            yield from found
 
     def identity(self) -> dict[str, Any]:
         """The source's: where bytes lie changes nothing."""
@@ -67,8 +80,14 @@ def local_copy(shard: Shard, folder: str) -> str | None:
     path = os.path.join(folder, f"{digest}-{shard.name}")
     if os.path.exists(path):
         return path
-    os.makedirs(folder, exist_ok=True)
-    return path if _has_room(shard, folder) and _copied(shard, path) else None
+    try:
+        os.makedirs(folder, exist_ok=True)
+        return path if _has_room(shard, folder) and _copied(shard, path) else None
+    except OSError as error:
+        # without a place for it there is no copy; what reading raises is told
+        if error.errno in NO_PLACE:
+            return None
+        raise
 
 
 def _has_room(shard: Shard, folder: str) -> bool:
@@ -77,7 +96,7 @@ def _has_room(shard: Shard, folder: str) -> bool:
 
 
 def _copied(shard: Shard, path: str) -> bool:
-    begun = f"{path}.part"
+    begun, copy = f"{path}.part", f"{path}.{uuid.uuid4().hex[:8]}.tmp"
     with suppress(FileNotFoundError):
         if time.time() - os.path.getmtime(begun) > STALE_SECONDS:
             os.remove(begun)
@@ -87,13 +106,10 @@ def _copied(shard: Shard, path: str) -> bool:
     except FileExistsError:
         return False
     try:
-        store.get_file(shard.uri, begun)
-        os.replace(begun, path)
-    except OSError as error:
-        if error.errno not in NO_ROOM:
-            raise
-        return False
+        store.get_file(shard.uri, copy)
+        os.replace(copy, path)
     finally:
-        with suppress(FileNotFoundError):
-            os.remove(begun)
+        for left in (copy, begun):
+            with suppress(FileNotFoundError):
+                os.remove(left)
     return True

@@ -118,8 +118,23 @@ def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
     pretrain = stage("pretrain", "pretrain", at=tmp_path, epochs=1)
     store.write(pretrain.artifact.path("checkpoints", "step_000000000900.pt"), b"")
     phase = reach(pretrain, 100_000, samples=100_000)
-    found = estimate(replace(PROBE, phases={"pretrain": trained(num_cores=10)}), phase)
-    assert found.wall_hours == pytest.approx(10_000 / 200 / HOUR), "900 steps of 100 are behind it"
+    found = estimate(replace(PROBE, phases={"pretrain": trained()}), phase)
+    assert found.wall_hours == pytest.approx(10_000 / 400 / HOUR), "900 steps of 100 are behind it"
+
+
+def test_an_artifact_that_two_stages_need_is_made_once(tmp_path: Path) -> None:
+    probe = replace(
+        PROBE, stages={"before": measured(Cost(core_seconds=3.6)), "after": measured(Cost(core_seconds=3.6))}
+    )
+    before = stage("before", at=tmp_path)
+    found = estimates(probe, reach(before, 1000), reach(replace(before, name="after"), 1000))
+    assert list(found.by_stage) == ["before"]
+
+
+def test_parts_bound_what_a_stage_is_spread_over() -> None:
+    few = replace(PROBE, num_cores=1000, stages={"score": measured(Cost(core_seconds=3.6))})
+    found = estimate(few, reach(stage("score"), 1_000_000))
+    assert found.wall_hours == pytest.approx(1 / NUM_PARTS), "one part is one task"
 
 
 def test_nothing_to_scale_from_is_not_measured() -> None:
@@ -131,14 +146,14 @@ def test_nothing_to_scale_from_is_not_measured() -> None:
 
 
 def trained(**changes: Any) -> Trained:
-    numbers = {"samples_per_second": 200.0, "num_workers": 2, "num_cores": 5, "batch_share": 64, "full_share": 64}
+    numbers = {"samples_per_second": 200.0, "num_workers": 2, "batch_share": 64, "full_share": 64}
     return Trained(**numbers | {"peak_bytes": 9, "gpu_bytes": 0, "num_bytes": 6 * 10**8} | changes)
 
 
-def test_training_by_samples_and_by_workers_or_cores() -> None:
+def test_training_by_samples_and_by_workers() -> None:
     phase = reach(stage("pretrain", "pretrain", epochs=32), 10_000, samples=1_440_000)
     found = estimate(replace(PROBE, phases={"pretrain": trained()}), phase)
-    assert found.wall_hours == pytest.approx(1.0), "twice the cores, twice as fast"
+    assert found.wall_hours == pytest.approx(1.0), "twice the workers, twice as fast"
     assert (found.core_hours, found.gpu_hours) == (pytest.approx(10.0), 0)
     on_gpus = estimate(replace(PROBE, num_gpus=4, phases={"pretrain": trained(gpu_bytes=10**10)}), phase)
     assert (on_gpus.core_hours, on_gpus.gpu_hours) == (0, pytest.approx(4.0))
@@ -160,13 +175,13 @@ def test_the_table_sums_prices_and_names_what_was_not_measured() -> None:
 
 def test_the_notes_compare_with_training_on_everything() -> None:
     phase = reach(stage("pretrain", "pretrain", epochs=10), 1000, samples=10_000)
-    probe = replace(PROBE, phases={"pretrain": trained(num_cores=10, full_share=512)})
+    probe = replace(PROBE, phases={"pretrain": trained(full_share=512)})
     pool = replace(reach(CATALOG, 2000), left=2000)
     measured_on, training, compared = table.notes(probe, estimates(probe, phase), [pool, phase])
     assert "1,000 pairs" in measured_on
     assert "will have 512 each" in training
-    assert "50.0 s of training" in compared
-    assert "10 epochs on every pair would take 1.7 min" in compared
+    assert "25.0 s of training" in compared
+    assert "10 epochs on every pair would take 50.0 s" in compared
 
 
 def test_what_follows_a_step_sees_what_that_step_left(tmp_path: Path) -> None:

@@ -50,13 +50,16 @@ def test_parts_are_drawn_evenly_from_the_pool(tmp_path: Path) -> None:
 
 
 def test_large_parts_are_few_and_what_is_unknown_of_one_is_the_mean_of_the_others(tmp_path: Path) -> None:
-    for number, rows in enumerate((60_000, 90_000, 90_000)):
+    for number, rows in enumerate((30_000, 45_000, 45_000)):
         pl.DataFrame({"caption": ["a word"] * rows}).write_parquet(tmp_path / f"{number}.parquet")
     (tmp_path / "3.csv").write_text("caption\nof one row\n")
     drawn = draw_parts(open_source(TableSource(uri=str(tmp_path))), 4)
-    assert [part.num_rows for part in drawn.subset.chosen] == [60_000, None]
-    assert drawn.share == pytest.approx((60 + 80) / (60 + 90 + 90 + 80))
+    assert [part.num_rows for part in drawn.subset.chosen] == [30_000, None]
+    assert drawn.share == pytest.approx((30 + 40) / (30 + 45 + 45 + 40))
     assert drawn.pool_bytes is None, "of Parquet only some columns are read"
+    assert drawn.subset.max_rows is None
+    cut = draw_parts(open_source(TableSource(uri=str(tmp_path))), 4, max_rows=10_000).subset
+    assert [cut.catalog(part).table.num_rows for part in cut.parts()] == [5000, 1]
 
 
 def test_a_step_is_cut_down_to_the_probe() -> None:
@@ -138,7 +141,14 @@ def test_vectors_brought_along_are_drawn(typed: Shell, tmp_path: Path) -> None:
     found = costs(done.stdout)
     for name in ("join, columns", "embed, columns", "join, keep_list"):
         assert found[name][1] == "not measured"
-    for name in ("train centroids, semdedup", "compare, semdedup", "assign, dbp", "quotas, dbp", "dbp"):
+    for name in (
+        "train centroids, semdedup",
+        "train centroids, dbp",
+        "compare, semdedup",
+        "assign, dbp",
+        "quotas, dbp",
+        "dbp",
+    ):
         assert found[name][1] == "<0.001", "a moment of work, yet measured"
     assert found["dbp"][0].startswith("<"), "of what a filter leaves, which is still to come"
 
