@@ -96,29 +96,26 @@ def test_work_in_tasks_is_measured_the_second_time(ray_cluster: str) -> None:
     assert current_meter().total is None
 
 
+@pytest.mark.slow
 def test_a_run_is_estimated_stage_by_stage(typed: Shell, tiny_conf: str, tar_pool: str, tmp_path: Path) -> None:
     write_zero_shot(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     command = tiny_command(tiny_conf, tar_pool).replace(" run ", " plan ")
+    steps = "selection.steps=[wfpp,dbp] selection.dbp.embedding=lite selection.dbp.keep_fraction=0.5"
     settings = "training.evaluate_every_steps=2 training.accumulation=2 plan.core_hour_price=36000 plan.probe_parts=2"
-    done = typed(f"{command} store=STORE {settings}", cwd=tmp_path)
+    done = typed(f"{command} store=STORE {steps} selection.dbp.num_neighbours=3 {settings}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = costs(done.stdout)
-    assert {
-        "catalog",
-        "count words, wfpp",
-        "score, wfpp",
-        "wfpp",
-        "pretrain",
-        "finetune",
-        "all that was measured",
-    } <= set(found)
+    assert {"catalog", "score, wfpp", "embed, lite", "dbp", "pretrain", "finetune"} <= set(found)
     assert found.pop("evaluate")[1] == "not measured"
     assert all(cells[1] and not cells[2] for cells in found.values()), "core-hours, and no GPU-hours"
     dollars = {name: float(cells[-1].strip("$").replace(",", "")) for name, cells in found.items()}
-    assert dollars["pretrain"] == pytest.approx(2 * 72 / 96 * dollars["finetune"], rel=0.01), "by the samples of each"
+    assert dollars["pretrain"] == pytest.approx(2 * 36 / 96 * dollars["finetune"], rel=0.01), "by the samples of each"
     total = dollars.pop("all that was measured")
     assert total == pytest.approx(sum(dollars.values()), rel=0.01)
+    assert dollars["embed, lite"] > 36000 * 96 * 0.001 / 3600, "milliseconds a picture at the least"
+    reads = {name for name, cells in found.items() if cells[4]}
+    assert reads == {"catalog", "embed, lite", "pretrain", "finetune", "all that was measured"}
     assert "samples/s by 2 workers with 8 pairs of a batch each" in done.stdout
     assert "64 pairs of the pool" in done.stdout
     left = [path for path in tmp_path.rglob("*") if path not in before]
@@ -129,7 +126,8 @@ def test_vectors_brought_along_are_drawn(typed: Shell, tmp_path: Path) -> None:
     pool = write_pool(tmp_path, list(blobs(400, 8, 5)))
     nodes = (
         "selection.steps=[keep_list,semdedup,dbp] selection.keep_list.uri=kept.parquet "
-        "selection.semdedup.embedding=columns selection.dbp.embedding=columns selection.dbp.keep_fraction=0.01"
+        "selection.semdedup.embedding=columns selection.dbp.embedding=columns selection.dbp.keep_fraction=0.01 "
+        "selection.semdedup.clustering.k=40 selection.dbp.clustering.k=40"
     )
     pl.DataFrame({"key": [f"k{number:06d}" for number in range(300)]}).write_parquet(tmp_path / "kept.parquet")
     done = typed(
@@ -151,19 +149,3 @@ def test_vectors_brought_along_are_drawn(typed: Shell, tmp_path: Path) -> None:
     ):
         assert found[name][1] == "<0.001", "a moment of work, yet measured"
     assert found["dbp"][0].startswith("<"), "of what a filter leaves, which is still to come"
-
-
-@pytest.mark.slow
-def test_an_encoder_is_measured_on_a_few_pictures(typed: Shell, tiny_conf: str, tar_pool: str, tmp_path: Path) -> None:
-    command = tiny_command(tiny_conf, tar_pool).replace(" run ", " plan ").split(" evaluation.")[0]
-    nodes = "selection.steps=[dbp] selection.dbp.embedding=lite selection.dbp.num_neighbours=3"
-    done = typed(f"{command} {nodes} store=STORE plan.core_hour_price=36000", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    found = costs(done.stdout)
-    _, cores, _, _, read, memory, stored, dollars = found["embed, lite"]
-    assert float(dollars.strip("$").replace(",", "")) > 36000 * 96 * 0.001 / 3600, "milliseconds a picture at the least"
-    assert cores
-    assert read
-    assert memory
-    assert "kB" in stored
-    assert found["assign, dbp"][1] == "<0.001"
