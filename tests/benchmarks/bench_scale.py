@@ -116,9 +116,9 @@ def planned(overrides: Sequence[str]) -> str:
     """The wall time and the store that `plan` estimates."""
     command = [sys.executable, "-m", "orchestrator", "plan", "+exp=wfpp", "source=table", *overrides]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    (line,) = [line for line in shown.splitlines() if line.startswith("│ all of it")]
+    (line,) = [line for line in shown.splitlines() if line.startswith("│ all ")]
     cells = [cell.strip() for cell in line.split("│")]
-    return f"{cells[4]}, {cells[7]}"
+    return f"{cells[5]}, {cells[8]}"
 
 
 def peak_of_select(overrides: Sequence[str]) -> tuple[Peak, float]:
