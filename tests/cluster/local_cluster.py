@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import socket
 import subprocess
@@ -66,9 +65,10 @@ class LocalCluster:
             f"--temp-dir={temporary}"
         )
 
-    def add_node(self, *, before: str = "", resources: dict[str, float] | None = None) -> subprocess.Popen[bytes]:
-        """Another node; `before`: shell commands in a mount namespace of its own."""
-        asked = f"--resources='{json.dumps(resources)}'" if resources else ""
+    def add_node(self, *, before: str = "", gpus: int = 0) -> subprocess.Popen[bytes]:
+        """Another node, with GPUs that Ray counts and nobody has; `before`: shell commands in a mount namespace of its
+        own."""
+        asked = f"--num-gpus={gpus}" if gpus else ""
         command = f"ray start --address={self.address} {asked}"
         self._start(f"unshare -m sh -c '{before}; exec {command} {self._size}'" if before else command)
         return self.nodes[-1]

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from commands import Shell, in_shell
 from local_cluster import LocalCluster, local_cluster
-from pools import real_captions, write_table
+from pools import make_pairs, real_captions, write_table, write_tars
 from processes import called, descendants, kill, started, wait_for
 from training_runs import STEPS, batches, command_of, curve, said, wait_for_checkpoints
 
@@ -78,6 +78,30 @@ def test_a_node_lost_while_scoring(three: LocalCluster, typed: Shell, tmp_path: 
     assert reports[0] == reports[1]
     assert exported == [0, 0]
     assert pq.read_table(tmp_path / "OUT.parquet").equals(pq.read_table(tmp_path / "WHOLE.parquet"))
+
+
+def test_gpu_actors_have_a_gpu_each_and_a_node_lost_while_embedding_costs_nothing(typed: Shell, tmp_path: Path) -> None:
+    write_tars(tmp_path / "pool", make_pairs(240), num_shards=12)
+    (tmp_path / "nodes").mkdir()
+    settings = (
+        "embedding.lite.batch_size=8 selection.steps=[ssp] selection.ssp.embedding=lite selection.ssp.clustering.k=4"
+    )
+    select = f"python -m orchestrator select +exp=wfpp source.uri=pool {settings}"
+    with local_cluster(tmp_path / "nodes", nodes=1) as cluster:
+        head, with_gpus = cluster.nodes[0], [cluster.add_node(gpus=1) for _ in range(2)]
+        with started(f"{select} out=OUT store=STORE", tmp_path, cluster.driver_env) as process:
+            wait_for(lambda: len(parts(tmp_path, "embedding")) >= 2, process)
+            assert [len(called("Embedder", descendants(node.pid))) for node in (head, *with_gpus)] == [0, 1, 1]
+            kill(with_gpus[1])
+            assert process.wait(timeout=400) == 0, said(tmp_path)
+    whole = typed(f"{select} out=WHOLE store=STORE2", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    vectors = [
+        {path.name: path.read_bytes() for path in (tmp_path / kept).glob("embedding/*/parts/*.npy")}
+        for kept in ("STORE", "STORE2")
+    ]
+    assert len(vectors[0]) == 12
+    assert vectors[0] == vectors[1]
 
 
 def test_a_folder_of_one_node_is_refused(tmp_path: Path) -> None:
