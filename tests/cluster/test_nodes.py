@@ -80,6 +80,7 @@ def test_a_node_lost_while_scoring(three: LocalCluster, typed: Shell, tmp_path: 
     assert pq.read_table(tmp_path / "OUT.parquet").equals(pq.read_table(tmp_path / "WHOLE.parquet"))
 
 
+@pytest.mark.long
 def test_gpu_actors_have_a_gpu_each_and_a_node_lost_while_embedding_costs_nothing(typed: Shell, tmp_path: Path) -> None:
     write_tars(tmp_path / "pool", make_pairs(240), num_shards=12)
     (tmp_path / "nodes").mkdir()
