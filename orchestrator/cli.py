@@ -119,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             _fail("stopped by SIGTERM", TERMINATED)
         _fail(str(stopped) if verb != "sweep" else f"stopped by SIGTERM; {_goes_on(verb)}", TERMINATED)
     except Exception as error:  # noqa: BLE001 the last door: whatever comes is told, and ends with a code that is not 0
-        _explain(error)
+        _explain(error, verb)
 
 
 def _goes_on(verb: str) -> str:
@@ -193,7 +193,7 @@ def _hydra_cli(verb: str | None, arguments: list[str], folder: str | None) -> No
     hydra.main(config_path=conf_dir(), config_name="config", version_base="1.3")(lambda _: None)()
 
 
-def _explain(error: BaseException) -> NoReturn:
+def _explain(error: BaseException, verb: str) -> NoReturn:
     chain: BaseException | None = error
     lost = ""
     while chain is not None:
@@ -207,7 +207,7 @@ def _explain(error: BaseException) -> NoReturn:
             lost = type(chain).__name__
         chain = wrapped or chain.__cause__ or chain.__context__
     if lost:
-        _fail(f"the cluster lost a node or process that this command was on ({lost}); {_goes_on('run')}", FAILURE)
+        _fail(f"the cluster lost a node or process that this command was on ({lost}); {_goes_on(verb)}", FAILURE)
     traceback.print_exception(error)
     _fail(f"this is a fault of the orchestrator's: {type(error).__name__}", FAILURE)
 

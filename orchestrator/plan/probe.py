@@ -21,7 +21,7 @@ from rich.console import Console
 from orchestrator import cluster, store
 from orchestrator.artifacts import Artifact
 from orchestrator.catalog import Catalog, catalog_stage
-from orchestrator.config import Clustering, Config, Limits
+from orchestrator.config import Clustering, Config
 from orchestrator.config.embedding import EncoderConfig, Tower
 from orchestrator.embedding import embedding_stages
 from orchestrator.embedding.brought_files import open_brought
@@ -155,7 +155,7 @@ class _Running:
 
     def steps(self) -> Iterator[str]:
         """Measures stage by stage; gives the name of each that is done."""
-        read = catalog_stage(self.config.store, self.source, Limits(max_broken_shards=1, max_broken_pairs=1))
+        read = catalog_stage(self.config.store, self.source, self.config.source.limits)
         self._build(read)
         self.costs[read.name] = self.spent[read.artifact.uri]
         yield read.name
@@ -262,7 +262,7 @@ class _Running:
         config = self.config.model_copy(update={"embedding": {**self.config.embedding, name: settings}})
         num_rows = smaller.rows_to_encode(settings, num_actors(), len(self.source.chosen))
         few = replace(self.source, max_rows=num_rows)
-        read = catalog_stage(config.store, few, Limits(max_broken_shards=1, max_broken_pairs=1))
+        read = catalog_stage(config.store, few, config.source.limits)
         read.build(self.display)
         (stage,) = embedding_stages(config, name, few, Catalog(read.artifact))
         with metering() as cost:
