@@ -51,7 +51,7 @@ class Pass:
         )
         if "image" in self.dims:
             rows = rows.map_batches(
-                meter.around(partial(decode_rows, reference=reference)),
+                meter.around(partial(decode_rows, pictures=self.pool.pictures)),
                 batch_size=batch_size,
                 batch_format="pyarrow",
                 num_cpus=DECODE_CPUS,

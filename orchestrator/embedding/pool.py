@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from orchestrator.catalog import Catalog
 from orchestrator.config.embedding import Tower
 from orchestrator.decode import BadImage, Crop, Cropper, decode, evaluation_crop
+from orchestrator.shared import fetched
 from orchestrator.source import Part, Source, Status
 
 BLOCK_BYTES = 16 * 2**20
@@ -51,7 +52,7 @@ def _squash(width: int, height: int, *, fraction: float) -> Crop:
 
 @dataclass(frozen=True, kw_only=True)
 class Pool:
-    """What reading and decoding take; travels to the tasks once."""
+    """What reading takes; travels to each process of reading tasks once."""
 
     source: Source
     parts: tuple[Part, ...]
@@ -76,7 +77,7 @@ def read_part(batch: Rows, *, reference: ray.ObjectRef, rows_per_block: int) -> 
     """A part's usable pairs in row order, in blocks of up to `rows_per_block` rows or about 16 MB of pictures.
 
     A part without any sends one row, with no place in the part, so that it is written as well."""
-    pool: Pool = ray.get(reference)
+    pool: Pool = fetched(reference)
     for index in batch["part"].tolist():
         table, rows = pool.usable(index)
         images = _images(pool, index, table)
@@ -117,10 +118,9 @@ def _block(index: int, rows: Any, keys: list, captions: list, images: list, *, e
     )
 
 
-def decode_rows(batch: pa.Table, *, reference: ray.ObjectRef) -> Rows:
+def decode_rows(batch: pa.Table, *, pictures: Pictures) -> Rows:
     """Rows with pixels in place of encoded images: `image` uint8 [n, size, size, 3], `has_image` bool, and `problem`,
     why a picture that was there cannot be used (empty where it can, or none was there)."""
-    pictures: Pictures = ray.get(reference).pictures
     crop, num_rows = pictures.cropper(), batch.num_rows
     pixels = np.zeros((num_rows, pictures.size, pictures.size, 3), np.uint8)
     has_image, problems = np.zeros(num_rows, bool), np.full(num_rows, "", object)

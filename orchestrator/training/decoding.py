@@ -4,35 +4,59 @@ decoding finds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from orchestrator.config import AugmentationConfig
 from orchestrator.decode import BadImage, Crop, Cropper, decode, jpeg_box, random_resized_crop
 
-if TYPE_CHECKING:
-    from orchestrator.training.feed import Feed
-
 NO_CAPTION = "no caption"
+DECODED_BYTES = 16 * 2**20
 Rows = dict[str, NDArray]
 Pair = dict[str, Any]
 
 
-def decoded(block: pa.Table, feed: Feed) -> Rows:
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """How a phase's pictures become pixels, and where; travels to every decoding task."""
+
+    image_size: int
+    augmentation: AugmentationConfig
+    seed: int
+    decode_in: Literal["tasks", "workers"]
+    draft_decoding: bool
+    max_image_pixels: int
+
+    @property
+    def batch_rows(self) -> int:
+        """Pairs that are decoded together: about 16 MB of pixels."""
+        return max(32, DECODED_BYTES // (3 * self.image_size**2))
+
+
+def decode_block(block: pa.Table, *, decoding: Decoding) -> Iterator[Rows]:
+    """The pairs as the training workers take them, in order."""
+    give = handed_over if decoding.decode_in == "workers" else decoded
+    for start in range(0, block.num_rows, decoding.batch_rows):
+        yield give(block.slice(start, decoding.batch_rows), decoding)
+
+
+def decoded(block: pa.Table, decoding: Decoding) -> Rows:
     """The rows with `image` uint8 [n, size, size, 3], zeros where a pair is not valid."""
-    images = np.zeros((block.num_rows, feed.image_size, feed.image_size, 3), np.uint8)
+    images = np.zeros((block.num_rows, decoding.image_size, decoding.image_size, 3), np.uint8)
 
     def take(row: int, pair: Pair) -> None:
-        images[row] = _pixels(feed, pair)
+        images[row] = _pixels(decoding, pair)
 
     return {"image": images, **_rows(block, take)}
 
 
-def handed_over(block: pa.Table, feed: Feed) -> Rows:
+def handed_over(block: pa.Table, decoding: Decoding) -> Rows:
     """The rows with `encoded`, bytes, and `box` int64 [n, 5]: left, top, width, height, mirrored.
 
     A box without a width says that the bytes are the pixels already, uint8 [size, size, 3]: other formats than JPEG,
@@ -41,9 +65,9 @@ def handed_over(block: pa.Table, feed: Feed) -> Rows:
     boxes = np.zeros((block.num_rows, 5), np.int64)
 
     def take(row: int, pair: Pair) -> None:
-        box = jpeg_box(_bytes(pair), crop=_crop(feed, pair), max_pixels=feed.max_image_pixels)
+        box = jpeg_box(_bytes(pair), crop=_crop(decoding, pair), max_pixels=decoding.max_image_pixels)
         if box is None:
-            encoded[row] = _pixels(feed, pair).tobytes()
+            encoded[row] = _pixels(decoding, pair).tobytes()
         else:
             encoded[row] = pair["image"]
             boxes[row] = (box.left, box.top, box.width, box.height, box.flip)
@@ -83,24 +107,24 @@ def _bytes(pair: Pair) -> bytes:
     return pair["image"]
 
 
-def _crop(feed: Feed, pair: Pair) -> Cropper:
-    augmentation = feed.augmentation
+def _crop(decoding: Decoding, pair: Pair) -> Cropper:
+    augmentation = decoding.augmentation
     return partial(
         random_resized_crop,
         scale=augmentation.scale,
         ratio=augmentation.ratio,
         horizontal_flip=augmentation.horizontal_flip,
-        seed=feed.stream.seed,
+        seed=decoding.seed,
         epoch=pair["epoch"],
         ordinal=pair["ordinal"],
     )
 
 
-def _pixels(feed: Feed, pair: Pair) -> NDArray[np.uint8]:
+def _pixels(decoding: Decoding, pair: Pair) -> NDArray[np.uint8]:
     return decode(
         _bytes(pair),
-        size=feed.image_size,
-        crop=_crop(feed, pair),
-        max_pixels=feed.max_image_pixels,
-        draft=feed.draft_decoding,
+        size=decoding.image_size,
+        crop=_crop(decoding, pair),
+        max_pixels=decoding.max_image_pixels,
+        draft=decoding.draft_decoding,
     )

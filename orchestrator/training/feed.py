@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -18,11 +17,11 @@ import ray
 from numpy.typing import NDArray
 
 from orchestrator.catalog import Catalog
-from orchestrator.config import AugmentationConfig
 from orchestrator.errors import UserError
 from orchestrator.keeplist import KeepList
+from orchestrator.shared import fetched
 from orchestrator.source import Part, Source
-from orchestrator.training.decoding import Rows, decoded, handed_over
+from orchestrator.training.decoding import Decoding, Rows, decode_block
 from orchestrator.training.stream import Pairs, Stream
 
 READ_COLUMNS = ("key", "caption", "status", "image_offset", "image_size")
@@ -34,23 +33,14 @@ PREFETCH_BATCHES = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Feed:
-    """What reading a phase's stream takes; travels to the reading tasks once."""
+    """What reading a phase's stream takes; travels to each process of reading tasks once."""
 
     source: Source
     parts: tuple[Part, ...]
     catalog: Catalog
     keep: KeepList
     stream: Stream
-    image_size: int
-    augmentation: AugmentationConfig
-    decode_in: Literal["tasks", "workers"]
-    draft_decoding: bool
-    max_image_pixels: int
-
-    @property
-    def block_rows(self) -> int:
-        """Pairs in a block: about 16 MB once decoded."""
-        return max(32, BLOCK_BYTES // (3 * self.image_size**2))
+    decoding: Decoding
 
 
 def rank_batches(feed: Feed, *, rank: int, num_ranks: int, first_step: int) -> Iterator[Rows]:
@@ -69,7 +59,7 @@ def rank_batches(feed: Feed, *, rank: int, num_ranks: int, first_step: int) -> I
             ray.data.from_items(rows, override_num_blocks=len(rows))
             .map_batches(read, batch_size=1, num_cpus=READ_CPUS)
             .map_batches(
-                partial(_decode_block, reference=reference),
+                partial(decode_block, decoding=feed.decoding),
                 batch_size=None,
                 batch_format="pyarrow",
                 num_cpus=DECODE_CPUS,
@@ -97,6 +87,8 @@ def own_the_context(*, num_ranks: int, worker_cpus: float) -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_options.preserve_order = True
+    # what a task reads is cut into blocks of this many bytes, else of 128 MiB: thousands of pictures for one to decode
+    context.target_max_block_size = BLOCK_BYTES
     # the cause as it was raised, so that a user's mistake in a task is still one line
     context.raise_original_map_exception = True
     total = ray.cluster_resources()
@@ -110,11 +102,9 @@ def own_the_context(*, num_ranks: int, worker_cpus: float) -> None:
 def _read_items(
     batch: dict[str, NDArray], *, reference: ray.ObjectRef, rank: int, num_ranks: int, first_step: int
 ) -> Iterator[pa.Table]:
-    feed: Feed = ray.get(reference)
+    feed: Feed = fetched(reference)
     for item in batch["item"].tolist():
-        table = _read_window(feed, item, rank, num_ranks, first_step)
-        for start in range(0, table.num_rows, feed.block_rows):
-            yield table.slice(start, feed.block_rows)
+        yield _read_window(feed, item, rank, num_ranks, first_step)
 
 
 def _read_window(feed: Feed, item: int, rank: int, num_ranks: int, first_step: int) -> pa.Table:
@@ -164,8 +154,3 @@ def _read_pairs(feed: Feed, index: int, kept_ordinals: NDArray[np.int64], epochs
     ).take(back)
     ordinals = feed.catalog.first_ordinals[index] + rows
     return table.append_column("epoch", pa.array(epochs)).append_column("ordinal", pa.array(ordinals))
-
-
-def _decode_block(block: pa.Table, *, reference: ray.ObjectRef) -> Rows:
-    feed: Feed = ray.get(reference)
-    return handed_over(block, feed) if feed.decode_in == "workers" else decoded(block, feed)

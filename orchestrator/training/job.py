@@ -14,6 +14,7 @@ from orchestrator.config import Config, PhaseConfig, TrainingConfig
 from orchestrator.evaluation.sets import EvaluationSet
 from orchestrator.keeplist import KeepList
 from orchestrator.source import Part, Source
+from orchestrator.training.decoding import Decoding
 from orchestrator.training.feed import Feed
 from orchestrator.training.stream import Stream
 
@@ -80,11 +81,14 @@ class Job:
             catalog=self.catalog,
             keep=self.keep,
             stream=self.stream,
-            image_size=clip.image_size,
-            augmentation=training.augmentation,
-            decode_in=training.decode_in,
-            draft_decoding=training.draft_decoding,
-            max_image_pixels=training.max_image_pixels,
+            decoding=Decoding(
+                image_size=clip.image_size,
+                augmentation=training.augmentation,
+                seed=self.stream.seed,
+                decode_in=training.decode_in,
+                draft_decoding=training.draft_decoding,
+                max_image_pixels=training.max_image_pixels,
+            ),
         )
 
     def seen(self, done: int) -> int:

@@ -35,9 +35,11 @@ def load(
 ) -> Iterator[Loaded]:
     """The rank's shares from `first_step` on, every one with the same number of slots."""
     slots = feed.stream.global_batch_size // num_ranks
-    pixels = JpegDecoder(feed.image_size, feed.max_image_pixels, device) if feed.decode_in == "workers" else as_read
+    decoding = feed.decoding
+    at_workers = decoding.decode_in == "workers"
+    pixels = JpegDecoder(decoding.image_size, decoding.max_image_pixels, device) if at_workers else as_read
     # a rank whose lanes end before the last global batch still takes part in it, with no pair of its own
-    none = no_rows(feed.image_size)
+    none = no_rows(decoding.image_size)
 
     def shares() -> Iterator[Loaded]:
         for read in rank_batches(feed, rank=rank, num_ranks=num_ranks, first_step=first_step):

@@ -15,7 +15,7 @@ import torch
 from pools import Pair, bomb, build_selection, config_of, make_pairs, torn, write_parquet_images, write_tars
 
 from orchestrator.config import AugmentationConfig
-from orchestrator.training.decoding import NO_CAPTION, Rows
+from orchestrator.training.decoding import NO_CAPTION, Decoding, Rows
 from orchestrator.training.feed import Feed, batch_keys, rank_batches
 from orchestrator.training.jpegs import JpegDecoder
 from orchestrator.training.stream import Stream
@@ -65,11 +65,14 @@ def feed_of(source: dict[str, Any], store: Path, *, window: int = 20, seed: int 
         catalog=found.catalog,
         keep=found.keep,
         stream=stream,
-        image_size=24,
-        decode_in="tasks",
-        draft_decoding=True,
-        max_image_pixels=89_478_485,
-        augmentation=AugmentationConfig(scale=(0.4, 1.0), horizontal_flip=True),
+        decoding=Decoding(
+            image_size=24,
+            seed=seed,
+            decode_in="tasks",
+            draft_decoding=True,
+            max_image_pixels=89_478_485,
+            augmentation=AugmentationConfig(scale=(0.4, 1.0), horizontal_flip=True),
+        ),
     )
 
 
@@ -215,9 +218,9 @@ def test_a_shard_that_is_gone_is_a_failure_not_a_bad_pair(pairs: list[Pair], tmp
 
 
 def test_the_workers_decode_the_same_batches(feed: Feed, alone: list[Rows]) -> None:
-    size, limit = feed.image_size, feed.max_image_pixels
+    size, limit = feed.decoding.image_size, feed.decoding.max_image_pixels
     decoder = JpegDecoder(size, limit, torch.device("cpu"))
-    handed_over = read(replace(feed, decode_in="workers"))
+    handed_over = read(replace(feed, decoding=replace(feed.decoding, decode_in="workers")))
     assert len(handed_over) == len(alone)
     for read_rows, theirs in zip(handed_over, alone, strict=True):
         rows, images = decoder(read_rows)

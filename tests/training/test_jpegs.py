@@ -4,7 +4,7 @@ a GPU; what no JPEG decoder takes comes decoded, what is damaged is masked."""
 from __future__ import annotations
 
 import io
-from types import SimpleNamespace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from PIL import Image
 from pools import bomb, torn
 
 from orchestrator.config import AugmentationConfig
-from orchestrator.training.decoding import decoded, handed_over
+from orchestrator.training.decoding import Decoding, decode_block, decoded, handed_over
 from orchestrator.training.jpegs import JpegDecoder
 
 SIZE = 32
@@ -67,19 +67,20 @@ def block_of(pictures: dict[str, bytes | None]) -> pa.Table:
     )
 
 
-def feed(limit: int = 1_000_000) -> Any:
-    """The part of a feed that decoding asks for."""
-    return SimpleNamespace(
+def decoding(limit: int = 1_000_000) -> Decoding:
+    """At the workers, undrafted, flipped now and then."""
+    return Decoding(
         image_size=SIZE,
+        decode_in="workers",
         draft_decoding=False,
         max_image_pixels=limit,
         augmentation=AugmentationConfig(scale=(0.3, 1.0), horizontal_flip=True),
-        stream=SimpleNamespace(seed=5),
+        seed=5,
     )
 
 
 def by_worker(pictures: dict[str, bytes | None], device: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    rows, images = JpegDecoder(SIZE, 1_000_000, torch.device(device))(handed_over(block_of(pictures), feed()))
+    rows, images = JpegDecoder(SIZE, 1_000_000, torch.device(device))(handed_over(block_of(pictures), decoding()))
     assert images.dtype == torch.uint8
     assert images.shape == (len(pictures), 3, SIZE, SIZE)
     return rows, images.permute(0, 2, 3, 1).cpu().numpy().astype(int)
@@ -88,7 +89,7 @@ def by_worker(pictures: dict[str, bytes | None], device: str) -> tuple[dict[str,
 @pytest.mark.parametrize("device", ["cpu", GPU])
 def test_the_pixels_are_those_of_the_reading_tasks(device: str) -> None:
     rows, images = by_worker(PICTURES, device)
-    theirs = decoded(block_of(PICTURES), feed())
+    theirs = decoded(block_of(PICTURES), decoding())
     assert rows["valid"].all()
     for name, ours, expected in zip(PICTURES, images, theirs["image"], strict=True):
         assert np.abs(ours - expected).mean() <= TOLERANCE[device], name
@@ -96,7 +97,7 @@ def test_the_pixels_are_those_of_the_reading_tasks(device: str) -> None:
 
 
 def test_only_jpegs_travel_encoded() -> None:
-    rows = handed_over(block_of(PICTURES), feed())
+    rows = handed_over(block_of(PICTURES), decoding())
     travels = {name: bool(box[2]) for name, box in zip(PICTURES, rows["box"], strict=True)}
     assert travels == {name: name not in ("four colours", "png") for name in PICTURES}
     assert all(rows["encoded"][row] == PICTURES[name] for row, name in enumerate(PICTURES) if travels[name])
@@ -117,3 +118,9 @@ def test_what_is_broken_is_masked_and_named_and_harms_no_other(device: str) -> N
     }
     assert np.array_equal(images[: len(PICTURES)], alone)
     assert not images[len(PICTURES) :].any()
+
+
+def test_pictures_are_decoded_a_few_at_a_time() -> None:
+    large = replace(decoding(), image_size=512, decode_in="tasks")
+    block = pa.concat_tables([block_of({"0": PICTURES["png"]})] * 50)
+    assert [len(rows["image"]) for rows in decode_block(block, decoding=large)] == [32, 18]
