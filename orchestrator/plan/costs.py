@@ -20,13 +20,13 @@ BY_PART = ("catalog", "embedding", "scores", "clusters", "keep")
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Of a stage: hours of cores and GPUs, and by the clock; bytes that it reads of the source, that its largest
-    process takes, and that it leaves in the store."""
+    """Of a stage: hours of cores and GPUs, and by the clock; bytes that it reads of the source (None: of files of which
+    only some columns are read), that its largest process takes, and that it leaves in the store."""
 
     core_hours: float = 0.0
     gpu_hours: float = 0.0
     wall_hours: float = 0.0
-    source_bytes: float = 0.0
+    source_bytes: float | None = 0.0
     memory_bytes: float = 0.0
     store_bytes: float = 0.0
 
@@ -35,7 +35,7 @@ class Estimate:
             core_hours=self.core_hours + other.core_hours,
             gpu_hours=self.gpu_hours + other.gpu_hours,
             wall_hours=self.wall_hours + other.wall_hours,
-            source_bytes=self.source_bytes + other.source_bytes,
+            source_bytes=(self.source_bytes or 0.0) + (other.source_bytes or 0.0),
             memory_bytes=max(self.memory_bytes, other.memory_bytes),
             store_bytes=self.store_bytes + other.store_bytes,
         )
@@ -93,7 +93,7 @@ class Estimates:
             cores, gpus = min(cores, self.num_parts), min(gpus, self.num_parts)
         return replace(
             self._hours(measured.cost.times(left * work / measured.work), cores, max(1, gpus)),
-            source_bytes=left * self._source_bytes(reach, is_catalog),
+            source_bytes=self._source_bytes(reach, left, is_catalog),
             memory_bytes=measured.cost.peak_bytes + held * self.probe.vector_bytes,
             store_bytes=measured.num_bytes * stores / measured.stores,
         )
@@ -107,9 +107,9 @@ class Estimates:
         # a GPU is held for as long as the stage takes, also where decoding is what it waits for
         return Estimate(core_hours=on_cpus, gpu_hours=wall * gpus if cost.gpu_seconds else 0.0, wall_hours=wall)
 
-    def _source_bytes(self, reach: Reach, is_catalog: bool) -> float:
+    def _source_bytes(self, reach: Reach, left: float, is_catalog: bool) -> float | None:
         if is_catalog:
-            return float(self.probe.pool_bytes or 0)
+            return self.probe.pool_bytes and left * self.probe.pool_bytes
         artifact = reach.stage.artifact
         reads = artifact.kind == "embedding" and "image" in artifact.made_from["towers"]
-        return reach.reached * self.probe.image_bytes if reads else 0.0
+        return left * reach.reached * self.probe.image_bytes if reads else 0.0

@@ -74,6 +74,9 @@ def test_the_catalog_grows_with_its_share_of_the_pool() -> None:
     assert found.core_hours == pytest.approx(1.0)
     assert found.source_bytes == 400 * GB
     assert found.store_bytes == pytest.approx(500_000)
+    columns_alone = reach(CATALOG, 123)
+    unknown = estimates(replace(probe, pool_bytes=None), columns_alone)
+    assert table.cost_rows(unknown, [columns_alone], PlanConfig())[0][5] == "some columns", "how much is not known"
 
 
 def test_clusters_count_as_work_as_memory_and_as_storage() -> None:

@@ -132,55 +132,16 @@ def test_the_head_of_the_cluster_killed(command: str, tmp_path: Path, typed: She
     check_same(tmp_path, undisturbed)
 
 
-def test_driver_and_cluster_killed_and_another_number_of_workers_takes_over(
+def test_driver_and_cluster_killed_the_newest_checkpoint_cut_off_and_more_workers_take_over(
     command: str, killed: Path, typed: Shell, undisturbed: Path
 ) -> None:
-    step = last_step(killed)
-    resume(typed, f"{command} training.num_workers=4", killed, after=step)
-    check_same(killed, undisturbed, num_losses=step + 20)
-
-
-def test_sigterm_is_a_checkpoint_and_the_end(
-    command: str, tmp_path: Path, typed: Shell, env: dict[str, str], undisturbed: Path
-) -> None:
-    rare = f"{command} training.checkpoint_every_steps=10000"
-    with started(rare, tmp_path, env) as process:
-        wait_for(
-            lambda: (tmp_path / "STORE" / "pretrain").exists() and list(tmp_path.glob("STORE/*/*/tensorboard/*")),
-            process,
-        )
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=120) == 143, said(tmp_path)
-    assert "stopped after step" in said(tmp_path)
-    assert len(checkpoints(tmp_path)) == 1
-    resume(typed, command, tmp_path, after=last_step(tmp_path))
-    check_same(tmp_path, undisturbed)
-
-
-def test_a_checkpoint_cut_off(command: str, killed: Path, typed: Shell, undisturbed: Path) -> None:
     before, newest = checkpoints(killed)[-2:]
     os.truncate(newest, newest.stat().st_size // 2)
-    done = resume(typed, command, killed, after=int(before.stem.removeprefix("step_")))
+    step = int(before.stem.removeprefix("step_"))
+    done = resume(typed, f"{command} training.num_workers=4", killed, after=step)
     assert "the one before it is taken" in done.stdout
     assert newest.name in done.stdout
-    check_same(killed, undisturbed)
-
-
-def test_a_shard_that_vanishes(
-    command: str, tmp_path: Path, typed: Shell, env: dict[str, str], undisturbed: Path
-) -> None:
-    shard, away = tmp_path / "pool" / "00001.tar", tmp_path / "away.tar"
-    with started(command, tmp_path, env) as process:
-        wait_for_checkpoints(1, tmp_path, process)
-        shard.rename(away)
-        assert process.wait(timeout=300) == 2, said(tmp_path)
-    (line,) = [line for line in said(tmp_path).splitlines() if line.startswith("orchestrator: ")]
-    assert "00001.tar is gone" in line
-    assert "Traceback" not in line
-    assert len(line) < 300
-    away.rename(shard)
-    resume(typed, command, tmp_path, after=last_step(tmp_path))
-    check_same(tmp_path, undisturbed)
+    check_same(killed, undisturbed, num_losses=step + 20)
 
 
 def test_a_shard_that_changed_is_another_pool(command: str, killed: Path, typed: Shell) -> None:
@@ -194,6 +155,52 @@ def test_a_shard_that_changed_is_another_pool(command: str, killed: Path, typed:
     assert len((after / "metrics.jsonl").read_text().splitlines()) == NUM_PAIRS // BATCH, "from the first step on"
 
 
+def test_a_shard_gone_a_full_disk_and_sigterm_one_after_the_other(
+    command: str, tmp_path: Path, typed: Shell, env: dict[str, str], undisturbed: Path
+) -> None:
+    with small_disk(tmp_path / "STORE", "64m") as disk:
+        without_a_shard(command, tmp_path, env)
+        on_a_full_disk(command, tmp_path, env, disk / "ballast")
+        told_to_stop(command, tmp_path, env)
+        resume(typed, command, tmp_path, after=last_step(tmp_path))
+        check_same(tmp_path, undisturbed)
+
+
+def without_a_shard(command: str, folder: Path, env: dict[str, str]) -> None:
+    shard, away = folder / "pool" / "00001.tar", folder / "away.tar"
+    with started(command, folder, env) as process:
+        wait_for_checkpoints(1, folder, process)
+        shard.rename(away)
+        assert process.wait(timeout=300) == 2, said(folder)
+    (line,) = [line for line in said(folder).splitlines() if line.startswith("orchestrator: ")]
+    assert "00001.tar is gone" in line
+    assert "Traceback" not in line
+    assert len(line) < 300
+    away.rename(shard)
+
+
+def on_a_full_disk(command: str, folder: Path, env: dict[str, str], ballast: Path) -> None:
+    before = last_step(folder)
+    with started(command, folder, env) as process:
+        wait_for(lambda: curve(folder)[-1]["step"] > before, process)
+        free = os.statvfs(ballast.parent)
+        ballast.write_bytes(bytes(free.f_bavail * free.f_frsize))
+        assert process.wait(timeout=300) == 2, said(folder)
+    assert "No space left on device" in said(folder).splitlines()[-1]
+    assert last_step(folder) >= before, "the checkpoints before it are whole"
+    ballast.unlink()
+
+
+def told_to_stop(command: str, folder: Path, env: dict[str, str]) -> None:
+    before = last_step(folder)
+    with started(f"{command} training.checkpoint_every_steps=10000", folder, env) as process:
+        wait_for(lambda: curve(folder)[-1]["step"] > before, process)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=120) == 143, said(folder)
+    assert "stopped after step" in said(folder)
+    assert last_step(folder) > before
+
+
 def test_a_loss_that_is_no_number(command: str, tmp_path: Path, typed: Shell) -> None:
     done = typed(f"{command} training.lr=1e30 training.log_every_steps=7", cwd=tmp_path)
     assert done.returncode == 2
@@ -201,21 +208,6 @@ def test_a_loss_that_is_no_number(command: str, tmp_path: Path, typed: Shell) ->
     assert "not finite at step" in line
     assert "bad_batch.json" in line
     assert not checkpoints(tmp_path), "no state that is not finite is kept"
-
-
-def test_a_full_disk(command: str, tmp_path: Path, typed: Shell, env: dict[str, str], undisturbed: Path) -> None:
-    with small_disk(tmp_path / "STORE", "64m") as disk:
-        ballast = disk / "ballast"
-        with started(command, tmp_path, env) as process:
-            wait_for_checkpoints(1, tmp_path, process)
-            free = os.statvfs(disk)
-            ballast.write_bytes(bytes(free.f_bavail * free.f_frsize))
-            assert process.wait(timeout=300) == 2, said(tmp_path)
-        assert "No space left on device" in said(tmp_path).splitlines()[-1]
-        assert checkpoints(tmp_path), "the checkpoints before it are whole"
-        ballast.unlink()
-        resume(typed, command, tmp_path, after=0)
-        check_same(tmp_path, undisturbed)
 
 
 def test_no_worker_is_left_behind(ray_cluster: str) -> None:
