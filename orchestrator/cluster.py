@@ -47,13 +47,13 @@ class _Size:
 _grows_to = _Size()
 
 
-def connect(config: ClusterConfig, *, dashboard: bool = False) -> None:
+def connect(config: ClusterConfig, *, dashboard: bool = False) -> str | None:
     """Connects to the cluster, or starts one here, with Ray's dashboard or without; a second call in one process only
-    sets up the process."""
+    sets up the process. The dashboard's host and port, where there is one."""
     _quiet_data()
     _grows_to.num_cpus, _grows_to.num_gpus = config.scales_to_cpus or 0, config.scales_to_gpus or 0
     if ray.is_initialized():
-        return
+        return None
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     address = config.address or os.environ.get("RAY_ADDRESS") or "local"
@@ -65,7 +65,7 @@ def connect(config: ClusterConfig, *, dashboard: bool = False) -> None:
     else:
         start = partial(ray.init, address=address, **quiet)
     with _own_sigterm(), _stderr_closed():
-        start()
+        return start().dashboard_url or None
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from orchestrator.catalog import Catalog, catalog_stage, check_catalog
 from orchestrator.config import Config, WfppStep
 from orchestrator.demo.source import embed_demo
 from orchestrator.errors import UserError
+from orchestrator.places import absolute_places
 from orchestrator.plan.rows import COLUMNS, Reach, plan_rows, reaches, training_cost
 from orchestrator.progress import Display
 from orchestrator.record import RunRecord, StageRecord
@@ -50,9 +51,10 @@ def run(config: Config) -> None:
     execute(planned(prepare(config)), "run", Display())
 
 
-def planned(config: Config) -> Pipeline:
-    """What `run` does with a prepared config, in order; computes nothing."""
-    return _training(_selection(config, open_source(config.source)))
+def planned(config: Config, source: Source | None = None) -> Pipeline:
+    """What `run` does with a prepared config, in order; computes nothing. `source`: the config's, where it is open
+    already."""
+    return _training(_selection(config, source or open_source(config.source)))
 
 
 def select(config: Config) -> None:
@@ -103,12 +105,13 @@ def export(config: Config) -> None:
 
 
 def prepare(config: Config) -> Config:
-    """The config with absolute places and, for the demo, the embedded pool written into the store as shards.
+    """The config with absolute places, which are found from any folder, and, for the demo, the embedded pool written
+    into the store as shards.
 
     Errors: `UserError` for places that would be gone with the job."""
     places = {"store": store.absolute(config.store), "out": _out(config)}
     cluster.check_outlive_job(places)
-    return embed_demo(config.model_copy(update=places))
+    return absolute_places(embed_demo(config.model_copy(update=places)))
 
 
 def _out(config: Config) -> str:

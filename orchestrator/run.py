@@ -93,11 +93,19 @@ class Run:
 
     @property
     def evaluation(self) -> pl.DataFrame:
-        """Each phase's model on each evaluation set: `phase`, `set`, `metric`, `value`."""
-        rows = [
-            {"phase": phase, "set": of_set, "metric": metric, "value": value}
+        """Each phase's model on each evaluation set: `phase`, `set`, `metric`, `value`. A benchmark task is a set
+        "tasks/KEY"; averages over tasks are metrics, by their names, of the set "tasks"."""
+        measured: list[tuple[str, str, Mapping[str, Any] | None]] = [
+            (phase, of_set, numbers)
             for phase, found in self.report.evaluation.items()
             for of_set, numbers in found.model_dump().items()
+        ]
+        for phase, table in self.report.tasks.items():
+            measured += [(phase, f"tasks/{task.key}", task.metrics) for task in table.results]
+            measured.append((phase, "tasks", {one.name: one.value for one in table.averages}))
+        rows = [
+            {"phase": phase, "set": of_set, "metric": metric, "value": value}
+            for phase, of_set, numbers in measured
             for metric, value in (numbers or {}).items()
         ]
         return pl.DataFrame(
@@ -109,7 +117,8 @@ class Run:
         trained = phases(self.record)
         if phase not in trained:
             raise UserError(f"{self.out} has no phase {phase!r}; it has: {', '.join(trained) or 'none'}")
-        return pl.read_ndjson(io.BytesIO(store.read(trained[phase].path("metrics.jsonl"))))
+        # every row: what is measured now and then may first come late
+        return pl.read_ndjson(io.BytesIO(store.read(trained[phase].path("metrics.jsonl"))), infer_schema_length=None)
 
     def words(self, when: Literal["before", "after"]) -> pl.LazyFrame:
         """The words of the captions before or after pruning: `word`, `count`."""
@@ -153,8 +162,16 @@ class Run:
 
     def images(self, pairs: pl.DataFrame) -> list[Image.Image | None]:
         """The pictures of some rows of `pairs`, which have `part` and `row`, whole and as they lie in the source, RGB;
-        None where one cannot be decoded. For pages of them, not for the pool: they are all in memory."""
-        source = open_source(parse(self.record.config).source)
+        None where one cannot be decoded. For pages of them, not for the pool: they are all in memory.
+
+        Errors: `UserError` where the source has changed since."""
+        config = parse(self.record.config).source
+        source = open_source(config)
+        if source.identity() != self._catalog.artifact.made_from["source"]:
+            raise UserError(
+                f"{config.uri} is no longer what {self.out} was made of; expected the same shards, unchanged: give the "
+                "run again"
+            )
         parts = source.parts()
         found: dict[tuple[int, int], Image.Image | None] = {}
         for (index,), rows in pairs.select("part", "row").unique().group_by("part"):

@@ -55,8 +55,11 @@ def trial(sweep: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_words(trial: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert pictures(executed("1_words.ipynb", monkeypatch, RUN=trial)) == 1
+def test_words(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notebook = executed("1_words.ipynb", monkeypatch, RUN=tiny_run / "OUT")
+    assert pictures(notebook) == 1
+    # the lowest and the highest scores, which word-frequency pruning has
+    assert len(notebook.cells[-1]["outputs"]) == 2
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -15,10 +16,9 @@ from polars.testing import assert_frame_equal
 from orchestrator import Run
 from orchestrator.errors import UserError
 from orchestrator.keeplist import KeepList
+from orchestrator.record import RunRecord, StageRecord
 from orchestrator.selection import final_keep_list
 from orchestrator.selection.wfpp import read_scores
-
-pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +26,7 @@ def run(tiny_run: Path) -> Run:
     return Run(tiny_run / "OUT")
 
 
+@pytest.mark.slow
 def test_every_pair_once_in_order_with_what_was_decided(run: Run) -> None:
     record, pairs = run.record, run.pairs.collect()
     assert len(pairs) == 96
@@ -43,6 +44,7 @@ def test_every_pair_once_in_order_with_what_was_decided(run: Run) -> None:
     assert pairs.filter("kept")["score"].min() >= pairs.filter(~pl.col("kept"))["score"].max()
 
 
+@pytest.mark.slow
 def test_queries_are_those_of_the_whole_table(run: Run) -> None:
     whole = run.pairs.collect()
     assert run.pairs.select("row", "key").collect().equals(whole.select("row", "key"))
@@ -54,11 +56,13 @@ def test_queries_are_those_of_the_whole_table(run: Run) -> None:
     assert_frame_equal(*(mean.collect() for mean in means))
 
 
+@pytest.mark.slow
 def test_no_part_is_read_for_columns_that_nobody_asks_for(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("orchestrator.run.read_scores", lambda *_: pytest.fail("scores were read"))
     assert run.pairs.select("caption").collect().height == 96
 
 
+@pytest.mark.slow
 def test_words_curve_and_report(run: Run, tiny_run: Path) -> None:
     told = json.loads((tiny_run / "OUT" / "report.json").read_text())
     before, after = (run.words(when).collect() for when in ("before", "after"))
@@ -73,11 +77,53 @@ def test_words_curve_and_report(run: Run, tiny_run: Path) -> None:
     assert run.stages["name"].to_list() == [stage["name"] for stage in told["stages"]]
 
 
+@pytest.mark.slow
 def test_what_is_not_there_is_one_line(run: Run, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no finished run at"):
         _ = Run(tmp_path).pairs
     with pytest.raises(UserError, match="no phase 'warmup'; it has: pretrain, finetune"):
         run.curve("warmup")
+
+
+@pytest.mark.slow
+def test_pictures_are_found_from_any_folder_and_only_those_of_the_run(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pairs = run.pairs.head(3).collect()
+    assert [image is not None for image in run.images(pairs)] == [True] * 3
+    monkeypatch.setattr("orchestrator.source.WebDataset.identity", lambda _: {"shards": "others"})
+    with pytest.raises(UserError, match=r"is no longer what .* was made of"):
+        run.images(pairs)
+
+
+def finished(folder: Path, *stages: StageRecord) -> Run:
+    """A run as far as its record goes."""
+    told: dict[str, Any] = {"name": "n", "config": {}, "versions": {}, "started": "", "wall_seconds": 1.0}
+    RunRecord(verb="run", stages=list(stages), **told).write(str(folder))
+    return Run(folder)
+
+
+def test_a_curve_has_what_is_measured_late(tmp_path: Path) -> None:
+    steps = [{"step": step, "loss": 1.0} | ({"zero_shot/top1": 0.5} if step == 150 else {}) for step in range(1, 151)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, steps)))
+    made: dict[str, Any] = {"uri": str(tmp_path), "made_from": {}, "reused": False, "seconds": 1.0}
+    curve = finished(tmp_path, StageRecord(name="pretrain", kind="pretrain", **made)).curve()
+    assert curve["zero_shot/top1"].to_list() == [None] * 149 + [0.5]
+
+
+def test_benchmark_tasks_are_evaluation_sets(tmp_path: Path) -> None:
+    row = {"key": "cars", "name": "Cars", "group": None, "metric": "acc1", "value": 0.5, "num_images": 9, "skipped": 0}
+    averages = [{"name": "all tasks", "value": 0.5, "measured": 1, "of": 1}]
+    table = {"results": [row | {"metrics": {"acc1": 0.5, "acc5": 0.9}}], "skipped": [], "averages": averages}
+    told: dict[str, Any] = {"name": "n", "verb": "run", "started": "", "wall_seconds": 1.0, "config": {}}
+    told |= {"stages": [], "fingerprints": {}, "versions": {}}
+    (tmp_path / "report.json").write_text(json.dumps(told | {"tasks": {"pretrain": table}}))
+    assert Run(tmp_path).evaluation.rows() == [
+        ("pretrain", "tasks/cars", "acc1", 0.5),
+        ("pretrain", "tasks/cars", "acc5", 0.9),
+        ("pretrain", "tasks", "all tasks", 0.5),
+    ]
 
 
 def test_the_package_alone_is_light() -> None:

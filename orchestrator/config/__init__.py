@@ -131,7 +131,9 @@ class TrackingConfig(Section):
     @field_validator("mlflow_uri")
     @classmethod
     def _absolute(cls, uri: str | None) -> str | None:
-        # workers have another working folder
+        # workers have another working folder; a name without a scheme is a folder, but for this one
+        if uri and ":" not in uri and uri != "databricks":
+            return os.path.abspath(os.path.expanduser(uri))
         return uri and re.sub(r"^sqlite:///(?!/)", f"sqlite:///{os.getcwd()}/", uri)
 
     @field_serializer("mlflow_uri", when_used="json")

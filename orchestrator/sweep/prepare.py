@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from orchestrator.errors import UserError
 from orchestrator.pipeline import build
 from orchestrator.progress import Display
 from orchestrator.record import StageRecord
 from orchestrator.stage import Stage
-from orchestrator.store import StoreError
+from orchestrator.sweep.process import ends_sweep, reason
 from orchestrator.sweep.schema import SharedStage
 from orchestrator.sweep.trials import Trial
 
@@ -23,7 +22,7 @@ class Shared:
     needed: dict[str, int] = field(default_factory=dict)
     built: dict[str, StageRecord] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
-    """By trial: why a stage that it needs cannot be, such as more clusters than pairs; the others go on."""
+    """By trial: why a stage that it needs failed, such as more clusters than pairs; the others go on."""
 
     def add(self, trials: Iterable[Trial]) -> None:
         """Counts what the trials need."""
@@ -48,24 +47,26 @@ class Shared:
     def _built(self, stage: Stage, display: Display) -> dict[str, str]:
         try:
             self.built[stage.artifact.uri] = build(stage, display)
-        except StoreError:
-            raise
-        except UserError as error:
-            return {stage.artifact.uri: str(error)}
+        except Exception as error:
+            # whatever one value of the space leads to, such as more memory than there is, is no matter of the others
+            if ends_sweep(error):
+                raise
+            return {stage.artifact.uri: reason(error)}
         return {}
 
     def counted(self) -> list[SharedStage]:
         """The counts by kind of artifact, in the order of the stages."""
-        kinds = dict.fromkeys(stage.artifact.kind for stage in self.stages.values())
+        # in a thread, too, while more are added
+        kinds = dict.fromkeys(stage.artifact.kind for stage in list(self.stages.values()))
         return [self._of_kind(kind) for kind in kinds]
 
     def _of_kind(self, kind: str) -> SharedStage:
-        uris = [uri for uri, stage in self.stages.items() if stage.artifact.kind == kind]
+        uris = [uri for uri, stage in list(self.stages.items()) if stage.artifact.kind == kind]
         records = [self.built[uri] for uri in uris if uri in self.built]
         computed = [record for record in records if not record.reused]
         return SharedStage(
             kind=kind,
-            needed=sum(self.needed[uri] for uri in uris),
+            needed=sum(self.needed.get(uri, 0) for uri in uris),
             distinct=len(uris),
             computed=len(computed),
             seconds=round(sum(record.seconds for record in computed), 2),

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ray import exceptions
+
 from orchestrator import cluster, store
 from orchestrator.config import Config
 from orchestrator.errors import UserError
@@ -14,9 +16,19 @@ from orchestrator.report import JSON_FILE
 from orchestrator.report.schema import ModelEvaluation, Report
 from orchestrator.store import StoreError
 from orchestrator.sweep.board import TrialDisplay
+from orchestrator.sweep.schema import AVERAGE
 
 SETTINGS_FILE, FAILURE_FILE, STOPPED_FILE = "settings.json", "failure.json", "stopped.json"
 SAMPLES = "samples_seen"
+# of Ray, for what takes the whole command with it; a process that is killed for its memory is not among them
+LOST = (
+    exceptions.LocalRayletDiedError,
+    exceptions.NodeDiedError,
+    exceptions.OwnerDiedError,
+    exceptions.RaySystemError,
+    exceptions.RpcError,
+)
+NODE_DIED = "node has died"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,18 +69,36 @@ def run_trial(job: TrialJob, board: Any, measured: Callable[[dict[str, float]], 
         raise
     store.remove(noted)
     result = Report.model_validate_json(store.read(store.join(job.out, JSON_FILE)))
-    values = metrics_of(result.evaluation["pretrain"]) if result.evaluation else {}
+    values = metrics_of(result, "pretrain")
     known = {"metric": values[job.metric]} if job.metric in values else {}
     display.tell(stage="finished", **known)
     return {**values, SAMPLES: result.training["pretrain"].samples_seen}
 
 
-def metrics_of(model: ModelEvaluation) -> dict[str, float]:
-    """A model's results by SET/METRIC."""
+def metrics_of(report: Report, phase: str) -> dict[str, float]:
+    """The results of a phase's model by SET/METRIC; of benchmark tasks the main ones, and the averages."""
+    model = report.evaluation.get(phase, ModelEvaluation())
     shot = model.zero_shot
     values = {f"zero_shot/{name}": getattr(shot, name) for name in ("top1", "top5", "mean_per_class")} if shot else {}
     recalls = {name: value for name, value in (model.retrieval or {}).items() if "recall" in name}
-    return values | {f"retrieval/{name}": value for name, value in recalls.items()}
+    values |= {f"retrieval/{name}": value for name, value in recalls.items()}
+    if phase in report.tasks:
+        table = report.tasks[phase]
+        values |= {f"tasks/{task.key}": task.value for task in table.results}
+        values |= {AVERAGE + one.name: one.value for one in table.averages if one.value is not None}
+    return values
+
+
+def ends_sweep(error: BaseException) -> bool:
+    """Whether what went wrong is no matter of one trial's settings: a place that cannot be read or written, or a node
+    or the cluster that was lost."""
+    chain = [error]
+    while (inner := _inner(chain[-1])) is not None:
+        chain.append(inner)
+    return any(
+        isinstance(one, (StoreError, *LOST)) or (isinstance(one, exceptions.ActorDiedError) and NODE_DIED in str(one))
+        for one in chain
+    )
 
 
 def first_cause(error: BaseException) -> BaseException:

@@ -31,8 +31,7 @@ def trial_result(trial: Trial, end: Result | None, *, refused: str | None = None
     if store.exists(store.join(trial.out, JSON_FILE)):
         return TrialResult(**fixed, state="finished", **_numbers(trial.out))
     if store.exists(store.join(trial.out, STOPPED_FILE)):
-        seen = store.read_json(store.join(trial.out, STOPPED_FILE))[SAMPLES]
-        return TrialResult(**fixed, state="stopped", reason=f"others were better after {seen:,} samples")
+        return TrialResult(**fixed, state="stopped", **_stopped(trial))
     noted = store.join(trial.out, FAILURE_FILE)
     if store.exists(noted):
         return TrialResult(**fixed, state="failed", reason=store.read_json(noted)["reason"])
@@ -45,6 +44,16 @@ def has_ended(trial: Trial) -> bool:
     return any(store.exists(store.join(trial.out, file)) for file in (JSON_FILE, STOPPED_FILE))
 
 
+def _stopped(trial: Trial) -> dict[str, Any]:
+    last, metric = store.read_json(store.join(trial.out, STOPPED_FILE)), trial.config.sweep.metric
+    seen, value = last[SAMPLES], last.get("value")
+    told = {"reason": f"others were better after {seen:,} samples"}
+    if value is None:
+        return told
+    model = ModelResult(samples_seen=seen, training_seconds=round(last["seconds"], 2), metrics={metric: value})
+    return {"reason": f"{told['reason']}, where {metric} was {value:.1%}", "models": {"pretrain": model}}
+
+
 def _numbers(out: str) -> dict[str, Any]:
     report = Report.model_validate_json(store.read(store.join(out, JSON_FILE)))
     pool = report.steps[0].pairs_in if report.steps else report.funnel[-1].pairs
@@ -55,7 +64,7 @@ def _numbers(out: str) -> dict[str, Any]:
         if phase in report.training:
             samples += report.training[phase].samples_seen
             trained += seconds[phase]
-            values = metrics_of(report.evaluation[phase]) if phase in report.evaluation else {}
+            values = metrics_of(report, phase)
             models[phase] = ModelResult(samples_seen=samples, training_seconds=round(trained, 2), metrics=values)
     pairs = report.training["pretrain"].pairs
     return {

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import platform
-import time
-from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -15,19 +13,22 @@ from orchestrator.errors import UserError
 from orchestrator.evaluation.sets import metrics
 from orchestrator.pipeline import LIBRARIES, prepare
 from orchestrator.progress import Display
-from orchestrator.sweep.board import Board, watched
+from orchestrator.sweep.board import Board, Row, watched
+from orchestrator.sweep.folder import check_folder, claim_folder
 from orchestrator.sweep.page import render
-from orchestrator.sweep.places import absolute_places
 from orchestrator.sweep.prepare import Shared
 from orchestrator.sweep.process import SETTINGS_FILE
 from orchestrator.sweep.results import dimensions, has_ended, trial_result
 from orchestrator.sweep.schema import JSON_FILE, PAGE_FILE, TABLE_FILE, SweepReport, TrialResult
 from orchestrator.sweep.space import check_space, num_points
 from orchestrator.sweep.table import parquet
+from orchestrator.sweep.tally import Tally
 from orchestrator.sweep.trials import (
+    TRIALS,
     Trial,
     full_controls,
     job_of,
+    opened,
     random_controls,
     space_trials,
     suggested_job,
@@ -36,25 +37,38 @@ from orchestrator.sweep.trials import (
 from orchestrator.sweep.tuner import Search, check_optuna, num_concurrent, search
 from orchestrator.training.tracking import check_trackers
 
-CONFIG_FILE = "config.json"
-# what may differ when a sweep goes on
-NOT_COMPARED = ("resume", "cluster", "tracking")
-
 
 def sweep(config: Config) -> None:
     """Every trial, then the report of them all."""
-    config, display, started, clock = _prepared(config), Display(), datetime.now(UTC), time.monotonic()
+    config, display = _prepared(config), Display()
+    tally = Tally(str(config.out), resume=config.resume)
     _check(config)
+    check_folder(config)
+    opened.cache_clear()
     trials = _Trials(config)
-    _claim_folder(config)
-    cluster.connect(config.cluster, dashboard=config.sweep.early_stopping == "asha")
+    # with the dashboard off, Ray leaks the placement groups of trials that ASHA stops
+    dashboard = cluster.connect(config.cluster, dashboard=config.sweep.early_stopping == "asha")
     cluster.check_shared({"out": str(config.out), "store": config.store})
-    trials.share(display)
-    results = trials.run(display)
-    report = SweepReport(
+    if dashboard:
+        display.line(f"Ray's dashboard: http://{dashboard}")
+    claim_folder(config, display)
+    with tally.noted(trials.shared.counted):
+        trials.share(display)
+        results = trials.run(display)
+    report = _report(config, results, tally)
+    write_sweep(str(config.out), report)
+    _summary(report, str(config.out), display)
+    if all(trial.state == "failed" for trial in results):
+        raise UserError(f"every trial failed, {results[0].name} because: {results[0].reason}")
+
+
+def _report(config: Config, results: list[TrialResult], tally: Tally) -> SweepReport:
+    spent = tally.spent()
+    return SweepReport(
         name=config.name,
-        started=started.isoformat(timespec="seconds"),
-        wall_seconds=round(time.monotonic() - clock, 1),
+        started=spent.started,
+        resumed=spent.resumed,
+        wall_seconds=spent.wall_seconds,
         metric=config.sweep.metric,
         dimensions=dimensions(config, results),
         seeds=list(config.sweep.seeds),
@@ -63,14 +77,10 @@ def sweep(config: Config) -> None:
         cores=cluster.num_cores(),
         **_devices(config),
         trials=results,
-        sharing=trials.shared.counted(),
+        sharing=tally.shared(),
         versions={name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
         config=config.model_dump(mode="json"),
     )
-    write_sweep(str(config.out), report)
-    _summary(report, str(config.out), display)
-    if all(trial.state == "failed" for trial in results):
-        raise UserError(f"every trial failed, {results[0].name} because: {results[0].reason}")
 
 
 def write_sweep(out: str, report: SweepReport) -> None:
@@ -83,42 +93,24 @@ def write_sweep(out: str, report: SweepReport) -> None:
 def _prepared(config: Config) -> Config:
     # beside the run of the same experiment, not over it
     out = config.out or f"runs/{config.name.removesuffix('_sweep')}_sweep"
-    return absolute_places(prepare(config.model_copy(update={"out": out})))
+    return prepare(config.model_copy(update={"out": out}))
 
 
 def _check(config: Config) -> None:
-    wanted, known = config.sweep, metrics(config.evaluation)
+    wanted, known, stops = config.sweep, metrics(config.evaluation), config.sweep.early_stopping == "asha"
+    if config.evaluation.zero_shot.uri and not stops:
+        # measured of every model at its end, but not on the way
+        known.append("zero_shot/mean_per_class")
     if wanted.metric not in known:
         measured = f"expected one of {', '.join(known)}" if known else "no evaluation set is given"
         raise UserError(f"sweep.metric={wanted.metric} is never measured: {measured}")
+    if stops and not wanted.samples:
+        raise UserError("sweep.early_stopping=asha compares trials after as many samples each: set sweep.samples")
     check_trackers(config.tracking)
     if wanted.search == "optuna":
         check_optuna()
-        if wanted.early_stopping == "asha" and not (wanted.samples and config.training.evaluate_every_steps):
-            raise UserError(
-                "asha stops suggested trials by samples: set sweep.samples and training.evaluate_every_steps"
-            )
-
-
-def _claim_folder(config: Config) -> None:
-    """Notes the settings in the sweep's folder; without `resume`, what trials of another one have left there goes.
-
-    Errors: `UserError` when `resume` is asked of a sweep with other settings, or of none."""
-    place = store.join(str(config.out), CONFIG_FILE)
-    now = config.model_dump(mode="json", exclude=set(NOT_COMPARED))
-    if config.resume:
-        if not store.exists(place):
-            raise UserError(f"resume=true, but there is no sweep at {config.out}; start it without resume")
-        then = {key: value for key, value in store.read_json(place).items() if key not in NOT_COMPARED}
-        changed = [key for key in now if now[key] != then.get(key)]
-        if changed:
-            raise UserError(
-                f"resume=true, but the sweep at {config.out} had other settings of {', '.join(changed)}; "
-                "give those again, or another out= (what is shared is not computed again)"
-            )
-    else:
-        store.remove(store.join(str(config.out), "trials"))
-    store.write_json(place, config.model_dump(mode="json"))
+        if stops and not config.training.evaluate_every_steps:
+            raise UserError("asha judges suggested trials on the way: set training.evaluate_every_steps")
 
 
 class _Trials:
@@ -160,7 +152,7 @@ class _Trials:
                 return [*self._suggested(board), *self._fixed("controls", self.controls, board)]
             if self.config.sweep.early_stopping == "none":
                 return self._fixed("trials", [*self.space, *self.controls], board)
-            most = max(trial.num_samples for trial in self.space)
+            most = max(trial.num_samples or 0 for trial in self.space)
             # what the others are compared with is not stopped early
             controls = self._fixed("controls", self.controls, board)
             return [*self._fixed("trials", self.space, board, max_samples=most), *controls]
@@ -171,6 +163,9 @@ class _Trials:
         refused = self.shared.refused
         over = [trial for trial in trials if self.config.resume and has_ended(trial)]
         left = [trial for trial in trials if trial not in over and trial.name not in refused]
+        for trial in trials:
+            if trial not in left:
+                board.tell.remote(trial.name, Row(stage="ended before" if trial in over else "cannot be"))
         jobs = {trial.name: job_of(trial, num_concurrent=num_concurrent(self.config)) for trial in left}
         wanted = Search(name=name, config=self.config, board=board, jobs=jobs, max_samples=max_samples)
         ends = {end.config["trial"]: end for end in (search(wanted) if jobs else []) if end.config}
@@ -195,7 +190,7 @@ class _Trials:
         return list({result.name: result for result in results}.values())
 
     def _suggested_before(self) -> list[Trial]:
-        folder = store.join(str(self.config.out), "trials")
+        folder = store.join(str(self.config.out), TRIALS)
         places = [store.join(folder, name, SETTINGS_FILE) for name in store.names(folder)]
         points = [store.read_json(place) for place in places if store.exists(place)]
         return [self._at(point) for point in points if point]
@@ -208,7 +203,10 @@ def _devices(config: Config) -> dict[str, Any]:
     workers = cluster.num_train_workers(config.training.num_workers, lanes=config.training.lanes)
     if cluster.num_gpus():
         return {"devices": workers, "device": "GPU"}
-    return {"devices": min(workers * config.training.cpus_per_worker, cluster.num_cores()), "device": "core"}
+    # a trial's workers take their share of the cores, however few they ask for
+    cores = cluster.num_cores()
+    share = max(workers * config.training.cpus_per_worker, cores // num_concurrent(config))
+    return {"devices": min(cores, share), "device": "core"}
 
 
 def _summary(report: SweepReport, out: str, display: Display) -> None:

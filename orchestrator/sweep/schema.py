@@ -12,6 +12,7 @@ from pydantic import Field
 from orchestrator.report.entry import Entry
 
 SCHEMA_VERSION = 1
+AVERAGE = "tasks/average, "
 JSON_FILE, TABLE_FILE, PAGE_FILE = "sweep.json", "sweep.parquet", "sweep.html"
 
 
@@ -19,7 +20,9 @@ class ModelResult(Entry):
     """A model of a trial.
 
     Keys: `samples_seen` and `training_seconds`, of all phases up to this model; `metrics` by "SET/METRIC", such as
-    "zero_shot/top1" and "retrieval/text_to_image_recall_at_1"."""
+    "zero_shot/top1" and "retrieval/text_to_image_recall_at_1", the main ones of benchmark tasks as "tasks/KEY" and
+    their averages as "tasks/average, NAME". Of a trial that was stopped: the metric that trials are compared by when it
+    was last measured, the samples by then, and the seconds since the trial began."""
 
     samples_seen: int
     training_seconds: float
@@ -63,15 +66,16 @@ class SharedStage(Entry):
 class SweepReport(Entry):
     """The whole of `sweep.json`.
 
-    Keys: `schema_version`; the sweep's `name`, when it `started` (ISO 8601) and its `wall_seconds`; `metric` that
-    trials are compared by; `dimensions`, the values of each that trials have, in order; `seeds`; `equal_samples` or
-    `equal_epochs`, the budget of pre-training (null: as configured); `cores` of the cluster, that pruning runs on;
-    `devices`, GPUs or cores that train one trial, and `device`, which of the two; `trials`; `sharing`; `versions` of
-    the libraries; `config`, whole."""
+    Keys: `schema_version`; the sweep's `name`, when it first `started` (ISO 8601), how often it was `resumed`, and the
+    `wall_seconds` of it all; `metric` that trials are compared by; `dimensions`, the values of each that trials have,
+    in order; `seeds`; `equal_samples` or `equal_epochs`, the budget of pre-training (null: as configured); `cores` of
+    the cluster, that pruning runs on; `devices`, GPUs or cores that train one trial, and `device`, which of the two;
+    `trials`; `sharing`; `versions` of the libraries; `config`, whole."""
 
     schema_version: int = SCHEMA_VERSION
     name: str
     started: str
+    resumed: int = 0
     wall_seconds: float
     metric: str
     dimensions: dict[str, list[Any]]

@@ -71,8 +71,9 @@ def settings_of(sweep: SweepConfig, point: Mapping[str, Any]) -> dict[str, Any]:
 def configured(config: Config, settings: Mapping[str, Any]) -> Config:
     """The config with other values at dotted keys.
 
-    Errors: `UserError` for a key that does not exist or is no setting of a trial, and what `parse` refuses."""
-    raw = config.model_dump()
+    Errors: `UserError` for a key that does not exist, is no setting of a trial or changes nothing, and what `parse`
+    refuses."""
+    raw, changed = config.model_dump(), []
     for key, value in settings.items():
         *path, last = key.split(".")
         if not path or path[0] in NOT_SETTINGS:
@@ -84,6 +85,12 @@ def configured(config: Config, settings: Mapping[str, Any]) -> Config:
             node = _below(node, step, key)
         _below(node, last, key)
         node[last] = list(value) if isinstance(value, tuple) else value
+        changed.append((key, node))
+    for key, node in changed:
+        # keep_pairs comes first, and all fractions would come to the same models
+        if key.endswith(".keep_fraction") and node["keep_pairs"] is not None:
+            pairs = key.removesuffix("fraction") + "pairs"
+            raise UserError(f"sweep.space: {key} changes nothing while {pairs}={node['keep_pairs']}; set {pairs}=null")
     return parse(raw)
 
 

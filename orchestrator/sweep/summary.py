@@ -12,7 +12,7 @@ from statistics import fmean, stdev
 from typing import Any, Literal
 
 from orchestrator.report.summary import Headline, duration
-from orchestrator.sweep.schema import SweepReport, TrialResult
+from orchestrator.sweep.schema import AVERAGE, SweepReport, TrialResult
 
 # those of the table, where measured
 METRICS = {
@@ -37,9 +37,11 @@ class Spread:
 
 @dataclass(frozen=True)
 class ModelSummary:
-    """A model over seeds: samples, device-hours of training, and of pruning and training together."""
+    """A model over seeds: samples, wall seconds and device-hours of training, and hours of pruning and training
+    together."""
 
     samples_seen: float
+    training_seconds: float
     training_hours: Spread
     hours: Spread
     metrics: dict[str, Spread]
@@ -56,6 +58,7 @@ class Setting:
     num_seeds: int
     pairs: float | None
     kept_fraction: float | None
+    pruning_seconds: float
     pruning_hours: Spread
     models: dict[str, ModelSummary]
 
@@ -91,7 +94,13 @@ class CostRow:
 
 def metric_title(name: str) -> str:
     """A metric as a reader calls it."""
-    plain = name.removeprefix("retrieval/").replace("_recall_at_", " R@").replace("/", ", ").replace("_", " ")
+    plain = (
+        name.removeprefix("retrieval/")
+        .removeprefix("tasks/")
+        .replace("_recall_at_", " R@")
+        .replace("/", ", ")
+        .replace("_", " ")
+    )
     return METRICS.get(name, plain)
 
 
@@ -169,6 +178,7 @@ def _setting(report: SweepReport, trials: list[TrialResult]) -> Setting:
         num_seeds=len(trials),
         pairs=_mean(trial.pairs for trial in trials),
         kept_fraction=kept,
+        pruning_seconds=fmean(trial.pruning_seconds or 0.0 for trial in trials),
         pruning_hours=_spread([_pruning_hours(report, trial) for trial in trials]),
         models={name: _model(report, trials, name) for name in dict.fromkeys(n for t in trials for n in t.models)},
     )
@@ -189,6 +199,7 @@ def _model(report: SweepReport, trials: Sequence[TrialResult], name: str) -> Mod
                 values.setdefault(metric, []).append(value)
     return ModelSummary(
         samples_seen=fmean(model.samples_seen for _, model in found),
+        training_seconds=fmean(model.training_seconds for _, model in found),
         training_hours=_spread(training),
         hours=_spread([sum(both) for both in zip(training, pruning, strict=True)]),
         metrics={metric: _spread(each) for metric, each in values.items()},
@@ -220,9 +231,11 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def metrics_shown(report: SweepReport, settings: Sequence[Setting]) -> list[str]:
-    """The metrics of the table: the one that trials are compared by and the headline ones, where measured."""
+    """The metrics of the table: the headline ones, the one that trials are compared by and the averages over benchmark
+    tasks, where measured."""
     measured = {metric for setting in settings for model in setting.models.values() for metric in model.metrics}
-    return [metric for metric in dict.fromkeys((*METRICS, report.metric)) if metric in measured]
+    averages = sorted(metric for metric in measured if metric.startswith(AVERAGE))
+    return [metric for metric in dict.fromkeys((*METRICS, report.metric, *averages)) if metric in measured]
 
 
 def cost_rows(settings: Sequence[Setting]) -> list[CostRow]:
@@ -264,7 +277,10 @@ def headlines(report: SweepReport) -> list[Headline]:
         rows.append(
             Headline("stages computed", f"{computed} of {needed}", "needed before training; the rest was shared")
         )
-    return [*rows, Headline("wall time", duration(report.wall_seconds), f"on {report.cores} cores")]
+    times = (
+        "" if not report.resumed else ", resumed once" if report.resumed == 1 else f", resumed {report.resumed} times"
+    )
+    return [*rows, Headline("wall time", duration(report.wall_seconds), f"on {report.cores} cores{times}")]
 
 
 def _best_headlines(report: SweepReport, settings: Sequence[Setting]) -> list[Headline]:

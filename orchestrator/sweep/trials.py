@@ -8,22 +8,28 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal
 
 from orchestrator import store
-from orchestrator.config import Config
+from orchestrator.artifacts import Artifact, fingerprint
+from orchestrator.config import Config, PhaseConfig, SourceConfig
 from orchestrator.keeplist import KeepList
 from orchestrator.pipeline import Pipeline, planned
+from orchestrator.places import absolute_places
 from orchestrator.selection.valid import CAPTIONED
+from orchestrator.source import Source, open_source
 from orchestrator.stage import Stage
-from orchestrator.sweep.places import absolute_places
 from orchestrator.sweep.process import TrialJob
 from orchestrator.sweep.space import configured, points, settings_of
 
 Control = Literal["full", "random"]
 TRAINED = ("pretrain", "finetune", "evaluation")
+TRIALS = "trials"
 # a step that only some trials have is no place to fine-tune after
 NO_STEP = {"finetune.after": None}
+# a folder's name has at most 255 bytes, and what is written beside it a suffix of its own
+MAX_NAME, HASH_CHARS = 180, 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,22 +54,26 @@ class Trial:
         return [stage for stage in self.pipeline.stages if stage.artifact.kind not in TRAINED]
 
     @property
-    def num_samples(self) -> int:
-        """Samples that pre-training sees; its keep list is there."""
-        training = self.config.training
-        return training.samples or training.epochs * KeepList(self.pipeline.kept).num_pairs
+    def num_samples(self) -> int | None:
+        """Samples that pre-training sees; None where only its keep list will tell, and is not there yet."""
+        return _samples(self.config.training, self.pipeline.kept)
 
     @property
-    def num_finetune_samples(self) -> int:
-        """Samples of the fine-tune epoch; its keep list is there."""
+    def num_finetune_samples(self) -> int | None:
+        """Samples of the fine-tune epoch; None as of pre-training."""
         whole = [stage.artifact for stage in self.pipeline.stages if stage.name == CAPTIONED]
-        finetune = self.config.finetune
-        return finetune.samples or finetune.epochs * KeepList(whole[0]).num_pairs if whole else 0
+        return _samples(self.config.finetune, whole[0]) if whole else 0
 
     @property
     def models(self) -> list[str]:
         """What it trains, by fingerprint: two trials with the same are one."""
         return [stage.artifact.uri for stage in self.pipeline.stages if stage.artifact.kind in TRAINED]
+
+
+def _samples(phase: PhaseConfig, kept: Artifact) -> int | None:
+    if phase.samples:
+        return phase.samples
+    return phase.epochs * KeepList(kept).num_pairs if kept.is_complete() else None
 
 
 def space_trials(config: Config) -> list[Trial]:
@@ -76,35 +86,40 @@ def space_trials(config: Config) -> list[Trial]:
 
 def trial_at(config: Config, point: Mapping[str, Any], *, seed: int) -> Trial:
     """The trial of one point of the space."""
-    name = label({**point, "seed": seed})
+    name = _point_name(point, seed)
     return _trial(config, settings_of(config.sweep, point), name=name, seed=seed, point=dict(point))
 
 
+def _point_name(point: Mapping[str, Any], seed: int) -> str:
+    return label({**point, "seed": seed})
+
+
 def job_of(trial: Trial, *, num_concurrent: int) -> TrialJob:
-    """What a trial's process gets, `num_concurrent` of which run at once; what the trials share is there.
+    """What a trial's process gets, `num_concurrent` of which run at once.
 
     A trial that may be stopped early is evaluated at least once for each stretch that it is sure of."""
     config, sweep = trial.config, trial.config.sweep
-    if sweep.early_stopping == "asha" and trial.control is None and config.training.evaluate_every_steps is None:
-        steps = sweep.asha.grace_fraction * trial.num_samples / config.training.global_batch_size
+    samples, finetune_samples = trial.num_samples, trial.num_finetune_samples
+    is_judged = sweep.early_stopping == "asha" and trial.control is None
+    if is_judged and samples and config.training.evaluate_every_steps is None:
+        steps = sweep.asha.grace_fraction * samples / config.training.global_batch_size
         config = configured(config, {"training.evaluate_every_steps": math.ceil(steps)})
-    total = trial.num_samples + trial.num_finetune_samples
-    return _job(trial, config, num_concurrent, total)
+    total = None if samples is None or finetune_samples is None else samples + finetune_samples
+    return _job(trial.name, trial.settings, config, num_concurrent, total)
 
 
 def suggested_job(config: Config, point: Mapping[str, Any], *, num_concurrent: int) -> TrialJob:
-    """What the process of a suggested trial gets, before anything of it is computed."""
-    trial = trial_at(config, point, seed=config.sweep.seeds[0])
-    return _job(trial, trial.config, num_concurrent, None)
+    """What the process of a suggested trial gets, before anything of it is planned or computed."""
+    name, seed = _point_name(point, config.sweep.seeds[0]), config.sweep.seeds[0]
+    own = _trial_config(config, settings_of(config.sweep, point), name=name, seed=seed)
+    return _job(name, dict(point), own, num_concurrent, None)
 
 
-def _job(trial: Trial, config: Config, num_concurrent: int, num_samples: int | None) -> TrialJob:
+def _job(name: str, settings: dict[str, Any], config: Config, num_concurrent: int, num_samples: int | None) -> TrialJob:
     # workers share the cores of a node with those of other trials
     sweep = config.sweep.model_copy(update={"max_concurrent": num_concurrent})
     config = config.model_copy(update={"sweep": sweep})
-    return TrialJob(
-        name=trial.name, settings=trial.settings, config=config, metric=sweep.metric, num_samples=num_samples
-    )
+    return TrialJob(name=name, settings=settings, config=config, metric=sweep.metric, num_samples=num_samples)
 
 
 def full_controls(config: Config) -> list[Trial]:
@@ -117,11 +132,13 @@ def full_controls(config: Config) -> list[Trial]:
 
 
 def random_controls(config: Config, trials: Iterable[Trial]) -> list[Trial]:
-    """For every number of pairs that a trial keeps, as many random ones, for each seed; the trials' keep lists are
-    there."""
+    """For every number of pairs that trials of a seed keep, as many random ones with this seed; the trials' keep lists
+    are there."""
     if not config.sweep.controls.random:
         return []
-    counts = sorted({KeepList(trial.pipeline.kept).num_pairs for trial in trials if trial.control is None} - {0})
+    counts: dict[int, set[int]] = {seed: set() for seed in config.sweep.seeds}
+    for trial in trials:
+        counts[trial.seed].add(KeepList(trial.pipeline.kept).num_pairs)
     return distinct(
         _trial(
             config,
@@ -130,8 +147,8 @@ def random_controls(config: Config, trials: Iterable[Trial]) -> list[Trial]:
             seed=seed,
             control="random",
         )
-        for seed in config.sweep.seeds
-        for count in counts
+        for seed, kept in counts.items()
+        for count in sorted(kept - {0})
     )
 
 
@@ -144,8 +161,11 @@ def distinct(trials: Iterable[Trial]) -> list[Trial]:
 
 
 def label(values: Mapping[str, Any]) -> str:
-    """A name for a folder: `keep_fraction-0.5_seed-0`."""
-    return "_".join(_word(f"{name}-{text(value)}".rstrip("-")) for name, value in values.items())
+    """A name for a folder: `keep_fraction-0.5_seed-0`. What cannot stand in one is told apart by a hash: two values are
+    two folders, however long."""
+    words = [f"{name}-{text(value)}".rstrip("-") for name, value in values.items()]
+    name = "_".join(map(_word, words))
+    return name if len(name) <= MAX_NAME else f"{name[:MAX_NAME]}-{fingerprint(words)[:HASH_CHARS]}"
 
 
 def text(value: Any) -> str:
@@ -158,7 +178,8 @@ def text(value: Any) -> str:
 
 
 def _word(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9.+-]+", "_", name)
+    fit = re.sub(r"[^A-Za-z0-9_.+-]+", "_", name)
+    return fit if fit == name else f"{fit}-{fingerprint(name)[:HASH_CHARS]}"
 
 
 def _trial(
@@ -170,12 +191,23 @@ def _trial(
     control: Control | None = None,
     point: dict[str, Any] | None = None,
 ) -> Trial:
+    own = _trial_config(config, settings, name=name, seed=seed)
+    pipeline = planned(own, opened(own.source))
+    return Trial(name=name, settings=point or {}, control=control, seed=seed, config=own, pipeline=pipeline)
+
+
+def _trial_config(config: Config, settings: Mapping[str, Any], *, name: str, seed: int) -> Config:
     changes = dict(_budget(config)) | dict.fromkeys(config.sweep.seed_keys, seed) | dict(settings)
-    out = store.join(str(config.out), "trials", name)
+    out = store.join(str(config.out), TRIALS, name)
     # a value may be a path
     changed = absolute_places(configured(config, changes))
-    changed = changed.model_copy(update={"name": f"{config.name}/{name}", "out": out})
-    return Trial(name=name, settings=point or {}, control=control, seed=seed, config=changed, pipeline=planned(changed))
+    return changed.model_copy(update={"name": f"{config.name}/{name}", "out": out})
+
+
+@lru_cache
+def opened(source: SourceConfig) -> Source:
+    """The source, listed once for all trials over it: they share its shards. A sweep starts with `cache_clear()`."""
+    return open_source(source)
 
 
 def _budget(config: Config) -> Iterator[tuple[str, Any]]:

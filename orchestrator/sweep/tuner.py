@@ -181,7 +181,9 @@ class _Ends(Callback):
     def on_trial_complete(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:
         job = self._job(trial)
         if not store.exists(store.join(job.out, JSON_FILE)):
-            store.write_json(store.join(job.out, STOPPED_FILE), {SAMPLES: trial.last_result.get(SAMPLES)})
+            last = trial.last_result
+            told = {SAMPLES: last.get(SAMPLES), "value": last.get(job.metric), "seconds": last.get("time_total_s")}
+            store.write_json(store.join(job.out, STOPPED_FILE), told)
         # the trial's own last word comes first
         ray.get(self.wanted.board.end.remote(job.name, "stopped early"))
 

@@ -98,6 +98,15 @@ def test_a_value_that_cannot_be_is_told_with_its_key() -> None:
         configured(config(), {"selection.wfpp.keep_fraction": 1.5})
 
 
+def test_a_fraction_beside_a_number_of_pairs_is_told() -> None:
+    both = config(selection={"steps": ["wfpp"], "wfpp": {"keep_pairs": 30}})
+    told = "wfpp.keep_fraction changes nothing while selection.wfpp.keep_pairs=30; set selection.wfpp.keep_pairs=null"
+    with pytest.raises(UserError, match=told):
+        configured(both, {"selection.wfpp.keep_fraction": 0.5})
+    configured(both, {"selection.wfpp.keep_pairs": None, "selection.wfpp.keep_fraction": 0.5})
+    configured(both, {"selection.wfpp.keep_pairs": 20})
+
+
 def test_a_space_of_suggestions_is_tried_at_its_ends() -> None:
     kept = {"keys": "selection.wfpp.keep_fraction", "uniform": [0.5, 1.2]}
     with pytest.raises(ConfigError, match=r"selection.wfpp.keep_fraction: got 1.2"):

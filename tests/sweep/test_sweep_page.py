@@ -168,6 +168,7 @@ def test_reasons_are_told_and_nothing_finished_is_said(pages: dict[str, str]) ->
     assert "No trial finished" in pages["all failed"]
     assert "not told" in pages["all failed"]
     assert "There is no full control" in pages["no controls"]
+    assert all("training took" in pages[name] for name in ("whole", "no controls"))
     assert "core-hours" in pages["on cores"]
     assert "sees 5,000 samples" in pages["on cores"]
 

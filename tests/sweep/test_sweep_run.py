@@ -62,7 +62,8 @@ def test_a_killed_sweep_goes_on_and_a_trial_without_memory_harms_no_other(
     assert told is not None
     assert "memory" in told
     assert f"{failed} failed: {told}" in done.stdout
-    assert all(stage.computed == 0 for stage in report.sharing), "what is shared was there"
+    assert all(stage.computed == stage.distinct for stage in report.sharing), "each once, by both together"
+    assert report.resumed == 1
     catalog = next(stage for stage in report.sharing if stage.kind == "catalog")
     assert (catalog.needed, catalog.distinct) == (3, 1)
     table = pl.read_parquet(tmp_path / "OUT" / "sweep.parquet")
@@ -77,7 +78,7 @@ def test_hopeless_trials_are_stopped_early_but_no_control(
     write_zero_shot(tmp_path)
     space = {"training.lr": {"grid": [1e-3, 1e-9]}}
     budget = [
-        "sweep.epochs=16",
+        "sweep.samples=1152",
         "sweep.early_stopping=asha",
         "sweep.asha.grace_fraction=0.25",
         "sweep.max_concurrent=1",
@@ -88,6 +89,11 @@ def test_hopeless_trials_are_stopped_early_but_no_control(
     found = states(report)
     assert found["training.lr-0.001_seed-0"] == found["full_seed-0"] == "finished"
     assert found["training.lr-1e-09_seed-0"] == "stopped"
+    (row,) = pl.read_parquet(tmp_path / "OUT" / "sweep.parquet").filter(state="stopped").to_dicts()
+    assert 0 < row["samples_seen"] < 1152
+    assert row["training_seconds"] > 0
+    assert f"where zero_shot/top1 was {row['zero_shot/top1']:.1%}" in row["reason"]
+    assert "Ray's dashboard: http://" in done.stdout
 
 
 @pytest.mark.slow
@@ -128,6 +134,7 @@ def test_suggested_trials_and_the_trackers(typed: Shell, tiny_conf: str, tar_poo
             "sweep.metric=imagenet is never measured: expected one of zero",
         ),
         (["sweep=keep_fraction", "evaluation.zero_shot.uri=null"], "is never measured: no evaluation set is given"),
+        (["sweep=keep_fraction", "sweep.early_stopping=asha"], "as many samples each: set sweep.samples"),
         (["sweep=keep_fraction", "resume=true"], "resume=true, but there is no sweep at"),
         (["sweep=keep_fractions"], "Available options in 'sweep': default, demo, eps, keep_fraction,"),
     ],
@@ -148,19 +155,3 @@ def test_what_cannot_be_is_one_line(
     assert message in told
     assert told.count("\n") == 1, told
     assert not (tmp_path / "OUT").exists()
-
-
-def test_a_sweep_with_other_settings_is_not_resumed(
-    tar_pool: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write_zero_shot(tmp_path)
-    (tmp_path / "OUT").mkdir()
-    (tmp_path / "OUT" / "config.json").write_text(json.dumps({"training": {"lr": 1}}))
-    places = [
-        f"out={tmp_path / 'OUT'}",
-        f"store={tmp_path / 'STORE'}",
-        f"evaluation.zero_shot.uri={tmp_path / 'zs.tar'}",
-    ]
-    with pytest.raises(SystemExit):
-        main(["sweep", f"source.uri={tar_pool}", METRIC, "sweep=keep_fraction", "resume=true", *places])
-    assert "had other settings of " in capsys.readouterr().err

@@ -8,13 +8,29 @@ from typing import Any
 import polars as pl
 import pytest
 from pools import config_of, make_pairs, write_tars
+from ray.exceptions import NodeDiedError, RayTaskError, WorkerCrashedError
 
+from orchestrator.artifacts import Artifact
 from orchestrator.config import Config, RandomStep
 from orchestrator.keeplist import KeepList
+from orchestrator.pipeline import build
 from orchestrator.progress import Display
+from orchestrator.record import StageRecord
+from orchestrator.source import open_source
+from orchestrator.stage import Stage
+from orchestrator.store import StoreError
 from orchestrator.sweep.prepare import Shared
 from orchestrator.sweep.process import reason
-from orchestrator.sweep.trials import Trial, full_controls, job_of, label, random_controls, space_trials, suggested_job
+from orchestrator.sweep.trials import (
+    Trial,
+    full_controls,
+    job_of,
+    label,
+    opened,
+    random_controls,
+    space_trials,
+    suggested_job,
+)
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 KEPT = {"kept": {"keys": "selection.wfpp.keep_fraction", "grid": [0.5, 0.75]}}
@@ -31,6 +47,16 @@ def with_sweep(config: Config, folder: Path, **settings: Any) -> Config:
     raw["selection"]["settings"] |= {name: {"method": name} for name in ("random", "all", "keep_list")}
     raw["training"] |= {"global_batch_size": 4, "lanes": 2, "epochs": 3}
     return Config.model_validate(raw | {"sweep": settings, "out": str(folder / "out"), "name": "mine"})
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_open() -> None:
+    opened.cache_clear()
+
+
+def as_task_error(error: Exception) -> Exception:
+    """An error as Ray raises it again where it is asked for the result of a task."""
+    return RayTaskError("work", "a long trace", error).as_instanceof_cause()
 
 
 def shared(trials: list[Trial]) -> Shared:
@@ -94,6 +120,26 @@ def test_controls_keep_all_and_as_many_random_pairs(config: Config, tmp_path: Pa
     assert [*full_controls(without), *random_controls(without, trials)] == []
 
 
+def test_each_seed_has_the_controls_of_its_own_trials(config: Config, tmp_path: Path) -> None:
+    config = with_sweep(config, tmp_path, space=KEPT, seeds=[0, 1])
+    half_0, _, _, more_1 = trials = space_trials(config)
+    shared(trials)
+    assert [one.name for one in random_controls(config, [half_0, more_1])] == ["random-12_seed-0", "random-18_seed-1"]
+
+
+def test_the_pool_is_listed_once_for_all_trials(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed: list[Any] = []
+    monkeypatch.setattr("orchestrator.sweep.trials.open_source", lambda one: listed.append(one) or open_source(one))
+    config = with_sweep(config, tmp_path, space=KEPT, seeds=[0, 1])
+    suggested_job(config, {"kept": 0.6}, num_concurrent=1)
+    assert not listed, "a job is no plan"
+    trials = space_trials(config)
+    assert len(listed) == 1
+    assert len({id(trial.pipeline.source) for trial in trials}) == 1
+
+
 def test_what_trials_share_is_built_once(config: Config, tmp_path: Path) -> None:
     trials = space_trials(with_sweep(config, tmp_path, space=KEPT, seeds=[0, 1]))
     counts = {one.kind: (one.needed, one.distinct, one.computed) for one in shared(trials).counted()}
@@ -117,15 +163,48 @@ def test_a_stage_that_cannot_be_fails_its_trials_and_no_other(config: Config, tm
     assert KeepList(trials[1].pipeline.kept).num_pairs == 19
 
 
+@pytest.mark.parametrize("error", [MemoryError("no room"), WorkerCrashedError(), as_task_error(ValueError("faiss"))])
+def test_whatever_fails_fails_the_trials_that_need_it(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    trials = space_trials(with_sweep(config, tmp_path, space=KEPT))
+    fails_at(trials[1].pipeline.kept, error, monkeypatch)
+    assert shared(trials).refused == {trials[1].name: reason(error)}
+
+
+@pytest.mark.parametrize(
+    "error", [StoreError("the disk is full"), as_task_error(StoreError("no place")), NodeDiedError("gone")]
+)
+def test_a_lost_place_or_node_ends_the_sweep(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    trials = space_trials(with_sweep(config, tmp_path, space=KEPT))
+    fails_at(trials[1].pipeline.kept, error, monkeypatch)
+    with pytest.raises(type(error)):
+        shared(trials)
+
+
+def fails_at(artifact: Artifact, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def build_or_fail(stage: Stage, display: Display) -> StageRecord:
+        if stage.artifact == artifact:
+            raise error
+        return build(stage, display)
+
+    monkeypatch.setattr("orchestrator.sweep.prepare.build", build_or_fail)
+
+
 def test_jobs_know_their_samples_and_when_to_measure(config: Config, tmp_path: Path) -> None:
     trials = space_trials(with_sweep(config, tmp_path, space=KEPT))
     shared(trials)
     assert [job_of(trial, num_concurrent=2).num_samples for trial in trials] == [3 * 12 + 24, 3 * 18 + 24]
     assert job_of(trials[0], num_concurrent=2).config.sweep.max_concurrent == 2
-    stopping = space_trials(with_sweep(config, tmp_path, space=KEPT, early_stopping="asha"))
+    stopping = space_trials(with_sweep(config, tmp_path, space=KEPT, early_stopping="asha", samples=36))
     # 36 samples are 9 steps, of which 2.25 are sure: measured before, it would be judged a whole stretch later
     assert job_of(stopping[0], num_concurrent=2).config.training.evaluate_every_steps == 3
-    assert stopping[0].models == trials[0].models, "measuring on the way changes no model"
+    never = space_trials(with_sweep(config, tmp_path, space=KEPT, samples=36))
+    assert stopping[0].models == never[0].models, "measuring on the way changes no model"
+    waiting = space_trials(with_sweep(config, tmp_path, space={"kept": KEPT["kept"] | {"grid": [0.9]}}))
+    assert job_of(waiting[0], num_concurrent=2).num_samples is None, "its keep list is not there"
     suggested = suggested_job(with_sweep(config, tmp_path, space=KEPT), {"kept": 0.6}, num_concurrent=1)
     assert (suggested.name, suggested.num_samples) == ("kept-0.6_seed-0", None)
 
@@ -133,7 +212,16 @@ def test_jobs_know_their_samples_and_when_to_measure(config: Config, tmp_path: P
 def test_names_are_fit_for_folders() -> None:
     assert label({"method": ["semdedup", "dbp"], "lr": 1e-5, "k": 100}) == "method-semdedup+dbp_lr-1e-05_k-100"
     assert label({"n": 1000000.0}) != label({"n": 1000001.0}), "two values are two folders"
-    assert label({"../../etc": "a b/c"}) == ".._.._etc-a_b_c"
+    assert label({"../../etc": "a b/c"}).startswith(".._.._etc-a_b_c-")
+
+
+def test_two_values_are_two_names_however_odd_or_long() -> None:
+    alike = [{"uri": "s3://b/a/c"}, {"uri": "s3://b/a_c"}, {"uri": "\u732b"}, {"uri": "\u72ac"}]
+    alike += [{f"{'selection.' * 40}k": number} for number in (1, 2)]
+    names = [label({**point, "seed": 0}) for point in alike]
+    assert len(set(names)) == len(names)
+    assert names == [label({**point, "seed": 0}) for point in alike]
+    assert all(name.isascii() and "/" not in name and len(name) < 200 for name in names)
 
 
 def test_a_failure_is_told_on_one_line_by_its_first_cause() -> None:

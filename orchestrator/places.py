@@ -1,4 +1,5 @@
-"""A config whose places mean the same in every process: trials run in other folders, and on other machines."""
+"""A config whose places mean the same in every process: workers and trials run in other folders, and a run is opened
+from anywhere."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from typing import Any
 from orchestrator import store
 from orchestrator.config import Config, parse
 
-ALWAYS = ("uri", "root")
+ALWAYS = ("uri", "root", "cache")
 # a path, or a name that a library knows
 IF_THERE = ("pretrained", "checkpoint", "metadata", "language_model")
 

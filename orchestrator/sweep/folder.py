@@ -1,0 +1,81 @@
+"""The folder of a sweep: whose it is, what stays there when it goes on, and what goes when it begins anew."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from orchestrator import store
+from orchestrator.config import Config
+from orchestrator.errors import UserError
+from orchestrator.progress import Display
+from orchestrator.sweep.schema import JSON_FILE, PAGE_FILE, TABLE_FILE
+from orchestrator.sweep.tally import SPENT_FILE
+from orchestrator.sweep.trials import TRIALS
+
+CONFIG_FILE = "config.json"
+# what may differ when a sweep goes on: where and how it runs, not what comes out
+MAY_DIFFER = (
+    "resume",
+    "cluster",
+    "tracking",
+    "plan",
+    "source.cache",
+    "sweep.max_concurrent",
+    "sweep.max_failures",
+    "training.num_workers",
+    "training.cpus_per_worker",
+)
+KEYS_TOLD = 5
+
+
+def check_folder(config: Config) -> None:
+    """Looks whether the sweep may have its folder; changes nothing there.
+
+    Errors: `UserError` when `resume` is asked of a sweep with other settings, or of none; without it, when the folder
+    has trials of a sweep with other settings."""
+    out = str(config.out)
+    place = store.join(out, CONFIG_FILE)
+    is_there = store.exists(place)
+    if config.resume and not is_there:
+        raise UserError(f"resume=true, but there is no sweep at {out}; start it without resume")
+    changed = _changed(config, store.read_json(place) if is_there else {})
+    told = ", ".join(changed[:KEYS_TOLD]) + (f" and {len(changed) - KEYS_TOLD} more" if changed[KEYS_TOLD:] else "")
+    if config.resume and changed:
+        raise UserError(
+            f"resume=true, but the sweep at {out} had other settings of {told}; give those again, or another out= "
+            "(what is shared is not computed again)"
+        )
+    if changed and store.names(store.join(out, TRIALS)):
+        raise UserError(
+            f"{out} has the trials of a sweep with other settings of {told}; give another out= (what is shared is not "
+            "computed again), or remove it"
+        )
+
+
+def _changed(config: Config, then: Mapping[str, Any]) -> list[str]:
+    """The keys that differ from another sweep's, dotted, as a user writes them."""
+    flat_now, flat_then = dict(_flat(config.model_dump(mode="json"))), dict(_flat(then))
+    keys = [key for key in {**flat_now, **flat_then} if flat_now.get(key) != flat_then.get(key)]
+    may_differ = tuple(f"{key}." for key in MAY_DIFFER)
+    return [key.replace("selection.settings.", "selection.") for key in keys if not f"{key}.".startswith(may_differ)]
+
+
+def _flat(node: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", value
+
+
+def claim_folder(config: Config, display: Display) -> None:
+    """Notes the settings in the sweep's folder; what an earlier one has left there goes, but for the trials of one that
+    is resumed."""
+    out = str(config.out)
+    if not config.resume and store.names(store.join(out, TRIALS)):
+        display.line(f"the trials at {out} are begun anew (resume=true goes on with them)")
+        store.remove(store.join(out, TRIALS))
+    for file in (JSON_FILE, TABLE_FILE, PAGE_FILE, *(() if config.resume else (SPENT_FILE,))):
+        store.remove(store.join(out, file))
+    store.write_json(store.join(out, CONFIG_FILE), config.model_dump(mode="json"))
