@@ -115,6 +115,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except Stopped as stopped:
         if verb == "plan":
             _fail("stopped by SIGTERM", TERMINATED)
+        if verb == "sweep":
+            _stop_trials()
         _fail(str(stopped) if verb != "sweep" else f"stopped by SIGTERM; {_goes_on(verb)}", TERMINATED)
     except Exception as error:  # noqa: BLE001 the last door: whatever comes is told, and ends with a code that is not 0
         _explain(error, verb)
@@ -122,6 +124,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _goes_on(verb: str) -> str:
     return f"the same command {'with resume=true ' if verb == 'sweep' else ''}goes on where it stopped"
+
+
+def _stop_trials() -> None:
+    from orchestrator.training.ticker import stop_phases
+
+    # who asks again means at once
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    stop_phases()
 
 
 def _terminated(number: int, frame: FrameType | None) -> NoReturn:

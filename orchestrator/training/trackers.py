@@ -51,9 +51,9 @@ class PhaseRun:
     def tags(self) -> dict[str, str]:
         """What runs are told apart and filtered by, beside their settings; a control's steps are `all` or `random`."""
         name, (group, _, trial) = self.settings["name"], self.settings["name"].partition("/")
-        steps = "+".join(self.settings["selection"]["steps"])
-        tags = {"run": name, "group": group, "phase": self.phase, "selection": steps or "valid"}
-        return tags | {"seed": str(self.settings["training"]["seed"])} | ({"trial": trial} if trial else {})
+        steps, seed = "+".join(self.settings["selection"]["steps"]), str(self.settings["training"]["seed"])
+        tags = {"run": name, "group": group, "phase": self.phase, "selection": steps, "seed": seed}
+        return tags | ({"trial": trial} if trial else {})
 
     @property
     def id(self) -> str:
