@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from orchestrator.config import Config, parse
-from orchestrator.errors import Stopped, UserError
+from orchestrator.errors import Stopped, UserError, line_of
 
 # where the verb's function lives, imported only once it is needed
 VERBS = dict.fromkeys(("run", "plan", "select", "evaluate", "report", "export"), "orchestrator.pipeline")
@@ -47,8 +47,6 @@ USAGE_ERROR, FAILURE = 2, 1
 TERMINATED = 128 + signal.SIGTERM
 # Ray reads it when it is imported: training workers and reading tasks are more processes than a laptop has cores
 RAY_NOISE = "worker processes have been started on node"
-# what Ray Data appends to the message of an error in a task: advice on retries
-RAY_ADDS = "Failed to apply UDF transform"
 # what Ray raises in the driver when a node or process is gone that no retry brings back, such as the driver's own node;
 # unless it was our code in it that failed
 LOST = ("ActorDiedError", "LocalRayletDiedError", "NodeDiedError", "OwnerDiedError", "WorkerCrashedError")
@@ -117,6 +115,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except Stopped as stopped:
         if verb == "plan":
             _fail("stopped by SIGTERM", TERMINATED)
+        if verb == "sweep":
+            _stop_trials()
         _fail(str(stopped) if verb != "sweep" else f"stopped by SIGTERM; {_goes_on(verb)}", TERMINATED)
     except Exception as error:  # noqa: BLE001 the last door: whatever comes is told, and ends with a code that is not 0
         _explain(error, verb)
@@ -124,6 +124,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _goes_on(verb: str) -> str:
     return f"the same command {'with resume=true ' if verb == 'sweep' else ''}goes on where it stopped"
+
+
+def _stop_trials() -> None:
+    from orchestrator.training.ticker import stop_phases
+
+    # who asks again means at once
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    stop_phases()
 
 
 def _terminated(number: int, frame: FrameType | None) -> NoReturn:
@@ -200,7 +208,7 @@ def _explain(error: BaseException, verb: str) -> NoReturn:
         # Ray wraps what a task raised: the wrapper is of its class but tells the whole trace, `cause` is the original
         wrapped = getattr(chain, "cause", None)
         if isinstance(chain, UserError) and wrapped is None:
-            _fail(" ".join(str(chain).split(RAY_ADDS)[0].split()))
+            _fail(line_of(chain))
         if isinstance(chain, OSError) and chain.filename is not None and wrapped is None:
             _fail(f"{chain.strerror}: {chain.filename}", FAILURE)
         if type(chain).__name__ in LOST and OWN_FAULT not in str(chain):

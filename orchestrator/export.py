@@ -2,7 +2,9 @@
 WebDataset shards of the kept pairs.
 
 Parts are written by Ray tasks beside the target, so a killed export goes on; a single file is then put together from
-them in order, one part at a time."""
+them in order, one part at a time, in the driver's temporary folder: it takes the file's size of disk there (TMPDIR
+names another place), for uids 16 bytes a pair, 32 GB for two billion. They are sorted there, too: the driver's own
+memory does not grow with them."""
 
 from __future__ import annotations
 

@@ -7,7 +7,6 @@ killed stage goes on with the items whose summary is missing."""
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ import ray
 
 from orchestrator import store
 from orchestrator.artifacts import Artifact
+from orchestrator.elapsed import Elapsed
 from orchestrator.metering import Meter, current_meter
 from orchestrator.progress import Display
 
@@ -80,7 +80,7 @@ def build_parts(
     `make_work()` is called once a batch in tasks, or once an actor with `num_actors` (each with `num_gpus`);
     `count` names the summary's field that the display counts; `check` may refuse what came out before the manifest is
     written; `totals` replaces the sums. Errors: whatever the work raises, through Ray."""
-    started = time.monotonic()
+    elapsed = Elapsed(artifact)
     with display.stage(name) as progress:
         done = done_summaries(artifact)
         counted = sum(summary.get(count, 0) for summary in done.values())
@@ -90,10 +90,12 @@ def build_parts(
             done[summary["index"]] = summary
             counted += summary.get(count, 0)
             progress.update(counted)
+            elapsed.note()
         summaries = [done[index] for index in range(len(items))]
         if check is not None:
             check(summaries)
-        artifact.publish(totals=(totals or sums)(summaries), parts=summaries, seconds=time.monotonic() - started)
+        artifact.publish(totals=(totals or sums)(summaries), parts=summaries, seconds=elapsed.seconds)
+        elapsed.forget()
     return artifact
 
 

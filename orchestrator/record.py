@@ -11,6 +11,8 @@ from orchestrator.artifacts import Artifact
 from orchestrator.errors import UserError
 
 FILE = "run.json"
+# the stages that train, in order; each is of the kind of its name
+PHASES = ("pretrain", "finetune")
 
 
 class StageRecord(BaseModel):

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from ray import cloudpickle
 
-from orchestrator import store
+from orchestrator import elapsed, store
 from orchestrator.artifacts import Artifact
 from orchestrator.errors import UserError
 from orchestrator.parts import PartResult, Work, build_parts, done_summaries, num_done, part_path, sums
@@ -117,6 +117,24 @@ def test_a_check_that_refuses_leaves_no_manifest_but_the_parts(artifact: Artifac
     build(artifact, calls)
     assert calls.items() == []
     assert artifact.is_complete()
+
+
+def test_an_interrupted_stage_has_the_seconds_of_all_its_builds(
+    artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(summaries: list[dict[str, Any]]) -> None:
+        raise UserError("interrupted")
+
+    monkeypatch.setattr(elapsed, "NOTE_SECONDS", 0.0)
+    with pytest.raises(UserError, match="interrupted"):
+        build(artifact, Calls(tmp_path / "calls", pause=0.2), check=refuse)
+    noted = store.read_json(artifact.path("elapsed.json"))["seconds"]
+    assert noted >= 0.2
+    began = time.monotonic()
+    build(artifact, Calls(tmp_path / "again"))
+    took = time.monotonic() - began
+    assert noted <= artifact.manifest["seconds"] <= noted + took + 0.01
+    assert not store.exists(artifact.path("elapsed.json"))
 
 
 def test_two_builders_at_once_do_no_harm(artifact: Artifact, tmp_path: Path) -> None:

@@ -25,16 +25,19 @@ from orchestrator.clip.linear_probe import fit, fit_best
 from orchestrator.config import Config, EvaluationConfig, TaskConfig
 from orchestrator.errors import UserError
 from orchestrator.evaluation import measure_task as measuring
+from orchestrator.evaluation import tasks as opening
 from orchestrator.evaluation.embed import LoadedModels, Models
 from orchestrator.evaluation.measure_task import measure_task
 from orchestrator.evaluation.stage import checkpoint_stage
 from orchestrator.evaluation.task_metrics import Judged, averages, classification_metrics, worst_group
 from orchestrator.evaluation.task_retrieval import recalls
+from orchestrator.evaluation.task_stage import measure_tasks, task_artifacts
 from orchestrator.evaluation.tasks import Task, Tasks, open_tasks
 from orchestrator.progress import Display
 from orchestrator.report.page import render
 from orchestrator.report.pictures import Pictures
 from orchestrator.report.schema import Report, TaskTable
+from orchestrator.store import StoreError
 
 NAMES = [" ".join(kind_of(number)) for number in range(8)]
 TEMPLATES = ("a photo of a {c}.", "a {c} number 3")
@@ -432,6 +435,48 @@ def test_what_is_measured_is_kept_and_shared_by_lists(
     )
     checkpoint_stage(config_of_tasks(tmp_path, checkpoint, ["three", "one"])).build(Display())
     assert calls == ["one", "two", "two", "three", "one"]
+
+
+def tables(models: LoadedModels, settings: EvaluationConfig, place: Path) -> dict[str, Any]:
+    """The tasks' table of the model, measured as a stage does it."""
+    tasks = open_tasks(settings)
+    display, artifacts = Display(), task_artifacts(str(place), tasks, "models")
+    with display.stage("evaluate") as progress:
+        return measure_tasks(models, tasks, artifacts, settings, display, progress)["checkpoint"]  # type: ignore[arg-type]
+
+
+def test_a_task_whose_files_do_not_do_is_skipped(ray_cluster: str, models: LoadedModels, tmp_path: Path) -> None:
+    samples = labelled(range(8), grouped=True)
+    lonely = [dict(sample) for sample in samples]
+    del lonely[5]["npy"]
+    write_task(tmp_path, "wds_lonely_test", lonely)
+    damaged = write_task(tmp_path, "wds_damaged_test", samples) / "test" / "1.tar"
+    damaged.write_bytes(damaged.read_bytes()[:700])
+    write_task(tmp_path, "wds_whole_test", samples)
+    tasks = {key: {"name": key.title(), "metric": "acc_wg"} for key in ("lonely", "damaged", "gone", "whole")}
+    found = tables(models, settings_of(tmp_path, tasks), tmp_path / "STORE")
+    assert [row["key"] for row in found["results"]] == ["whole"]
+    reasons = {row["key"]: row["reason"] for row in found["skipped"]}
+    assert reasons["lonely"] == "1 of 8 pictures have no group, expected one in each npy"
+    assert reasons["damaged"].endswith("1.tar is damaged; an evaluation set must be whole")
+    assert set(reasons) == {"lonely", "damaged", "gone"}
+    assert (found["averages"][-1]["measured"], found["averages"][-1]["of"]) == (1, 4)
+    # none left is no result
+    with pytest.raises(UserError, match=r"none of the 1 tasks can be measured; lonely: 1 of 8 pictures"):
+        tables(models, settings_of(tmp_path, {"lonely": tasks["lonely"]}), tmp_path / "STORE")
+
+
+@pytest.mark.parametrize(("module", "function"), [(opening, "find_shards"), (measuring, "measure_task")])
+def test_a_store_that_fails_ends_the_evaluation(
+    models: LoadedModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any, function: str
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise StoreError("cannot read s3://sets, tried 8 times")
+
+    write_task(tmp_path, "wds_one_test", labelled(range(2)))
+    monkeypatch.setattr(module, function, fails)
+    with pytest.raises(StoreError, match="tried 8 times"):
+        tables(models, settings_of(tmp_path, {"one": {"name": "One"}, "gone": {"name": "Gone"}}), tmp_path / "STORE")
 
 
 def test_the_page_names_what_is_missing() -> None:

@@ -3,7 +3,6 @@ pairs."""
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from orchestrator.artifacts import Artifact
 from orchestrator.catalog import Catalog
 from orchestrator.config import Config, OpenClipEncoder, TimmEncoder
 from orchestrator.config.embedding import EncoderConfig, Tower
+from orchestrator.elapsed import Elapsed
 from orchestrator.embedding.actor import Description, describe
 from orchestrator.embedding.execution import Pass
 from orchestrator.embedding.pool import Pictures, Pool
@@ -56,16 +56,17 @@ def encode_stage(config: Config, name: str, source: Source, catalog: Catalog) ->
     )
 
     def build(display: Display) -> Artifact:
-        started = time.monotonic()
+        elapsed = Elapsed(artifact)
         described = _describe(name, settings)
         pictures = Pictures(*described.pictures, max_pixels=settings.max_image_pixels)
         pool = Pool(source=source, parts=tuple(source.parts()), catalog=catalog, towers=towers, pictures=pictures)
         unit = "images" if "image" in towers else "captions"
         with display.stage(stage.name, unit=unit, total=sum(catalog.rows_per_part)) as progress:
-            summaries = _embed(Pass(artifact, settings, pool, described.dims), progress)
+            summaries = _embed(Pass(artifact, settings, pool, described.dims), progress, elapsed)
             _check_bad_pairs(name, settings, summaries)
             totals = embedding_totals(summaries, described.dims)
-            artifact.publish(totals=totals, parts=summaries, seconds=time.monotonic() - started)
+            artifact.publish(totals=totals, parts=summaries, seconds=elapsed.seconds)
+            elapsed.forget()
         return artifact
 
     does = f"embed the {' and '.join(f'{tower}s' for tower in towers)} by {getattr(settings, 'model', settings.kind)}"
@@ -73,7 +74,7 @@ def encode_stage(config: Config, name: str, source: Source, catalog: Catalog) ->
     return stage
 
 
-def _embed(execution: Pass, progress: StageProgress) -> list[Summary]:
+def _embed(execution: Pass, progress: StageProgress, elapsed: Elapsed) -> list[Summary]:
     """Rounds over the parts that are missing: a writer that had to be started anew has lost the parts it held."""
     num_parts = len(execution.pool.parts)
     done = done_summaries(execution.artifact)
@@ -83,6 +84,7 @@ def _embed(execution: Pass, progress: StageProgress) -> list[Summary]:
         for num_rows in execution.run(missing):
             rows += num_rows
             progress.update(rows)
+            elapsed.note()
         before, done = len(done), done_summaries(execution.artifact)
         if len(done) == before:
             raise RuntimeError(f"a whole pass over {len(missing)} parts completed none: the writer died each time")

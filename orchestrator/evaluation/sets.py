@@ -24,7 +24,7 @@ from orchestrator.source.webdataset import ENDINGS, IMAGE_EXTENSIONS
 
 CLASS_NAMES = ("classnames.txt",)
 TEMPLATES = ("templates.txt", "zeroshot_classification_templates.txt")
-ZERO_SHOT = ("top1", "top5")
+ZERO_SHOT = ("top1", "top5", "mean_per_class")
 RETRIEVAL = tuple(f"{way}_recall_at_{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10))
 
 
@@ -86,6 +86,15 @@ def metrics(settings: EvaluationConfig) -> list[str]:
     """The names of what is measured on the sets that the config names, `SET/METRIC`."""
     names = [f"zero_shot/{name}" for name in ZERO_SHOT] if settings.zero_shot.uri else []
     return names + ([f"retrieval/{name}" for name in RETRIEVAL] if settings.retrieval.uri else [])
+
+
+def named_results(settings: EvaluationConfig, measured: Mapping[str, Any]) -> dict[str, float]:
+    """A model's numbers by set as numbers by name: `SET/METRIC`, and of benchmark tasks, where there are any,
+    `TASK/METRIC` of the main metric and `average/GROUP`."""
+    found = {name: measured[name.split("/")[0]][name.split("/")[1]] for name in metrics(settings)}
+    tasks = measured.get("tasks", {"results": [], "averages": []})
+    found |= {f"{task['key']}/{task['metric']}": task["value"] for task in tasks["results"]}
+    return found | {f"average/{row['name']}": row["value"] for row in tasks["averages"] if row["value"] is not None}
 
 
 def measured_on(settings: EvaluationConfig, sets: Mapping[str, EvaluationSet]) -> dict[str, Any]:

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.artifacts import Artifact
 from orchestrator.config import EvaluationConfig
+from orchestrator.errors import UserError, line_of, mistake_in
 from orchestrator.evaluation.task_metrics import averages
 from orchestrator.evaluation.tasks import Task, Tasks
 from orchestrator.progress import Display, StageProgress
+from orchestrator.store import StoreError
 
 if TYPE_CHECKING:
     from orchestrator.evaluation.embed import Models
@@ -50,25 +52,52 @@ def measure_tasks(
     display: Display,
     progress: StageProgress,
 ) -> dict[str, dict[str, Any]]:
-    """Measures what is missing and gives, by model, `results`, what was `skipped`, and `averages`, as lists of rows."""
+    """Measures what is missing and gives, by model, `results`, what was `skipped`, and `averages`, as lists of rows.
+
+    A task whose files turn out not to do is skipped as one that is not there. Errors: `UserError` when that leaves
+    none, `StoreError` for a store that fails."""
+    skipped = dict(tasks.skipped)
+    for key, reason in skipped.items():
+        display.line(f"{settings.tasks[key].name}: skipped, {reason}")
+    for task in tasks.found:
+        name, artifact = task.config.name, artifacts[task.key]
+        is_reused = artifact.is_complete()
+        if not is_reused:
+            progress.update(progress.done, name)
+            reason = _measure(models, task, artifact, settings, progress)
+            if reason is not None:
+                skipped[task.key] = reason
+                display.line(f"{name}: skipped, {reason}")
+                continue
+        values = ", ".join(f"{model} {numbers['value']:.2%}" for model, numbers in artifact.totals.items())
+        display.line(f"{name}: {task.config.metric} of {values}{', reused' if is_reused else ''}")
+    progress.update(progress.done)
+    measured = Tasks(tuple(task for task in tasks.found if task.key not in skipped), skipped)
+    if not measured.found:
+        first = tasks.found[0]
+        raise UserError(f"none of the {len(skipped)} tasks can be measured; {first.key}: {skipped[first.key]}")
+    tables = {name: _table(name, measured, artifacts, settings) for name in models.references}
+    _tell_averages(tables, display)
+    return tables
+
+
+def _measure(
+    models: Models, task: Task, artifact: Artifact, settings: EvaluationConfig, progress: StageProgress
+) -> str | None:
+    # the reason why it cannot be measured, if it cannot
     # torch and open_clip, which a plan can do without
     from orchestrator.evaluation.measure_task import measure_task
 
-    for key, reason in tasks.skipped.items():
-        display.line(f"{settings.tasks[key].name}: skipped, {reason}")
-    for task in tasks.found:
-        artifact, started = artifacts[task.key], time.monotonic()
-        is_reused = artifact.is_complete()
-        if not is_reused:
-            progress.update(progress.done, task.config.name)
-            found = measure_task(models, task, settings, progress)
-            artifact.publish(totals=found, parts=[], seconds=time.monotonic() - started)
-        values = ", ".join(f"{name} {numbers['value']:.2%}" for name, numbers in artifact.totals.items())
-        display.line(f"{task.config.name}: {task.config.metric} of {values}{', reused' if is_reused else ''}")
-    progress.update(progress.done)
-    tables = {name: _table(name, tasks, artifacts, settings) for name in models.references}
-    _tell_averages(tables, display)
-    return tables
+    started = time.monotonic()
+    try:
+        found = measure_task(models, task, settings, progress)
+    except Exception as error:
+        mistake = mistake_in(error)
+        if mistake is None or isinstance(mistake, StoreError):
+            raise
+        return line_of(mistake).removeprefix(f"{task.config.name}: ")
+    artifact.publish(totals=found, parts=[], seconds=time.monotonic() - started)
+    return None
 
 
 def _tell_averages(tables: Mapping[str, dict[str, Any]], display: Display) -> None:

@@ -14,6 +14,7 @@ from orchestrator.errors import UserError
 from orchestrator.evaluation.sets import EvaluationSet, has_member, set_of
 from orchestrator.source.shards import find_shards
 from orchestrator.source.webdataset import ENDINGS
+from orchestrator.store import StoreError
 
 RETRIEVAL_METRIC = "mean_recall@1"
 # accuracy in the worst group of pictures; the group is the first number of a sample's npy, as in DataComp's sets
@@ -42,13 +43,17 @@ class Tasks:
 
 
 def open_tasks(settings: EvaluationConfig) -> Tasks:
-    """The tasks of the config at its root. Errors: `UserError` when none of them can be measured."""
+    """The tasks of the config at its root. Errors: `UserError` when none of them can be measured, `StoreError` for a
+    store that fails."""
     found, skipped = [], {}
     root = store.absolute(settings.root or "")
     folders = set(store.names(root)) if settings.tasks else set()
     for key, config in settings.tasks.items():
         try:
             found.append(_open(root, folders, key, config, probe=settings.linear_probe))
+        except StoreError:
+            # a store that fails now says nothing of the task
+            raise
         except UserError as reason:
             skipped[key] = str(reason)
     if settings.tasks and not found:

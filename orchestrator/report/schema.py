@@ -247,7 +247,8 @@ class Examples(Entry):
 
 
 class StageTime(Entry):
-    """A stage: `reused` from an earlier run or not, `seconds` in this run, `computed_seconds` when it was computed."""
+    """A stage: `reused` from an earlier run or not, `seconds` in this run, `computed_seconds` of all the runs that it
+    took to compute it."""
 
     name: str
     reused: bool

@@ -11,7 +11,7 @@ import numpy as np
 from orchestrator import store
 from orchestrator.artifacts import Artifact
 from orchestrator.keeplist import KeepList
-from orchestrator.record import RunRecord, StageRecord
+from orchestrator.record import PHASES, RunRecord, StageRecord
 from orchestrator.report.schema import (
     Cost,
     CurvePoint,
@@ -23,7 +23,6 @@ from orchestrator.report.schema import (
 )
 from orchestrator.report.selected import SelectedStep, captioned, pool
 
-PHASES = ("pretrain", "finetune")
 # stages before training that a run on everything has, too, or that are for the report
 NOT_PRUNING = (
     *("catalog", "pool", "captioned"),
@@ -92,9 +91,10 @@ def _seconds(stages: Iterable[StageRecord]) -> float:
 
 def stage_time(stage: StageRecord) -> StageTime:
     """A stage's seconds, in this run and when it was computed."""
-    # a phase may have begun in another run that was interrupted
-    is_elsewhere = stage.reused or stage.kind in PHASES
-    computed = stage.artifact.manifest["seconds"] if is_elsewhere else stage.seconds
+    # a stage may have begun in another run that was interrupted
+    computed = stage.artifact.manifest["seconds"]
+    if not stage.reused and stage.kind not in PHASES:
+        computed = max(computed, stage.seconds)
     return StageTime(name=stage.name, reused=stage.reused, seconds=stage.seconds, computed_seconds=computed)
 
 

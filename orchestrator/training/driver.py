@@ -135,7 +135,7 @@ def _following(ticker: Any, progress: StageProgress, display: Display) -> Iterat
 
 @contextmanager
 def _passing_on_sigterm(ticker: Any) -> Iterator[None]:
-    # only a main thread may; a trial of a sweep runs in another, and is stopped by the sweep
+    # only a main thread may; a trial of a sweep runs in another, and is asked by the sweep
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -13,15 +13,14 @@ from orchestrator.clip import model
 from orchestrator.clip.model import Clip
 from orchestrator.config import Config
 from orchestrator.evaluation.embed import LoadedModels, measure
-from orchestrator.evaluation.sets import EvaluationSet, metrics
+from orchestrator.evaluation.sets import EvaluationSet, named_results
 
 MODEL = "model"
 
 
 def evaluate(clip: Clip, sets: Mapping[str, EvaluationSet], config: Config) -> dict[str, float]:
     """Every metric of a model on the sets that the config names, opened by the driver; in [0, 1]."""
-    measured = measure(LoadedModels({MODEL: clip}), sets, config.evaluation)[MODEL]
-    return {name: measured[name.split("/")[0]][name.split("/")[1]] for name in metrics(config.evaluation)}
+    return named_results(config.evaluation, measure(LoadedModels({MODEL: clip}), sets, config.evaluation)[MODEL])
 
 
 class Best:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import time
+import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+NAME = "ticker-"
+POLL_SECONDS = 0.5
+# a phase that waits for its workers has no step at which to stop
+LONGEST_STOP = 300.0
 
 
 @dataclass
@@ -60,4 +68,31 @@ class Ticker:
 def start_ticker() -> Any:
     """A ticker on the driver's node: when that is gone the phase ends anyway, when another goes it goes on."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return Ticker.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+    # by a name: a sweep asks the phases of its trials, which other processes drive
+    name = f"{NAME}{uuid.uuid4().hex}"
+    return Ticker.options(scheduling_strategy=here, name=name).remote()  # type: ignore[attr-defined]
+
+
+def stop_phases() -> None:
+    """Asks every phase that this command's processes drive to stop, and waits until each has written a checkpoint or
+    has ended; a cluster that is gone has none."""
+    if not ray.is_initialized():
+        return
+    try:
+        tickers = [ray.get_actor(name) for name in ray.util.list_named_actors() if name.startswith(NAME)]
+    except (RayError, ValueError):
+        return
+    for ticker in tickers:
+        ticker.stop.remote()
+    latest = time.monotonic() + LONGEST_STOP
+    while not all(map(_has_stopped, tickers)) and time.monotonic() < latest:
+        time.sleep(POLL_SECONDS)
+
+
+def _has_stopped(ticker: Any) -> bool:
+    try:
+        told = ray.get(ticker.read.remote())
+    except RayError:
+        # it goes with its phase
+        return True
+    return told.stopped_at is not None or told.mistake is not None

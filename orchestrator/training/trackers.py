@@ -19,6 +19,8 @@ from orchestrator.config import TrackingConfig
 MLFLOW_LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 WANDB_LIMITS = {"init_timeout": 60.0, "finish_timeout": 120.0}
 
+WANDB_TAG_CHARS = 64
+
 Record = dict[str, float]
 
 
@@ -41,6 +43,19 @@ class PhaseRun:
         return self.settings["name"].split("/")[0]
 
     @property
+    def is_trial(self) -> bool:
+        """Whether the run is a sweep's trial."""
+        return "/" in self.settings["name"]
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What runs are told apart and filtered by, beside their settings; a control's steps are `all` or `random`."""
+        name, (group, _, trial) = self.settings["name"], self.settings["name"].partition("/")
+        steps, seed = "+".join(self.settings["selection"]["steps"]), str(self.settings["training"]["seed"])
+        tags = {"run": name, "group": group, "phase": self.phase, "selection": steps, "seed": seed}
+        return tags | ({"trial": trial} if trial else {})
+
+    @property
     def id(self) -> str:
         """Stable: the same for a phase that is resumed, another for another run that reuses the same phase."""
         return fingerprint([self.settings["name"], self.uri])
@@ -59,6 +74,7 @@ class Wandb:
             name=run.name,
             group=run.group,
             job_type=run.phase,
+            tags=[f"{name}: {value}"[:WANDB_TAG_CHARS] for name, value in run.tags.items()],
             config=run.settings,
             mode=config.wandb_mode,
             dir=os.environ.get("WANDB_DIR") or _folder(run.settings),
@@ -72,6 +88,13 @@ class Wandb:
         """Sends records."""
         for record in records:
             self.run.log(named(record), step=int(record["step"]))
+
+    def conclude(self, record: Record) -> None:
+        """Sends the final numbers, but for those that the run has."""
+        new = {name: value for name, value in named(record).items() if self.run.summary.get(name) != value}
+        if new:
+            # of a run that goes on W&B takes no step that it has had
+            self.run.log(new, step=max(int(record["step"]), self.run.step))
 
     def attach(self, name: str, files: Sequence[Path]) -> None:
         """The files as an artifact of the type `report`."""
@@ -99,7 +122,7 @@ class Mlflow:
             self.run_id = found[0].info.run_id
             self.client.update_run(self.run_id, status="RUNNING")
         else:
-            tags = {"phase_id": run.id, "run": run.settings["name"], "group": run.group, "phase": run.phase}
+            tags = run.tags | {"phase_id": run.id}
             self.run_id = self.client.create_run(experiment, run_name=run.name, tags=tags).info.run_id
             self._log_params(run.settings)
         losses = self.client.get_metric_history(self.run_id, "train/loss") if found else []
@@ -136,6 +159,15 @@ class Mlflow:
                 self.client.log_batch(self.run_id, [Metric(*one, now, step) for one in named(record).items()])
                 self.last_step = step
 
+    def conclude(self, record: Record) -> None:
+        """Sends the final numbers, but for those that the run has."""
+        from mlflow.entities import Metric
+
+        known, now, step = self.client.get_run(self.run_id).data.metrics, int(1000 * time.time()), int(record["step"])
+        new = [Metric(name, value, now, step) for name, value in named(record).items() if known.get(name) != value]
+        if new:
+            self.client.log_batch(self.run_id, new)
+
     def attach(self, name: str, files: Sequence[Path]) -> None:
         """The files as artifacts of the run."""
         for file in files:
@@ -155,12 +187,21 @@ def flat(settings: Any, prefix: str = "") -> dict[str, str]:
             for key, text in flat(value, f"{prefix}.{name}" if prefix else str(name)).items()
         }
     text = settings if isinstance(settings, str) else json.dumps(settings)
-    return {re.sub(r"[^\w./ -]", "_", prefix, flags=re.ASCII): text}
+    return {_allowed(prefix): text}
+
+
+def _allowed(name: str) -> str:
+    # the characters that MLflow takes
+    return re.sub(r"[^\w./ -]", "_", name, flags=re.ASCII)
 
 
 def named(record: Record) -> dict[str, float]:
     """A record's values by the names that trackers show; evaluation's are named SET/METRIC."""
-    return {f"{'val' if '/' in key else 'train'}/{key}": value for key, value in record.items() if key != "step"}
+    return {
+        _allowed(f"{'val' if '/' in key else 'train'}/{key.replace('@', '_at_')}"): value
+        for key, value in record.items()
+        if key != "step"
+    }
 
 
 def mlflow_client(config: TrackingConfig) -> Any:

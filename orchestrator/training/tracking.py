@@ -1,8 +1,9 @@
 """Where the training curve goes: a JSON-lines file always; TensorBoard, W&B and MLflow as the config asks.
 
 A phase is one run of a tracker, named RUN/PHASE, and a phase that is resumed goes on in the same. Metrics have
-open_clip's names, `train/loss` and `val/SET/METRIC`. A tracker that cannot be reached is a mistake before the first
-step and a warning after it: what it has missed it gets once it answers again."""
+open_clip's names, `train/loss` and `val/SET/METRIC`; what the evaluation of the finished run measures joins them at the
+phase's last step. A tracker that cannot be reached is a mistake before the first step and a warning after it, and in a
+trial, whose sweep has reached it: what it has missed it gets once it answers again, or at the run's end."""
 
 from __future__ import annotations
 
@@ -18,13 +19,15 @@ from typing import Any
 from orchestrator import store
 from orchestrator.config import Config, TrackingConfig, without_password
 from orchestrator.errors import UserError
-from orchestrator.record import RunRecord, StageRecord
+from orchestrator.evaluation.sets import named_results
+from orchestrator.record import PHASES, RunRecord, StageRecord
 from orchestrator.training.trackers import Mlflow, PhaseRun, Record, Wandb, mlflow_client, named
 
 FLUSH_SECONDS = 10.0
 RETRY_SECONDS = 60.0
-PHASES = ("pretrain", "finetune")
 REPORT = ("report.html", "report.json")
+# W&B's for a login that is missing or refused: no outage, and nothing that passes
+NO_LOGIN = ("UsageError", "AuthenticationError")
 
 
 class Curve:
@@ -62,16 +65,15 @@ class Trackers:
         settings: dict[str, Any],
         warn: Callable[[str], None] = print,
     ):
-        """Errors: `UserError` when a tracker cannot be reached before the first step."""
+        """Errors: `UserError` when a tracker cannot be reached before the first step, but for a trial's outage."""
         self.tensorboard = _tensorboard(uri, first_step) if config.tensorboard else None
         self.outlets = []
+        run = PhaseRun(phase=name, uri=uri, settings=settings)
         for title, tracker in _asked(config).items():
             try:
-                self.outlets.append(
-                    Outlet(title, tracker(config, PhaseRun(phase=name, uri=uri, settings=settings)), warn)
-                )
+                self.outlets.append(Outlet(title, tracker(config, run), warn))
             except Exception as error:
-                if first_step == 0:
+                if first_step == 0 and (not run.is_trial or type(error).__name__ in NO_LOGIN):
                     raise UserError(_unreachable(title, config, error)) from error
                 warn(f"{name}: goes on without {title}: {_one_line(error)}")
 
@@ -148,30 +150,58 @@ def check_trackers(config: TrackingConfig) -> None:
 
 
 def attach_report(config: Config, out: str, record: RunRecord, told: Callable[[str], None]) -> None:
-    """Gives the report of a finished run to its phases' runs, and the curves to those of phases that were reused.
+    """Gives the report of a finished run and the evaluation's numbers to its phases' runs, with what those lack of the
+    curves: all of it where the phase was reused.
 
-    A tracker that fails is one line to `told`. TensorBoard's files are copied to `tensorboard/PHASE` in `out`."""
+    A tracker that fails is one line to `told`. TensorBoard's files are copied to `tensorboard/PHASE` in `out`, where
+    the settings and the evaluation's numbers join them."""
     settings = config.model_dump(mode="json")
     for stage in record.stages:
         if stage.name not in PHASES:
             continue
+        results = _results(config, record, stage)
         events = stage.artifact.path("tensorboard")
         if config.tracking.tensorboard and store.exists(events):
-            store.remove(store.join(out, "tensorboard", stage.name))
-            store.copy(events, store.join(out, "tensorboard", stage.name))
+            place = store.join(out, "tensorboard", stage.name)
+            store.remove(place)
+            store.copy(events, place)
+            _add_to_tensorboard(place, settings, results)
         run = PhaseRun(phase=stage.name, uri=stage.uri, settings=settings)
         for title, tracker in _asked(config.tracking).items():
             try:
-                _attach(tracker(config.tracking, run), record, stage, out)
+                _attach(tracker(config.tracking, run), record, stage, results, out)
             except Exception as error:  # noqa: BLE001 each library has errors of its own, and the run is done
                 told(f"{title} has not got the report of {run.name}: {_one_line(error)}")
 
 
-def _attach(tracker: Wandb | Mlflow, record: RunRecord, stage: StageRecord, out: str) -> None:
+def _results(config: Config, record: RunRecord, stage: StageRecord) -> Record:
+    # what was measured of the phase's model, at its last step; nothing without an evaluation
+    for evaluation in record.of_kind("evaluation"):
+        if stage.name in evaluation.totals:
+            values = named_results(config.evaluation, evaluation.totals[stage.name])
+            return {"step": stage.artifact.totals["steps"], **values}
+    return {}
+
+
+def _add_to_tensorboard(uri: str, settings: dict[str, Any], results: Record) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    with tempfile.TemporaryDirectory() as folder:
+        with SummaryWriter(folder) as writer:
+            writer.add_text("config", f"```json\n{json.dumps(settings, indent=1)}\n```")
+            for name, value in named(results).items():
+                writer.add_scalar(name, value, int(results["step"]))
+        store.copy(folder, uri)
+
+
+def _attach(tracker: Wandb | Mlflow, record: RunRecord, stage: StageRecord, results: Record, out: str) -> None:
     try:
-        if stage.reused:
+        # a session of W&B's that is offline does not know what an earlier one has logged
+        if stage.reused or not (isinstance(tracker, Wandb) and tracker.run.offline):
             curve = Curve(stage.artifact.uri, first_step=sys.maxsize)
             tracker.log([one for one in curve.records if one["step"] > tracker.last_step])
+        if results:
+            tracker.conclude(results)
         with tempfile.TemporaryDirectory() as folder:
             files = [Path(folder, name) for name in REPORT]
             for file in files:

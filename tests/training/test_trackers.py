@@ -21,7 +21,8 @@ from commands import Shell, environment, tiny_command
 from pools import config_of, write_zero_shot
 
 from orchestrator import store
-from orchestrator.config import Config, TrackingConfig, parse
+from orchestrator.artifacts import Artifact
+from orchestrator.config import Config, TrackingConfig, ZeroShotConfig, parse
 from orchestrator.errors import UserError
 from orchestrator.record import RunRecord, StageRecord
 from orchestrator.training import tracking
@@ -132,7 +133,35 @@ def start(config: Config, uri: str, *, phase: str = "pretrain", first_step: int 
     return Trackers(config.tracking, uri=uri, name=phase, first_step=first_step, settings=settings, **more)
 
 
-def finish(config: Config, phases: dict[str, str], *, reused: bool = False) -> list[str]:
+def evaluated(config: Config, phases: dict[str, str], steps: int) -> tuple[Config, StageRecord]:
+    """The config with an evaluation set, and the evaluation of those phases, of so many steps, by it."""
+    table = {
+        "results": [{"key": "flickr30k", "metric": "mean_recall@1", "value": 0.75}],
+        "averages": [
+            {"name": "ImageNet dist. shifts", "value": None},
+            {"name": "all tasks", "value": 0.75},
+        ],
+    }
+    shot = {"top1": 0.5, "top5": 1.0, "mean_per_class": 0.25, "num_images": 8}
+    made = Artifact.of(config.store, "evaluation", version=1, models=list(phases))
+    made.publish(totals={key: {"zero_shot": shot, "tasks": table} for key in phases}, parts=[], seconds=1.0)
+    for phase, uri in phases.items():
+        Artifact(phase, uri, {}).publish(totals={"steps": steps}, parts=[], seconds=1.0)
+    settings = config.evaluation.model_copy(update={"zero_shot": ZeroShotConfig(uri="zs.tar")})
+    stage = StageRecord(name="evaluate", kind="evaluation", uri=made.uri, made_from={}, reused=False, seconds=1.0)
+    return config.model_copy(update={"evaluation": settings}), stage
+
+
+RESULTS = {
+    "val/zero_shot/top1": 0.5,
+    "val/zero_shot/top5": 1.0,
+    "val/zero_shot/mean_per_class": 0.25,
+    "val/flickr30k/mean_recall_at_1": 0.75,
+    "val/average/all tasks": 0.75,
+}
+
+
+def finish(config: Config, phases: dict[str, str], *more: StageRecord, reused: bool = False) -> list[str]:
     """The end of a run with those phases at their URIs, as the driver does it; what the user was told."""
     out = str(config.out)
     for name in ("report.html", "report.json"):
@@ -140,7 +169,7 @@ def finish(config: Config, phases: dict[str, str], *, reused: bool = False) -> l
     stages = [
         StageRecord(name=name, kind=name, uri=uri, made_from={}, reused=reused, seconds=1.0)
         for name, uri in phases.items()
-    ]
+    ] + list(more)
     told: list[str] = []
     made = RunRecord(
         name=config.name, verb="run", config={}, stages=stages, versions={}, started="now", wall_seconds=1.0
@@ -229,10 +258,12 @@ def test_trials_of_a_sweep_are_one_group(config: Callable[..., Config], tmp_path
         (records,) = wandb_runs(made.out).values()
         run = of_kind(records, "run")[0]
         assert (run.display_name, run.run_group) == (f"{name}/pretrain", "demo")
+        assert set(run.tags) >= {"group: demo", "selection: wfpp", "seed: 0"}
     runs = server.runs("sweep")
-    assert {name: run.data.tags["group"] for name, run in runs.items()} == {
-        f"{name}/pretrain": "demo" for name in names
+    assert {name: (run.data.tags["group"], run.data.tags["trial"]) for name, run in runs.items()} == {
+        f"{name}/pretrain": tuple(name.split("/")) for name in names
     }
+    assert {run.data.tags["seed"] for run in runs.values()} == {"0"}
 
 
 def test_mlflow_gets_one_run_a_phase(config: Callable[..., Config], tmp_path: Path, server: Server) -> None:
@@ -318,6 +349,38 @@ def test_a_phase_that_was_reused_gets_its_curve(config: Callable[..., Config], t
     assert wandb_steps(records) == [1, 2, 3]
 
 
+@pytest.mark.parametrize("reused", [False, True])
+def test_the_results_join_the_curve(
+    config: Callable[..., Config], tmp_path: Path, server: Server, reused: bool
+) -> None:
+    name = "judged again" if reused else "judged"
+    made = config(name, mlflow_uri=server.uri, wandb_project="clip", wandb_mode="offline")
+    phases = {"pretrain": str(tmp_path / "pretrain")}
+    train(config("first") if reused else made, phases["pretrain"], range(3))
+    made, evaluation = evaluated(made, phases, 3)
+    for _ in range(2):
+        assert finish(made, phases, evaluation, reused=reused) == []
+    run = server.runs()[f"{name}/pretrain"]
+    assert {key: value for key, value in run.data.metrics.items() if key.startswith("val/")} == RESULTS
+    assert [server.steps(run, key) for key in ("val/zero_shot/top1", "train/loss")] == [[3], [1, 2, 3]]
+    last = list(wandb_runs(made.out).values())[-1]
+    row = of_kind(last, "history")[-1]
+    values = {item.nested_key[0]: json.loads(item.value_json) for item in row.item}
+    assert row.step.num == 3
+    assert RESULTS.items() <= values.items()
+
+
+def test_what_was_logged_while_a_tracker_was_away_comes_at_the_end(
+    config: Callable[..., Config], tmp_path: Path, server: Server
+) -> None:
+    phases, warnings = {"pretrain": str(tmp_path / "pretrain")}, []
+    train(config("demo/away", mlflow_uri=NOWHERE), phases["pretrain"], range(3), warn=warnings.append)
+    (line,) = warnings
+    assert line.startswith("pretrain: goes on without MLflow: "), "the sweep has reached it: an outage ends no trial"
+    assert finish(config("demo/away", mlflow_uri=server.uri), phases) == []
+    assert server.steps(server.runs()["demo/away/pretrain"]) == [1, 2, 3]
+
+
 def test_tensorboard_has_the_curve_by_phase(config: Callable[..., Config], tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -327,11 +390,17 @@ def test_tensorboard_has_the_curve_by_phase(config: Callable[..., Config], tmp_p
         train(made, uri, range(3), phase=phase)
         # from a checkpoint before the last logged step
         train(made, uri, range(2, 4), phase=phase)
+    made, evaluation = evaluated(made, phases, 4)
     for _ in range(2):
-        assert finish(made, phases) == []
+        assert finish(made, phases, evaluation) == []
     for phase in phases:
         events = EventAccumulator(f"{made.out}/tensorboard/{phase}").Reload()
         assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4]
+        assert {name: [(4, value)] for name, value in RESULTS.items()} == {
+            name: [(event.step, event.value) for event in events.Scalars(name)] for name in RESULTS
+        }
+        (text,) = events.Tensors("config/text_summary")
+        assert b"global_batch_size" in text.tensor_proto.string_val[0]
 
 
 @pytest.mark.parametrize("where", ["before training", "as it starts"])
@@ -347,12 +416,13 @@ def test_an_mlflow_that_does_not_answer_is_told_at_the_start(
     assert time.monotonic() - began < 30
 
 
+@pytest.mark.parametrize("name", ["demo", "demo/trial"])
 def test_a_wandb_without_a_login_is_told_at_the_start(
-    config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(UserError, match=r"wandb login.*tracking\.wandb_mode=offline"):
-        start(config(wandb_project="clip", wandb_mode="online"), str(tmp_path / "pretrain"))
+        start(config(name, wandb_project="clip", wandb_mode="online"), str(tmp_path / "pretrain"))
 
 
 def test_one_that_is_there_passes(config: Callable[..., Config], server: Server) -> None:
