@@ -5,14 +5,16 @@ own, so that the clocks of two hosts need not agree: a lease that stood still fo
 of a process which is gone from this very machine is so at once.
 
 A lease is created exclusively where the store can do that: O_EXCL on disks, a conditional put on S3 (and GCS,
-untested). Where it cannot, and in the moment in which two waiters take away one abandoned lease, two runs may compute
-the same. As the parts of an artifact are written whole and are the same whoever writes them, that costs time and
-corrupts nothing."""
+untested). Where it cannot, who wrote last has it. So for a moment, as when two waiters take away one abandoned lease,
+two runs may compute the same. The parts of an artifact are written whole and are the same whoever writes them: that
+costs time and corrupts nothing. Two trainings in one folder do remove each other's records; so who finds the lease to
+be another's stops, at the next renewal."""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import threading
 import time
@@ -25,11 +27,16 @@ from pathlib import Path
 
 from orchestrator import store
 from orchestrator.artifacts import Artifact
+from orchestrator.errors import UserError
+from orchestrator.remote import status_of, tried
 
 FILE = "lease.json"
 EXPIRY_SECONDS = 60.0
 RENEWALS_PER_EXPIRY = 6
 POLL_SECONDS = 1.0
+# after a write that was not exclusive, for that of another to be seen
+SETTLE_SECONDS = 1.0
+NOT_IMPLEMENTED, PRECONDITION_FAILED = 501, 412
 # states of a process in /proc that has ended, though its parent has not asked about it yet
 ENDED = ("Z", "X")
 
@@ -90,7 +97,7 @@ def held(
     """Around what computes an artifact; `False` when it is there already, or another run completed it meanwhile.
 
     `name` is the stage's, for the lines that `told` passes on to the user. Errors: `StoreError` where nothing can be
-    written."""
+    written; `UserError` when another run has taken the lease meanwhile."""
     uri, holder = artifact.path(FILE), Holder.here(expiry_seconds)
     if not _acquired(artifact, holder, name, told, poll_seconds):
         yield False
@@ -113,7 +120,10 @@ def _acquired(artifact: Artifact, holder: Holder, name: str, told: Callable[[str
         if lease != seen:
             seen, changed = lease, time.monotonic()
         other = Holder.of(lease)
-        who = f"host {other.host}, pid {other.pid}" if other else "unknown"
+        if other and other.owner == holder.owner:
+            # written all the same: by a client that tried again what had passed, or not exclusively
+            return True
+        who = _who(other)
         expiry_seconds = other.expiry_seconds if other else holder.expiry_seconds
         if (other and other.is_gone()) or time.monotonic() - changed > expiry_seconds:
             told(f"{name}: the run that computed it ({who}) is gone; taking over")
@@ -129,19 +139,24 @@ def _acquired(artifact: Artifact, holder: Holder, name: str, told: Callable[[str
 
 @contextmanager
 def _renewed(uri: str, holder: Holder, name: str, told: Callable[[str], None]) -> Iterator[None]:
-    ended = threading.Event()
+    ended, lost = threading.Event(), list[str]()
+    stop = _stopper()
 
     def keep() -> None:
         was_told = False
         while not ended.wait(holder.expiry_seconds / RENEWALS_PER_EXPIRY):
             try:
-                if not _is_ours(uri, holder):
-                    return
-                store.write(uri, holder.lease())
+                taken = _renewal(uri, holder)
             except Exception as error:  # noqa: BLE001 a store's own errors are of any kind, and what is built is worth more
                 if not was_told:
                     told(f"{name}: cannot renew {uri}, so another run may compute the same: {error}")
                 was_told = True
+                continue
+            if taken is not None:
+                lost.append(f"{name}: another run ({_who(taken)}) took over, as this one was not heard of in time")
+                told(f"{lost[0]}; stopping")
+                stop()
+                return
 
     renewing = threading.Thread(target=keep, daemon=True, name="lease")
     renewing.start()
@@ -155,13 +170,46 @@ def _renewed(uri: str, holder: Holder, name: str, told: Callable[[str], None]) -
             if _is_ours(uri, holder):
                 store.remove(uri)
                 _forget_empty(uri)
+        if lost:
+            raise UserError(f"{lost[0]}; the same command waits for that one and uses what it makes")
+
+
+def _renewal(uri: str, holder: Holder) -> Holder | None:
+    # who has the lease in our place; one that was removed is nobody's, and one that is just being written is read later
+    lease = _read(uri)
+    if lease is None:
+        _created(uri, holder.lease())
+        return None
+    found = Holder.of(lease)
+    if found is None or found.owner != holder.owner:
+        return found
+    store.write(uri, holder.lease())
+    return None
+
+
+def _stopper() -> Callable[[], None]:
+    # what stops a command of ours in its main thread, as a cluster does: training then ends with a checkpoint
+    is_main = threading.current_thread() is threading.main_thread()
+
+    def stop() -> None:
+        handler = signal.getsignal(signal.SIGTERM)
+        if is_main and getattr(handler, "__module__", "").startswith("orchestrator."):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return stop
+
+
+def _who(holder: Holder | None) -> str:
+    return f"host {holder.host}, pid {holder.pid}" if holder else "unknown"
 
 
 def _forget_empty(uri: str) -> None:
-    # what was refused before anything was computed leaves no folder behind
+    # what was refused before anything was computed leaves no folder behind, but the store itself is the user's
     if store.is_local(uri):
+        folder = Path(store.filesystem(uri)[1]).parent
         with suppress(OSError):
-            os.removedirs(os.path.dirname(store.filesystem(uri)[1]))
+            folder.rmdir()
+            folder.parent.rmdir()
 
 
 def _is_complete(artifact: Artifact) -> bool:
@@ -191,23 +239,54 @@ def _read(uri: str) -> bytes | None:
 
 
 def _created(uri: str, lease: bytes) -> bool:
-    fs, path = store.filesystem(uri)
+    # False also after a write that was not exclusive: whose it is then shows when it is read
     if store.is_local(uri):
-        with suppress(OSError):
-            os.makedirs(os.path.dirname(path), exist_ok=True)
+        return _created_here(uri, lease)
+    created = tried(lambda: _created_there(uri, lease), uri, doing="write")
+    if created is None:
+        if not store.exists(uri):
+            store.write(uri, lease)
+            time.sleep(SETTLE_SECONDS)
+        return False
+    return created
+
+
+def _created_here(uri: str, lease: bytes) -> bool:
+    path = store.filesystem(uri)[1]
     try:
-        # not `pipe_file`, which looks and then writes where a file system has nothing better of its own, as on disks
-        with open(path, "xb") if store.is_local(uri) else fs.open(path, "xb") as file:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "xb") as file:
+            file.write(lease)
+        return True
+    except FileExistsError as error:
+        if error.filename == path:
+            return False
+        raise _unwritable(uri, error) from error
+    except OSError as error:
+        raise _unwritable(uri, error) from error
+
+
+def _created_there(uri: str, lease: bytes) -> bool | None:
+    # None: the store cannot create exclusively, or there is no folder or bucket
+    fs, path = store.filesystem(uri)
+    try:
+        # not `pipe_file`, which looks and then writes where a file system has nothing better of its own
+        with fs.open(path, "xb") as file:
             file.write(lease)
         return True
     except FileExistsError:
         return False
-    except (OSError, ValueError, TypeError, NotImplementedError):
-        # a store that cannot create exclusively; where nothing can be written at all, `write` says so
-        if store.exists(uri):
-            return False
-    store.write(uri, lease)
-    return True
+    except (FileNotFoundError, ValueError, TypeError, NotImplementedError):
+        return None
+    except OSError as error:
+        # anything else passes, or is told: to write then what another may just have created would make two holders
+        if status_of(error) not in (NOT_IMPLEMENTED, PRECONDITION_FAILED):
+            raise
+        return None if status_of(error) == NOT_IMPLEMENTED else False
+
+
+def _unwritable(uri: str, error: OSError) -> store.StoreError:
+    return store.StoreError(f"cannot write {uri}: {error.strerror}; expected a writable place with room (set store=)")
 
 
 def _machine() -> str | None:

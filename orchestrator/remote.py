@@ -1,7 +1,8 @@
 """Reading and writing at places that fail now and then: tried again after growing pauses, then told in one line.
 
 A client library tries again too, each in its own way and not all of its requests; a body that ends early some take for
-the whole. So that every place behaves alike, what is read here has the length that was asked for."""
+the whole. So that every place behaves alike, a range that is read here has the length that was asked for; that of a
+file read whole (`store.read`) is the client's to check."""
 
 from __future__ import annotations
 
@@ -35,6 +36,8 @@ NO_CREDENTIALS = (
     "NoCredentialsError",
     "PartialCredentialsError",
     "DefaultCredentialsError",
+    "RefreshError",
+    "ReauthFailError",
     "ClientAuthenticationError",
 )
 # of aiohttp, botocore, requests and http.client, for a body that ends early
@@ -45,7 +48,7 @@ ENDED_EARLY = (
     "ResponseStreamingError",
     "ChunkedEncodingError",
 )
-BAD_REQUEST, MISSING = "Bad Request", (404, 410)
+BAD_REQUEST, FORBIDDEN, MISSING = "Bad Request", "Forbidden", (404, 410)
 Found = TypeVar("Found")
 
 
@@ -123,6 +126,12 @@ class RemoteFile(AbstractBufferedFile):
         return read_range(self.fs, self.path, start, end)
 
 
+def status_of(error: BaseException) -> int | None:
+    """The HTTP status that an error of S3's client came from, where it says so."""
+    response = getattr(error.__cause__, "response", None)
+    return response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, dict) else None
+
+
 def _passes(error: BaseException) -> bool:
     if isinstance(error, FileNotFoundError):
         return not _is_missing(error)
@@ -139,7 +148,10 @@ def _is_missing(error: BaseException) -> bool:
 def _is_refusal(error: BaseException) -> bool:
     # the answer to a HEAD has no body: of a token that has run out S3 says no more there than this
     is_bad_request = isinstance(error, OSError) and error.strerror == BAD_REQUEST
-    return is_bad_request or isinstance(error, PermissionError) or type(error).__name__ in NO_CREDENTIALS
+    # gcsfs has no class of its own for a 403
+    is_forbidden = isinstance(error, OSError) and str(error).startswith(FORBIDDEN)
+    is_named = isinstance(error, PermissionError) or type(error).__name__ in NO_CREDENTIALS
+    return is_bad_request or is_forbidden or is_named
 
 
 def _reason(error: BaseException) -> str:

@@ -1,15 +1,18 @@
 """Files at any URI that fsspec knows (local, s3://, gs://, ...), written whole or not at all.
 
-A local file is written under a temporary name and renamed; an object store's single put is already atomic. What goes
-over a network is tried again (`remote`)."""
+An object store's single put is atomic already; elsewhere (disks, HDFS, SFTP) a file is written under a temporary name
+and renamed. What goes over a network is tried again (`remote`)."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
+import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import IO, Any, cast
 
 import fsspec
@@ -20,6 +23,8 @@ from orchestrator.remote import READ_AHEAD, CutOff, RemoteFile, StoreError, read
 
 PARALLEL = 4
 COPY_BYTES = 8 << 20
+# of S3, Google Cloud Storage and Azure, by fsspec's names
+OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}
 
 
 def absolute(uri: str | os.PathLike[str]) -> str:
@@ -94,12 +99,29 @@ def write(uri: str, data: bytes) -> None:
     """Writes a whole file; a reader sees all of it or the one before.
 
     Errors: `StoreError` when the place is full, read-only or not allowed; what was there before is untouched."""
-    fs, path = filesystem(uri)
-    try:
+    fs, _ = filesystem(uri)
+
+    def put(path: str) -> None:
         if not isinstance(fs, LocalFileSystem):
-            tried(lambda: fs.pipe_file(path, data), uri, doing="write")
+            fs.pipe_file(path, data)
             return
-        _write_local(path, data)
+        with open(path, "wb") as file:
+            file.write(data)
+
+    _put(uri, put)
+
+
+def _put(uri: str, put: Callable[[str], None]) -> None:
+    # `put` writes to a path of the URI's file system
+    fs, path = filesystem(uri)
+    protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
+    try:
+        if isinstance(fs, LocalFileSystem):
+            _put_here(path, put)
+        elif protocols & OBJECT_STORES:
+            tried(lambda: put(path), uri, doing="write")
+        else:
+            tried(lambda: _put_renamed(fs, path, put), uri, doing="write")
     except StoreError:
         raise
     except OSError as error:
@@ -108,17 +130,40 @@ def write(uri: str, data: bytes) -> None:
         ) from error
 
 
-def _write_local(path: str, data: bytes) -> None:
+def _put_here(path: str, put: Callable[[str], None]) -> None:
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
+    temporary = _temporary(path)
     try:
-        with open(temporary, "wb") as file:
-            file.write(data)
+        put(temporary)
         os.replace(temporary, path)
     except OSError:
-        if os.path.exists(temporary):
+        with suppress(FileNotFoundError):
             os.remove(temporary)
         raise
+
+
+def _put_renamed(fs: fsspec.AbstractFileSystem, path: str, put: Callable[[str], None]) -> None:
+    fs.makedirs(os.path.dirname(path), exist_ok=True)
+    temporary = _temporary(path)
+    try:
+        put(temporary)
+        try:
+            fs.mv(temporary, path)
+        except OSError:
+            if not fs.exists(path):
+                raise
+        # HDFS does not rename onto what is there, with an error or without
+        if fs.exists(temporary):
+            fs.rm_file(path)
+            fs.mv(temporary, path)
+    except OSError:
+        with suppress(OSError):
+            fs.rm_file(temporary)
+        raise
+
+
+def _temporary(path: str) -> str:
+    return f"{path}.{uuid.uuid4().hex[:8]}.tmp"
 
 
 def write_json(uri: str, value: Any) -> None:
@@ -132,31 +177,43 @@ def names(uri: str) -> list[str]:
 
     def listed() -> list[str]:
         fs.invalidate_cache()
-        return fs.ls(path, detail=False) if fs.exists(path) else []
+        return fs.ls(path, detail=False)
 
-    found = listed() if is_local(uri) else tried(listed, uri)
+    try:
+        # no look at whether it exists, which on some file systems takes whatever fails for a no
+        found = listed() if is_local(uri) else tried(listed, uri)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
     return sorted(os.path.basename(entry.rstrip("/")) for entry in found)
 
 
 def num_bytes(uri: str) -> int:
     """The bytes of a file, or of all files below a folder; 0 where there is none."""
     fs, path = filesystem(uri)
-
-    def counted() -> int:
-        fs.invalidate_cache()
-        return int(fs.du(path)) if fs.exists(path) else 0
-
-    return counted() if is_local(uri) else tried(counted, uri)
+    fs.invalidate_cache()
+    if not exists(uri):
+        return 0
+    return int(fs.du(path) if is_local(uri) else tried(lambda: fs.du(path), uri))
 
 
 def copy(from_uri: str, to_uri: str) -> None:
-    """Copies a file, or a folder with all below it, between any two places."""
+    """Copies a file, or a folder with all below it, between any two places, holding none of it in memory."""
     fs, path = filesystem(from_uri)
     # some writers mark a folder of an object store by an empty object whose name ends as a folder's does
     found = fs.find(path) if is_local(from_uri) else tried(lambda: fs.find(path), from_uri)
     for entry in [name for name in found if not name.endswith("/")]:
         tail = entry[len(path.rstrip("/")) :].lstrip("/")
-        write(join(to_uri, tail) if tail else to_uri, read(join(from_uri, tail) if tail else from_uri))
+        _copy_file(join(from_uri, tail) if tail else from_uri, join(to_uri, tail) if tail else to_uri)
+
+
+def _copy_file(from_uri: str, to_uri: str) -> None:
+    if is_local(from_uri):
+        put_file(filesystem(from_uri)[1], to_uri)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "copy")
+        get_file(from_uri, path)
+        put_file(path, to_uri)
 
 
 def is_path(text: str) -> bool:
@@ -165,22 +222,9 @@ def is_path(text: str) -> bool:
 
 
 def put_file(path: str, uri: str) -> None:
-    """Moves a local file to a place, whole or not at all, without holding it in memory."""
-    fs, target = filesystem(uri)
-    try:
-        if isinstance(fs, LocalFileSystem):
-            os.makedirs(os.path.dirname(target), exist_ok=True)
-            temporary = f"{target}.{uuid.uuid4().hex[:8]}.tmp"
-            shutil.copyfile(path, temporary)
-            os.replace(temporary, target)
-        else:
-            tried(lambda: fs.put_file(path, target), uri, doing="write")
-    except StoreError:
-        raise
-    except OSError as error:
-        raise StoreError(
-            f"cannot write {uri}: {error.strerror or error}; expected a writable place with room"
-        ) from error
+    """Copies a local file to a place, whole or not at all, without holding it in memory. Errors: as `write`."""
+    fs, _ = filesystem(uri)
+    _put(uri, partial(shutil.copyfile if isinstance(fs, LocalFileSystem) else fs.put_file, path))
 
 
 def get_file(uri: str, path: str) -> None:
@@ -197,8 +241,11 @@ def get_file(uri: str, path: str) -> None:
 def remove(uri: str) -> None:
     """Removes a file or folder of ours."""
     fs, path = filesystem(uri)
-    if is_local(uri):
-        if fs.exists(path):
+    if not exists(uri):
+        return
+    # a try that failed after the fact, or another process, has removed it
+    with suppress(FileNotFoundError):
+        if is_local(uri):
             fs.rm(path, recursive=True)
-    else:
-        tried(lambda: fs.exists(path) and fs.rm(path, recursive=True), uri, doing="remove")
+        else:
+            tried(lambda: fs.rm(path, recursive=True), uri, doing="remove")

@@ -12,10 +12,15 @@ from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 from werkzeug.test import run_wsgi_app
 
-Kind = Literal["busy", "broken", "cut", "slow", "expired"]
+Kind = Literal["busy", "broken", "cut", "slow", "expired", "conflict", "unheard"]
 ERRORS = {
     "busy": ("503 Slow Down", "SlowDown", "Please reduce your request rate."),
     "broken": ("500 Internal Server Error", "InternalError", "We encountered an internal error. Please try again."),
+    "conflict": (
+        "409 Conflict",
+        "ConditionalRequestConflict",
+        "Cannot perform the operation: a conflicting conditional operation is in progress.",
+    ),
     "expired": ("400 Bad Request", "ExpiredToken", "The provided token has expired."),
 }
 STALL_SECONDS = 3.0
@@ -70,6 +75,10 @@ class FaultyS3:
         if not taken:
             return self._moto(environ, start_response)
         kind = taken[0].kind
+        if kind == "unheard":
+            # done, though the client is told that it was not
+            run_wsgi_app(self._moto, environ)
+            kind = "broken"
         if kind in ERRORS:
             status, code, message = ERRORS[kind]
             # the body is read, or the client's connection breaks before it has the answer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ import pytest
 
 from orchestrator import lease, store
 from orchestrator.artifacts import Artifact
+from orchestrator.errors import UserError
 from orchestrator.lease import Holder
 
 # a run of its own: waits for the signal to start, says what it does, and computes for as long as it is told, but until
@@ -218,13 +220,62 @@ def test_a_failing_renewal_is_told_once_and_kills_nothing(tmp_path: Path, monkey
     assert line.endswith("no store")
 
 
-def test_another_runs_lease_is_left_alone(artifact: Artifact) -> None:
-    with Said().hold(artifact, expiry_seconds=0.2):
-        elsewhere(artifact, expiry_seconds=60.0)
-        time.sleep(0.2)
+def test_who_lost_the_lease_stops_and_leaves_it_alone(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    said, stops = Said(), list[int]()
+
+    def terminated(number: int, frame: object) -> None:
+        stops.append(number)
+
+    terminated.__module__ = "orchestrator.cli"
+    before = signal.signal(signal.SIGTERM, terminated)
+    try:
+        with (
+            pytest.raises(UserError, match=r"another run \(host far, .*took over.*the same command waits"),
+            said.hold(artifact, expiry_seconds=3.0),
+        ):
+            elsewhere(artifact, expiry_seconds=60.0)
+            time.sleep(0.8)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert stops == [signal.SIGTERM]
+    assert said[0].endswith("stopping")
     found = Holder.of(store.read(artifact.path(lease.FILE)))
     assert found is not None
     assert found.owner == "other"
+
+
+def test_a_lease_that_was_removed_is_made_again(artifact: Artifact) -> None:
+    with Said().hold(artifact, expiry_seconds=0.2):
+        store.remove(artifact.path(lease.FILE))
+        time.sleep(0.2)
+        assert store.exists(artifact.path(lease.FILE))
+
+
+@pytest.mark.parametrize("place", ["folder"], indirect=True)
+def test_the_store_itself_stays(artifact: Artifact, place: str) -> None:
+    Path(place).mkdir()
+    with pytest.raises(RuntimeError), Said().hold(artifact):
+        raise RuntimeError
+    assert list(Path(place).iterdir()) == []
+
+
+def test_a_store_that_cannot_create_exclusively(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "SETTLE_SECONDS", 0.1)
+    monkeypatch.setattr(store, "is_local", lambda uri: False)
+    monkeypatch.setattr(lease, "_created_there", lambda uri, data: None)
+    artifact, together, held = Artifact.of(place, "numbers", version=1), threading.Barrier(4), list[bool]()
+
+    def run(_: int) -> None:
+        together.wait()
+        with Said().hold(artifact) as mine:
+            held.append(mine)
+            if mine:
+                time.sleep(0.3)
+                artifact.publish(totals={}, parts=[], seconds=0.3)
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(run, range(4)))
+    assert sorted(held) == [False, False, False, True]
 
 
 def test_where_nothing_can_be_written(tmp_path: Path) -> None:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import fsspec
+import pyarrow.fs as pafs
 import pytest
 import s3fs
 from faulty_s3 import Fault, FaultyS3
+from fsspec.implementations.arrow import ArrowFile, ArrowFSWrapper
 from pools import config_of, make_pairs, write_parquet_images, write_tars
 
-from orchestrator import remote, store
+from orchestrator import lease, remote, store
+from orchestrator.artifacts import Artifact
 from orchestrator.remote import CutOff, StoreError
 from orchestrator.source import Shard, Source, cache, open_source, with_cache
 from orchestrator.source.ranges import read_spans
@@ -152,6 +158,82 @@ def test_a_shard_cut_by_the_network_is_read_again_and_then_counted(
 def test_a_file_that_became_shorter(server: FaultyS3, bucket: str) -> None:
     with pytest.raises(CutOff, match="changed since it was listed, or the network"):
         list(read_spans(f"{bucket}/a.bin", [(len(BODY) - 10, 20)]))
+
+
+@pytest.mark.parametrize("kind", ["conflict", "busy", "unheard"])
+def test_a_lease_has_one_holder_whatever_its_creation_met(kind: str, server: FaultyS3, bucket: str) -> None:
+    artifact = Artifact.of(bucket, "numbers", version=1)
+    computing = list[bool]()
+
+    def run(number: int) -> None:
+        with lease.held(artifact, name="numbers", told=lambda line: None, poll_seconds=0.02) as mine:
+            computing.append(mine)
+            if mine:
+                time.sleep(0.5)
+                artifact.publish(totals={}, parts=[], seconds=0.5)
+
+    server.faults = [fault := Fault(kind, method="PUT", path=lease.FILE, times=2)]
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(run, range(2)))
+    assert sorted(computing) == [False, True]
+    assert fault.done == 2
+
+
+def test_a_resume_does_not_take_a_failed_listing_for_an_empty_folder(server: FaultyS3, bucket: str) -> None:
+    server.faults = [Fault("broken")]
+    for look in (store.names, store.num_bytes, store.remove):
+        with pytest.raises(StoreError, match="tried 8 times"):
+            look(bucket)
+    server.faults = []
+    assert store.names(bucket) == ["a.bin"]
+    assert store.names(f"{bucket}/nothing") == []
+    assert store.num_bytes(f"{bucket}/nothing") == 0
+    store.remove(f"{bucket}/nothing")
+
+
+class ArrowDisk(ArrowFSWrapper):
+    """As `hdfs://` is reached, on this disk: writes go straight to the path they name."""
+
+    protocol = "arrowdisk"
+
+    def __init__(self, **how: object) -> None:
+        super().__init__(pafs.LocalFileSystem(), **how)
+
+
+def test_elsewhere_than_in_object_stores_a_file_is_whole_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsspec.register_implementation("arrowdisk", ArrowDisk, clobber=True)
+    uri = f"arrowdisk://{tmp_path}/below/manifest.json"
+    store.write(uri, b"before")
+    store.write(uri, b"after")
+    assert store.read(uri) == b"after"
+
+    def full(self: ArrowFile, data: bytes) -> None:
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr(remote, "LEAST", 0.01)
+    with monkeypatch.context() as patched:
+        patched.setattr(ArrowFile, "write", full, raising=False)
+        for other in (uri, f"arrowdisk://{tmp_path}/below/new.json"):
+            with pytest.raises(StoreError, match="quota exceeded"):
+                store.write(other, b"more")
+    (tmp_path / "here").write_bytes(BODY)
+    store.put_file(str(tmp_path / "here"), uri)
+    assert store.read(uri) == BODY
+    assert [file.name for file in (tmp_path / "below").iterdir()] == ["manifest.json"]
+
+
+def test_a_full_disk_is_left_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(source: str, target: str) -> None:
+        Path(target).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "a").write_bytes(BODY)
+    monkeypatch.setattr(store.shutil, "copyfile", full)
+    with pytest.raises(StoreError, match="No space left"):
+        store.put_file(str(tmp_path / "a"), str(tmp_path / "b"))
+    assert [file.name for file in tmp_path.iterdir()] == ["a"]
 
 
 class Web(BaseHTTPRequestHandler):

@@ -62,7 +62,7 @@ class Checkpoints:
             return checkpoint.load(Path(store.join(self.uri, name)))
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / name
-            path.write_bytes(store.read(store.join(self.uri, name)))
+            store.get_file(store.join(self.uri, name), str(path))
             return checkpoint.load(path)
 
     def save(self, step: int, saved: dict[str, Any]) -> None:
