@@ -21,6 +21,7 @@ from orchestrator.config import Config, TrackingConfig, without_password
 from orchestrator.errors import UserError
 from orchestrator.evaluation.sets import named_results
 from orchestrator.record import PHASES, RunRecord, StageRecord
+from orchestrator.training.tensorboard import TensorBoard
 from orchestrator.training.trackers import Mlflow, PhaseRun, Record, Wandb, mlflow_client, named
 
 FLUSH_SECONDS = 10.0
@@ -66,7 +67,8 @@ class Trackers:
         warn: Callable[[str], None] = print,
     ):
         """Errors: `UserError` when a tracker cannot be reached before the first step, but for a trial's outage."""
-        self.tensorboard = _tensorboard(uri, first_step) if config.tensorboard else None
+        place = store.join(uri, "tensorboard")
+        self.tensorboard = TensorBoard(place, first_step=first_step) if config.tensorboard else None
         self.outlets = []
         run = PhaseRun(phase=name, uri=uri, settings=settings)
         for title, tracker in _asked(config).items():
@@ -80,8 +82,7 @@ class Trackers:
     def log(self, record: Record) -> None:
         """Sends a record; `step` is its place, the rest are values."""
         if self.tensorboard is not None:
-            for key, value in named(record).items():
-                self.tensorboard.add_scalar(key, value, int(record["step"]))
+            self.tensorboard.log(int(record["step"]), named(record))
         for outlet in self.outlets:
             outlet.log(record)
 
@@ -218,12 +219,6 @@ def _asked(config: TrackingConfig) -> dict[str, type[Wandb] | type[Mlflow]]:
     if config.mlflow_uri is not None:
         asked["MLflow"] = Mlflow
     return asked
-
-
-def _tensorboard(uri: str, first_step: int) -> Any:
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(store.join(uri, "tensorboard"), purge_step=first_step + 1)
 
 
 def _unreachable(title: str, config: TrackingConfig, error: Exception) -> str:

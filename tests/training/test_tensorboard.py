@@ -1,0 +1,28 @@
+"""TensorBoard's events in a bucket: whole, and a session that goes on hides the steps that come again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator import store
+from orchestrator.training import tensorboard
+from orchestrator.training.tensorboard import TensorBoard
+
+
+@pytest.mark.parametrize("copy_seconds", [0.0, 60.0])
+def test_two_sessions(s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copy_seconds: float) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setattr(tensorboard, "COPY_SECONDS", copy_seconds)
+    uri = f"{s3_bucket}/phase/tensorboard"
+    for first, values in ((0, {1: 0.1, 2: 0.2, 3: 0.3}), (2, {3: 3.0, 4: 4.0})):
+        board = TensorBoard(uri, first_step=first)
+        for step, value in values.items():
+            board.log(step, {"train/loss": value})
+        board.close()
+    assert len(store.names(uri)) == 2
+    store.copy(uri, str(tmp_path / "copy"))
+    found = EventAccumulator(str(tmp_path / "copy")).Reload().Scalars("train/loss")
+    assert {event.step: round(event.value, 3) for event in found} == {1: 0.1, 2: 0.2, 3: 3.0, 4: 4.0}
