@@ -214,7 +214,7 @@ def test_parts_with_nothing_to_embed_are_written(clip_folder: str, tmp_path: Pat
 
 
 @pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.parametrize(("batch_size", "shards"), [(16, 5), (7, 30), (50, 4)])
+@pytest.mark.parametrize(("batch_size", "shards"), [(7, 30), (50, 4)])
 def test_batches_are_full_across_the_borders_of_parts(
     batch_size: int, shards: int, clip_folder: str, tmp_path: Path
 ) -> None:
