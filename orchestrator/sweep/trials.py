@@ -110,7 +110,8 @@ def job_of(trial: Trial, *, num_concurrent: int) -> TrialJob:
 
 def suggested_job(config: Config, point: Mapping[str, Any], *, num_concurrent: int) -> TrialJob:
     """What the process of a suggested trial gets, before anything of it is planned or computed."""
-    name, seed = _point_name(point, config.sweep.seeds[0]), config.sweep.seeds[0]
+    seed = config.sweep.seeds[0]
+    name = _point_name(point, seed)
     own = _trial_config(config, settings_of(config.sweep, point), name=name, seed=seed)
     return _job(name, dict(point), own, num_concurrent, None)
 
@@ -148,7 +149,8 @@ def random_controls(config: Config, trials: Iterable[Trial]) -> list[Trial]:
             control="random",
         )
         for seed, kept in counts.items()
-        for count in sorted(kept - {0})
+        # a seed without trials of its own has those of another: it changes nothing but the control
+        for count in sorted((kept or set().union(*counts.values())) - {0})
     )
 
 

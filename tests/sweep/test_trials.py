@@ -125,6 +125,8 @@ def test_each_seed_has_the_controls_of_its_own_trials(config: Config, tmp_path: 
     half_0, _, _, more_1 = trials = space_trials(config)
     shared(trials)
     assert [one.name for one in random_controls(config, [half_0, more_1])] == ["random-12_seed-0", "random-18_seed-1"]
+    both = [f"random-{count}_seed-{seed}" for seed in (0, 1) for count in (12, 18)]
+    assert [one.name for one in random_controls(config, trials[:2])] == both, "trials of the other seed are the same"
 
 
 def test_the_pool_is_listed_once_for_all_trials(
