@@ -8,7 +8,7 @@ value each is matched; a missing or empty value matches nothing. All of it is co
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -33,7 +33,8 @@ from orchestrator.pruning.wfpp import word_bucket
 from orchestrator.source import Status
 from orchestrator.stage import Stage
 
-VERSION = 1
+VERSION = 2
+# of the pool, and as many again of the list
 MAX_GROUPS = 2048
 PAIRS_PER_GROUP = 1_000_000
 MAX_BUCKETS = 2048
@@ -121,11 +122,12 @@ def _groups(catalog: Catalog) -> list[_Group]:
 
 def _send(sent: Artifact, catalog: Catalog, foreign: Foreign, label: str, display: Display) -> Artifact:
     groups, pieces = _groups(catalog), foreign.pieces()
-    rows = max(sum(group.num_rows for group in groups), sum(piece.part.num_rows or 0 for piece in pieces))
+    list_rows = sum(piece.part.num_rows or 0 for piece in pieces)
+    rows = max(sum(group.num_rows for group in groups), list_rows)
     shape = {"num_groups": len(groups), "num_buckets": min(MAX_BUCKETS, -(-max(1, rows) // ROWS_PER_BUCKET))}
     return build_parts(
         sent,
-        [*groups, *pieces],
+        [*groups, *_bundles(pieces, list_rows)],
         partial(_send_work, catalog, foreign, shape["num_buckets"]),
         display=display,
         name=f"sort, {label}",
@@ -134,12 +136,23 @@ def _send(sent: Artifact, catalog: Catalog, foreign: Foreign, label: str, displa
     )
 
 
+def _bundles(pieces: Sequence[Piece], num_rows: int) -> list[tuple[Piece, ...]]:
+    # small files together: every bucket reads a slice of what each bundle sends
+    size = max(PAIRS_PER_GROUP, -(-num_rows // MAX_GROUPS))
+    bundles: dict[int, tuple[Piece, ...]] = {}
+    first = 0
+    for piece in pieces:
+        bundles[first // size] = (*bundles.get(first // size, ()), piece)
+        first += piece.part.num_rows or 0
+    return list(bundles.values())
+
+
 def _send_work(catalog: Catalog, foreign: Foreign, num_buckets: int) -> Work:
-    def work(item: _Group | Piece) -> PartResult:
+    def work(item: _Group | tuple[Piece, ...]) -> PartResult:
         if isinstance(item, _Group):
             rows, side = _pool_rows(catalog, foreign.match_by, item), "pool"
         else:
-            rows, side = _list_rows(foreign, item), "list"
+            rows, side = pl.concat([_list_rows(foreign, piece) for piece in item]), "list"
         valued = rows.filter(pl.col("value").is_not_null() & (pl.col("value") != ""))
         destination = word_bucket(valued["value"], num_buckets).to_numpy()
         counts = {"rows": len(rows), f"{side}_rows": len(rows), f"{side}_empty": len(rows) - len(valued)}

@@ -168,6 +168,15 @@ def test_every_pair_finds_what_a_dictionary_finds(
     assert aligned.totals["list_examples"] == expected.list_examples
 
 
+def test_small_files_are_sent_together_and_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(align, "PAIRS_PER_GROUP", 10)
+    files = [[f"url{file}-{row}" for row in range(4)] for file in range(12)]
+    pieces = find(write_lists(tmp_path / "lists", files), "url").pieces()
+    bundles = align._bundles(pieces, 48)
+    assert [len(bundle) for bundle in bundles] == [3, 2, 3, 2, 2]
+    assert [piece for bundle in bundles for piece in bundle] == pieces
+
+
 def test_a_lost_part_is_computed_again(
     pool: list[dict[str, Any]], lists: str, expected: Expected, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

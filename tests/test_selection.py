@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import ftfy
+import polars as pl
 import pyarrow.parquet as pq
 import pytest
 import regex
 from pools import ODD_CAPTIONS, Selected, build_selection, config_of, make_pairs, real_captions, write_table, write_tars
 
+from orchestrator.pruning.wfpp import count_words, merge_counts
+from orchestrator.selection import words
 from orchestrator.selection.wfpp import read_scores
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -250,3 +253,10 @@ def test_the_typed_select_and_export_give_the_oracles_list(
     # the address tells the ordinal
     assert [int(url.rsplit("/", 1)[1]) for url in table["url"].to_pylist()] == kept
     assert table["score"].to_pylist() == [scores[i] for i in kept]
+
+
+def test_word_counts_merged_bit_by_bit_are_those_merged_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(words, "MERGE_ROWS", 20)
+    tables = [count_words(pl.Series([[str(n % 37 * table % 11), "same"] for n in range(50)])) for table in range(30)]
+    assert words.merged(iter(tables)).equals(merge_counts(tables))
+    assert words.merged([]).equals(merge_counts([]))

@@ -52,7 +52,8 @@ def train_in_tasks(artifact: Artifact, sample: Artifact, settings: Clustering) -
     return Trained(centroids, objective, restarts)
 
 
-@ray.remote
+# not in the placement group of a sweep's trial; one that is lost with its node reads its groups again and goes on
+@ray.remote(scheduling_strategy="DEFAULT", max_restarts=-1, max_task_retries=-1)
 class _Share:
     """Some groups of the sample, in memory."""
 
@@ -108,7 +109,7 @@ def _start(
 def _one_pass(held: Sequence[tuple[Sequence[int], ray.actor.ActorHandle]], centroids: Vectors) -> Partial:
     shared = ray.put(centroids)
     partials: list[Any] = [actor.pass_over.remote(shared) for _, actor in held]
-    add = ray.remote(_add)
+    add = ray.remote(scheduling_strategy="DEFAULT", max_retries=-1)(_add)
     while len(partials) > 1:
         pairs = [add.remote(*partials[i : i + 2]) for i in range(0, len(partials) - 1, 2)]
         partials = pairs + partials[len(pairs) * 2 :]

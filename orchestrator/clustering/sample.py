@@ -24,6 +24,8 @@ from orchestrator.step import Step
 
 VERSION = 1
 MAX_GROUPS = 512
+# where fewer are drawn, vectors of a kilobyte lie further apart than one request bridges (`source.ranges`)
+SPARSE = 1 / 64
 # not the keys by which `random` draws: a sample would lie inside what that step keeps
 STREAM = 0x73616D706C65
 
@@ -72,7 +74,9 @@ def _work(embedding: Embedding, keep: KeepList, share: float, seed: int) -> Work
         chunks = []
         for part in group:
             drawn = random_scores(seed ^ STREAM, part.first_ordinal, part.num_rows) <= threshold
-            vectors = embedding.image(part.index)[keep.mask(part.index, part.num_rows) & (drawn | (share >= 1))]
+            rows = np.flatnonzero(keep.mask(part.index, part.num_rows) & (drawn | (share >= 1)))
+            sparse = len(rows) < SPARSE * part.num_rows
+            vectors = embedding.image_rows(part.index, rows) if sparse else embedding.image(part.index)[rows]
             chunks.append(vectors[is_present(vectors)])
         sample = np.concatenate(chunks)
         return PartResult({"npy": to_npy(sample)}, {"sampled": len(sample)})

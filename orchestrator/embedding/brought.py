@@ -1,7 +1,8 @@
 """An embedding brought along: the files' rows are aligned with the pool, then every part fetches its own vectors.
 
 A part's rows lie in few of the files, near each other, wherever the files were made from the pool's shards: neighbours
-are fetched together, and nothing else of a file is read."""
+are fetched together. Of an `.npy` file nothing else is read; of Parquet the whole column of every row group that holds
+one of them, so large row groups are read again for each of the parts that they span."""
 
 from __future__ import annotations
 

@@ -94,7 +94,8 @@ def _embed(execution: Pass, progress: StageProgress, elapsed: Elapsed) -> list[S
 def _describe(name: str, settings: EncoderConfig) -> Description:
     # in a task: the driver needs neither the weights nor the memory, and a mistake comes before any actor starts
     try:
-        return ray.get(ray.remote(describe).remote(settings))
+        # and not in the placement group of a sweep's trial, which has no room for it
+        return ray.get(ray.remote(scheduling_strategy="DEFAULT")(describe).remote(settings))
     except RayTaskError as error:
         if isinstance(error.cause, ValueError):
             raise UserError(f"embedding.{name}: {error.cause}") from error

@@ -17,6 +17,7 @@ from orchestrator import store
 from orchestrator.artifacts import Artifact
 from orchestrator.config.embedding import Tower
 from orchestrator.npy import from_npy, to_npy
+from orchestrator.npy_rows import open_npy
 from orchestrator.parts import PartResult, Summary, part_path, sums
 
 MAX_EXAMPLES = 20
@@ -34,6 +35,10 @@ class Embedding:
     def image(self, index: int) -> Vectors:
         """A part's image vectors, float16 [rows, dim], unit norm or all zero."""
         return self._read(index, "image")
+
+    def image_rows(self, index: int, rows: NDArray[np.int64]) -> Vectors:
+        """Some rows of a part's image vectors, float16 [n, dim], without reading the others."""
+        return open_npy(part_path(self.artifact, index, "image.npy")).take(rows)
 
     def text(self, index: int) -> Vectors:
         """A part's text vectors, float16 [rows, dim], unit norm or all zero."""

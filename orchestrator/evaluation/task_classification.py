@@ -132,7 +132,9 @@ def _probed(train: Rows, test: Rows, num_classes: int) -> dict[str, float]:
     resources: dict[str, Any] = (
         {"num_gpus": 1} if cluster.num_gpus() else {"num_cpus": max(1, cluster.node_cpus() // 2)}
     )
-    predictions, top5 = ray.get(ray.remote(_probe).options(**resources).remote(train, test, num_classes))
+    # a sweep's trial has a placement group of its own, with no room for it
+    probe = ray.remote(scheduling_strategy="DEFAULT", **resources)(_probe)
+    predictions, top5 = ray.get(probe.remote(train, test, num_classes))
     judged = Judged(labels=test["labels"], predictions=predictions, top5=top5, groups=test["groups"])
     metrics = classification_metrics(judged, num_classes=num_classes, metric="acc1")
     return {f"linear_probe_{name}": value for name, value in metrics.items()}

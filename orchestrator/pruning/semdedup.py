@@ -13,6 +13,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from orchestrator.pruning.clusters import unit
+
 TILE = 512
 
 Vectors = NDArray[np.float32] | NDArray[np.float16]
@@ -22,8 +24,9 @@ def max_earlier_similarity(vectors: Vectors, tile: int = TILE) -> tuple[NDArray[
     """Compares each item with all before it.
 
     Args:
-        vectors: [n, d] of unit norm, in the order in which items are kept; float16 is widened tile by tile. All
-            finite: items without an embedding are left out before.
+        vectors: [n, d], in the order in which items are kept: float32 of unit norm, or float16, which keeps 3 digits
+            of that and is widened and brought to norm 1 tile by tile. All finite and none zero: items without an
+            embedding are left out before.
         tile: items in a tile's rows and columns; memory beside the vectors is of the order of tile * (tile + d) + n.
 
     Returns:
@@ -35,9 +38,10 @@ def max_earlier_similarity(vectors: Vectors, tile: int = TILE) -> tuple[NDArray[
     earlier = np.full(num_items, -1)
     for start in range(0, num_items, tile):
         rows = slice(start, start + tile)
-        later = np.asarray(vectors[rows], np.float32)
+        later = _unit(vectors[rows])
         for column in range(0, start + 1, tile):
-            products = later @ np.asarray(vectors[column : column + tile], np.float32).T
+            # on the diagonal the same array: BLAS multiplies a matrix by itself in an order of its own
+            products = later @ (later if column == start else _unit(vectors[column : column + tile])).T
             if column == start:
                 products[~np.tri(len(later), k=-1, dtype=bool)] = -np.inf
             nearest = products.argmax(axis=1)
@@ -45,9 +49,13 @@ def max_earlier_similarity(vectors: Vectors, tile: int = TILE) -> tuple[NDArray[
             better = found > similarity[rows]
             similarity[rows][better] = found[better]
             earlier[rows][better] = column + nearest[better]
-        similarity[rows] = _cosines(later, vectors[earlier[rows]])
+        similarity[rows] = _cosines(later, _unit(vectors[earlier[rows]]))
     similarity[:1] = -np.inf
     return similarity, earlier
+
+
+def _unit(vectors: Vectors) -> NDArray[np.float32]:
+    return unit(vectors) if vectors.dtype == np.float16 else np.asarray(vectors, np.float32)
 
 
 def _cosines(later: Vectors, earlier: Vectors) -> NDArray[np.float64]:

@@ -1,7 +1,8 @@
 """Every pair's largest cosine to an earlier pair of its cluster: from the pool's order to the clusters' and back.
 
-Groups of parts write their vectors by bucket, a run of clusters with some 260,000 pairs; a bucket compares cluster by
-cluster and writes what it found by group of parts; a group writes it by part. So the vectors move once."""
+Groups of parts write their vectors by bucket, a run of clusters with some 260,000 pairs or a 2,048th of all; a bucket
+compares cluster by cluster and writes what it found by group of parts; a group writes it by part. So the vectors move
+once."""
 
 from __future__ import annotations
 
@@ -25,16 +26,16 @@ from orchestrator.exchange import column_to_vectors, gather, pack, read_slice, r
 from orchestrator.keeplist import KeepList
 from orchestrator.parts import PartResult, Work, build_parts, part_path
 from orchestrator.progress import Display
-from orchestrator.pruning.clusters import unit
 from orchestrator.pruning.order import order_keys
 from orchestrator.pruning.semdedup import max_earlier_similarity
 from orchestrator.stage import Stage
 from orchestrator.step import Step
 
-VERSION = 1
+VERSION = 2
 PAIRS_PER_GROUP = 2**17
-MAX_GROUPS = 8192
 PAIRS_PER_BUCKET = 2**18
+# slices are read one by one, and there are groups x buckets of them
+MAX_GROUPS, MAX_BUCKETS = 2048, 2048
 
 
 def compare_stages(step: Step, settings: SemDeDupStep, clusters: Clusters) -> list[Stage]:
@@ -50,7 +51,8 @@ def _groups(catalog: Catalog) -> list[list[PartRows]]:
 
 def _bucket_of_cluster(stats: Artifact) -> NDArray[np.int64]:
     sizes = ClusterStats.read(stats).sizes
-    return np.unique((np.cumsum(sizes) - sizes) // PAIRS_PER_BUCKET, return_inverse=True)[1]
+    per_bucket = max(PAIRS_PER_BUCKET, -(-int(sizes.sum()) // MAX_BUCKETS))
+    return np.unique((np.cumsum(sizes) - sizes) // per_bucket, return_inverse=True)[1]
 
 
 def _uris(artifact: Artifact) -> list[str]:
@@ -66,7 +68,9 @@ def _regroup_stage(step: Step, clusters: Clusters) -> Stage:
     name = f"regroup, {step.name}"
 
     def build(display: Display) -> Artifact:
-        work = partial(_regroup_work, Embedding(embedding), KeepList(step.incoming), clusters)
+        # read here, once: the work is made anew for every group
+        buckets = _bucket_of_cluster(clusters.stats)
+        work = partial(_regroup_work, Embedding(embedding), KeepList(step.incoming), clusters.assigned, buckets)
         return build_parts(artifact, _groups(step.catalog), work, display=display, name=name, count="pairs")
 
     return Stage(
@@ -78,11 +82,9 @@ def _regroup_stage(step: Step, clusters: Clusters) -> Stage:
     )
 
 
-def _regroup_work(embedding: Embedding, keep: KeepList, clusters: Clusters) -> Work:
-    buckets = _bucket_of_cluster(clusters.stats)
-
+def _regroup_work(embedding: Embedding, keep: KeepList, assigned: Artifact, buckets: NDArray[np.int64]) -> Work:
     def work(group: Sequence[PartRows]) -> PartResult:
-        table = pa.concat_tables(_embedded_pairs(embedding, keep, clusters.assigned, part) for part in group)
+        table = pa.concat_tables(_embedded_pairs(embedding, keep, assigned, part) for part in group)
         tables = split(table, buckets[table["cluster"].to_numpy()], int(buckets[-1]) + 1)
         return PartResult({"exchange": pack(tables)}, {"pairs": table.num_rows})
 
@@ -121,7 +123,7 @@ def _compare_stage(step: Step, settings: SemDeDupStep, clusters: Clusters, regro
         artifact=artifact,
         build=build,
         work=lambda pairs: pairs * pairs * per_cluster,
-        holds=lambda pairs: min(pairs, PAIRS_PER_BUCKET + int(pairs * per_cluster)),
+        holds=lambda pairs: min(pairs, max(PAIRS_PER_BUCKET, pairs // MAX_BUCKETS) + int(pairs * per_cluster)),
         by_cluster_size=True,
     )
 
@@ -159,7 +161,7 @@ def _by_cluster(
     similarity, earlier = np.empty(len(order), np.float32), np.empty(len(order), np.int64)
     ends = np.flatnonzero(np.diff(clusters[order], append=-1)) + 1
     for start, end in zip([0, *ends[:-1]], ends, strict=True):
-        found = max_earlier_similarity(unit(vectors[order[start:end]]))
+        found = max_earlier_similarity(vectors[order[start:end]])
         similarity[start:end] = found[0]
         earlier[start:end] = np.where(found[1] < 0, -1, found[1] + start)
     return similarity, earlier

@@ -103,9 +103,12 @@ def _count_work(catalog: Catalog, keep_list: KeepList, uri: str) -> Work:
     matcher = Matcher(read_entries(uri))
 
     def work(group: Sequence[PartRows]) -> PartResult:
-        chunks = [captions for part in group for captions in kept_captions(catalog, keep_list, part)]
-        counts = sum((matcher.counts(captions) for captions in chunks), np.zeros(matcher.num_entries, np.int64))
-        return PartResult({"npy": to_npy(counts)}, {"pairs": sum(map(len, chunks))})
+        counts, num_pairs = np.zeros(matcher.num_entries, np.int64), 0
+        for part in group:
+            for captions in kept_captions(catalog, keep_list, part):
+                counts += matcher.counts(captions)
+                num_pairs += len(captions)
+        return PartResult({"npy": to_npy(counts)}, {"pairs": num_pairs})
 
     return work
 

@@ -6,7 +6,7 @@ below `min_count` there."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
 import polars as pl
@@ -28,6 +28,8 @@ MAX_GROUPS = 512
 PAIRS_PER_BUCKET = 2_000_000
 MAX_BUCKETS = 256
 CHUNK_CAPTIONS = 100_000
+# counts that wait to be merged: a merge hashes and sorts all that was merged before again
+MERGE_ROWS = 4_000_000
 
 
 def count_stage(store_uri: str, catalog: Catalog, keep: Artifact, *, label: str) -> Stage:
@@ -84,12 +86,16 @@ def kept_captions(catalog: Catalog, keep: KeepList, part: PartRows) -> list[pl.S
 
 def _count_work(catalog: Catalog, keep: KeepList, buckets: int) -> Work:
     def work(group: Sequence[PartRows]) -> PartResult:
-        counts = count_words(pl.Series([], dtype=pl.List(pl.String)))
         num_pairs = 0
-        for part in group:
-            for captions in kept_captions(catalog, keep, part):
-                num_pairs += len(captions)
-                counts = merge_counts([counts, count_words(caption_words(captions))])
+
+        def counted() -> Iterator[pl.DataFrame]:
+            nonlocal num_pairs
+            for part in group:
+                for captions in kept_captions(catalog, keep, part):
+                    num_pairs += len(captions)
+                    yield count_words(caption_words(captions))
+
+        counts = merged(counted())
         by_bucket = exchange.split(counts.to_arrow(), word_bucket(counts["word"], buckets).to_numpy(), buckets)
         return PartResult({"exchange": exchange.pack(by_bucket)}, {"pairs": num_pairs})
 
@@ -98,9 +104,8 @@ def _count_work(catalog: Catalog, keep: KeepList, buckets: int) -> Work:
 
 def _sum_work(counts: Artifact, num_groups: int, min_count: int) -> Work:
     def work(bucket: int) -> PartResult:
-        summed = count_words(pl.Series([], dtype=pl.List(pl.String)))
-        for table in exchange.gather([part_path(counts, group, "exchange") for group in range(num_groups)], bucket):
-            summed = merge_counts([summed, pl.DataFrame(table)])
+        uris = [part_path(counts, group, "exchange") for group in range(num_groups)]
+        summed = merged(pl.DataFrame(table) for table in exchange.gather(uris, bucket))
         kept = summed.filter(pl.col("count") >= min_count).sort("count", "word", descending=[True, False])
         numbers = {
             "words": len(summed),
@@ -111,6 +116,21 @@ def _sum_work(counts: Artifact, num_groups: int, min_count: int) -> Work:
         return PartResult({"parquet": to_parquet(kept.to_arrow())}, numbers)
 
     return work
+
+
+def merged(counts: Iterable[pl.DataFrame]) -> pl.DataFrame:
+    """The sum of any number of tables of words and counts, each once and sorted by word; of some million rows at a
+    time, or as many as came out of it before."""
+    waiting: list[pl.DataFrame] = []
+    num_rows, most = 0, MERGE_ROWS
+    for table in counts:
+        waiting.append(table)
+        num_rows += len(table)
+        if num_rows > most:
+            waiting = [merge_counts(waiting)]
+            num_rows = len(waiting[0])
+            most = max(MERGE_ROWS, 2 * num_rows)
+    return merge_counts(waiting)
 
 
 def read_words(words: Artifact) -> pl.DataFrame:

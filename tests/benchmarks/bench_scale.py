@@ -26,7 +26,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 ROWS_PER_FILE = 1_000_000
-VOCABULARY = 200_000
 DIM, NUM_KINDS = 64, 300
 POLL_SECONDS = 0.2
 MIB = 2**20
@@ -103,10 +102,10 @@ def write_file(pool: Path, vectors: bool, number: int, num_rows: int) -> None:
 
 
 def captions(rng: np.random.Generator, num_rows: int) -> pa.Array:
-    """Zipf-distributed words, as in real text."""
-    words = np.array([f"{chr(97 + i % 26)}{np.base_repr(i, 26).lower()}" for i in range(VOCABULARY)], object)
+    """Zipf-distributed words of any rank, as in real text: the more captions, the more words."""
     lengths = rng.integers(4, 17, num_rows)
-    drawn = np.minimum(rng.zipf(1.2, lengths.sum()) - 1, VOCABULARY - 1)
+    ranks, drawn = np.unique(rng.zipf(1.2, lengths.sum()) - 1, return_inverse=True)
+    words = np.array([f"{chr(97 + i % 26)}{np.base_repr(i, 26).lower()}" for i in ranks.tolist()], object)
     owner = pl.Series("row", np.repeat(np.arange(num_rows), lengths))
     table = pl.DataFrame({"row": owner, "caption": pl.Series(words[drawn])}).group_by("row", maintain_order=True)
     return table.agg(pl.col("caption").str.join(" "))["caption"].to_arrow()

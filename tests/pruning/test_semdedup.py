@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from orchestrator.pruning.clusters import unit as normalised
 from orchestrator.pruning.semdedup import max_earlier_similarity
 
 Vectors = NDArray[np.float32]
@@ -47,7 +48,7 @@ def full_matrix(vectors: NDArray[np.floating]) -> NDArray[np.float64]:
 def test_equals_the_full_matrix(name: str, tile: int, dtype: type[np.floating]) -> None:
     vectors = clouds()[name].astype(dtype)
     similarity, earlier = max_earlier_similarity(vectors, tile)
-    matrix = full_matrix(vectors)
+    matrix = full_matrix(vectors if dtype == np.float32 else normalised(vectors))
     assert similarity.dtype == np.float32
     assert similarity[:1].tolist() == [-np.inf] * len(similarity[:1])
     assert earlier[:1].tolist() == [-1] * len(earlier[:1])
@@ -87,8 +88,17 @@ def test_the_winning_cosine_does_not_depend_on_the_tile() -> None:
         np.testing.assert_array_equal(other, similarity[0])
 
 
+@pytest.mark.parametrize("tile", [7, 64, 1000])
+def test_float16_gives_the_bits_of_what_it_is_at_norm_1(tile: int) -> None:
+    half = clouds()["clustered"].astype(np.float16)
+    whole = normalised(half)
+    for found, expected in zip(max_earlier_similarity(half, tile), max_earlier_similarity(whole, tile), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_memory_grows_with_the_tile_not_with_the_square_of_the_cluster() -> None:
-    vectors = unit(np.random.default_rng(2).standard_normal((6000, 16)))
+    # float32 would be twice the vectors again
+    vectors = unit(np.random.default_rng(2).standard_normal((6000, 128))).astype(np.float16)
     tracemalloc.start()
     max_earlier_similarity(vectors, 64)
     _, peak = tracemalloc.get_traced_memory()
