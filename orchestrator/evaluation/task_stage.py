@@ -64,10 +64,10 @@ def measure_tasks(
         is_reused = artifact.is_complete()
         if not is_reused:
             progress.update(progress.done, name)
-            reason = _measure(models, task, artifact, settings, progress)
-            if reason is not None:
-                skipped[task.key] = reason
-                display.line(f"{name}: skipped, {reason}")
+            found_wanting = _measure(models, task, artifact, settings, progress)
+            if found_wanting is not None:
+                skipped[task.key] = found_wanting
+                display.line(f"{name}: skipped, {found_wanting}")
                 continue
         values = ", ".join(f"{model} {numbers['value']:.2%}" for model, numbers in artifact.totals.items())
         display.line(f"{name}: {task.config.metric} of {values}{', reused' if is_reused else ''}")
@@ -84,8 +84,7 @@ def measure_tasks(
 def _measure(
     models: Models, task: Task, artifact: Artifact, settings: EvaluationConfig, progress: StageProgress
 ) -> str | None:
-    # the reason why it cannot be measured, if it cannot
-    # torch and open_clip, which a plan can do without
+    # the reason why it cannot be measured, if it cannot; torch and open_clip, which a plan can do without
     from orchestrator.evaluation.measure_task import measure_task
 
     started = time.monotonic()
