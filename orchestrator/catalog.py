@@ -36,6 +36,20 @@ class Catalog:
 
     artifact: Artifact
 
+    def parts_of(self, source: Source) -> list[Part]:
+        """The source's parts, which have to be those that the catalog is of.
+
+        Errors: `StoreError` when they are not: by their numbers images would be paired with other captions."""
+        parts, rows = source.parts(), self.rows_per_part
+        # one that could not be read has no rows in the catalog
+        agree = (part.num_rows is None or n in (0, part.num_rows) for part, n in zip(parts, rows, strict=False))
+        if len(parts) != len(rows) or not all(agree):
+            raise store.StoreError(
+                f"the source has other parts now ({len(parts):,}) than its catalog ({len(rows):,}): shards changed "
+                "since they were read; expected shards that stay as they are; the same command reads what changed"
+            )
+        return parts
+
     def table(self, index: int, columns: tuple[str, ...]) -> pa.Table:
         """The named columns of a part, in row order."""
         return _read(part_path(self.artifact, index, "parquet"), columns)

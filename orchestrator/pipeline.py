@@ -5,6 +5,7 @@ the same list, built in order."""
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 from collections.abc import Sequence
@@ -101,6 +102,8 @@ def export(config: Config) -> None:
     record, to = RunRecord.read(store.absolute(config.run)), store.absolute(config.to)
     cluster.check_outlive_job({"to": to})
     cluster.connect(config.cluster)
+    # in the folder, or beside the file, lie the parts that tasks write
+    cluster.check_shared({"to": os.path.dirname(to) if os.path.splitext(to)[1] else to})
     export_keep_list(record, to, Display())
 
 

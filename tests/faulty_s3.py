@@ -79,10 +79,11 @@ class FaultyS3:
             # done, though the client is told that it was not
             run_wsgi_app(self._moto, environ)
             kind = "broken"
-        if kind in ERRORS:
-            status, code, message = ERRORS[kind]
+        elif kind in ERRORS:
             # the body is read, or the client's connection breaks before it has the answer
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+        if kind in ERRORS:
+            status, code, message = ERRORS[kind]
             told = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
             start_response(status, [("Content-Type", "application/xml"), ("Content-Length", str(len(told)))])
             # the answer to a HEAD has no body

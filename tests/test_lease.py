@@ -220,7 +220,7 @@ def test_a_failing_renewal_is_told_once_and_kills_nothing(tmp_path: Path, monkey
     assert line.endswith("no store")
 
 
-def test_who_lost_the_lease_stops_and_leaves_it_alone(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_lost_the_lease_stops_and_leaves_it_alone(artifact: Artifact) -> None:
     said, stops = Said(), list[int]()
 
     def terminated(number: int, frame: object) -> None:
@@ -228,13 +228,15 @@ def test_who_lost_the_lease_stops_and_leaves_it_alone(artifact: Artifact, monkey
 
     terminated.__module__ = "orchestrator.cli"
     before = signal.signal(signal.SIGTERM, terminated)
-    try:
-        with (
-            pytest.raises(UserError, match=r"another run \(host far, .*took over.*the same command waits"),
-            said.hold(artifact, expiry_seconds=3.0),
-        ):
+
+    def lose() -> None:
+        with said.hold(artifact, expiry_seconds=3.0):
             elsewhere(artifact, expiry_seconds=60.0)
             time.sleep(0.8)
+
+    try:
+        with pytest.raises(UserError, match=r"another run \(host far, .*took over.*the same command waits"):
+            lose()
     finally:
         signal.signal(signal.SIGTERM, before)
     assert stops == [signal.SIGTERM]

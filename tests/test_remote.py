@@ -14,6 +14,7 @@ from pathlib import Path
 
 import fsspec
 import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 import pytest
 import s3fs
 from faulty_s3 import Fault, FaultyS3
@@ -22,8 +23,9 @@ from pools import config_of, make_pairs, write_parquet_images, write_tars
 
 from orchestrator import lease, remote, store
 from orchestrator.artifacts import Artifact
+from orchestrator.catalog import Catalog
 from orchestrator.remote import CutOff, StoreError
-from orchestrator.source import Shard, Source, cache, open_source, with_cache
+from orchestrator.source import Shard, Source, cache, open_source, parquet, with_cache
 from orchestrator.source.ranges import read_spans
 
 BODY = bytes(range(256)) * 400
@@ -155,6 +157,32 @@ def test_a_shard_cut_by_the_network_is_read_again_and_then_counted(
     assert found.table.num_rows == 0
 
 
+def test_a_cut_while_parts_are_listed_numbers_none_of_them_anew(
+    server: FaultyS3, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parquet, "PART_ROWS", 5)
+    pool = write_parquet_images(tmp_path / "pool", make_pairs(30), num_shards=3)
+    for file in Path(pool).iterdir():
+        pq.write_table(pq.read_table(file), file, row_group_size=5)
+    store.copy(pool, f"{bucket}/pool")
+    source = source_of(f"{bucket}/pool", tmp_path, "parquet")
+    parts = source.parts()
+    artifact = Artifact.of(str(tmp_path), "catalog", version=1)
+    tables = [source.catalog(part).table for part in parts]
+    artifact.publish(totals={}, parts=[{"rows": table.num_rows} for table in tables], seconds=0.0)
+    assert Catalog(artifact).parts_of(source) == parts
+    server.faults = [Fault("cut", path="00001")]
+    with pytest.raises(CutOff, match="00001"):
+        source.parts()
+    server.faults = []
+    # the same shards of another form
+    store.write(f"{bucket}/pool/00001.parquet", b"no Parquet")
+    with pytest.raises(StoreError, match=r"other parts now \(5\) than its catalog \(6\)"):
+        Catalog(artifact).parts_of(source)
+    with pytest.raises(StoreError, match="not those of its catalog"):
+        list(source.images(parts[0], tables[1]))
+
+
 def test_a_file_that_became_shorter(server: FaultyS3, bucket: str) -> None:
     with pytest.raises(CutOff, match="changed since it was listed, or the network"):
         list(read_spans(f"{bucket}/a.bin", [(len(BODY) - 10, 20)]))
@@ -200,9 +228,7 @@ class ArrowDisk(ArrowFSWrapper):
         super().__init__(pafs.LocalFileSystem(), **how)
 
 
-def test_elsewhere_than_in_object_stores_a_file_is_whole_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_elsewhere_than_in_object_stores_a_file_is_whole_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fsspec.register_implementation("arrowdisk", ArrowDisk, clobber=True)
     uri = f"arrowdisk://{tmp_path}/below/manifest.json"
     store.write(uri, b"before")

@@ -83,6 +83,9 @@ def test_arrays_are_not_unpickled(sprung: Path, tmp_path: Path) -> None:
         "s3://key:hunter2@bucket/a.tar",
         "https://host/a.tar?sv=1&sig=hunter2",
         "https://host/a.tar?X-Amz-Signature=hunter2",
+        "s3://AKIA1:wJalr/K7MD/hunter2@bucket/a.tar",
+        "https://hunter2@host/a.tar",
+        "https://host/a.tar?user=me&password=hunter2",
     ],
 )
 def test_a_secret_in_a_uri_is_refused_and_not_repeated(uri: str, tmp_path: Path) -> None:
@@ -90,9 +93,16 @@ def test_a_secret_in_a_uri_is_refused_and_not_repeated(uri: str, tmp_path: Path)
         with pytest.raises(ConfigError, match="expected a plain URI") as told:
             config_of(groups.get("source", SOURCE), groups.get("store", tmp_path))  # type: ignore[arg-type]
         assert "hunter2" not in str(told.value)
-    for plain in ("s3://bucket/a@b/{000..010}.tar?versionId=3", "abfs://box@account.dfs.core.windows.net/a.tar"):
+    for plain in (
+        "s3://bucket/a@b/{000..010}.tar?versionId=3",
+        "abfs://box@account.dfs.core.windows.net/a.tar",
+        "http://host:8080/a@b.tar",
+        "s3://bucket/at:noon/a@b.tar",
+        "sftp://me@host/a.tar",
+    ):
         assert plain in str(config_of({**SOURCE, "uri": plain}, tmp_path).source)
     assert without_password("http://me:p@ss@host/x") == "http://***@host/x"
+    assert without_password("s3://AKIA1:w/hunter2@bucket/x?a=1&token=hunter2") == "s3://***@bucket/x?a=1&token=***"
 
 
 @pytest.mark.usefixtures("ray_cluster")

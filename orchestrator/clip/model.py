@@ -145,6 +145,7 @@ def _from_reference(
         if not (folder / CONFIG_FILE).is_file():
             raise ValueError(f"no model folder at {folder}: expected {CONFIG_FILE} and {WEIGHTS_FILE} in it")
     try:
+        _refuse_code(reference)
         with _without_open_clip_log():
             model = open_clip.create_model(
                 reference,
@@ -196,8 +197,20 @@ def _load_weights(model: Model, checkpoint_path: str) -> None:
             model.logit_bias.copy_(start[1])
 
 
+def _refuse_code(reference: str) -> None:
+    # of a folder or a repository of the hub: its own options go to transformers as they are
+    config = open_clip.get_model_config(reference) or {}
+    _check_options(config.get("text_cfg") or {}, reference)
+
+
+def _check_options(text_cfg: dict[str, Any], name: str) -> None:
+    if "trust_remote_code" in (text_cfg.get("tokenizer_kwargs") or {}):
+        raise ValueError(f"{name}: trust_remote_code in its tokenizer_kwargs would run code of the model's; drop it")
+
+
 def _tokenizer(model_cfg: dict[str, Any]) -> Tokenizer:
     text_cfg = model_cfg["text_cfg"]
+    _check_options(text_cfg, "the model's config")
     options = {"context_length": text_cfg["context_length"], **(text_cfg.get("tokenizer_kwargs") or {})}
     if text_cfg.get("hf_tokenizer_name"):
         mode = text_cfg.get("tokenizer_mode")

@@ -9,21 +9,29 @@ from typing import Any
 from orchestrator.config.section import ConfigError
 
 USER, PASSWORD = re.compile(r"(?<=://)[^/\s]+@"), re.compile(r"://[^/\s:@]*:[^/\s]*@")
+# a bucket or web server has no user: what stands there is a key, whose secret may hold slashes; an object's name may
+# hold an @, but no : before it
+KEYED = re.compile(r"(?:s3a?|gs|gcs|https?)://(?:[^/\s@]+|[^/\s:@]+:(?!\d+/)[^\s@]*)@", re.IGNORECASE)
 # of signed addresses: Azure's and Google's, Amazon's, and what web services call theirs
-SIGNED = re.compile(r"[?&](sig|signature|x-amz-signature|x-goog-signature|token|access_token|api_key)=", re.IGNORECASE)
+SIGNED = re.compile(
+    r"(?<=[?&])(sig|signature|x-amz-signature|x-amz-security-token|x-amz-credential|x-goog-signature|x-goog-credential"
+    r"|awsaccesskeyid|[a-z_]*token|api_?key|key|secret|password|passwd|pwd)=[^&#\s]*",
+    re.IGNORECASE,
+)
 # hides its own
 EXEMPT = ("tracking", "mlflow_uri")
 
 
 def without_password(text: str) -> str:
-    """Text in which no URI names a user or password."""
-    return USER.sub("***@", text)
+    """Text in which no URI names a user, password, signature or token."""
+    hidden = KEYED.sub(lambda found: found[0].split("://")[0] + "://***@", text)
+    return SIGNED.sub(lambda found: f"{found[1]}=***", USER.sub("***@", hidden))
 
 
 def check_no_secrets(raw: dict[str, Any]) -> None:
-    """Errors: `ConfigError`, which does not repeat it, for a URI with a password or a signature in it."""
+    """Errors: `ConfigError`, which does not repeat it, for a URI with a password, a token or a signature in it."""
     for path, text in _texts(raw, ()):
-        if path != EXEMPT and "://" in text and (PASSWORD.search(text) or SIGNED.search(text)):
+        if path != EXEMPT and "://" in text and any(kind.search(text) for kind in (PASSWORD, KEYED, SIGNED)):
             raise ConfigError(
                 f"{'.'.join(path)} has a password or signature in it, and reports repeat it; expected a plain URI, "
                 "with credentials from the environment (AWS_..., GOOGLE_..., AZURE_..., FSSPEC_...)"

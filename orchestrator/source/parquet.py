@@ -20,6 +20,7 @@ from orchestrator.source.header import image_size
 from orchestrator.source.row_groups import DamagedParquet, cut_shards, groups_of, open_parquet, read_part
 from orchestrator.source.schema import CATALOG_SCHEMA, Part, PartCatalog, Problems, Shard, Status, unreadable
 from orchestrator.source.shards import digest, find_shards
+from orchestrator.store import StoreError
 
 ENDINGS = (".parquet",)
 PART_ROWS = 20_000
@@ -78,7 +79,7 @@ class ParquetImages:
             with open_parquet(part.shard.uri) as file:
                 yield from self._images(file, part, wanted)
         except DamagedParquet as error:
-            raise OSError(f"{part.shard.uri}: {error}; the shard changed since it was read") from error
+            raise StoreError(f"{part.shard.uri}: {error}; the shard changed since it was read") from error
 
     def _check(self, shard: Shard, schema: pa.Schema) -> None:
         config = self.config
@@ -134,6 +135,9 @@ class ParquetImages:
 
     def _images(self, file: pq.ParquetFile, part: Part, wanted: np.ndarray) -> Iterator[bytes | None]:
         position, column = 0, self.config.image_column
+        found = wanted[np.isfinite(wanted)]
+        if part.num_rows is None or ((found < part.first_row) | (found >= part.first_row + part.num_rows)).any():
+            raise StoreError(f"{part.shard.uri}: its row groups are not those of its catalog; it changed since")
         for index, start, length in groups_of(file, part):
             first = sum(file.metadata.row_group(i).num_rows for i in range(index))
             stop = position

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from orchestrator import store
+from orchestrator.store import StoreError
 
 MAX_GAP = 64 << 10
 MAX_REQUEST = 8 << 20
@@ -19,14 +20,14 @@ Span = tuple[int, int]
 def read_spans(uri: str, spans: Sequence[Span]) -> Iterator[bytes]:
     """The bytes of each (offset, size) of a file, in the order given.
 
-    Errors: `OSError`; also when the file is shorter than a span, as it then changed since it was catalogued."""
+    Errors: `StoreError`; also when the file is shorter than a span, as it then changed since it was catalogued."""
     read = store.read_spans if store.is_local(uri) else _in_runs
     # an empty range is not a request that HTTP can express: some servers answer with the whole file
     found = read(uri, [span for span in spans if span[1]])
     for offset, size in spans:
         data = next(found) if size else b""
         if len(data) != size:
-            raise OSError(f"{uri}: got {len(data)} of {size} bytes at {offset}; the shard changed since it was read")
+            raise StoreError(f"{uri}: got {len(data)} of {size} bytes at {offset}; the shard changed since it was read")
         yield data
 
 

@@ -54,7 +54,8 @@ def cut(group_rows: Sequence[int], part_rows: int) -> list[tuple[int, int]]:
 def cut_shards(shards: Sequence[Shard], part_rows: int, check: Callable[[Shard, pa.Schema], None]) -> list[Part]:
     """The parts of Parquet shards, from their footers; a shard whose footer is damaged is one part of unknown size.
 
-    `check(shard, schema)` may raise what is wrong with a shard's columns."""
+    `check(shard, schema)` may raise what is wrong with a shard's columns. Errors: `CutOff` for a shard that the network
+    cuts off: taken for damaged, it would number the parts after it in another way than the catalog has them."""
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         ranges = pool.map(lambda shard: _ranges(shard, part_rows, check), shards)
         pairs = [(shard, piece) for shard, pieces in zip(shards, ranges, strict=True) for piece in pieces]
@@ -93,6 +94,8 @@ def _ranges(
         with open_parquet(shard.uri) as file:
             check(shard, file.schema_arrow)
             sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-    except DamagedParquet:
+    except DamagedParquet as error:
+        if isinstance(error.__cause__, CutOff):
+            raise error.__cause__ from None
         return [(0, None)]
     return cut(sizes, part_rows)

@@ -7,6 +7,7 @@ follow WebDataset's convention: the key is the path up to the first dot of the b
 from __future__ import annotations
 
 import gzip
+import os
 import re
 import tarfile
 import zlib
@@ -19,6 +20,10 @@ from orchestrator.remote import CutOff
 from orchestrator.store import open_file
 
 BLOCK = 512
+# in bytes: what is longer is read only once the file is known to be so long
+LONG = 1 << 20
+# in bytes: what a compressed tar is taken to hold at most
+MAX_COMPRESSED = 1 << 50
 GZIP_MAGIC = b"\x1f\x8b"
 _NAME = re.compile(r"^((?:.*/|)[^./][^.]*)\.([^/]+)$")
 # a stream that ends early time and again is as good as a file that does
@@ -71,18 +76,25 @@ def members(file: IO[bytes]) -> Iterator[Member]:
 
     Between two members the caller may `read_member` the one just given, never an earlier one.
     Errors: `NotATar`, `DamagedTar` (raised after the last member whose header is whole); `OSError` from reading."""
+    length = _length(file)
+    file.seek(0)
     try:
         tar = tarfile.TarFile(fileobj=file, mode="r", encoding="utf-8", errors="replace")
     except _DAMAGE as error:
         raise NotATar(str(error)) from error
     member: Member | None = None
     while True:
+        # a header may say any size, and `tarfile` seeks to its end
+        if tar.offset > length:
+            raise DamagedTar(member)
         try:
             info = tar.next()
         except _DAMAGE as error:
             raise DamagedTar(member) from error
         if info is None:
             break
+        if info.size < 0:
+            raise DamagedTar(member)
         tar.members.clear()  # type: ignore[attr-defined]  # a tar keeps every header it has seen otherwise
         member = _member(info)
         if member is not None:
@@ -94,6 +106,9 @@ def read_member(file: IO[bytes], member: Member, limit: int | None = None) -> by
     """The payload of the member just given by `members`, or its first `limit` bytes. Errors: `DamagedTar`."""
     length = member.size if limit is None else min(limit, member.size)
     try:
+        # so much memory would be asked for
+        if length > LONG and member.offset + member.size > _length(file):
+            raise DamagedTar(member)
         file.seek(member.offset)
         data = file.read(length)
     except _CUT as error:
@@ -101,6 +116,11 @@ def read_member(file: IO[bytes], member: Member, limit: int | None = None) -> by
     if len(data) < length:
         raise DamagedTar(member)
     return data
+
+
+def _length(file: IO[bytes]) -> int:
+    # that of a compressed stream shows at its end only
+    return file.seek(0, os.SEEK_END) if not isinstance(file, gzip.GzipFile) else MAX_COMPRESSED
 
 
 def _member(info: tarfile.TarInfo) -> Member | None:

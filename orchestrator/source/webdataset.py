@@ -19,8 +19,11 @@ from orchestrator.source.schema import CATALOG_SCHEMA, Part, PartCatalog, Proble
 from orchestrator.source.shards import digest, find_shards
 from orchestrator.source.sidecar import Labels, labels_of, read_sidecar
 from orchestrator.source.tar import DamagedTar, Member, NotATar, members, open_tar, read_member
+from orchestrator.store import StoreError
 
 ENDINGS = (".tar", ".tar.gz", ".tgz")
+# of a caption or a json member, in bytes: what says more is no caption, and is not read
+MAX_TEXT = 4 << 20
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp"})
 
 
@@ -113,7 +116,7 @@ class _Walk:
         if member.extension in IMAGE_EXTENSIONS:
             self._add_image(file, member, sample)
         elif member.extension == "txt" and member.key not in self.known:
-            sample.text = self._decode(member, read_member(file, member))
+            sample.text = self._text(file, member)
         elif member.extension == "json" and member.key not in self.known:
             self._add_json(file, member, sample)
 
@@ -144,8 +147,8 @@ class _Walk:
 
     def _add_json(self, file: IO[bytes], member: Member, sample: _Sample) -> None:
         try:
-            fields = json.loads(self._decode(member, read_member(file, member)))
-        except (json.JSONDecodeError, RecursionError):
+            fields = json.loads(self._text(file, member) or "")
+        except (ValueError, RecursionError):
             fields = None
         if not isinstance(fields, dict):
             self.problems.add("bad_json", f"{self._name(member)}: its json member is no object")
@@ -153,6 +156,14 @@ class _Walk:
         found = labels_of(fields)
         labels = sample.labels
         labels.caption, labels.uid, labels.url = found.caption, found.uid, found.url
+
+    def _text(self, file: IO[bytes], member: Member) -> str | None:
+        if member.size > MAX_TEXT:
+            self.problems.add(
+                "long_text", f"{self._name(member)}: its {member.extension} member has {member.size:,} bytes"
+            )
+            return None
+        return self._decode(member, read_member(file, member))
 
     def _decode(self, member: Member, data: bytes) -> str:
         try:
@@ -217,6 +228,6 @@ def _walk_images(shard: Shard, keys: list[str]) -> Iterator[bytes]:
                 if position == len(keys):
                     return
     except (DamagedTar, NotATar) as error:
-        raise OSError(f"{shard.uri}: cut off before {keys[position]}; it changed since it was read") from error
+        raise StoreError(f"{shard.uri}: cut off before {keys[position]}; it changed since it was read") from error
     if position < len(keys):
-        raise OSError(f"{shard.uri}: no image of {keys[position]}; the shard changed since it was read")
+        raise StoreError(f"{shard.uri}: no image of {keys[position]}; the shard changed since it was read")

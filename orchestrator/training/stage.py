@@ -151,7 +151,7 @@ def _train(
         artifact=artifact,
         start_uri=phase.start.path("model") if phase.start else None,
         source=source,
-        parts=tuple(source.parts()),
+        parts=tuple(catalog.parts_of(source)),
         catalog=catalog,
         keep=KeepList(phase.keep),
         stream=phase_stream(config, phase),

@@ -89,6 +89,20 @@ def test_a_saved_folder_is_loaded_by_open_clip_as_it_is(
     assert torch.equal(encode_texts(ours, captions, batch_size=4), encode_texts(clip, captions, batch_size=4))
 
 
+def test_a_folder_runs_no_code_of_its_own(tmp_path: Path, tiny_clip: Clip) -> None:
+    model.save(tiny_clip, tmp_path)
+    config = json.loads((tmp_path / model.CONFIG_FILE).read_text())
+    config["model_cfg"]["text_cfg"] |= {
+        "hf_tokenizer_name": "any/one",
+        "tokenizer_kwargs": {"trust_remote_code": True},
+    }
+    (tmp_path / model.CONFIG_FILE).write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        model.load(str(tmp_path))
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        model._tokenizer(config["model_cfg"])
+
+
 def test_training_can_start_from_a_saved_folder(tmp_path: Path, tiny_clip: Clip) -> None:
     model.save(tiny_clip, tmp_path)
     again = build(name=f"local-dir:{tmp_path}", context_length=8)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import pickle
 import random
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from shard_files import all_images, pair, pairs, picture, write_sidecar, write_tar
 
 from orchestrator.config import WebDatasetSource
-from orchestrator.source import CATALOG_SCHEMA, PartCatalog, Status, open_source
+from orchestrator.source import CATALOG_SCHEMA, PartCatalog, Status, open_source, webdataset
 from orchestrator.source.webdataset import WebDataset
 
 
@@ -318,3 +319,25 @@ def test_json_captions_serve_where_there_is_no_txt(tmp_path: Path) -> None:
     row = catalog_of(write_tar(tmp_path / "0.tar", [("a.jpg", picture(0)), ("a.json", fields)])).table.to_pylist()[0]
     assert (row["caption"], row["uid"]) == ("said in json", "s")
     assert (row["width"], row["height"]) == (40, 30)  # the image's own
+
+
+@pytest.mark.parametrize("power", [45, 62, 70])
+@pytest.mark.parametrize("extension", ["txt", "jpg"])
+def test_a_header_may_say_any_size(tmp_path: Path, power: int, extension: str) -> None:
+    path = write_tar(tmp_path / "0.tar", pairs(2))
+    header = tarfile.TarInfo(f"9999.{extension}")
+    header.size = 2**power
+    whole = path.read_bytes().rstrip(b"\0")
+    whole += bytes(-len(whole) % tarfile.BLOCKSIZE)
+    path.write_bytes(whole + header.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
+    catalog = catalog_of(path)
+    assert catalog.table["key"].to_pylist() == ["0000", "0001"]
+    assert catalog.broken
+
+
+def test_a_text_that_is_no_caption_is_counted_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webdataset, "MAX_TEXT", 1000)
+    entries = [("0.jpg", picture(0)), ("0.txt", bytes(2000)), ("1.jpg", picture(1)), ("1.txt", b"a picture")]
+    catalog = catalog_of(write_tar(tmp_path / "0.tar", entries))
+    assert catalog.table["caption"].to_pylist() == [None, "a picture"]
+    assert catalog.problems == {"long_text": 1, "missing_caption": 1}
