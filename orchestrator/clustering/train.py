@@ -39,9 +39,9 @@ def centroids_stage(step: Step, settings: Clustering, sample: Artifact) -> Stage
             else:
                 gpus = 1 if cluster.num_gpus() else 0
                 # not the whole of a node: a sweep's trial holds a little of it, for ever if it waited for the rest
-                share = {"num_cpus": 1 if gpus else max(1, cluster.node_cpus() - 1), "num_gpus": gpus}
+                cpus = 1 if gpus else max(1, cluster.node_cpus() - 1)
                 # not in the placement group that a trial has for itself
-                task = ray.remote(scheduling_strategy="DEFAULT", **share)(_train)
+                task = ray.remote(scheduling_strategy="DEFAULT", num_cpus=cpus, num_gpus=gpus)(_train)
                 trained = ray.get(task.remote(sample, settings, current_meter()))
             store.write(artifact.path(FILE), to_npy(trained.centroids))
             progress.update(settings.k)
