@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from functools import partial
+from typing import Any
 
 import numpy as np
 import ray
@@ -38,10 +39,10 @@ def centroids_stage(step: Step, settings: Clustering, sample: Artifact) -> Stage
                 trained = train_in_tasks(artifact, sample, settings)
             else:
                 gpus = 1 if cluster.num_gpus() else 0
-                # not the whole of a node: a sweep's trial holds a little of it, for ever if it waited for the rest
-                cpus = 1 if gpus else max(1, cluster.node_cpus() - 1)
+                # not a whole node: a sweep's trial holds a hundredth of one, and would wait for itself
+                share: dict[str, Any] = {"num_cpus": 1 if gpus else max(1, cluster.node_cpus() - 1), "num_gpus": gpus}
                 # not in the placement group that a trial has for itself
-                task = ray.remote(scheduling_strategy="DEFAULT", num_cpus=cpus, num_gpus=gpus)(_train)
+                task = ray.remote(scheduling_strategy="DEFAULT", **share)(_train)
                 trained = ray.get(task.remote(sample, settings, current_meter()))
             store.write(artifact.path(FILE), to_npy(trained.centroids))
             progress.update(settings.k)
