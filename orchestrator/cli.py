@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
@@ -106,19 +107,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         _hydra_cli(verb, overrides or ["--help"], folder)
         return
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", RAY_NOISE)
-    signal.signal(signal.SIGTERM, _terminated)
+    signal.signal(signal.SIGTERM, _sweep_terminated if verb == "sweep" else _terminated)
     try:
         config = compose_config(overrides, folder, needs_source=verb not in NEED_NO_SOURCE)
         getattr(import_module(VERBS[verb]), verb)(config)
     except KeyboardInterrupt:
         _fail(f"interrupted; {_goes_on(verb)}", FAILURE)
     except Stopped as stopped:
-        if verb == "plan":
-            _fail("stopped by SIGTERM", TERMINATED)
-        if verb == "sweep":
-            _stop_trials()
-        _fail(str(stopped) if verb != "sweep" else f"stopped by SIGTERM; {_goes_on(verb)}", TERMINATED)
+        _tell_stopped(stopped, verb)
     except Exception as error:  # noqa: BLE001 the last door: whatever comes is told, and ends with a code that is not 0
+        # what a handler raises in one of Ray's calls comes out of it as the cause of a SystemError
+        if isinstance(error.__cause__, Stopped):
+            _tell_stopped(error.__cause__, verb)
         _explain(error, verb)
 
 
@@ -126,12 +126,22 @@ def _goes_on(verb: str) -> str:
     return f"the same command {'with resume=true ' if verb == 'sweep' else ''}goes on where it stopped"
 
 
-def _stop_trials() -> None:
+def _sweep_terminated(number: int, frame: FrameType | None) -> NoReturn:
     from orchestrator.training.ticker import stop_phases
 
     # who asks again means at once
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    stop_phases()
+    # while Tune waits: once it knows it ends its trials. Not in this thread, which may be in one of Ray's calls
+    asking = threading.Thread(target=stop_phases, daemon=True)
+    asking.start()
+    asking.join()
+    _terminated(number, frame)
+
+
+def _tell_stopped(stopped: Stopped, verb: str) -> NoReturn:
+    if verb == "plan":
+        _fail("stopped by SIGTERM", TERMINATED)
+    _fail(str(stopped) if verb != "sweep" else f"stopped by SIGTERM; {_goes_on(verb)}", TERMINATED)
 
 
 def _terminated(number: int, frame: FrameType | None) -> NoReturn:

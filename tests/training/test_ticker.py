@@ -47,7 +47,9 @@ def test_sigterm_of_a_sweep_is_a_checkpoint_of_its_trial(tiny_conf: str, tmp_pat
     write_zero_shot(tmp_path)
     space = "'sweep.space={training.lr: {grid: [1e-3]}}' 'sweep.controls={full: false, random: false}'"
     judged = "evaluation.zero_shot.uri=zs.tar sweep.metric=zero_shot/top1 training.checkpoint_every_steps=10000"
-    command = command_of(tiny_conf, tmp_path).replace("orchestrator run", "orchestrator sweep")
+    command = (
+        command_of(tiny_conf, tmp_path).replace("orchestrator run", "orchestrator sweep") + " training.num_workers=1"
+    )
     with started(f"{command} {space} {judged}", tmp_path) as process:
         wait_for(lambda: list(tmp_path.glob("STORE/pretrain/*/tensorboard/*")), process)
         process.send_signal(signal.SIGTERM)
