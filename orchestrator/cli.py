@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import traceback
+from collections import Counter
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -152,6 +153,7 @@ def compose_config(overrides: Sequence[str], folder: str | None = None, *, needs
     """The typed configuration that the overrides make.
 
     Errors: `UserError` with one line for what Hydra or the types refuse."""
+    _check_once(overrides)
     missing = [] if needs_source else ["++source.uri=null"]
     try:
         with initialize_config_dir(conf_dir(), version_base="1.3"):
@@ -163,6 +165,17 @@ def compose_config(overrides: Sequence[str], folder: str | None = None, *, needs
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_one_line(error, folder)) from error
     return parse(raw)
+
+
+def _check_once(overrides: Sequence[str]) -> None:
+    # of several Hydra takes the last: a shell that expanded the braces would leave one shard of a pool
+    keys = Counter(override.partition("=")[0] for override in overrides if "=" in override)
+    for key, times in keys.items():
+        if times > 1 and key.rsplit(".", 1)[-1] in PATH_KEYS:
+            raise UserError(
+                f"{key} is given {times:,} times, expected once: a shell expands {{...}} that is not quoted, in "
+                f"`ray job submit` a second one: quote it twice there, {key}=\"'...'\""
+            )
 
 
 def _one_line(error: BaseException, folder: str | None) -> str:

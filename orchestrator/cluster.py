@@ -29,6 +29,8 @@ LOCAL_MIN_CPUS = 4
 LOCAL_MAX_WORKERS = 2
 # what Ray sets for the process of a job, and the folder of its copies of working directories
 JOB, COPIES = "RAY_JOB_CONFIG_JSON_ENV_VAR", "working_dir_files"
+# for a head to accept a connection
+CONNECT_SECONDS = 10.0
 # for all nodes to say whether they see a folder
 ANSWER_SECONDS = 60
 # of processes that run models on CPUs: glibc gives the memory of large activations back to the system and faults it in
@@ -63,9 +65,36 @@ def connect(config: ClusterConfig, *, dashboard: bool = False) -> str | None:
         num_cpus = config.num_cpus or max(2 * (os.cpu_count() or 1), LOCAL_MIN_CPUS)
         start = partial(ray.init, address="local", num_cpus=num_cpus, include_dashboard=dashboard, **quiet)
     else:
+        _check_answers(address)
         start = partial(ray.init, address=address, **quiet)
-    with _own_sigterm(), _stderr_closed():
-        return start().dashboard_url or None
+    try:
+        with _own_sigterm(), _stderr_closed():
+            return start().dashboard_url or None
+    except (ValueError, ConnectionError, RuntimeError) as error:
+        if address == "local":
+            raise
+        raise UserError(
+            f"cannot connect to the Ray cluster at {address}: {str(error).strip().splitlines()[0]}"
+        ) from error
+
+
+def _check_answers(address: str) -> None:
+    # Ray itself tries for minutes, and says why on the descriptor that is closed meanwhile
+    if address.startswith(("http://", "https://")):
+        raise UserError(
+            f"the Ray cluster's address is {address}, where jobs are submitted; expected HOST:PORT of its head, or "
+            "auto on one of its nodes; or `ray job submit -- orchestrator ...`"
+        )
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+    except OSError as error:
+        raise UserError(
+            f"no Ray cluster answers at {address} ({error.strerror or error}); expected HOST:PORT of a head that runs "
+            "(cluster.address= or RAY_ADDRESS), or neither, to start one on this machine"
+        ) from error
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from pools import make_pairs, real_captions, write_tars
 from orchestrator import cli, pipeline
 from orchestrator.cli import PATH_KEYS, VERBS, compose_config, for_hydra, main
 from orchestrator.config import Config
+from orchestrator.errors import UserError
 
 EXPERIMENTS = {"demo", "wfpp", "wfpp_laion", "wfpp_cc12m", "full_cc12m"}
 
@@ -94,7 +95,8 @@ def test_run_alone_is_the_demo(composed: Callable[..., Config]) -> None:
 )
 @pytest.mark.parametrize("key", ["out", "source.uri"])
 def test_a_path_arrives_as_it_was_typed(key: str, value: str) -> None:
-    config = compose_config(for_hydra(["+exp=wfpp", "source.uri=x", f"{key}={value}"]))
+    typed = ["+exp=wfpp", f"{key}={value}"] + ["source.uri=x"] * (key != "source.uri")
+    config = compose_config(for_hydra(typed))
     assert (config.out if key == "out" else config.source.uri) == value
 
 
@@ -106,6 +108,11 @@ def test_any_string_arrives_as_it_was_typed() -> None:
         typed = [f"{key}={value}" for key, value in zip(keys, values, strict=True)]
         config = compose_config(for_hydra(["source.uri=x", *typed]))
         assert [getattr(config, key) for key in keys] == values, typed
+
+
+def test_a_path_that_a_shell_made_many_of_is_refused() -> None:
+    with pytest.raises(UserError, match=r"source\.uri is given 3 times, expected once: .*quote it twice"):
+        compose_config(for_hydra([f"source.uri=s3://b/{i}.tar" for i in range(3)]))
 
 
 def test_null_lists_and_quoted_values_keep_hydras_meaning() -> None:

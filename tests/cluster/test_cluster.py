@@ -31,6 +31,16 @@ def test_one_that_grows_is_asked_for_what_it_may_grow_to() -> None:
     assert cluster.num_cpus() == now
 
 
+def test_a_cluster_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    for address, told in {
+        "127.0.0.1:1": "no Ray cluster answers at 127.0.0.1:1 .*HOST:PORT",
+        "http://127.0.0.1:8265": "where jobs are submitted; expected HOST:PORT",
+    }.items():
+        with pytest.raises(UserError, match=told):
+            cluster.connect(ClusterConfig(address=address))
+
+
 def test_a_place_in_a_jobs_copy_of_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
     copy.mkdir(parents=True)
