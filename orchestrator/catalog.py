@@ -41,8 +41,8 @@ class Catalog:
 
         Errors: `StoreError` when they are not: by their numbers images would be paired with other captions."""
         parts, rows = source.parts(), self.rows_per_part
-        # one that could not be read has no rows in the catalog
-        agree = (part.num_rows is None or n in (0, part.num_rows) for part, n in zip(parts, rows, strict=False))
+        # one that could not be read has no rows in the catalog, and of a probe's parts only the beginning is there
+        agree = (part.num_rows is None or n <= part.num_rows for part, n in zip(parts, rows, strict=False))
         if len(parts) != len(rows) or not all(agree):
             raise store.StoreError(
                 f"the source has other parts now ({len(parts):,}) than its catalog ({len(rows):,}): shards changed "

@@ -121,7 +121,8 @@ def export_keep_list(record: RunRecord, to: str, display: Display) -> None:
 
 def _parts(kept: Kept, folder: str, work: Any, display: Display) -> Artifact:
     made_from = Artifact.of(folder, "export", version=VERSION, keep=kept.keep.artifact)
-    return build_parts(made_from, kept.source.parts(), work, display=display, name="export", count="kept")
+    parts = kept.catalog.parts_of(kept.source)
+    return build_parts(made_from, parts, work, display=display, name="export", count="kept")
 
 
 def _export_parquet(kept: Kept, to: str, display: Display) -> None:

@@ -172,7 +172,7 @@ class Run:
                 f"{config.uri} is no longer what {self.out} was made of; expected the same shards, unchanged: give the "
                 "run again"
             )
-        parts = source.parts()
+        parts = self._catalog.parts_of(source)
         found: dict[tuple[int, int], Image.Image | None] = {}
         for (index,), rows in pairs.select("part", "row").unique().group_by("part"):
             numbers = rows["row"].sort().to_list()

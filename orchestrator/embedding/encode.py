@@ -59,7 +59,9 @@ def encode_stage(config: Config, name: str, source: Source, catalog: Catalog) ->
         elapsed = Elapsed(artifact)
         described = _describe(name, settings)
         pictures = Pictures(*described.pictures, max_pixels=settings.max_image_pixels)
-        pool = Pool(source=source, parts=tuple(source.parts()), catalog=catalog, towers=towers, pictures=pictures)
+        pool = Pool(
+            source=source, parts=tuple(catalog.parts_of(source)), catalog=catalog, towers=towers, pictures=pictures
+        )
         unit = "images" if "image" in towers else "captions"
         with display.stage(stage.name, unit=unit, total=sum(catalog.rows_per_part)) as progress:
             summaries = _embed(Pass(artifact, settings, pool, described.dims), progress, elapsed)

@@ -53,7 +53,7 @@ def pictures_of(record: RunRecord, catalog: Artifact, pairs: Sequence[Example]) 
 
 
 def _read(source: Source, catalog: Catalog, pairs: Sequence[Example], max_pixels: int) -> Pictures:
-    pictures, parts = Pictures(), source.parts()
+    pictures, parts = Pictures(), catalog.parts_of(source)
     rows: dict[int, set[int]] = {}
     for pair in pairs:
         rows.setdefault(pair.part, set()).add(pair.row)
