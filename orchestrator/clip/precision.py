@@ -17,6 +17,14 @@ def check(precision: str, device: torch.device) -> None:
         raise ValueError(f"precision fp16 needs a GPU, this is device {device.type!r}: use bf16 or fp32")
 
 
+def native(device: torch.device) -> Precision:
+    """What the device computes in fast: bf16, else fp16 on a GPU and fp32 on a CPU. One without bf16 emulates it, which
+    made a step of a small ResNet ten times as long."""
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"
+
+
 def autocast(precision: Precision, device: torch.device) -> torch.amp.autocast:
     """The context of a forward pass; for fp32 it does nothing."""
     return torch.amp.autocast(device.type, dtype=AUTOCAST_DTYPES[precision], enabled=precision != "fp32")

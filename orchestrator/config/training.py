@@ -100,7 +100,7 @@ class TrainingConfig(PhaseConfig):
     grad_clip_norm: Annotated[float, Field(gt=0)] | None = None
     max_logit_scale: Annotated[float, Field(ge=1)] = 100.0
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
-    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     grad_checkpointing: bool = False
     compile: bool = False
     trim_captions: bool = True

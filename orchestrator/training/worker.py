@@ -4,8 +4,6 @@ folder."""
 
 from __future__ import annotations
 
-import os
-import tempfile
 import time
 from collections.abc import Iterator
 
@@ -15,7 +13,6 @@ import ray.train.torch
 import torch
 
 from orchestrator import store
-from orchestrator.clip import model
 from orchestrator.clip.loop import Learner, StepMetrics
 from orchestrator.clip.model import Clip
 from orchestrator.errors import UserError
@@ -29,6 +26,7 @@ from orchestrator.training.job import Job
 from orchestrator.training.loader import Loaded, load
 from orchestrator.training.log import Log, Pace, memory
 from orchestrator.training.skips import Skips
+from orchestrator.training.start import agreed_recipe, build_model, num_threads
 
 KEYS_TOLD = 5
 
@@ -64,7 +62,8 @@ class _Worker:
         self.skips = Skips(max_share=training.max_bad_pairs)
         self.clip = self._build_model()
         try:
-            self.learner = Learner(self.clip, job.recipe, device=self.device, rank=self.rank, num_ranks=self.num_ranks)
+            recipe = agreed_recipe(job, self.device, self.num_ranks)
+            self.learner = Learner(self.clip, recipe, device=self.device, rank=self.rank, num_ranks=self.num_ranks)
         except ValueError as error:
             raise AgreedError(f"training: {error}") from error
         self.feed = job.feed(self.clip)
@@ -275,36 +274,9 @@ class _Worker:
                 "samples_seen": stream.num_samples,
                 "pairs": stream.num_pairs,
                 "epochs": round(stream.num_epochs, 4),
+                "precision": self.learner.recipe.precision,
                 "seconds": self._seconds(),
                 **self.skips.state(),
             }
             store.write_json(job.artifact.path("summary.json"), summary)
         wait_for_all(self.num_ranks)
-
-
-def num_threads(job: Job, workers_here: int) -> int:
-    """A worker's share of its node's cores. Threads that wait for a core spin: two trials of two threads on two cores
-    took three times as long as of one."""
-    nodes = sum(node["Alive"] for node in ray.nodes())
-    trials_here = -(-(job.config.sweep.max_concurrent or 1) // nodes)
-    return max(1, (os.cpu_count() or 1) // (workers_here * trials_here))
-
-
-def build_model(job: Job) -> Clip:
-    """The model a phase starts from: new, pre-trained elsewhere, or that of the phase before.
-
-    Errors: `ValueError` when it cannot be built or loaded."""
-    config = job.config.model
-    if job.start_uri is None:
-        return model.build(
-            name=config.name,
-            config=config.config,
-            pretrained=config.pretrained,
-            image_size=config.image_size,
-            context_length=config.context_length,
-            seed=job.config.training.seed,
-            loss=job.config.training.loss,
-        )
-    with tempfile.TemporaryDirectory() as folder:
-        store.copy(job.start_uri, folder)
-        return model.load(folder)

@@ -11,6 +11,7 @@ import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from torchvision.transforms.functional import to_pil_image
 
+from orchestrator.clip import precision
 from orchestrator.clip.loop import Batch, Learner
 from orchestrator.clip.model import Clip, build
 from orchestrator.clip.pixels import Normaliser
@@ -156,3 +157,15 @@ def test_another_largest_logit_scale(tiny_clip: Clip, batch: Batch) -> None:
     with torch.no_grad():
         tiny_clip.model.logit_scale.fill_(9.0)
     assert learner(tiny_clip, max_logit_scale=30.0).step(batch, lr=0.0, step=0).logit_scale.item() == pytest.approx(30)
+
+
+@pytest.mark.parametrize(
+    ("device", "has_bf16", "expected"),
+    [("cuda", True, "bf16"), ("cuda", False, "fp16"), ("cpu", True, "bf16"), ("cpu", False, "fp32")],
+)
+def test_the_precision_that_a_device_is_fast_in(
+    device: str, has_bf16: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bf16)
+    assert precision.native(torch.device(device)) == expected

@@ -1,0 +1,52 @@
+"""What a DDP worker starts with: its share of the cores, the model, and the recipe in a precision of its device's."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import replace
+
+import ray
+import torch
+
+from orchestrator import store
+from orchestrator.clip import model, precision
+from orchestrator.clip.model import Clip
+from orchestrator.clip.recipe import Recipe
+from orchestrator.training.agreement import from_first
+from orchestrator.training.job import Job
+
+
+def num_threads(job: Job, workers_here: int) -> int:
+    """A worker's share of its node's cores. Threads that wait for a core spin: two trials of two threads on two cores
+    took three times as long as of one."""
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    trials_here = -(-(job.config.sweep.max_concurrent or 1) // nodes)
+    return max(1, (os.cpu_count() or 1) // (workers_here * trials_here))
+
+
+def agreed_recipe(job: Job, device: torch.device, num_ranks: int) -> Recipe:
+    """The phase's recipe; `auto` becomes the precision of the first rank's device, for all: others may have others."""
+    if job.config.training.precision != "auto":
+        return job.recipe
+    return replace(job.recipe, precision=from_first(precision.native(device), num_ranks))
+
+
+def build_model(job: Job) -> Clip:
+    """The model a phase starts from: new, pre-trained elsewhere, or that of the phase before.
+
+    Errors: `ValueError` when it cannot be built or loaded."""
+    config = job.config.model
+    if job.start_uri is None:
+        return model.build(
+            name=config.name,
+            config=config.config,
+            pretrained=config.pretrained,
+            image_size=config.image_size,
+            context_length=config.context_length,
+            seed=job.config.training.seed,
+            loss=job.config.training.loss,
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        store.copy(job.start_uri, folder)
+        return model.load(folder)
