@@ -54,6 +54,7 @@ RAY_NOISE = "worker processes have been started on node"
 LOST = ("ActorDiedError", "LocalRayletDiedError", "NodeDiedError", "OwnerDiedError", "WorkerCrashedError")
 OWN_FAULT = "creation task"
 # a list, or a value quoted whole: these the user wrote in Hydra's grammar
+DIGITS = re.compile(r"\d+")
 HYDRA_SYNTAX = re.compile(r"\[.*\]|'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
 
 
@@ -169,11 +170,12 @@ def compose_config(overrides: Sequence[str], folder: str | None = None, *, needs
 
 def _check_once(overrides: Sequence[str]) -> None:
     # of several Hydra takes the last: a shell that expanded the braces would leave one shard of a pool
-    keys = Counter(override.partition("=")[0] for override in overrides if "=" in override)
-    for key, times in keys.items():
+    alike = Counter(DIGITS.sub("0", override) for override in dict.fromkeys(overrides))
+    for override, times in alike.items():
+        key = override.partition("=")[0]
         if times > 1 and key.rsplit(".", 1)[-1] in PATH_KEYS:
             raise UserError(
-                f"{key} is given {times:,} times, expected once: a shell expands {{...}} that is not quoted, in "
+                f"{key} is given {times:,} times with other numbers: a shell expands {{...}} that is not quoted, in "
                 f"`ray job submit` a second one: quote it twice there, {key}=\"'...'\""
             )
 

@@ -111,8 +111,10 @@ def test_any_string_arrives_as_it_was_typed() -> None:
 
 
 def test_a_path_that_a_shell_made_many_of_is_refused() -> None:
-    with pytest.raises(UserError, match=r"source\.uri is given 3 times, expected once: .*quote it twice"):
+    with pytest.raises(UserError, match=r"source\.uri is given 3 times with other numbers: .*quote it twice"):
         compose_config(for_hydra([f"source.uri=s3://b/{i}.tar" for i in range(3)]))
+    # given again on purpose
+    assert compose_config(for_hydra(["source.uri=a.tar", "source.uri=b.tar"])).source.uri == "b.tar"
 
 
 def test_null_lists_and_quoted_values_keep_hydras_meaning() -> None:
