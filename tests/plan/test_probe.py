@@ -97,6 +97,7 @@ def test_work_in_tasks_is_measured_the_second_time(ray_cluster: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_run_is_estimated_stage_by_stage(typed: Shell, tiny_conf: str, tar_pool: str, tmp_path: Path) -> None:
     write_zero_shot(tmp_path)
     before = sorted(tmp_path.rglob("*"))

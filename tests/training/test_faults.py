@@ -120,6 +120,7 @@ def test_one_worker_killed(command: str, tmp_path: Path, env: dict[str, str], un
     check_same(tmp_path, undisturbed)
 
 
+@pytest.mark.long
 def test_the_head_of_the_cluster_killed(command: str, tmp_path: Path, typed: Shell, undisturbed: Path) -> None:
     # a driver waits a minute for its head to come back
     with started(command, tmp_path, {"RAY_gcs_rpc_server_reconnect_timeout_s": "10"}) as process:
@@ -144,6 +145,7 @@ def test_driver_and_cluster_killed_the_newest_checkpoint_cut_off_and_more_worker
     check_same(killed, undisturbed, num_losses=step + 20)
 
 
+@pytest.mark.long
 def test_a_shard_that_changed_is_another_pool(command: str, killed: Path, typed: Shell) -> None:
     before = phase_folder(killed)
     pairs = make_pairs(NUM_PAIRS)
