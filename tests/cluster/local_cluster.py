@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import socket
 import subprocess
@@ -18,10 +17,6 @@ from processes import kill
 
 PATIENCE = 90.0
 STORE_BYTES = 200_000_000
-NEVER_RUN = (
-    *("initialization", "setup", "head_setup", "worker_setup"),
-    *("head_start_ray", "worker_start_ray"),
-)
 
 
 def free_port() -> int:
@@ -57,42 +52,18 @@ class LocalCluster:
         """What makes a command use this cluster."""
         return {**self.env, "RAY_ADDRESS": self.address, "RAY_AUTH_MODE": "token"}
 
-    def start_head(self, *, dashboard: bool = False, workers: int = 0) -> None:
-        """The first node; with `workers`, one that runs nothing itself and an autoscaler that brings up to so many."""
+    def start_head(self, *, dashboard: bool = False) -> None:
+        """The first node."""
         # sockets below it have no room for a long path
         temporary = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
         self.env["RAY_TMPDIR"] = temporary
         # nodes that share a few cores answer late now and then; one that is gone refuses the connection at once
         self.env["RAY_health_check_timeout_ms"] = "60000"
         shown = f"--dashboard-port={self.dashboard_port}" if dashboard else ""
-        grows = f"--autoscaling-config={self._autoscaling(workers)}" if workers else ""
         self._start(
             f"ray start --head --port={self.port} --include-dashboard={str(dashboard).lower()} {shown} "
-            f"--temp-dir={temporary} {grows}"
+            f"--temp-dir={temporary}"
         )
-
-    def _autoscaling(self, workers: int) -> Path:
-        # Ray's own provider of nodes that are processes of this machine
-        self.env |= {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
-        sizes = {"CPU": self.cpus, "object_store_memory": STORE_BYTES}
-        config = {
-            "cluster_name": "grows",
-            "provider": {"type": "fake_multinode"},
-            "max_workers": workers,
-            "idle_timeout_minutes": 5,
-            "head_node_type": "head",
-            "available_node_types": {
-                "head": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
-                "worker": {"resources": sizes, "node_config": {}, "min_workers": 0, "max_workers": workers},
-            },
-            # nothing is started on them but Ray itself
-            **{key: {} for key in ("auth", "docker", "file_mounts")},
-            **{f"{when}_commands": [] for when in NEVER_RUN},
-        }
-        self.cpus = 0
-        place = self.folder / "autoscaling.json"
-        place.write_text(json.dumps(config))
-        return place
 
     def add_node(self, *, before: str = "", gpus: int = 0) -> subprocess.Popen[bytes]:
         """Another node, with GPUs that Ray counts and nobody has; `before`: shell commands in a mount namespace of its
@@ -140,18 +111,12 @@ class LocalCluster:
 
 @contextmanager
 def local_cluster(
-    folder: Path,
-    *,
-    nodes: int,
-    cpus: int = 3,
-    dashboard: bool = False,
-    workers: int = 0,
-    env: dict[str, str] | None = None,
+    folder: Path, *, nodes: int, cpus: int = 3, dashboard: bool = False, env: dict[str, str] | None = None
 ) -> Iterator[LocalCluster]:
-    """A cluster of so many nodes, the head among them, which is gone after the block; `workers` as in `start_head`."""
+    """A cluster of so many nodes, the head among them, which is gone after the block."""
     cluster = LocalCluster(folder, cpus, dict(env or {}))
     try:
-        cluster.start_head(dashboard=dashboard, workers=workers)
+        cluster.start_head(dashboard=dashboard)
         for _ in range(nodes - 1):
             cluster.add_node()
         yield cluster

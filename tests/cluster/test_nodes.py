@@ -122,13 +122,3 @@ def test_a_folder_of_one_node_is_refused(tmp_path: Path) -> None:
         assert not list(mine.glob("STORE/**/.seen*"))
         shared = in_shell(f"{select} out=OUT store=STORE", cwd=tmp_path, env=cluster.driver_env)
         assert shared.returncode == 0, shared.stderr
-
-
-@pytest.mark.long
-def test_a_cluster_that_grows_from_none(tiny_conf: str, tmp_path: Path) -> None:
-    (tmp_path / "nodes").mkdir()
-    command = command_of(tiny_conf, tmp_path) + " training.epochs=2 cluster.scales_to_cpus=6"
-    with local_cluster(tmp_path / "nodes", nodes=1, workers=2) as cluster:
-        done = in_shell(command, cwd=tmp_path, env=cluster.driver_env)
-        assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "OUT" / "report.json").read_text())["training"]["pretrain"]["num_workers"] == 2
