@@ -27,6 +27,7 @@ from orchestrator.training.trackers import Mlflow, PhaseRun, Record, Wandb, mlfl
 FLUSH_SECONDS = 10.0
 RETRY_SECONDS = 60.0
 REPORT = ("report.html", "report.json")
+LAST_EVENTS = "events.out.tfevents.9999999999.results"
 # W&B's for a login that is missing or refused: no outage, and nothing that passes
 NO_LOGIN = ("UsageError", "AuthenticationError")
 
@@ -192,7 +193,9 @@ def _add_to_tensorboard(uri: str, settings: dict[str, Any], results: Record) -> 
             writer.add_text("config", f"```json\n{json.dumps(settings, indent=1)}\n```")
             for name, value in named(results).items():
                 writer.add_scalar(name, value, int(results["step"]))
-        store.copy(folder, uri)
+        # TensorBoard reads files in the order of their names, and a later session hides steps of those before it
+        (events,) = Path(folder).iterdir()
+        store.copy(str(events), store.join(uri, LAST_EVENTS))
 
 
 def _attach(tracker: Wandb | Mlflow, record: RunRecord, stage: StageRecord, results: Record, out: str) -> None:
