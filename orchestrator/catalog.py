@@ -114,14 +114,14 @@ def to_parquet(table: pa.Table) -> bytes:
 
 def catalog_stage(store_uri: str, source: Source, limits: Limits) -> Stage:
     """The stage that reads every shard once."""
-    # not kept: a sweep has the stage once for each trial
-    num_parts = len(source.parts())
+    # of Parquet they are read from every footer: once for what is told and what is built
+    parts = source.parts()
     artifact = Artifact.of(store_uri, "catalog", version=VERSION, source=source.identity())
 
     def build(display: Display) -> Artifact:
         build_parts(
             artifact,
-            source.parts(),
+            parts,
             partial(_catalog_work, source),
             display=display,
             name="catalog",
@@ -130,7 +130,7 @@ def catalog_stage(store_uri: str, source: Source, limits: Limits) -> Stage:
         )
         return artifact
 
-    what = f"read captions, sizes and offsets of {num_parts:,} part{'s' if num_parts != 1 else ''}"
+    what = f"read captions, sizes and offsets of {len(parts):,} part{'s' if len(parts) != 1 else ''}"
     return Stage(name="catalog", does=what, artifact=artifact, build=build)
 
 

@@ -53,8 +53,9 @@ RAY_NOISE = "worker processes have been started on node"
 # unless it was our code in it that failed
 LOST = ("ActorDiedError", "LocalRayletDiedError", "NodeDiedError", "OwnerDiedError", "WorkerCrashedError")
 OWN_FAULT = "creation task"
-# a list, or a value quoted whole: these the user wrote in Hydra's grammar
+# all that tells apart the words that a shell makes of {00000..00999}
 DIGITS = re.compile(r"\d+")
+# a list, or a value quoted whole: these the user wrote in Hydra's grammar
 HYDRA_SYNTAX = re.compile(r"\[.*\]|'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
 
 

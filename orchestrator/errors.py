@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 # what Ray Data appends to the message of an error in a task: advice on retries
 RAY_ADDS = "Failed to apply UDF transform"
 
@@ -16,16 +18,21 @@ class Stopped(BaseException):
     No `Exception`: it is raised from a signal's handler, wherever the program is, and nobody is to catch it there."""
 
 
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and, one after the other, what Ray and others have wrapped in it, down to what began it."""
+    one: BaseException | None = error
+    while one is not None:
+        yield one
+        # Ray Train tells each worker's failure; one of them is the cause of the others
+        failures = getattr(one, "worker_failures", None)
+        one = next(iter(failures.values())) if failures else getattr(one, "cause", None) or one.__cause__
+
+
 def mistake_in(error: BaseException) -> UserError | None:
     """The user's mistake under what Ray has wrapped around it, if it is one."""
-    chain: BaseException | None = error
-    while chain is not None:
-        # the wrapper is of its class but tells the whole trace, `cause` is the original
-        wrapped = getattr(chain, "cause", None)
-        if isinstance(chain, UserError) and wrapped is None:
-            return chain
-        chain = wrapped or chain.__cause__
-    return None
+    # Ray's wrapper is of its class but tells the whole trace, `cause` is the original
+    own = (one for one in causes(error) if isinstance(one, UserError) and getattr(one, "cause", None) is None)
+    return next(own, None)
 
 
 def line_of(mistake: UserError) -> str:

@@ -10,7 +10,7 @@ from ray import exceptions
 
 from orchestrator import cluster, store
 from orchestrator.config import Config
-from orchestrator.errors import UserError
+from orchestrator.errors import UserError, causes
 from orchestrator.pipeline import execute, planned
 from orchestrator.report import JSON_FILE
 from orchestrator.report.schema import ModelEvaluation, Report
@@ -92,29 +92,16 @@ def metrics_of(report: Report, phase: str) -> dict[str, float]:
 def ends_sweep(error: BaseException) -> bool:
     """Whether what went wrong is no matter of one trial's settings: a place that cannot be read or written, or a node
     or the cluster that was lost."""
-    chain = [error]
-    while (inner := _inner(chain[-1])) is not None:
-        chain.append(inner)
     return any(
         isinstance(one, (StoreError, *LOST)) or (isinstance(one, exceptions.ActorDiedError) and NODE_DIED in str(one))
-        for one in chain
+        for one in causes(error)
     )
 
 
 def first_cause(error: BaseException) -> BaseException:
     """What began it, under what Ray and others have wrapped around it."""
-    cause = error
-    while (inner := _inner(cause)) is not None:
-        cause = inner
-    return cause
-
-
-def _inner(error: BaseException) -> BaseException | None:
-    # Ray Train tells each worker's failure; one of them is the cause of the others
-    failures = getattr(error, "worker_failures", None)
-    if failures:
-        return next(iter(failures.values()))
-    return getattr(error, "cause", None) or error.__cause__
+    *_, innermost = causes(error)
+    return innermost
 
 
 def reason(error: BaseException) -> str:

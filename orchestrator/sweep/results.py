@@ -9,9 +9,9 @@ from ray.tune import Result
 
 from orchestrator import store
 from orchestrator.config import Config
+from orchestrator.record import PHASES
 from orchestrator.report import JSON_FILE
 from orchestrator.report.schema import Report
-from orchestrator.report.trained import PHASES
 from orchestrator.sweep.process import FAILURE_FILE, SAMPLES, STOPPED_FILE, metrics_of, reason
 from orchestrator.sweep.schema import ModelResult, TrialResult
 from orchestrator.sweep.trials import Trial
