@@ -26,6 +26,7 @@ from orchestrator.exchange import column_to_vectors, gather, pack, read_slice, r
 from orchestrator.keeplist import KeepList
 from orchestrator.parts import PartResult, Work, build_parts, part_path
 from orchestrator.progress import Display
+from orchestrator.pruning.clusters import unit
 from orchestrator.pruning.order import order_keys
 from orchestrator.pruning.semdedup import max_earlier_similarity
 from orchestrator.stage import Stage
@@ -36,6 +37,8 @@ PAIRS_PER_GROUP = 2**17
 PAIRS_PER_BUCKET = 2**18
 # slices are read one by one, and there are groups x buckets of them
 MAX_GROUPS, MAX_BUCKETS = 2048, 2048
+# values of a cluster: up to 512 MB of float32 are made at once, which compares a quarter faster than tile by tile
+MOST_WIDENED = 2**27
 
 
 def compare_stages(step: Step, settings: SemDeDupStep, clusters: Clusters) -> list[Stage]:
@@ -161,7 +164,8 @@ def _by_cluster(
     similarity, earlier = np.empty(len(order), np.float32), np.empty(len(order), np.int64)
     ends = np.flatnonzero(np.diff(clusters[order], append=-1)) + 1
     for start, end in zip([0, *ends[:-1]], ends, strict=True):
-        found = max_earlier_similarity(vectors[order[start:end]])
+        cluster = vectors[order[start:end]]
+        found = max_earlier_similarity(unit(cluster) if cluster.size <= MOST_WIDENED else cluster)
         similarity[start:end] = found[0]
         earlier[start:end] = np.where(found[1] < 0, -1, found[1] + start)
     return similarity, earlier
