@@ -214,8 +214,10 @@ def of_kind(records: list[Any], kind: str) -> list[Any]:
     return [getattr(one, kind) for one in records if one.WhichOneof("record_type") == kind]
 
 
-def wandb_steps(records: list[Any]) -> list[int]:
-    return [one.step.num for one in of_kind(records, "history")]
+def wandb_steps(records: list[Any], key: str = "train/loss") -> list[int]:
+    """The steps at which a run has that metric."""
+    history = of_kind(records, "history")
+    return [one.step.num for one in history if key in {item.nested_key[0] for item in one.item}]
 
 
 def test_wandb_gets_one_run_a_phase(config: Callable[..., Config], tmp_path: Path) -> None:
