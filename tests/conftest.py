@@ -61,7 +61,7 @@ def tiny_run(typed: Shell, tiny_conf: str, tar_pool: str, tmp_path_factory: pyte
     """The folder in which a whole `run` of the experiment `tiny` was typed: `OUT`, `STORE`, `zs.tar`, `stdout.txt`."""
     folder = tmp_path_factory.mktemp("run")
     write_zero_shot(folder)
-    done = typed(f"{tiny_command(tiny_conf, tar_pool)} out=OUT store=STORE", cwd=folder)
+    done = typed(f"{tiny_command(tiny_conf, tar_pool)} out=OUT store=STORE training.num_workers=2", cwd=folder)
     assert done.returncode == 0, done.stderr
     (folder / "stdout.txt").write_text(done.stdout)
     return folder

@@ -58,7 +58,7 @@ model:
     vision_cfg: {image_size: 32, patch_size: 16, layers: 1, width: 32, head_width: 16}
     text_cfg: {context_length: 12, vocab_size: 49408, width: 16, heads: 2, layers: 1}
 training: {epochs: 2, global_batch_size: 16, lr: 1.0e-3, warmup_steps: 2, precision: fp32, lanes: 4, window: 16,
-           checkpoint_every_steps: 4, log_every_steps: 1, num_workers: 2}
+           checkpoint_every_steps: 4, log_every_steps: 1, num_workers: 1}
 finetune: {epochs: 1, lr: 1.0e-4, warmup_epochs: 0.1}
 """
 TINY_MODEL = {

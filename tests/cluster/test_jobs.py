@@ -72,7 +72,7 @@ def ray_heads() -> int:
 def test_from_a_clone_stopped_and_submitted_again(
     cluster: LocalCluster, clone: Path, tiny_conf: str, tmp_path: Path
 ) -> None:
-    command = command_of(tiny_conf, tmp_path).replace("=pool", f"={tmp_path / 'pool'}")
+    command = f"{command_of(tiny_conf, tmp_path)} training.num_workers=1".replace("=pool", f"={tmp_path / 'pool'}")
     placed = command.replace("=OUT", f"={tmp_path / 'OUT'}").replace("=STORE", f"={tmp_path / 'STORE'}")
     before = ray_heads()
     with submitted(cluster, f"{placed} training.checkpoint_every_steps=10000", "first", clone, tmp_path) as waiting:
@@ -109,7 +109,7 @@ def test_from_a_wheel(cluster: LocalCluster, tmp_path: Path) -> None:
     # what is not there is told by the entry point of the wheel: its own configuration, its own exit code
     done = submit(
         cluster,
-        f"{tmp_path / 'site' / 'bin' / 'orchestrator'} plan +exp=dbp_demo store={tmp_path / 'STORE'}",
+        f"{tmp_path / 'site' / 'bin' / 'orchestrator'} plan +exp=dbp_demo plan.probe=false store={tmp_path / 'STORE'}",
         cwd=tmp_path,
         options=f"--runtime-env-json '{runtime}'",
     )

@@ -22,12 +22,13 @@ SOURCE = {"format": "webdataset", "uri": "pool"}
 
 
 FSDP = (
-    "training.parallel=fsdp training.accumulation=2 training.ema_decay=0.9 training.patch_dropout=0.5 "
+    "training.num_workers=2 training.parallel=fsdp training.accumulation=2 training.ema_decay=0.9 "
+    "training.patch_dropout=0.5 "
     "training.grad_checkpointing=true training.grad_clip_norm=1.0 training.lr_schedule=constant "
     "training.decode_in=workers"
 )
 SIGLIP = (
-    "training.loss=siglip training.precision=bf16 training.local_loss=false "
+    "training.num_workers=2 training.loss=siglip training.precision=bf16 training.local_loss=false "
     "training.lock_text=true training.lr_restarts=1 training.trim_captions=false"
 )
 

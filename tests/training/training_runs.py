@@ -18,13 +18,14 @@ STEPS = SAMPLES // BATCH
 
 
 def command_of(tiny_conf: str, folder: Path) -> str:
-    """Trains for 180 steps of 16 pairs on the pool in `folder`, which it writes, with a checkpoint every 12."""
+    """Trains with two workers for 180 steps of 16 pairs on the pool in `folder`, which it writes; checkpoints every
+    12."""
     if not (folder / "pool").exists():
         write_tars(folder / "pool", make_pairs(NUM_PAIRS), num_shards=3)
     command = tiny_command(tiny_conf, "pool").replace("evaluation.zero_shot.uri=zs.tar", "finetune.enabled=false")
     return (
         f"{command} out=OUT store=STORE selection.steps=[all] training.epochs={EPOCHS} training.precision=fp32 "
-        f"training.checkpoint_every_steps={CHECKPOINT_EVERY} training.record_batches=true"
+        f"training.checkpoint_every_steps={CHECKPOINT_EVERY} training.record_batches=true training.num_workers=2"
     )
 
 
