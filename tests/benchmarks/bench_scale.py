@@ -1,9 +1,11 @@
 """`select` as the pool grows, 1 : 10 : 100: the wall may grow with the pairs, the memory of the driver must not.
 
 python tests/benchmarks/bench_scale.py --folder runs/scale --captions 1 10 100 --embeddings 0.1 1 10
+python tests/benchmarks/bench_scale.py --folder runs/scale --captions 10 --part-rows 1000
 
 Captions are Zipf-distributed words in caption tables, pruned by WFPP; embeddings are brought along as columns of
 Parquet files, matched by key, clustered and pruned by DBP. Millions each; what is made up is deleted after each size.
+With few rows a part there are as many parts as a pool of tars has, and what is held for each of them shows.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 ROWS_PER_FILE = 1_000_000
+GROUP_ROWS = 100_000
 DIM, NUM_KINDS = 64, 300
 POLL_SECONDS = 0.2
 MIB = 2**20
@@ -45,11 +48,12 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="an empty folder, with room")
     parser.add_argument("--captions", type=float, nargs="*", default=[])
     parser.add_argument("--embeddings", type=float, nargs="*", default=[])
+    parser.add_argument("--part-rows", type=int, default=ROWS_PER_FILE)
     asked = parser.parse_args()
-    print("| pool | `plan` said | wall | pairs/s | driver | largest worker | pool on disk | store | keep list |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    print("| pool | parts | `plan` said | wall | pairs/s | driver | largest worker | on disk | store | keep list |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
     for millions in asked.captions:
-        row(asked.folder, round(millions * 1e6), "captions, WFPP", [], vectors=False)
+        row(asked.folder, round(millions * 1e6), asked.part_rows, "captions, WFPP", [], vectors=False)
     dbp = [
         "selection.steps=[dbp]",
         "selection.dbp.embedding=theirs",
@@ -57,25 +61,27 @@ def main() -> None:
         f"+embedding.theirs={{kind: columns, uri: {asked.folder / 'pool'}, match_by: key, match_column: key}}",
     ]
     for millions in asked.embeddings:
-        row(asked.folder, round(millions * 1e6), "embeddings, DBP", ["source.key_column=key", *dbp], vectors=True)
+        by_key = ["source.key_column=key", *dbp]
+        row(asked.folder, round(millions * 1e6), asked.part_rows, "embeddings, DBP", by_key, vectors=True)
 
 
-def row(folder: Path, num_pairs: int, what: str, overrides: Sequence[str], *, vectors: bool) -> None:
+def row(folder: Path, num_pairs: int, part_rows: int, what: str, overrides: Sequence[str], *, vectors: bool) -> None:
     """Makes a pool up, prunes it, and prints what it took."""
     pool, store = folder / "pool", folder / "STORE"
     pool.mkdir(parents=True)
     files = list(sizes(num_pairs))
     with ProcessPoolExecutor() as processes:
-        list(processes.map(partial(write_file, pool, vectors), range(len(files)), files))
-    what_for = [f"source.uri={pool}", f"out={folder / 'OUT'}", f"store={store}", *overrides]
+        list(processes.map(partial(write_file, pool, vectors, min(part_rows, GROUP_ROWS)), range(len(files)), files))
+    what_for = [f"source.uri={pool}", f"source.part_rows={part_rows}", f"out={folder / 'OUT'}", f"store={store}"]
+    what_for += overrides
     said = planned(what_for)
     peak, seconds = peak_of_select(what_for)
     mib = [peak.driver / MIB, peak.worker / MIB, bytes_of(pool) / MIB, bytes_of(store) / MIB]
-    shown = " | ".join(f"{value:,.0f} MiB" for value in mib)
-    keep = bytes_of(store / "keep") / MIB
+    memory = " | ".join(f"{value:,.0f} MiB" for value in mib)
+    speed = f"{seconds:,.0f} s | {num_pairs / seconds:,.0f}"
+    keep, parts = bytes_of(store / "keep") / MIB, -(-num_pairs // min(part_rows, ROWS_PER_FILE))
     print(
-        f"| {num_pairs / 1e6:g} M {what} | {said} | {seconds:,.0f} s | {num_pairs / seconds:,.0f} | {shown} | "
-        f"{keep:,.1f} MiB |",
+        f"| {num_pairs / 1e6:g} M {what} | {parts:,} | {said} | {speed} | {memory} | {keep:,.1f} MiB |",
         flush=True,
     )
     for each in (pool, store, folder / "OUT"):
@@ -88,7 +94,7 @@ def sizes(num_pairs: int) -> Iterator[int]:
         yield min(ROWS_PER_FILE, num_pairs - first)
 
 
-def write_file(pool: Path, vectors: bool, number: int, num_rows: int) -> None:
+def write_file(pool: Path, vectors: bool, group_rows: int, number: int, num_rows: int) -> None:
     """A file of the pool: captions of 4 to 16 words, and vectors around some hundred directions."""
     rng = np.random.default_rng(number)
     columns = {"caption": captions(rng, num_rows)}
@@ -98,7 +104,7 @@ def write_file(pool: Path, vectors: bool, number: int, num_rows: int) -> None:
         around = kinds[rng.integers(NUM_KINDS, size=num_rows)] + 0.7 * rng.standard_normal((num_rows, DIM))
         flat = pa.array(around.astype(np.float32).ravel())
         columns["image_embedding"] = pa.FixedSizeListArray.from_arrays(flat, DIM)
-    pq.write_table(pa.table(columns), pool / f"{number:05d}.parquet", row_group_size=100_000)
+    pq.write_table(pa.table(columns), pool / f"{number:05d}.parquet", row_group_size=group_rows)
 
 
 def captions(rng: np.random.Generator, num_rows: int) -> pa.Array:
