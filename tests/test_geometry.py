@@ -17,6 +17,8 @@ from orchestrator.clustering.train import read_centroids
 from orchestrator.errors import UserError
 from orchestrator.pruning.order import STREAM
 from orchestrator.pruning.random import random_keys
+from orchestrator.selection import compare
+from orchestrator.selection.compare import bucket_parts, read_compared
 from orchestrator.selection.dbp import read_quotas
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -70,6 +72,23 @@ def test_semdedup_is_the_full_matrix_of_each_cluster(pool: EmbeddedPool, vectors
     reasons = found.keep.artifact.totals["reasons"]
     assert reasons == {"no_embedding": len(MISSING), "duplicate": NUM_PAIRS - len(MISSING) - len(kept)}
     assert 150 < reasons["duplicate"] < 250
+
+
+def test_a_large_cluster_compared_by_several_tasks_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    many = write_pool(tmp_path / "one", list(blobs(2200, DIM, 2)))
+    steps = {"semdedup": {"clustering": {**CLUSTERING, "k": 2}, "eps": 0.02}}
+    whole = many.select(steps)
+    # clusters of about 1,100 pairs are two tiles and a bit
+    monkeypatch.setattr(compare, "COMPARISONS_PER_TASK", 300_000)
+    shared = EmbeddedPool(many.table, many.vectors, tmp_path / "several").select(steps)
+    one, several = (artifact(found, "compare, semdedup") for found in (whole, shared))
+    assert (len(one.parts), len(several.parts)) == (1, 5)
+    assert 3 <= sum(part["pairs"] > 0 for part in several.parts) <= 5, "cut at the tiles of clusters"
+    assert one.totals == several.totals == {"pairs": 2200}
+    (parts,) = bucket_parts(several)
+    for told, expected in zip(read_compared(several, parts), read_compared(one, [0]), strict=True):
+        np.testing.assert_array_equal(told, expected)
+    assert shared.ordinals() == whole.ordinals()
 
 
 @pytest.mark.parametrize("order", ["hard", "easy", "random"])

@@ -20,25 +20,29 @@ TILE = 512
 Vectors = NDArray[np.float32] | NDArray[np.float16]
 
 
-def max_earlier_similarity(vectors: Vectors, tile: int = TILE) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Compares each item with all before it.
+def max_earlier_similarity(
+    vectors: Vectors, tile: int = TILE, *, first: int = 0
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Compares each item from `first` on with all before it.
 
     Args:
         vectors: [n, d], in the order in which items are kept: float32 of unit norm, or float16, which keeps 3 digits
             of that and is widened and brought to norm 1 tile by tile. All finite and none zero: items without an
             embedding are left out before.
         tile: items in a tile's rows and columns; memory beside the vectors is of the order of tile * (tile + d) + n.
+        first: a multiple of `tile`.
 
     Returns:
-        similarity float32 [n], -inf for the first item; earlier int64 [n], the first item that attains it as far as
-        float32 tells them apart, -1 for the first.
+        similarity float32 [n - first], -inf for the first item of all; earlier int64 [n - first], the first item that
+        attains it as far as float32 tells them apart, -1 for the first of all.
     """
-    num_items = len(vectors)
-    similarity = np.full(num_items, -np.inf, np.float32)
-    earlier = np.full(num_items, -1)
-    for start in range(0, num_items, tile):
-        rows = slice(start, start + tile)
-        later = _unit(vectors[rows])
+    assert first % tile == 0, f"{first} is no multiple of {tile}"
+    num_found = len(vectors) - first
+    similarity = np.full(num_found, -np.inf, np.float32)
+    earlier = np.full(num_found, -1)
+    for start in range(first, len(vectors), tile):
+        rows = slice(start - first, start - first + tile)
+        later = _unit(vectors[start : start + tile])
         for column in range(0, start + 1, tile):
             # on the diagonal the same array: BLAS multiplies a matrix by itself in an order of its own
             products = later @ (later if column == start else _unit(vectors[column : column + tile])).T
@@ -50,7 +54,8 @@ def max_earlier_similarity(vectors: Vectors, tile: int = TILE) -> tuple[NDArray[
             similarity[rows][better] = found[better]
             earlier[rows][better] = column + nearest[better]
         similarity[rows] = _cosines(later, _unit(vectors[earlier[rows]]))
-    similarity[:1] = -np.inf
+    if first == 0:
+        similarity[:1] = -np.inf
     return similarity, earlier
 
 

@@ -23,7 +23,7 @@ from orchestrator.report.entry import Example
 from orchestrator.report.pairs import examples_at
 from orchestrator.report.schema_clusters import DuplicateGroup, Duplicates, SimilarityHistogram
 from orchestrator.report.selected import SelectedStep
-from orchestrator.selection.compare import Compared, read_compared
+from orchestrator.selection.compare import Compared, bucket_parts, read_compared
 
 GROUPS_SHOWN = 8
 COPIES_SHOWN = 6
@@ -76,7 +76,7 @@ def duplicates(record: RunRecord, steps: list[SelectedStep]) -> dict[str, Duplic
 
 
 def _duplicates(catalog: Catalog, compared: Artifact, eps: float) -> Duplicates:
-    found = reduce(Found.__add__, over_blocks(range(len(compared.parts)), partial(_found_in, compared, eps)))
+    found = reduce(Found.__add__, over_blocks(bucket_parts(compared), partial(_found_in, compared, eps)))
     scores: dict[int, float | None] = {group.root: None for group in found.largest}
     scores |= {ordinal: cosine for group in found.largest for ordinal, cosine in group.copies}
     return Duplicates(
@@ -100,8 +100,8 @@ def _shown(groups: list[Group], examples: dict[int, Example]) -> list[DuplicateG
     ]
 
 
-def _found_in(compared: Artifact, eps: float, buckets: list[int]) -> Found:
-    return reduce(Found.__add__, (groups_of(read_compared(compared, bucket), eps) for bucket in buckets))
+def _found_in(compared: Artifact, eps: float, buckets: list[list[int]]) -> Found:
+    return reduce(Found.__add__, (groups_of(read_compared(compared, parts), eps) for parts in buckets))
 
 
 def groups_of(bucket: Compared, eps: float) -> Found:

@@ -2,7 +2,7 @@
 
 Groups of parts write their vectors by bucket, a run of clusters with some 260,000 pairs or a 2,048th of all; a bucket
 compares cluster by cluster and writes what it found by group of parts; a group writes it by part. So the vectors move
-once."""
+once. A bucket that holds a huge cluster is compared by several tasks, each of which reads it."""
 
 from __future__ import annotations
 
@@ -24,21 +24,23 @@ from orchestrator.config import SemDeDupStep
 from orchestrator.embedding.vectors import Embedding
 from orchestrator.exchange import column_to_vectors, gather, pack, read_slice, read_slices, split, vectors_to_column
 from orchestrator.keeplist import KeepList
-from orchestrator.parts import PartResult, Work, build_parts, part_path
+from orchestrator.parts import PartResult, Summary, Work, build_parts, part_path
 from orchestrator.progress import Display
 from orchestrator.pruning.clusters import unit
 from orchestrator.pruning.order import order_keys
-from orchestrator.pruning.semdedup import max_earlier_similarity
+from orchestrator.pruning.semdedup import TILE, max_earlier_similarity
 from orchestrator.stage import Stage
 from orchestrator.step import Step
 
-VERSION = 2
+VERSION = 3
 PAIRS_PER_GROUP = 2**17
 PAIRS_PER_BUCKET = 2**18
 # slices are read one by one, and there are groups x buckets of them
 MAX_GROUPS, MAX_BUCKETS = 2048, 2048
 # values of a cluster: up to 512 MB of float32 are made at once, which compares a quarter faster than tile by tile
 MOST_WIDENED = 2**27
+# of one task: a quarter of an hour of a core
+COMPARISONS_PER_TASK = 2**36
 
 
 def compare_stages(step: Step, settings: SemDeDupStep, clusters: Clusters) -> list[Stage]:
@@ -52,10 +54,38 @@ def _groups(catalog: Catalog) -> list[list[PartRows]]:
     return part_groups(catalog, max_groups=MAX_GROUPS, pairs_per_group=PAIRS_PER_GROUP)
 
 
-def _bucket_of_cluster(stats: Artifact) -> NDArray[np.int64]:
-    sizes = ClusterStats.read(stats).sizes
+@dataclass(frozen=True)
+class Share:
+    """What one task compares: one of `num_shares` even shares of a bucket's comparisons."""
+
+    bucket: int
+    share: int = 0
+    num_shares: int = 1
+
+    def rows(self, clusters: NDArray[np.int32]) -> tuple[int, int]:
+        """Where the share begins and ends among a bucket's pairs, sorted by `clusters`: at a tile of a cluster, so that
+        each pair is compared as it would be by one task for all."""
+        firsts = np.searchsorted(clusters, clusters)
+        so_far = np.cumsum(np.arange(len(clusters)) - firsts)
+
+        def cut(share: int) -> int:
+            if share == self.num_shares:
+                return len(clusters)
+            place = int(np.searchsorted(so_far, int(so_far[-1]) * share // self.num_shares))
+            return place - int(place - firsts[place]) % TILE
+
+        return cut(self.share), cut(self.share + 1)
+
+
+def _bucket_of_cluster(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
     per_bucket = max(PAIRS_PER_BUCKET, -(-int(sizes.sum()) // MAX_BUCKETS))
     return np.unique((np.cumsum(sizes) - sizes) // per_bucket, return_inverse=True)[1]
+
+
+def _shares(sizes: NDArray[np.int64]) -> list[Share]:
+    comparisons = np.bincount(_bucket_of_cluster(sizes), sizes.astype(np.float64) ** 2 / 2)
+    counts = np.maximum(1, np.ceil(comparisons / COMPARISONS_PER_TASK)).astype(np.int64)
+    return [Share(bucket, share, count) for bucket, count in enumerate(counts.tolist()) for share in range(count)]
 
 
 def _uris(artifact: Artifact) -> list[str]:
@@ -72,7 +102,7 @@ def _regroup_stage(step: Step, clusters: Clusters) -> Stage:
 
     def build(display: Display) -> Artifact:
         # read here, once: the work is made anew for every group
-        buckets = _bucket_of_cluster(clusters.stats)
+        buckets = _bucket_of_cluster(ClusterStats.read(clusters.stats).sizes)
         work = partial(_regroup_work, Embedding(embedding), KeepList(step.incoming), clusters.assigned, buckets)
         return build_parts(artifact, _groups(step.catalog), work, display=display, name=name, count="pairs")
 
@@ -115,9 +145,9 @@ def _compare_stage(step: Step, settings: SemDeDupStep, clusters: Clusters, regro
     name = f"compare, {step.name}"
 
     def build(display: Display) -> Artifact:
-        num_buckets = int(_bucket_of_cluster(clusters.stats)[-1]) + 1
+        shares = _shares(ClusterStats.read(clusters.stats).sizes)
         work = partial(_compare_work, step.catalog, settings, regrouped)
-        return build_parts(artifact, range(num_buckets), work, display=display, name=name, count="pairs")
+        return build_parts(artifact, shares, work, display=display, name=name, count="pairs", totals=_pairs)
 
     per_cluster = 1 / settings.clustering.k
     return Stage(
@@ -131,43 +161,50 @@ def _compare_stage(step: Step, settings: SemDeDupStep, clusters: Clusters, regro
     )
 
 
+def _pairs(summaries: Sequence[Summary]) -> dict[str, int]:
+    return {"pairs": sum(summary["pairs"] for summary in summaries)}
+
+
 def _compare_work(catalog: Catalog, settings: SemDeDupStep, regrouped: Artifact) -> Work:
     uris, firsts = _uris(regrouped), [group[0].first_ordinal for group in _groups(catalog)]
 
-    def work(bucket: int) -> PartResult:
-        tables = list(gather(uris, bucket))
+    def work(share: Share) -> PartResult:
+        tables = list(gather(uris, share.bucket))
         if not tables:
-            return PartResult({"exchange": pack([pa.table({})] * len(firsts))}, {"pairs": 0})
+            empty = {"exchange": pack([pa.table({})] * len(firsts))}
+            return PartResult(empty, {"bucket": share.bucket, "pairs": 0})
         table = pa.concat_tables(tables)
         ordinals, clusters = table["ordinal"].to_numpy(), table["cluster"].to_numpy()
         keys = order_keys(table["distance"].to_numpy(), ordinals, settings.order, settings.seed)
         # by cluster, then highest key first, then by position
         order = np.lexsort((ordinals, ~keys, clusters))
-        similarity, earlier = _by_cluster(column_to_vectors(table["vector"]), clusters, order)
-        found = pa.table(
-            {
-                "ordinal": ordinals[order],
-                "similarity": similarity,
-                "earlier": np.where(earlier < 0, -1, ordinals[order[earlier]]),
-            }
-        )
-        group = np.searchsorted(firsts, ordinals[order], side="right") - 1
-        return PartResult({"exchange": pack(split(found, group, len(firsts)))}, {"pairs": table.num_rows})
+        start, stop = share.rows(clusters[order])
+        similarity, earlier = _by_cluster(column_to_vectors(table["vector"]), clusters, order, start, stop)
+        told = ordinals[order[start:stop]]
+        before = np.where(earlier < 0, -1, ordinals[order[earlier]])
+        found = pa.table({"ordinal": told, "similarity": similarity, "earlier": before})
+        group = np.searchsorted(firsts, told, side="right") - 1
+        files = {"exchange": pack(split(found, group, len(firsts)))}
+        return PartResult(files, {"bucket": share.bucket, "pairs": len(told)})
 
     return work
 
 
 def _by_cluster(
-    vectors: NDArray[np.float16], clusters: NDArray[np.int32], order: NDArray[np.int64]
+    vectors: NDArray[np.float16], clusters: NDArray[np.int32], order: NDArray[np.int64], start: int, stop: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    # both in the given order; `earlier` is a place in it
-    similarity, earlier = np.empty(len(order), np.float32), np.empty(len(order), np.int64)
-    ends = np.flatnonzero(np.diff(clusters[order], append=-1)) + 1
-    for start, end in zip([0, *ends[:-1]], ends, strict=True):
-        cluster = vectors[order[start:end]]
-        found = max_earlier_similarity(unit(cluster) if cluster.size <= MOST_WIDENED else cluster)
-        similarity[start:end] = found[0]
-        earlier[start:end] = np.where(found[1] < 0, -1, found[1] + start)
+    # of the pairs from `start` to `stop` in the given order; `earlier` is a place in it
+    similarity, earlier = np.empty(stop - start, np.float32), np.empty(stop - start, np.int64)
+    ends = (np.flatnonzero(np.diff(clusters[order], append=-1)) + 1).tolist()
+    for first, end in zip([0, *ends[:-1]], ends, strict=True):
+        begin, end = max(first, start), min(end, stop)
+        if begin >= end:
+            continue
+        cluster = vectors[order[first:end]]
+        widened = unit(cluster) if cluster.size <= MOST_WIDENED else cluster
+        found = max_earlier_similarity(widened, first=begin - first)
+        similarity[begin - start : end - start] = found[0]
+        earlier[begin - start : end - start] = np.where(found[1] < 0, -1, found[1] + first)
     return similarity, earlier
 
 
@@ -180,9 +217,17 @@ class Compared(NamedTuple):
     earlier: NDArray[np.int64]
 
 
-def read_compared(compared: Artifact, bucket: int) -> Compared:
-    """What was found in a bucket; there is one for each part of the artifact."""
-    tables = list(read_slices(part_path(compared, bucket, "exchange")))
+def bucket_parts(compared: Artifact) -> list[list[int]]:
+    """The parts of the artifact that each bucket's comparison is in."""
+    parts: dict[int, list[int]] = {}
+    for part in compared.parts:
+        parts.setdefault(part["bucket"], []).append(part["index"])
+    return list(parts.values())
+
+
+def read_compared(compared: Artifact, parts: Sequence[int]) -> Compared:
+    """What was found in a bucket, by its parts."""
+    tables = [table for part in parts for table in read_slices(part_path(compared, part, "exchange"))]
     if not tables:
         return Compared(np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.int64))
     table = pa.concat_tables(tables)

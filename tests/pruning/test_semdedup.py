@@ -96,6 +96,14 @@ def test_float16_gives_the_bits_of_what_it_is_at_norm_1(tile: int) -> None:
         np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize("first", [0, 64, 256])
+def test_the_tail_of_a_cluster_is_compared_as_in_the_whole(first: int) -> None:
+    vectors = clouds()["duplicates"]
+    tail = max_earlier_similarity(vectors, 64, first=first)
+    for found, expected in zip(tail, max_earlier_similarity(vectors, 64), strict=True):
+        np.testing.assert_array_equal(found, expected[first:])
+
+
 def test_memory_grows_with_the_tile_not_with_the_square_of_the_cluster() -> None:
     # float32 would be twice the vectors again
     vectors = unit(np.random.default_rng(2).standard_normal((6000, 128))).astype(np.float16)
