@@ -20,13 +20,13 @@ BY_PART = ("catalog", "embedding", "scores", "clusters", "keep")
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Of a stage: hours of cores and GPUs, and by the clock; bytes that it reads of the source (None: of files of which
-    only some columns are read), that its largest process takes, and that it leaves in the store."""
+    """Of a stage: hours of cores and GPUs, and by the clock; bytes that it reads of the source, that its largest
+    process takes, and that it leaves in the store."""
 
     core_hours: float = 0.0
     gpu_hours: float = 0.0
     wall_hours: float = 0.0
-    source_bytes: float | None = 0.0
+    source_bytes: float = 0.0
     memory_bytes: float = 0.0
     store_bytes: float = 0.0
 
@@ -35,7 +35,7 @@ class Estimate:
             core_hours=self.core_hours + other.core_hours,
             gpu_hours=self.gpu_hours + other.gpu_hours,
             wall_hours=self.wall_hours + other.wall_hours,
-            source_bytes=(self.source_bytes or 0.0) + (other.source_bytes or 0.0),
+            source_bytes=self.source_bytes + other.source_bytes,
             memory_bytes=max(self.memory_bytes, other.memory_bytes),
             store_bytes=self.store_bytes + other.store_bytes,
         )
@@ -48,15 +48,25 @@ class Estimate:
 class Estimates:
     """Of the stages that are still to be computed, by name; None for one that was not measured."""
 
-    def __init__(self, probe: Probe, num_parts: int, found: Sequence[Reach], catalog: Artifact, batch_size: int):
-        self.probe, self.num_parts, self.catalog, self.batch_size = probe, num_parts, catalog, batch_size
+    def __init__(
+        self,
+        probe: Probe,
+        num_parts: int,
+        found: Sequence[Reach],
+        catalog: Artifact,
+        *,
+        batch_size: int,
+        window: int,
+    ):
+        self.probe, self.num_parts, self.catalog = probe, num_parts, catalog
+        self.batch_size, self.window, self.num_pairs = batch_size, window, found[0].left
         # of two stages with one artifact the second finds it there
         first = {one.stage.artifact.uri: one for one in reversed(found)}
         left = [one for one in found if first[one.stage.artifact.uri] is one and not one.stage.artifact.is_complete()]
         self.by_stage = {one.stage.name: self._of(one) for one in left}
 
-    def of_samples(self, phase: str, samples: int) -> Estimate:
-        """Of so many samples, trained on as in the phase."""
+    def of_samples(self, phase: str, samples: int, *, share: float = 1.0) -> Estimate:
+        """Of so many samples, trained on as in the phase; of the pool it sees this share."""
         probe, trained = self.probe, self.probe.phases[phase]
         on_gpus = trained.gpu_bytes > 0
         wall = samples / (trained.samples_per_second * probe.num_workers / trained.num_workers) / HOUR
@@ -65,7 +75,7 @@ class Estimates:
             core_hours=0.0 if on_gpus else wall * cores,
             gpu_hours=wall * probe.num_workers if on_gpus else 0.0,
             wall_hours=wall,
-            source_bytes=samples * probe.image_bytes,
+            source_bytes=samples * self._sample_bytes(share),
             memory_bytes=trained.peak_bytes,
             store_bytes=trained.num_bytes,
         )
@@ -73,9 +83,8 @@ class Estimates:
     def _of(self, reach: Reach) -> Estimate | None:
         stage = reach.stage
         if stage.name in self.probe.phases:
-            return self.of_samples(
-                stage.name, max(0, (reach.samples or 0) - steps_saved(stage.artifact) * self.batch_size)
-            )
+            samples = max(0, (reach.samples or 0) - steps_saved(stage.artifact) * self.batch_size)
+            return self.of_samples(stage.name, samples, share=min(1.0, max(1, reach.left) / max(1, self.num_pairs)))
         measured = self.probe.stages.get(stage.name)
         if measured is None or not measured.work or not measured.stores:
             return None
@@ -107,9 +116,16 @@ class Estimates:
         # a GPU is held for as long as the stage takes, also where decoding is what it waits for
         return Estimate(core_hours=on_cpus, gpu_hours=wall * gpus if cost.gpu_seconds else 0.0, wall_hours=wall)
 
-    def _source_bytes(self, reach: Reach, left: float, is_catalog: bool) -> float | None:
+    def _sample_bytes(self, share: float) -> float:
+        """Of an image that is trained on, with those that are read for it in vain: a row group of Parquet is read whole
+        for each of the windows that its kept pairs lie in."""
+        rows = self.probe.rows_per_read
+        windows = 1 - (1 - share) ** rows + max(0.0, share * rows - 1) / self.window
+        return self.probe.image_bytes * windows / share
+
+    def _source_bytes(self, reach: Reach, left: float, is_catalog: bool) -> float:
         if is_catalog:
-            return self.probe.pool_bytes and left * self.probe.pool_bytes
+            return left * self.probe.pool_bytes
         artifact = reach.stage.artifact
         reads = artifact.kind == "embedding" and "image" in artifact.made_from["towers"]
         return left * reach.reached * self.probe.image_bytes if reads else 0.0

@@ -86,8 +86,8 @@ class Probe:
     """What was measured, by stage. The numbers of cores (of the cluster, and of its largest node), GPUs and training
     workers are those of the run, once its cluster has grown; `shares_cores`: there are more logical CPUs than cores.
 
-    `pool_bytes` are read by the catalog (None: unknown), `image_bytes` for a pair's image, and `vector_bytes` held for
-    a pair's longest vector."""
+    `pool_bytes` are read by the catalog, `image_bytes` for a pair's image where those of all `rows_per_read` around it
+    are wanted too, and `vector_bytes` held for a pair's longest vector."""
 
     num_cores: int
     num_gpus: int
@@ -95,8 +95,9 @@ class Probe:
     node_cores: int = 1
     num_workers: int = 0
     num_pairs: int = 0
-    pool_bytes: int | None = None
+    pool_bytes: float = 0.0
     image_bytes: float = 0.0
+    rows_per_read: float = 1.0
     vector_bytes: int = 0
     stages: dict[str, Measured] = field(default_factory=dict)
     phases: dict[str, Trained] = field(default_factory=dict)
@@ -162,7 +163,8 @@ class _Running:
         self.catalog = Catalog(read.artifact)
         self.probed.num_pairs = sum(self.catalog.rows_per_part)
         self.probed.pool_bytes = self.drawn.pool_bytes
-        self.probed.image_bytes = _image_bytes(self.catalog) or self.drawn.pair_bytes
+        self.probed.image_bytes = _image_bytes(self.catalog) or self.drawn.image_bytes
+        self.probed.rows_per_read = self.drawn.rows_per_read
         yield from self._embeddings()
         for name in self.config.selection.steps:
             yield from self._step(name)

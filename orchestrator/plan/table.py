@@ -22,7 +22,7 @@ COLUMNS = (
     "largest process",
     "left in the store",
 )
-NOT_MEASURED, UNKNOWN = "not measured", "some columns"
+NOT_MEASURED = "not measured"
 LEAST = 0.001
 TIMES = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 BYTES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
@@ -63,7 +63,7 @@ def _row(name: str, of: str, estimate: Estimate | None, prices: PlanConfig) -> t
         number(estimate.core_hours),
         number(estimate.gpu_hours),
         duration(estimate.wall_hours * HOUR),
-        UNKNOWN if estimate.source_bytes is None else size(estimate.source_bytes),
+        size(estimate.source_bytes),
         size(estimate.memory_bytes),
         size(estimate.store_bytes),
     )

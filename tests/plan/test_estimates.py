@@ -47,7 +47,7 @@ PROBE = Probe(
 
 
 def estimates(probe: Probe, *found: Reach) -> Estimates:
-    return Estimates(probe, NUM_PARTS, found, CATALOG.artifact, batch_size=100)
+    return Estimates(probe, NUM_PARTS, found, CATALOG.artifact, batch_size=100, window=1000)
 
 
 def estimate(probe: Probe, one: Reach) -> Estimate:
@@ -74,9 +74,6 @@ def test_the_catalog_grows_with_its_share_of_the_pool() -> None:
     assert found.core_hours == pytest.approx(1.0)
     assert found.source_bytes == 400 * GB
     assert found.store_bytes == pytest.approx(500_000)
-    columns_alone = reach(CATALOG, 123)
-    unknown = estimates(replace(probe, pool_bytes=None), columns_alone)
-    assert table.cost_rows(unknown, [columns_alone], PlanConfig())[0][5] == "some columns", "how much is not known"
 
 
 def test_clusters_count_as_work_as_memory_and_as_storage() -> None:
@@ -161,6 +158,22 @@ def test_training_by_samples_and_by_workers() -> None:
     on_gpus = estimate(replace(PROBE, num_gpus=4, phases={"pretrain": trained(gpu_bytes=10**10)}), phase)
     assert (on_gpus.core_hours, on_gpus.gpu_hours) == (0, pytest.approx(4.0))
     assert on_gpus.source_bytes == 1_440_000 * 2e4
+
+
+def test_row_groups_are_read_whole_for_each_window_that_wants_them() -> None:
+    pool = replace(reach(stage("pool", "keep"), 1_000_000), left=1_000_000)
+
+    def read(kept: int, rows_per_read: float) -> float:
+        probe = replace(PROBE, rows_per_read=rows_per_read, phases={"pretrain": trained()})
+        phase = reach(stage("pretrain", "pretrain", epochs=2), kept, samples=2 * kept)
+        found = estimates(probe, pool, phase).by_stage["pretrain"]
+        assert found is not None
+        return found.source_bytes
+
+    assert read(250_000, 1) == pytest.approx(500_000 * 2e4), "of a tar the images that are wanted"
+    assert read(250_000, 100) == pytest.approx(2_000_000 * 2e4, rel=0.03), "of Parquet all of them, twice"
+    assert read(1_000_000, 5001) == pytest.approx(2_000_000 * 2e4 * 6), "in windows of a thousand"
+    assert read(1000, 100) == pytest.approx(2000 * 2e4 * 100, rel=0.06), "nearly each kept pair has its own group"
 
 
 def test_the_table_sums_prices_and_names_what_was_not_measured() -> None:
