@@ -11,6 +11,7 @@ from orchestrator.metering import Cost
 from orchestrator.parts import num_done
 from orchestrator.plan.probe import Measured, Probe
 from orchestrator.plan.rows import Reach
+from orchestrator.stage import Size, Stage
 from orchestrator.training.stage import steps_saved
 
 HOUR = 3600
@@ -21,7 +22,7 @@ BY_PART = ("catalog", "embedding", "scores", "clusters", "keep")
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
     """Of a stage: hours of cores and GPUs, and by the clock; bytes that it reads of the source, that its largest
-    process takes, and that it leaves in the store."""
+    process takes, and that it leaves in the store. `bound`: what keeps it from using the whole cluster, if anything."""
 
     core_hours: float = 0.0
     gpu_hours: float = 0.0
@@ -29,6 +30,7 @@ class Estimate:
     source_bytes: float = 0.0
     memory_bytes: float = 0.0
     store_bytes: float = 0.0
+    bound: str = ""
 
     def __add__(self, other: Estimate) -> Estimate:
         return Estimate(
@@ -97,24 +99,33 @@ class Estimates:
         by_part = stage.artifact.kind in BY_PART
         left = 1 - min(1.0, num_done(stage.artifact) / self.num_parts) if by_part else 1.0
         held = max(0, stage.holds(pairs) - measured.holds)
-        cores, gpus = (self.probe.node_cores, 1) if stage.one_task else (self.probe.num_cores, self.probe.num_gpus)
-        if by_part:
-            cores, gpus = min(cores, self.num_parts), min(gpus, self.num_parts)
+        share = left * work / measured.work
         return replace(
-            self._hours(measured.cost.times(left * work / measured.work), cores, max(1, gpus)),
+            self._hours(measured.cost.times(share), stage, pairs, measured.serial_seconds * share / HOUR),
             source_bytes=self._source_bytes(reach, left, is_catalog),
             memory_bytes=measured.cost.peak_bytes + held * self.probe.vector_bytes,
             store_bytes=measured.num_bytes * stores / measured.stores,
         )
 
-    def _hours(self, cost: Cost, cores: int, gpus: int) -> Estimate:
-        """Spread over so many of them."""
+    def _hours(self, cost: Cost, stage: Stage, pairs: int, serial_hours: float) -> Estimate:
+        """Spread over as much of the cluster as the stage has tasks for."""
+        probe = self.probe
+        tasks = stage.num_tasks(Size(pairs=pairs, pool=self.num_pairs, parts=self.num_parts))
+        cores, gpus = (probe.node_cores, 1) if stage.one_task else (probe.num_cores, probe.num_gpus)
+        bound = "1 task" if stage.one_task and cores < probe.num_cores else ""
+        if not stage.one_task:
+            bound = f"{tasks:,} task{'s' if tasks > 1 else ''}" if tasks < (gpus if cost.gpu_seconds else cores) else ""
+            cores, gpus = min(cores, tasks), min(gpus, tasks)
+        gpus = max(1, gpus)
         # who waits holds a core, but where there are more places than cores; and waits for a GPU without one
-        waiting = 0.0 if self.probe.shares_cores else cost.waiting_seconds
+        waiting = 0.0 if probe.shares_cores else cost.waiting_seconds
         on_cpus = max(0.0, cost.core_seconds + waiting - cost.gpu_seconds) / HOUR
         wall = max(on_cpus / cores, cost.gpu_seconds / HOUR / gpus)
+        if serial_hours > wall:
+            wall, bound = serial_hours, "1 writer"
         # a GPU is held for as long as the stage takes, also where decoding is what it waits for
-        return Estimate(core_hours=on_cpus, gpu_hours=wall * gpus if cost.gpu_seconds else 0.0, wall_hours=wall)
+        held = wall * gpus if cost.gpu_seconds else 0.0
+        return Estimate(core_hours=on_cpus, gpu_hours=held, wall_hours=wall, bound=bound)
 
     def _sample_bytes(self, share: float) -> float:
         """Of an image that is trained on, with those that are read for it in vain: a row group of Parquet is read whole

@@ -32,6 +32,7 @@ from orchestrator.metering import Cost, metering
 from orchestrator.plan import smaller
 from orchestrator.plan.rows import Reach, reaches
 from orchestrator.plan.subset import ENOUGH_ROWS, Drawn, draw_parts, draw_vectors
+from orchestrator.plan.writing import Written, seconds_per_row
 from orchestrator.progress import Display
 from orchestrator.source import Source
 from orchestrator.stage import Stage
@@ -57,14 +58,16 @@ Make = Callable[[Config, Source], Planned]
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """A stage in the probe: its cost for so much of `Stage.work`, the bytes it left for so much of `Stage.stores`, and
-    the pairs whose vectors one of its processes held."""
+    """A stage in the probe: its cost for so much of `Stage.work`, the bytes it left for so much of `Stage.stores`, the
+    pairs whose vectors one of its processes held, and the seconds that its work takes the one process that all of it
+    passes."""
 
     cost: Cost
     work: float
     num_bytes: int
     stores: float
     holds: int
+    serial_seconds: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +154,8 @@ class _Running:
         self.costs: dict[str, Cost] = {}
         # by artifact: two steps that are alike share theirs here, as both see the whole probe
         self.spent: dict[str, Cost] = {}
+        # by name: of the writers of embeddings
+        self.serial: dict[str, float] = {}
         # of what was brought along with all of the pool
         self.joins: set[str] = set()
 
@@ -236,6 +241,7 @@ class _Running:
             num_bytes=store.num_bytes(stage.artifact.uri),
             stores=stage.stores(reach.reached),
             holds=stage.holds(reach.reached),
+            serial_seconds=self.serial.get(stage.name, 0.0),
         )
 
     def _embeddings(self) -> Iterator[str]:
@@ -270,7 +276,11 @@ class _Running:
         with metering() as cost:
             stage.build(self.display)
             spent = cost()
-        return _dims(stage.artifact), spent.times(self.probed.num_pairs / sum(Catalog(read.artifact).rows_per_part))
+        dims, rows = _dims(stage.artifact), self.probed.num_pairs // len(self.source.chosen)
+        written = Written(dims=dims, batch_size=settings.batch_size, rows_per_part=rows)
+        place = Artifact.of(config.store, "writing", version=1, of=stage.artifact)
+        self.serial[stage.name] = seconds_per_row(place, written) * self.probed.num_pairs
+        return dims, spent.times(self.probed.num_pairs / sum(Catalog(read.artifact).rows_per_part))
 
     def _training(self, config: Config, planned: Planned) -> Iterator[str]:
         alike: dict[float, Trained] = {}

@@ -62,7 +62,7 @@ def _row(name: str, of: str, estimate: Estimate | None, prices: PlanConfig) -> t
         of,
         number(estimate.core_hours),
         number(estimate.gpu_hours),
-        duration(estimate.wall_hours * HOUR),
+        duration(estimate.wall_hours * HOUR) + (f", {estimate.bound}" if estimate.bound else ""),
         size(estimate.source_bytes),
         size(estimate.memory_bytes),
         size(estimate.store_bytes),

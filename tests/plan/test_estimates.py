@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from orchestrator.plan import table
 from orchestrator.plan.costs import Estimate, Estimates
 from orchestrator.plan.probe import Measured, Probe, Trained
 from orchestrator.plan.rows import Reach, reaches
+from orchestrator.selection.words import count_stage, words_stage
 from orchestrator.source import open_source
-from orchestrator.stage import Stage
+from orchestrator.stage import Size, Stage, by_groups, by_part
 
 HOUR = 3600
 GB = 10**9
@@ -135,6 +137,49 @@ def test_parts_bound_what_a_stage_is_spread_over() -> None:
     few = replace(PROBE, num_cores=1000, stages={"score": measured(Cost(core_seconds=3.6))})
     found = estimate(few, reach(stage("score"), 1_000_000))
     assert found.wall_hours == pytest.approx(1 / NUM_PARTS), "one part is one task"
+    assert found.bound == "100 tasks"
+    assert estimate(replace(few, num_cores=100), reach(stage("score"), 1_000_000)).bound == ""
+
+
+def test_groups_and_buckets_bound_it_too() -> None:
+    probe = replace(PROBE, num_cores=1000, stages={"count": measured(Cost(core_seconds=3.6))})
+
+    def of(parts: int, num_tasks: Callable[[Size], int]) -> Estimate:
+        one = reach(stage("count", "word_counts", num_tasks=num_tasks), 1_000_000)
+        found = Estimates(probe, parts, [one], CATALOG.artifact, batch_size=1, window=1).by_stage["count"]
+        assert found is not None
+        return found
+
+    assert of(10_000, by_groups(512)).wall_hours == pytest.approx(1 / 512)
+    assert of(300, by_groups(512)).bound == "300 tasks"
+    assert of(300, by_groups(512, 500_000)).bound == "2 tasks", "of half a million pairs"
+    assert of(10_000, by_part).bound == ""
+    shown = table.cost_rows(
+        Estimates(
+            probe, 9, [one := reach(stage("count", num_tasks=by_part), 10)], CATALOG.artifact, batch_size=1, window=1
+        ),
+        [one],
+        PlanConfig(),
+    )
+    assert shown[0][4] == "<1 s, 9 tasks"
+
+
+def test_the_writer_bounds_many_gpus() -> None:
+    cost = Cost(core_seconds=2.0, gpu_seconds=2.0)
+    probe = replace(PROBE, num_gpus=100, stages={"embed": measured(cost, serial_seconds=0.1)})
+    found = estimate(probe, reach(stage("embed", "embedding"), 1_800_000))
+    assert found.wall_hours == pytest.approx(0.05), "one hour of GPUs, of which a hundred are there"
+    assert (found.gpu_hours, found.bound) == (pytest.approx(5.0), "1 writer")
+
+
+def test_stages_know_how_many_tasks_they_are() -> None:
+    size = Size(pairs=10**9, pool=2 * 10**9, parts=200_000)
+    catalog, valid = Catalog(CATALOG.artifact), CATALOG.artifact
+    count = count_stage("/nowhere", catalog, valid, label="before")
+    words = words_stage("/nowhere", catalog, count.artifact, min_count=1, label="before")
+    assert (count.num_tasks(size), words.num_tasks(size)) == (512, 256)
+    assert words.num_tasks(size._replace(pool=5_000_000)) == 3
+    assert stage("any").num_tasks(size) == 2000
 
 
 def test_nothing_to_scale_from_is_not_measured() -> None:
