@@ -9,7 +9,7 @@ from orchestrator.artifacts import Artifact
 from orchestrator.config import PlanConfig
 from orchestrator.metering import Cost
 from orchestrator.parts import num_done
-from orchestrator.plan.probe import Measured, Probe
+from orchestrator.plan.measured import Measured, Probe
 from orchestrator.plan.rows import Reach
 from orchestrator.stage import Size, Stage
 from orchestrator.training.stage import steps_saved

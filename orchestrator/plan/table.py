@@ -9,7 +9,7 @@ from operator import add
 from orchestrator.config import PlanConfig
 from orchestrator.metering import peak_bytes
 from orchestrator.plan.costs import HOUR, Estimate, Estimates
-from orchestrator.plan.probe import Probe, Trained
+from orchestrator.plan.measured import Probe, Trained
 from orchestrator.plan.rows import Reach
 
 COLUMNS = (

@@ -18,7 +18,7 @@ from orchestrator.metering import Cost
 from orchestrator.parts import part_path
 from orchestrator.plan import table
 from orchestrator.plan.costs import Estimate, Estimates
-from orchestrator.plan.probe import Measured, Probe, Trained
+from orchestrator.plan.measured import Measured, Probe, Trained
 from orchestrator.plan.rows import Reach, reaches
 from orchestrator.selection.words import count_stage, words_stage
 from orchestrator.source import open_source
