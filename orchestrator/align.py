@@ -107,6 +107,9 @@ def align_stages(store_uri: str, catalog: Catalog, foreign: Foreign, *, label: s
             aligned, groups, work, display=display, name=f"align, {label}", totals=lambda _: joined.totals
         )
 
+    def num_rows(pairs: int) -> int:
+        return pairs + foreign.num_rows()
+
     by, by_group = foreign.match_by, by_groups(MAX_GROUPS, PAIRS_PER_GROUP)
     return [
         Stage(
@@ -114,6 +117,9 @@ def align_stages(store_uri: str, catalog: Catalog, foreign: Foreign, *, label: s
             does=f"sort pool and list by the {by}'s hash",
             artifact=sent,
             build=build_sent,
+            on_whole_pool=True,
+            work=num_rows,
+            stores=num_rows,
             num_tasks=by_group,
         ),
         Stage(
@@ -121,6 +127,8 @@ def align_stages(store_uri: str, catalog: Catalog, foreign: Foreign, *, label: s
             does=f"join the two by {by}",
             artifact=joined,
             build=build_joined,
+            on_whole_pool=True,
+            work=num_rows,
             num_tasks=lambda size: _num_buckets(size.pool),
         ),
         Stage(
@@ -128,6 +136,7 @@ def align_stages(store_uri: str, catalog: Catalog, foreign: Foreign, *, label: s
             does="bring the matches in pool order",
             artifact=aligned,
             build=build_aligned,
+            on_whole_pool=True,
             num_tasks=by_group,
         ),
     ]

@@ -2,7 +2,8 @@
 
 Every selection step is measured on all of the probe's pairs, whatever the steps before it would leave. Two things are
 too slow for whole parts: an encoder embeds some hundred pairs, and what comes after it gets drawn vectors; training
-takes a few steps. What was brought along (embeddings, keep lists) would be joined as a whole: that is not measured."""
+takes a few steps. Of what was brought along (embeddings, keep lists) some rows are joined; fetching the vectors that
+go with them is not measured."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ import pyarrow.compute as pc
 from rich.console import Console
 
 from orchestrator import store
+from orchestrator.align import align_stages
 from orchestrator.artifacts import Artifact
 from orchestrator.catalog import Catalog, catalog_stage
 from orchestrator.config import Clustering, Config
@@ -26,6 +28,7 @@ from orchestrator.embedding.vectors import Embedding
 from orchestrator.keeplist import KeepList
 from orchestrator.metering import Cost, metering
 from orchestrator.plan import smaller
+from orchestrator.plan.joins import first_rows, lists_of
 from orchestrator.plan.measured import Measured, Probe
 from orchestrator.plan.rows import Reach, reaches
 from orchestrator.plan.subset import Drawn, draw_vectors
@@ -66,8 +69,8 @@ class Running:
         self.spent: dict[str, Cost] = {}
         # by name: of the writers of embeddings
         self.serial: dict[str, float] = {}
-        # of what was brought along with all of the pool
-        self.joins: set[str] = set()
+        # of what was brought along, by name: with some rows of it, where the run's own stages take all
+        self.joined: set[str] = set()
 
     def steps(self) -> Iterator[str]:
         """Measures stage by stage; gives the name of each that is done."""
@@ -80,6 +83,7 @@ class Running:
         self.probed.pool_bytes = self.drawn.pool_bytes
         self.probed.image_bytes = _image_bytes(self.catalog) or self.drawn.image_bytes
         self.probed.rows_per_read = self.drawn.rows_per_read
+        yield from self._joins()
         yield from self._embeddings()
         for name in self.config.selection.steps:
             yield from self._step(name)
@@ -126,7 +130,7 @@ class Running:
     def _stages(self, planned: Planned, stages: Sequence[Stage]) -> Iterator[str]:
         """Builds those that the run has too, and measures each name once."""
         for stage in stages:
-            if stage.name not in self.real or stage.name in self.joins:
+            if stage.name not in self.real or stage.name in self.joined:
                 continue
             if not stage.artifact.is_complete():
                 self._build(stage)
@@ -155,12 +159,25 @@ class Running:
             serial_seconds=self.serial.get(stage.name, 0.0),
         )
 
+    def _joins(self) -> Iterator[str]:
+        """What was brought along, joined with the probe's pairs."""
+        for label, foreign in lists_of(self.config).items():
+            stages = align_stages(self.config.store, self.catalog, first_rows(foreign), label=label)
+            self.joined |= {stage.name for stage in stages}
+            if not any(self._is_left(stage.name) for stage in stages):
+                continue
+            for stage in stages:
+                self._build(stage)
+                self.costs[stage.name] = self.spent[stage.artifact.uri]
+                yield stage.name
+            for reach in reaches(stages, self.source, self.catalog):
+                self.probed.stages[reach.stage.name] = self._measured(reach)
+
     def _embeddings(self) -> Iterator[str]:
         """Vectors for all steps that go by some; what computing them costs, where they are to be computed."""
         steps = self.config.selection.steps
         for name in dict.fromkeys(filter(None, map(self.config.selection.embedding_of, steps))):
-            *joins, stage = embedding_stages(self.config, name, self.source, self.catalog)
-            self.joins |= {join.name for join in joins}
+            *_, stage = embedding_stages(self.config, name, self.source, self.catalog)
             settings = self.config.embedding[name]
             if not self._is_left(stage.name):
                 dims = _dims(self.real[stage.name].stage.artifact)

@@ -77,6 +77,9 @@ def notes(probe: Probe, estimates: Estimates, found: Sequence[Reach]) -> Iterato
         f"measured on {probe.num_pairs:,} pairs of the pool in {probe.seconds:,.0f} s, for {on}: of the work alone, "
         f"without the starts of processes and most of the waiting for storage; this process took {size(peak_bytes())}"
     )
+    missing = [name for name, estimate in estimates.by_stage.items() if estimate is None]
+    if missing:
+        yield f"not estimated: {', '.join(missing)}"
     phases = [one for one in found if one.stage.name in probe.phases]
     if phases:
         first = probe.phases[phases[0].stage.name]
