@@ -245,7 +245,7 @@ def _finish(config: Config, stages: Sequence[Stage], verb: str, display: Display
     record.write(out)
     with display.stage("report", unit="pages"):
         write_report(out, record)
-    attach_report(config, out, record, display.line)
+    attach_report(config, out, record, display.warn)
     _summary(record, out, display)
 
 
