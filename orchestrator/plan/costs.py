@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -9,7 +10,8 @@ from orchestrator.artifacts import Artifact
 from orchestrator.config import PlanConfig
 from orchestrator.metering import Cost
 from orchestrator.parts import num_done
-from orchestrator.plan.measured import Measured, Probe
+from orchestrator.plan.measured import Measured, Probe, Trained
+from orchestrator.plan.pictures import Forward
 from orchestrator.plan.rows import Reach
 from orchestrator.stage import Size, Stage
 from orchestrator.training.stage import steps_saved
@@ -62,6 +64,7 @@ class Estimates:
     ):
         self.probe, self.num_parts, self.catalog = probe, num_parts, catalog
         self.batch_size, self.window, self.num_pairs = batch_size, window, found[0].left
+        self.num_models = sum(one.stage.epochs > 0 for one in found)
         # of two stages with one artifact the second finds it there
         first = {one.stage.artifact.uri: one for one in reversed(found)}
         left = [one for one in found if first[one.stage.artifact.uri] is one and not one.stage.artifact.is_complete()]
@@ -71,7 +74,10 @@ class Estimates:
         """Of so many samples, trained on as in the phase; of the pool it sees this share."""
         probe, trained = self.probe, self.probe.phases[phase]
         on_gpus = trained.gpu_bytes > 0
-        wall = samples / (trained.samples_per_second * probe.num_workers / trained.num_workers) / HOUR
+        pace, bound = trained.samples_per_second * probe.num_workers / trained.num_workers, ""
+        if on_gpus and pace > self.decoded_per_second(trained):
+            pace, bound = self.decoded_per_second(trained), "decoding"
+        wall = samples / pace / HOUR
         cores = min(probe.num_cores, probe.num_workers * probe.node_cores)
         return Estimate(
             core_hours=0.0 if on_gpus else wall * cores,
@@ -80,17 +86,49 @@ class Estimates:
             source_bytes=samples * self._sample_bytes(share),
             memory_bytes=trained.peak_bytes,
             store_bytes=trained.num_bytes,
+            bound=bound,
         )
+
+    def decoded_per_second(self, trained: Trained) -> float:
+        """Pictures that the cores beside the run's training workers decode."""
+        return self.probe.decoding_cores / trained.decode_seconds if trained.decode_seconds else math.inf
 
     def _of(self, reach: Reach) -> Estimate | None:
         stage = reach.stage
         if stage.name in self.probe.phases:
             samples = max(0, (reach.samples or 0) - steps_saved(stage.artifact) * self.batch_size)
             return self.of_samples(stage.name, samples, share=min(1.0, max(1, reach.left) / max(1, self.num_pairs)))
+        if stage.artifact.kind == "evaluation":
+            return self._evaluation(self.probe.forward) if self.probe.forward else None
         measured = self.probe.stages.get(stage.name)
         if measured is None or not measured.work or not measured.stores:
             return None
         return self._stage(reach, measured)
+
+    def _evaluation(self, forward: Forward) -> Estimate:
+        """Of the models of all phases on all sets, one set after the other: its images by actors, on a GPU each, or by
+        one on a core; of a classification set each of them embeds all prompts."""
+        probe, num_models = self.probe, self.num_models
+        wall = computed = decoded = 0.0
+        for one in probe.sets:
+            actors = max(1, min(probe.num_gpus, one.num_shards))
+            images = num_models * one.images * forward.image_seconds
+            texts = num_models * one.texts * forward.text_seconds
+            decoding = one.images * forward.decode_seconds
+            shared = images if one.shares_texts else images + texts
+            alone = texts if one.shares_texts else 0.0
+            took = alone + max(shared / actors, decoding / probe.num_cores)
+            wall, decoded = wall + took, decoded + decoding
+            computed += took * actors
+        on_gpus = probe.num_gpus > 0
+        return Estimate(
+            core_hours=(decoded + (0.0 if on_gpus else computed)) / HOUR,
+            gpu_hours=computed / HOUR if on_gpus else 0.0,
+            wall_hours=wall / HOUR,
+            source_bytes=float(sum(one.num_bytes for one in probe.sets)),
+            memory_bytes=forward.peak_bytes,
+            bound="" if on_gpus or probe.num_cores == 1 else "1 actor",
+        )
 
     def _stage(self, reach: Reach, measured: Measured) -> Estimate:
         stage, pairs = reach.stage, reach.reached

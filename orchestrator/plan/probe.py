@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from orchestrator import cluster, store
 from orchestrator.config import Config
 from orchestrator.errors import UserError
 from orchestrator.plan import smaller
+from orchestrator.plan.evaluating import set_sizes
 from orchestrator.plan.measured import Probe
 from orchestrator.plan.rows import Reach
 from orchestrator.plan.running import Make, Running
@@ -28,12 +29,16 @@ def probe(config: Config, source: Source, make: Make, found: Sequence[Reach], di
     cores, cpus = cluster.num_cores(), cluster.num_cpus()
     probed = Probe(num_cores=cores, num_gpus=cluster.num_gpus(), shares_cores=cpus > cores)
     probed.num_workers = _num_workers(config, found, display)
+    probed.decoding_cores = max(1, cores - probed.num_workers * config.training.cpus_per_worker)
     cluster.connect(smaller.cluster_of(config))
     place = store.join(config.store, f"probe-{uuid.uuid4().hex[:8]}")
     try:
         with display.stage("probe", unit="stages") as progress:
             has_vectors = any(map(config.selection.embedding_of, config.selection.steps))
             drawn = draw_parts(source, config.plan.probe_parts, max_rows=ENOUGH_ROWS if has_vectors else None)
+            if any(one.stage.artifact.kind == "evaluation" for one in found):
+                probed.sets = set_sizes(config.evaluation)
+            probed.left_out = list(_left_out(config))
             running = Running(smaller.in_own_store(config, place), drawn, make, found, probed)
             for done, name in enumerate(running.steps(), 1):
                 progress.update(done, note=name)
@@ -43,6 +48,13 @@ def probe(config: Config, source: Source, make: Make, found: Sequence[Reach], di
     probed.node_cores = min(cores, cluster.node_cpus())
     probed.seconds = time.monotonic() - started
     return probed
+
+
+def _left_out(config: Config) -> Iterator[str]:
+    if config.training.evaluate_every_steps is not None:
+        yield "evaluation on the way (training.evaluate_every_steps)"
+    if config.evaluation.tasks and config.evaluation.linear_probe:
+        yield "the fits of linear probes"
 
 
 def _num_workers(config: Config, found: Sequence[Reach], display: Display) -> int:

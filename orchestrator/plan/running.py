@@ -32,7 +32,7 @@ from orchestrator.plan.joins import first_rows, lists_of
 from orchestrator.plan.measured import Measured, Probe
 from orchestrator.plan.rows import Reach, reaches
 from orchestrator.plan.subset import Drawn, draw_vectors
-from orchestrator.plan.training import measure_phases
+from orchestrator.plan.training import Pictured, measure_phases
 from orchestrator.plan.writing import Written, seconds_per_row
 from orchestrator.progress import Display
 from orchestrator.source import Source
@@ -98,7 +98,8 @@ class Running:
         if self.probed.num_workers and num_pairs:
             config = smaller.training_of(without_steps, num_pairs, self.probed.num_workers)
             phases = [stage for stage in self.make(config, self.source).stages if stage.epochs]
-            yield from measure_phases(config, phases, self.config, self.probed, self.display)
+            drawn = Pictured(config, self.source, self.catalog)
+            yield from measure_phases(drawn, phases, self.config, self.probed, self.display)
 
     def _share_of_rows(self) -> float:
         """Of the drawn parts' rows those that the probe sees."""

@@ -18,7 +18,7 @@ COLUMNS = (
     "core-hours",
     "GPU-hours",
     "wall",
-    "read of the source",
+    "read of pool or sets",
     "largest process",
     "left in the store",
 )
@@ -77,7 +77,7 @@ def notes(probe: Probe, estimates: Estimates, found: Sequence[Reach]) -> Iterato
         f"measured on {probe.num_pairs:,} pairs of the pool in {probe.seconds:,.0f} s, for {on}: of the work alone, "
         f"without the starts of processes and most of the waiting for storage; this process took {size(peak_bytes())}"
     )
-    missing = [name for name, estimate in estimates.by_stage.items() if estimate is None]
+    missing = [name for name, estimate in estimates.by_stage.items() if estimate is None] + probe.left_out
     if missing:
         yield f"not estimated: {', '.join(missing)}"
     phases = [one for one in found if one.stage.name in probe.phases]
@@ -88,6 +88,8 @@ def notes(probe: Probe, estimates: Estimates, found: Sequence[Reach]) -> Iterato
             f"training: {first.samples_per_second:,.1f} samples/s by {first.num_workers} workers with "
             f"{first.batch_share:,} pairs of a batch each{on_gpu}" + _cut(first)
         )
+        if first.gpu_bytes:
+            yield _paced(first, probe, estimates)
         yield _compared(phases, estimates, found)
 
 
@@ -95,6 +97,18 @@ def _cut(trained: Trained) -> str:
     if trained.batch_share >= trained.full_share:
         return ""
     return f"; the run's workers will have {trained.full_share:,} each, which takes more memory"
+
+
+def _paced(trained: Trained, probe: Probe, estimates: Estimates) -> str:
+    """On GPUs, where pictures are decoded beside them: which of the two the pace is."""
+    computed, decoded = trained.samples_per_second / trained.num_workers, estimates.decoded_per_second(trained)
+    computed *= probe.num_workers
+    slower = "decoding" if decoded < computed else "computing"
+    return (
+        f"that is computing alone, beside {trained.wait_share:.0%} of waiting for data; the run's "
+        f"{probe.num_workers:,} GPUs compute {computed:,.0f} samples/s, its {probe.decoding_cores:,} cores beside them "
+        f"decode {decoded:,.0f}: the pace is that of {slower}"
+    )
 
 
 def _compared(phases: Sequence[Reach], estimates: Estimates, found: Sequence[Reach]) -> str:

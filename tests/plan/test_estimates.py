@@ -18,7 +18,9 @@ from orchestrator.metering import Cost
 from orchestrator.parts import part_path
 from orchestrator.plan import table
 from orchestrator.plan.costs import Estimate, Estimates
+from orchestrator.plan.evaluating import SetSize
 from orchestrator.plan.measured import Measured, Probe, Trained
+from orchestrator.plan.pictures import Forward
 from orchestrator.plan.rows import Reach, reaches
 from orchestrator.selection.words import count_stage, words_stage
 from orchestrator.source import open_source
@@ -203,6 +205,52 @@ def test_training_by_samples_and_by_workers() -> None:
     on_gpus = estimate(replace(PROBE, num_gpus=4, phases={"pretrain": trained(gpu_bytes=10**10)}), phase)
     assert (on_gpus.core_hours, on_gpus.gpu_hours) == (0, pytest.approx(4.0))
     assert on_gpus.source_bytes == 1_440_000 * 2e4
+
+
+def test_on_gpus_the_pace_is_the_slower_of_computing_and_decoding() -> None:
+    phase = reach(stage("pretrain", "pretrain", epochs=1), 3_600_000, samples=3_600_000)
+
+    def of(cores: int, **changes: Any) -> tuple[Estimate, str]:
+        phases = {"pretrain": trained(samples_per_second=2000.0, decode_seconds=0.01, **changes)}
+        probe = replace(PROBE, num_gpus=4, decoding_cores=cores, phases=phases)
+        return estimate(probe, phase), "\n".join(table.notes(probe, estimates(probe, phase), [phase]))
+
+    few, told = of(10, gpu_bytes=10**10, wait_share=0.3)
+    assert few.wall_hours == pytest.approx(1), "ten cores decode a thousand pictures a second, 4 GPUs take 4000"
+    assert (few.gpu_hours, few.bound) == (pytest.approx(4), "decoding")
+    assert "30% of waiting" in told
+    assert "compute 4,000 samples/s, its 10 cores beside them decode 1,000: the pace is that of decoding" in told
+    many, told = of(100, gpu_bytes=10**10)
+    assert (many.wall_hours, many.bound) == (pytest.approx(0.25), "")
+    assert "the pace is that of computing" in told
+    cpus, told = of(10)
+    assert cpus.wall_hours == pytest.approx(0.25), "on CPUs decoding is part of what was measured"
+    assert "decode" not in told
+
+
+def test_evaluation_is_the_forward_passes_of_all_models_on_all_sets() -> None:
+    shot = SetSize(num_bytes=5 * GB, num_shards=2, images=50_000, texts=80_000, shares_texts=True)
+    pairs = SetSize(num_bytes=GB, num_shards=1, images=5_000, texts=5_000, shares_texts=False)
+    forward = Forward(image_seconds=0.01, text_seconds=0.001, decode_seconds=0.02, peak_bytes=7)
+    models = [reach(stage(name, name, epochs=1), 10) for name in ("pretrain", "finetune")]
+    evaluation = reach(stage("evaluate", "evaluation"), 10)
+    probe = replace(PROBE, sets=[shot, pairs], forward=forward)
+
+    def of(probe: Probe) -> Estimate:
+        found = estimates(probe, *models, evaluation).by_stage["evaluate"]
+        assert found is not None
+        return found
+
+    on_cpu, on_gpus = of(probe), of(replace(probe, num_gpus=4))
+    of_shot, of_pairs = 2 * (50_000 * 0.01 + 80_000 * 0.001), 2 * 5_000 * 0.011
+    assert on_cpu.wall_hours * HOUR == pytest.approx(of_shot + of_pairs)
+    assert on_cpu.core_hours * HOUR == pytest.approx(of_shot + of_pairs + 55_000 * 0.02)
+    assert (on_cpu.bound, on_cpu.source_bytes, on_cpu.memory_bytes) == ("1 actor", 6 * GB, 7)
+    wall = 2 * (50_000 * 0.01 / 2 + 80_000 * 0.001) + of_pairs
+    assert on_gpus.wall_hours * HOUR == pytest.approx(wall), "two tars are two actors, each embeds the prompts"
+    assert on_gpus.gpu_hours * HOUR == pytest.approx(wall + of_shot / 2 + 80_000 * 0.001)
+    without = estimates(replace(probe, forward=None), *models, evaluation).by_stage
+    assert without["evaluate"] is None
 
 
 def test_row_groups_are_read_whole_for_each_window_that_wants_them() -> None:
