@@ -36,7 +36,7 @@ def probe(config: Config, source: Source, make: Make, found: Sequence[Reach], di
         with display.stage("probe", unit="stages") as progress:
             has_vectors = any(map(config.selection.embedding_of, config.selection.steps))
             drawn = draw_parts(source, config.plan.probe_parts, max_rows=ENOUGH_ROWS if has_vectors else None)
-            if any(one.stage.artifact.kind == "evaluation" for one in found):
+            if any(one.stage.artifact.kind == "evaluation" and not one.stage.artifact.is_complete() for one in found):
                 probed.sets = set_sizes(config.evaluation)
             probed.left_out = list(_left_out(config))
             running = Running(smaller.in_own_store(config, place), drawn, make, found, probed)

@@ -37,7 +37,8 @@ def cost_rows(estimates: Estimates, found: Sequence[Reach], prices: PlanConfig) 
     """A row for each stage that is still to be computed, and their sum."""
     scales = {one.stage.name: scale(one) for one in found}
     rows = [_row(name, scales[name], estimate, prices) for name, estimate in estimates.by_stage.items()]
-    summed = "all of it" if all(estimates.by_stage.values()) else "all that was measured"
+    is_whole = all(estimates.by_stage.values()) and not estimates.probe.left_out
+    summed = "all of it" if is_whole else "all that was measured"
     return [*rows, _row(summed, "", total(estimates.by_stage.values()), prices)]
 
 
