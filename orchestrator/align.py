@@ -31,7 +31,7 @@ from orchestrator.parts import PartResult, Summary, Work, build_parts, part_path
 from orchestrator.progress import Display
 from orchestrator.pruning.wfpp import word_bucket
 from orchestrator.source import Status
-from orchestrator.stage import Stage
+from orchestrator.stage import Stage, by_groups
 
 VERSION = 2
 # of the pool, and as many again of the list
@@ -107,12 +107,43 @@ def align_stages(store_uri: str, catalog: Catalog, foreign: Foreign, *, label: s
             aligned, groups, work, display=display, name=f"align, {label}", totals=lambda _: joined.totals
         )
 
-    by = foreign.match_by
+    def num_rows(pairs: int) -> int:
+        return pairs + foreign.num_rows()
+
+    by, by_group = foreign.match_by, by_groups(MAX_GROUPS, PAIRS_PER_GROUP)
     return [
-        Stage(name=f"sort, {label}", does=f"sort pool and list by the {by}'s hash", artifact=sent, build=build_sent),
-        Stage(name=f"join, {label}", does=f"join the two by {by}", artifact=joined, build=build_joined),
-        Stage(name=f"align, {label}", does="bring the matches in pool order", artifact=aligned, build=build_aligned),
+        Stage(
+            name=f"sort, {label}",
+            does=f"sort pool and list by the {by}'s hash",
+            artifact=sent,
+            build=build_sent,
+            on_whole_pool=True,
+            work=num_rows,
+            stores=num_rows,
+            num_tasks=by_group,
+        ),
+        Stage(
+            name=f"join, {label}",
+            does=f"join the two by {by}",
+            artifact=joined,
+            build=build_joined,
+            on_whole_pool=True,
+            work=num_rows,
+            num_tasks=lambda size: _num_buckets(size.pool),
+        ),
+        Stage(
+            name=f"align, {label}",
+            does="bring the matches in pool order",
+            artifact=aligned,
+            build=build_aligned,
+            on_whole_pool=True,
+            num_tasks=by_group,
+        ),
     ]
+
+
+def _num_buckets(num_rows: int) -> int:
+    return min(MAX_BUCKETS, -(-max(1, num_rows) // ROWS_PER_BUCKET))
 
 
 def _groups(catalog: Catalog) -> list[_Group]:
@@ -124,7 +155,7 @@ def _send(sent: Artifact, catalog: Catalog, foreign: Foreign, label: str, displa
     groups, pieces = _groups(catalog), foreign.pieces()
     list_rows = sum(piece.part.num_rows or 0 for piece in pieces)
     rows = max(sum(group.num_rows for group in groups), list_rows)
-    shape = {"num_groups": len(groups), "num_buckets": min(MAX_BUCKETS, -(-max(1, rows) // ROWS_PER_BUCKET))}
+    shape = {"num_groups": len(groups), "num_buckets": _num_buckets(rows)}
     return build_parts(
         sent,
         [*groups, *_bundles(pieces, list_rows)],

@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from orchestrator.config import Config, parse
-from orchestrator.errors import Stopped, UserError, line_of
+from orchestrator.errors import Stopped, UserError, causes, line_of
 
 # where the verb's function lives, imported only once it is needed
 VERBS = dict.fromkeys(("run", "plan", "select", "evaluate", "report", "export"), "orchestrator.pipeline")
@@ -228,18 +228,16 @@ def _hydra_cli(verb: str | None, arguments: list[str], folder: str | None) -> No
 
 
 def _explain(error: BaseException, verb: str) -> NoReturn:
-    chain: BaseException | None = error
     lost = ""
-    while chain is not None:
+    for one in causes(error, contexts=True):
         # Ray wraps what a task raised: the wrapper is of its class but tells the whole trace, `cause` is the original
-        wrapped = getattr(chain, "cause", None)
-        if isinstance(chain, UserError) and wrapped is None:
-            _fail(line_of(chain))
-        if isinstance(chain, OSError) and chain.filename is not None and wrapped is None:
-            _fail(f"{chain.strerror}: {chain.filename}", FAILURE)
-        if type(chain).__name__ in LOST and OWN_FAULT not in str(chain):
-            lost = type(chain).__name__
-        chain = wrapped or chain.__cause__ or chain.__context__
+        is_wrapper = getattr(one, "cause", None) is not None
+        if isinstance(one, UserError) and not is_wrapper:
+            _fail(line_of(one))
+        if isinstance(one, OSError) and one.filename is not None and not is_wrapper:
+            _fail(f"{one.strerror}: {one.filename}", FAILURE)
+        if type(one).__name__ in LOST and OWN_FAULT not in str(one):
+            lost = type(one).__name__
     if lost:
         _fail(f"the cluster lost a node or process that this command was on ({lost}); {_goes_on(verb)}", FAILURE)
     traceback.print_exception(error)

@@ -18,14 +18,16 @@ class Stopped(BaseException):
     No `Exception`: it is raised from a signal's handler, wherever the program is, and nobody is to catch it there."""
 
 
-def causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and, one after the other, what Ray and others have wrapped in it, down to what began it."""
+def causes(error: BaseException, *, contexts: bool = False) -> Iterator[BaseException]:
+    """The error and, one after the other, what Ray and others have wrapped in it, down to what began it; with
+    `contexts` also what it was raised in the handling of."""
     one: BaseException | None = error
     while one is not None:
         yield one
         # Ray Train tells each worker's failure; one of them is the cause of the others
         failures = getattr(one, "worker_failures", None)
-        one = next(iter(failures.values())) if failures else getattr(one, "cause", None) or one.__cause__
+        wrapped = next(iter(failures.values())) if failures else getattr(one, "cause", None)
+        one = wrapped or one.__cause__ or (one.__context__ if contexts else None)
 
 
 def mistake_in(error: BaseException) -> UserError | None:

@@ -83,6 +83,10 @@ class Foreign:
         found = [Piece(numbers[part.shard.uri], part) for part in parts]
         return sorted(found, key=lambda piece: (piece.file, piece.part.first_row))
 
+    def num_rows(self) -> int:
+        """Of all files, by their headers. Errors: as of `pieces`."""
+        return sum(piece.part.num_rows or 0 for piece in self.pieces())
+
     def values(self, piece: Piece) -> pl.Series:
         """What the piece's rows are matched by: String [rows], null where a row has none.
 

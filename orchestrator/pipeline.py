@@ -206,7 +206,12 @@ def _show_costs(pipeline: Pipeline, found: list[Reach], display: Display) -> Non
     display.line("measuring rates on a few parts of the pool (plan.probe=false leaves that out)")
     measured = probe(config, source, _stages, found, display)
     estimates = costs.Estimates(
-        measured, len(source.parts()), found, pipeline.catalog.artifact, config.training.global_batch_size
+        measured,
+        len(source.parts()),
+        found,
+        pipeline.catalog.artifact,
+        batch_size=config.training.global_batch_size,
+        window=config.training.window,
     )
     rows = table.cost_rows(estimates, found, config.plan)
     display.table("what is still to be computed would take, about", table.columns(config.plan), rows)
@@ -240,7 +245,7 @@ def _finish(config: Config, stages: Sequence[Stage], verb: str, display: Display
     record.write(out)
     with display.stage("report", unit="pages"):
         write_report(out, record)
-    attach_report(config, out, record, display.line)
+    attach_report(config, out, record, display.warn)
     _summary(record, out, display)
 
 

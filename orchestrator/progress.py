@@ -74,6 +74,10 @@ class Display:
         """A line of its own."""
         self.console.print(text, highlight=False, soft_wrap=True, markup=False)
 
+    def warn(self, text: str) -> None:
+        """A line on what went wrong and is gone on without."""
+        self.line(text)
+
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A small table; cells are shown whole, folded where the terminal is narrow."""
         table = Table(title=title, title_justify="left", header_style="bold")

@@ -4,14 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from orchestrator.artifacts import Artifact
+from orchestrator.parts import MAX_BLOCKS
 from orchestrator.progress import Display
 
 
 def nothing(num_pairs: int) -> int:
     """For stages whose processes hold no vectors, or those of one part."""
     return 0
+
+
+class Size(NamedTuple):
+    """What a stage is cut up by: the `pairs` that reach it, those of the `pool`, and the pool's `parts`."""
+
+    pairs: int
+    pool: int
+    parts: int
+
+
+def in_blocks(size: Size) -> int:
+    """For stages that work part by part, in tasks."""
+    return min(size.parts, MAX_BLOCKS)
+
+
+def by_part(size: Size) -> int:
+    """For stages that work part by part, in actors."""
+    return size.parts
+
+
+def by_groups(limit: int, pairs_per_group: int = 1) -> Callable[[Size], int]:
+    """For stages that work by runs of parts: at most so many, and of at least so many pairs."""
+    return lambda size: max(1, min(limit, size.parts, -(-size.pool // pairs_per_group)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +49,8 @@ class Stage:
     what the step of that name left.
 
     For its costs, of the number of pairs that reach it: `work` and `stores` are what its hours and its artifact grow
-    with, `holds` how many pairs' vectors one of its processes holds. `one_task`: it is not spread over the cluster;
-    `by_cluster_size`: a pair costs the more the larger its cluster."""
+    with, `holds` how many pairs' vectors one of its processes holds. `num_tasks`: in how many at once it works at most;
+    `one_task`: it is not spread over the cluster; `by_cluster_size`: a pair costs the more the larger its cluster."""
 
     name: str
     does: str
@@ -41,5 +66,6 @@ class Stage:
     work: Callable[[int], float] = float
     stores: Callable[[int], float] = float
     holds: Callable[[int], int] = nothing
+    num_tasks: Callable[[Size], int] = in_blocks
     one_task: bool = False
     by_cluster_size: bool = False

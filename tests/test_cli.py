@@ -268,6 +268,22 @@ def test_a_fault_of_ours_shows_its_trace_and_ends_with_1(monkeypatch: pytest.Mon
     assert "ZeroDivisionError: ours" in capfd.readouterr().err
 
 
+def test_a_mistake_is_found_under_what_was_raised_while_it_was_handled(
+    monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    def mistaken(config: Config) -> None:
+        try:
+            raise UserError("source.uri: nothing there")
+        except UserError:
+            raise RuntimeError("while tidying up")  # noqa: B904 without a cause of its own
+
+    monkeypatch.setattr(pipeline, "plan", mistaken)
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", "+exp=wfpp", "source.uri=x"])
+    assert ended.value.code == cli.USAGE_ERROR
+    assert capfd.readouterr().err == "orchestrator: source.uri: nothing there\n"
+
+
 def test_a_node_that_is_lost_is_no_fault_of_ours(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
     from ray.exceptions import LocalRayletDiedError
 

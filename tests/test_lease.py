@@ -17,7 +17,7 @@ import pytest
 from orchestrator import lease, store
 from orchestrator.artifacts import Artifact
 from orchestrator.errors import UserError
-from orchestrator.lease import Holder
+from orchestrator.lease_holder import Holder
 
 # a run of its own: waits for the signal to start, says what it does, and computes for as long as it is told, but until
 # the others have seen it

@@ -19,7 +19,7 @@ from orchestrator.keeplist import KeepList
 from orchestrator.parts import PartResult, Work, build_parts, part_path
 from orchestrator.progress import Display
 from orchestrator.pruning.clusters import Nearest
-from orchestrator.stage import Stage
+from orchestrator.stage import Stage, by_part
 from orchestrator.step import Step
 
 VERSION = 1
@@ -62,6 +62,7 @@ def assign_stage(step: Step, k: int, centroids: Artifact) -> Stage:
         artifact=artifact,
         build=build,
         work=lambda pairs: pairs * k,
+        num_tasks=by_part,
     )
 
 

@@ -19,7 +19,7 @@ from orchestrator.npy import from_npy, to_npy
 from orchestrator.parts import PartResult, Summary, Work, build_parts, part_path
 from orchestrator.progress import Display
 from orchestrator.pruning.random import random_scores
-from orchestrator.stage import Stage
+from orchestrator.stage import Stage, by_groups
 from orchestrator.step import Step
 
 VERSION = 1
@@ -64,6 +64,7 @@ def sample_stage(step: Step, settings: Clustering) -> Stage:
         artifact=artifact,
         build=build,
         stores=lambda pairs: min(pairs, num_wanted),
+        num_tasks=by_groups(MAX_GROUPS),
     )
 
 

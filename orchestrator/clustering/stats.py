@@ -18,7 +18,7 @@ from orchestrator.npy import from_npy, to_npy
 from orchestrator.parts import PartResult, Work, build_parts, part_path
 from orchestrator.progress import Display
 from orchestrator.pruning.clusters import FIXED_POINT, sums_by_cluster
-from orchestrator.stage import Stage
+from orchestrator.stage import Stage, by_groups
 from orchestrator.step import Step
 
 VERSION = 1
@@ -61,6 +61,7 @@ def stats_stage(step: Step, k: int, assigned: Artifact) -> Stage:
         artifact=artifact,
         build=build,
         stores=lambda _: k,
+        num_tasks=by_groups(MAX_GROUPS),
     )
 
 

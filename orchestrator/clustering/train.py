@@ -13,13 +13,13 @@ import ray
 from orchestrator import cluster, store
 from orchestrator.artifacts import Artifact
 from orchestrator.clustering.lloyd import train_in_tasks
-from orchestrator.clustering.sample import read_sample
+from orchestrator.clustering.sample import MAX_GROUPS, read_sample
 from orchestrator.config import Clustering
 from orchestrator.metering import Meter, current_meter
 from orchestrator.npy import from_npy, to_npy
 from orchestrator.progress import Display
 from orchestrator.pruning.clusters import Trained, Vectors, train, unit
-from orchestrator.stage import Stage, nothing
+from orchestrator.stage import Stage, by_groups, nothing
 from orchestrator.step import Step
 
 VERSION = 1
@@ -66,6 +66,7 @@ def centroids_stage(step: Step, settings: Clustering, sample: Artifact) -> Stage
         work=lambda pairs: num_sampled(pairs) * settings.k * settings.num_iterations,
         stores=lambda _: settings.k,
         holds=num_sampled if settings.trainer == "faiss" else nothing,
+        num_tasks=by_groups(MAX_GROUPS),
         one_task=settings.trainer == "faiss",
     )
 

@@ -24,7 +24,7 @@ from orchestrator.errors import UserError
 from orchestrator.parts import Summary, done_summaries
 from orchestrator.progress import Display, StageProgress
 from orchestrator.source import Source
-from orchestrator.stage import Stage
+from orchestrator.stage import Size, Stage
 
 VERSION = 1
 HASH_BYTES = 2**24
@@ -71,8 +71,13 @@ def encode_stage(config: Config, name: str, source: Source, catalog: Catalog) ->
             elapsed.forget()
         return artifact
 
+    def num_batches(size: Size) -> int:
+        return max(1, -(-size.pairs // settings.batch_size))
+
     does = f"embed the {' and '.join(f'{tower}s' for tower in towers)} by {getattr(settings, 'model', settings.kind)}"
-    stage = Stage(name=f"embed, {name}", does=does, artifact=artifact, build=build, on_whole_pool=True)
+    stage = Stage(
+        name=f"embed, {name}", does=does, artifact=artifact, build=build, on_whole_pool=True, num_tasks=num_batches
+    )
     return stage
 
 

@@ -58,7 +58,7 @@ def measure_tasks(
     none, `StoreError` for a store that fails."""
     skipped = dict(tasks.skipped)
     for key, reason in skipped.items():
-        display.line(f"{settings.tasks[key].name}: skipped, {reason}")
+        display.warn(f"{settings.tasks[key].name}: skipped, {reason}")
     for task in tasks.found:
         name, artifact = task.config.name, artifacts[task.key]
         is_reused = artifact.is_complete()
@@ -67,7 +67,7 @@ def measure_tasks(
             found_wanting = _measure(models, task, artifact, settings, progress)
             if found_wanting is not None:
                 skipped[task.key] = found_wanting
-                display.line(f"{name}: skipped, {found_wanting}")
+                display.warn(f"{name}: skipped, {found_wanting}")
                 continue
         values = ", ".join(f"{model} {numbers['value']:.2%}" for model, numbers in artifact.totals.items())
         display.line(f"{name}: {task.config.metric} of {values}{', reused' if is_reused else ''}")

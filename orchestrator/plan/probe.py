@@ -1,106 +1,22 @@
-"""The probe: the run's own stages on a few parts of the pool, in a place of their own, each measured.
-
-Every selection step is measured on all of the probe's pairs, whatever the steps before it would leave. Two things are
-too slow for whole parts: an encoder embeds some hundred pairs, and what comes after it gets drawn vectors; training
-takes a few steps. What was brought along (embeddings, keep lists) would be joined as a whole: that is not measured."""
+"""The probe: the run's own stages on a few parts of the pool, in a place of their own, each measured."""
 
 from __future__ import annotations
 
-import json
-import math
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from io import StringIO
-from typing import Protocol
-
-import pyarrow.compute as pc
-from rich.console import Console
+from collections.abc import Iterator, Sequence
 
 from orchestrator import cluster, store
-from orchestrator.artifacts import Artifact
-from orchestrator.catalog import Catalog, catalog_stage
-from orchestrator.config import Clustering, Config
-from orchestrator.config.embedding import EncoderConfig, Tower
-from orchestrator.embedding import embedding_stages
-from orchestrator.embedding.brought_files import open_brought
-from orchestrator.embedding.vectors import Embedding
+from orchestrator.config import Config
 from orchestrator.errors import UserError
-from orchestrator.keeplist import KeepList
-from orchestrator.metering import Cost, metering
 from orchestrator.plan import smaller
-from orchestrator.plan.rows import Reach, reaches
-from orchestrator.plan.subset import ENOUGH_ROWS, Drawn, draw_parts, draw_vectors
+from orchestrator.plan.evaluating import set_sizes
+from orchestrator.plan.measured import Probe
+from orchestrator.plan.rows import Reach
+from orchestrator.plan.running import Make, Running
+from orchestrator.plan.subset import ENOUGH_ROWS, draw_parts
 from orchestrator.progress import Display
 from orchestrator.source import Source
-from orchestrator.stage import Stage
-
-WARM_UP_SHARE = 0.25
-TOWERS: tuple[Tower, ...] = ("image", "text")
-# float32 twice: k-means holds the vectors and what they were gathered from
-BYTES_PER_DIM = 8
-
-
-class Planned(Protocol):
-    """A run's stages in order, and the keep list that selection comes to."""
-
-    @property
-    def stages(self) -> list[Stage]: ...
-
-    @property
-    def kept(self) -> Artifact: ...
-
-
-Make = Callable[[Config, Source], Planned]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """A stage in the probe: its cost for so much of `Stage.work`, the bytes it left for so much of `Stage.stores`, and
-    the pairs whose vectors one of its processes held."""
-
-    cost: Cost
-    work: float
-    num_bytes: int
-    stores: float
-    holds: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trained:
-    """A phase in the probe: the samples a second of so many workers, once warm; the pairs of a batch that each of them
-    had, and that each will have; the resident memory and, on GPUs, the device's of a worker; the bytes of its model."""
-
-    samples_per_second: float
-    num_workers: int
-    batch_share: int
-    full_share: int
-    peak_bytes: int
-    gpu_bytes: int
-    num_bytes: int
-
-
-@dataclass(kw_only=True)
-class Probe:
-    """What was measured, by stage. The numbers of cores (of the cluster, and of its largest node), GPUs and training
-    workers are those of the run, once its cluster has grown; `shares_cores`: there are more logical CPUs than cores.
-
-    `pool_bytes` are read by the catalog (None: unknown), `image_bytes` for a pair's image, and `vector_bytes` held for
-    a pair's longest vector."""
-
-    num_cores: int
-    num_gpus: int
-    shares_cores: bool
-    node_cores: int = 1
-    num_workers: int = 0
-    num_pairs: int = 0
-    pool_bytes: int | None = None
-    image_bytes: float = 0.0
-    vector_bytes: int = 0
-    stages: dict[str, Measured] = field(default_factory=dict)
-    phases: dict[str, Trained] = field(default_factory=dict)
-    seconds: float = 0.0
 
 
 def probe(config: Config, source: Source, make: Make, found: Sequence[Reach], display: Display) -> Probe:
@@ -113,13 +29,17 @@ def probe(config: Config, source: Source, make: Make, found: Sequence[Reach], di
     cores, cpus = cluster.num_cores(), cluster.num_cpus()
     probed = Probe(num_cores=cores, num_gpus=cluster.num_gpus(), shares_cores=cpus > cores)
     probed.num_workers = _num_workers(config, found, display)
+    probed.decoding_cores = max(1, cores - probed.num_workers * config.training.cpus_per_worker)
     cluster.connect(smaller.cluster_of(config))
     place = store.join(config.store, f"probe-{uuid.uuid4().hex[:8]}")
     try:
         with display.stage("probe", unit="stages") as progress:
             has_vectors = any(map(config.selection.embedding_of, config.selection.steps))
             drawn = draw_parts(source, config.plan.probe_parts, max_rows=ENOUGH_ROWS if has_vectors else None)
-            running = _Running(smaller.in_own_store(config, place), drawn, make, found, probed)
+            if any(one.stage.artifact.kind == "evaluation" and not one.stage.artifact.is_complete() for one in found):
+                probed.sets = set_sizes(config.evaluation)
+            probed.left_out = list(_left_out(config))
+            running = Running(smaller.in_own_store(config, place), drawn, make, found, probed)
             for done, name in enumerate(running.steps(), 1):
                 progress.update(done, note=name)
     finally:
@@ -128,6 +48,13 @@ def probe(config: Config, source: Source, make: Make, found: Sequence[Reach], di
     probed.node_cores = min(cores, cluster.node_cpus())
     probed.seconds = time.monotonic() - started
     return probed
+
+
+def _left_out(config: Config) -> Iterator[str]:
+    if config.training.evaluate_every_steps is not None:
+        yield "evaluation on the way (training.evaluate_every_steps)"
+    if config.evaluation.tasks and config.evaluation.linear_probe:
+        yield "the fits of linear probes"
 
 
 def _num_workers(config: Config, found: Sequence[Reach], display: Display) -> int:
@@ -139,173 +66,3 @@ def _num_workers(config: Config, found: Sequence[Reach], display: Display) -> in
     except UserError as error:
         display.line(f"training is not measured: {error}")
         return 0
-
-
-class _Running:
-    def __init__(self, config: Config, drawn: Drawn, make: Make, found: Sequence[Reach], probed: Probe):
-        self.config, self.drawn, self.make, self.probed = config, drawn, make, probed
-        self.source = drawn.subset
-        self.real = {one.stage.name: one for one in found}
-        self.display = Display(Console(file=StringIO()))
-        self.costs: dict[str, Cost] = {}
-        # by artifact: two steps that are alike share theirs here, as both see the whole probe
-        self.spent: dict[str, Cost] = {}
-        # of what was brought along with all of the pool
-        self.joins: set[str] = set()
-
-    def steps(self) -> Iterator[str]:
-        """Measures stage by stage; gives the name of each that is done."""
-        read = catalog_stage(self.config.store, self.source, self.config.source.limits)
-        self._build(read)
-        self.costs[read.name] = self.spent[read.artifact.uri]
-        yield read.name
-        self.catalog = Catalog(read.artifact)
-        self.probed.num_pairs = sum(self.catalog.rows_per_part)
-        self.probed.pool_bytes = self.drawn.pool_bytes
-        self.probed.image_bytes = _image_bytes(self.catalog) or self.drawn.pair_bytes
-        yield from self._embeddings()
-        for name in self.config.selection.steps:
-            yield from self._step(name)
-        without_steps = smaller.with_steps(self.config, {})
-        planned = self.make(without_steps, self.source)
-        yield from self._stages(planned, [stage for stage in planned.stages if not stage.epochs])
-        self.probed.stages[read.name] = replace(
-            self.probed.stages[read.name], work=self.drawn.share, stores=self.drawn.share * self._share_of_rows()
-        )
-        lists = [stage.artifact for stage in planned.stages if stage.artifact.kind == "keep"]
-        num_pairs = min(KeepList(artifact).num_pairs for artifact in lists)
-        if self.probed.num_workers and num_pairs:
-            config = smaller.training_of(without_steps, num_pairs, self.probed.num_workers)
-            yield from self._training(config, self.make(config, self.source))
-
-    def _share_of_rows(self) -> float:
-        """Of the drawn parts' rows those that the probe sees."""
-        rows = [part.num_rows for part in self.source.chosen]
-        return 1.0 if None in rows else self.probed.num_pairs / max(1, sum(filter(None, rows)))
-
-    def _is_left(self, name: str) -> bool:
-        return name in self.real and not self.real[name].stage.artifact.is_complete()
-
-    def _step(self, name: str) -> Iterator[str]:
-        """Measures a selection step; what costs the more the larger a cluster, on clusters as large as the run's."""
-        step = self.config.selection.settings[name]
-        clustering: Clustering | None = getattr(step, "clustering", None)
-        many = self._planned_step(name, math.inf)
-        stages = [stage for stage in many.stages if not stage.epochs]
-        if not any(self._is_left(stage.name) for stage in stages):
-            return
-        by_size = next((place for place, stage in enumerate(stages) if stage.by_cluster_size), None)
-        yield from self._stages(many, stages[:by_size])
-        if by_size is not None and clustering is not None:
-            pairs_per_cluster = self.real[stages[by_size].name].reached / clustering.k
-            few = self._planned_step(name, self.probed.num_pairs / max(1, pairs_per_cluster))
-            yield from self._stages(few, [stage for stage in few.stages if not stage.epochs])
-
-    def _planned_step(self, name: str, num_clusters: float) -> Planned:
-        step = smaller.step_of(self.config.selection.settings[name], self.probed.num_pairs, num_clusters)
-        return self.make(smaller.with_steps(self.config, {name: step}), self.source)
-
-    def _stages(self, planned: Planned, stages: Sequence[Stage]) -> Iterator[str]:
-        """Builds those that the run has too, and measures each name once."""
-        for stage in stages:
-            if stage.name not in self.real or stage.name in self.joins:
-                continue
-            if not stage.artifact.is_complete():
-                self._build(stage)
-                yield stage.name
-            if stage.artifact.uri in self.spent:
-                self.costs.setdefault(stage.name, self.spent[stage.artifact.uri])
-        names = {stage.name for stage in stages}
-        for reach in reaches(planned.stages, self.source, self.catalog):
-            name = reach.stage.name
-            if name in names and name in self.costs and name not in self.probed.stages:
-                self.probed.stages[name] = self._measured(reach)
-
-    def _build(self, stage: Stage) -> None:
-        with metering() as cost:
-            stage.build(self.display)
-            self.spent[stage.artifact.uri] = cost()
-
-    def _measured(self, reach: Reach) -> Measured:
-        stage = reach.stage
-        return Measured(
-            cost=self.costs[stage.name],
-            work=stage.work(reach.reached),
-            num_bytes=store.num_bytes(stage.artifact.uri),
-            stores=stage.stores(reach.reached),
-            holds=stage.holds(reach.reached),
-        )
-
-    def _embeddings(self) -> Iterator[str]:
-        """Vectors for all steps that go by some; what computing them costs, where they are to be computed."""
-        steps = self.config.selection.steps
-        for name in dict.fromkeys(filter(None, map(self.config.selection.embedding_of, steps))):
-            *joins, stage = embedding_stages(self.config, name, self.source, self.catalog)
-            self.joins |= {join.name for join in joins}
-            settings = self.config.embedding[name]
-            if not self._is_left(stage.name):
-                dims = _dims(self.real[stage.name].stage.artifact)
-            elif isinstance(settings, EncoderConfig):
-                dims, self.costs[stage.name] = self._encode(name, settings)
-            else:
-                dims = open_brought(settings, name).dims()
-            draw_vectors(stage.artifact, self.catalog, dims, self.display)
-            self.probed.vector_bytes = max(self.probed.vector_bytes, BYTES_PER_DIM * max(dims.values()))
-            yield stage.name
-
-    def _encode(self, name: str, settings: EncoderConfig) -> tuple[dict[Tower, int], Cost]:
-        """The lengths of an encoder's vectors, and its cost for as many pairs as the whole probe has."""
-        # torch, which captions alone do without
-        from orchestrator.embedding.execution import num_actors
-
-        settings = smaller.encoder_of(settings)
-        config = self.config.model_copy(update={"embedding": {**self.config.embedding, name: settings}})
-        num_rows = smaller.rows_to_encode(settings, num_actors(), len(self.source.chosen))
-        few = replace(self.source, max_rows=num_rows)
-        read = catalog_stage(config.store, few, config.source.limits)
-        read.build(self.display)
-        (stage,) = embedding_stages(config, name, few, Catalog(read.artifact))
-        with metering() as cost:
-            stage.build(self.display)
-            spent = cost()
-        return _dims(stage.artifact), spent.times(self.probed.num_pairs / sum(Catalog(read.artifact).rows_per_part))
-
-    def _training(self, config: Config, planned: Planned) -> Iterator[str]:
-        alike: dict[float, Trained] = {}
-        phases = [stage for stage in planned.stages if stage.epochs]
-        for stage, phase in zip(phases, (config.training, config.finetune), strict=False):
-            # but for the patches that are left out, the steps of both phases are the same
-            if phase.patch_dropout not in alike:
-                stage.build(self.display)
-                full_share = smaller.share_of_batch(self.config, self.probed.num_workers)
-                alike[phase.patch_dropout] = _trained(stage.artifact, config, full_share)
-            self.probed.phases[stage.name] = alike[phase.patch_dropout]
-            yield stage.name
-
-
-def _dims(embedding: Artifact) -> dict[Tower, int]:
-    embedded = Embedding(embedding)
-    return {tower: embedded.dim(tower) for tower in TOWERS if embedded.has(tower)}
-
-
-def _trained(artifact: Artifact, config: Config, full_share: int) -> Trained:
-    lines = [json.loads(line) for line in store.read(artifact.path("metrics.jsonl")).splitlines()]
-    warm = lines[int(len(lines) * WARM_UP_SHARE) :]
-    num_workers = artifact.totals["num_workers"]
-    return Trained(
-        samples_per_second=len(warm) / sum(1 / line["samples_per_second"] for line in warm),
-        num_workers=num_workers,
-        batch_share=smaller.share_of_batch(config, num_workers),
-        full_share=full_share,
-        peak_bytes=max(line["memory_bytes"] for line in lines),
-        gpu_bytes=max(line.get("gpu_memory_bytes", 0) for line in lines),
-        num_bytes=store.num_bytes(artifact.path("model")),
-    )
-
-
-def _image_bytes(catalog: Catalog) -> float | None:
-    """Of an encoded image, on average, where the catalog knows."""
-    parts = range(len(catalog.rows_per_part))
-    sizes = [pc.mean(catalog.table(index, ("image_size",))["image_size"]).as_py() for index in parts]
-    known = [size for size in sizes if size is not None]
-    return sum(known) / len(known) if known else None

@@ -16,7 +16,7 @@ from orchestrator.config.embedding import Tower
 from orchestrator.embedding.vectors import Vectors, embedding_totals, part_result, unit_vectors
 from orchestrator.parts import PartResult, Work, build_parts
 from orchestrator.progress import Display
-from orchestrator.source import Part, PartCatalog, Source
+from orchestrator.source import Part, PartCatalog, Reads, Source
 
 # a few parts of a million rows would take minutes; with vectors, one does
 ENOUGH_ROWS = 100_000
@@ -49,6 +49,10 @@ class Subset:
         """As of the whole."""
         return self.whole.images(part, rows)
 
+    def reads(self, part: Part) -> Reads:
+        """As of the whole, without regard to `max_rows`."""
+        return self.whole.reads(part)
+
     def identity(self) -> dict[str, Any]:
         """The whole's, and which of it."""
         chosen = [[part.shard.uri, part.first_row] for part in self.chosen]
@@ -57,13 +61,14 @@ class Subset:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A subset and what it is of its pool: its share of what reading takes, the bytes that reading the whole takes
-    (None: of files of which only some columns are read), and the bytes of a pair where the catalog does not say."""
+    """A subset and what it is of its pool: its share of what reading takes, and the bytes that a catalog of the whole
+    reads; the bytes of a pair's image where the catalog does not say, and how many pairs are read for one."""
 
     subset: Subset
     share: float
-    pool_bytes: int | None
-    pair_bytes: float
+    pool_bytes: float
+    image_bytes: float
+    rows_per_read: float
 
 
 def draw_parts(whole: Source, num_parts: int, *, max_rows: int | None = None) -> Drawn:
@@ -76,13 +81,16 @@ def draw_parts(whole: Source, num_parts: int, *, max_rows: int | None = None) ->
     places = np.unique(np.linspace(0, len(parts) - 1, num_parts).round().astype(int)).tolist()
     chosen = tuple(replace(parts[place], index=index) for index, place in enumerate(places))
     weights = _weights(parts)
-    shards = {part.shard.uri: part.shard.num_bytes for part in parts}
+    share = sum(weights[place] for place in places) / sum(weights)
+    reads = [whole.reads(part) for part in chosen]
+    counted = sum(part.num_rows or 0 for part in chosen)
     cut = max_rows // len(chosen) if max_rows is not None and rows else None
     return Drawn(
         subset=Subset(whole, chosen, cut),
-        share=sum(weights[place] for place in places) / sum(weights),
-        pool_bytes=None if rows else sum(shards.values()),
-        pair_bytes=sum(shards.values()) / sum(rows) if rows else 0.0,
+        share=share,
+        pool_bytes=sum(one.catalog for one in reads) / share,
+        image_bytes=sum(one.images or 0 for one in reads) / max(1, counted),
+        rows_per_read=max(one.rows_per_read for one in reads),
     )
 
 

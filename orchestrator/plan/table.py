@@ -9,7 +9,7 @@ from operator import add
 from orchestrator.config import PlanConfig
 from orchestrator.metering import peak_bytes
 from orchestrator.plan.costs import HOUR, Estimate, Estimates
-from orchestrator.plan.probe import Probe, Trained
+from orchestrator.plan.measured import Probe, Trained
 from orchestrator.plan.rows import Reach
 
 COLUMNS = (
@@ -18,11 +18,11 @@ COLUMNS = (
     "core-hours",
     "GPU-hours",
     "wall",
-    "read of the source",
+    "read of pool or sets",
     "largest process",
     "left in the store",
 )
-NOT_MEASURED, UNKNOWN = "not measured", "some columns"
+NOT_MEASURED = "not measured"
 LEAST = 0.001
 TIMES = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 BYTES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
@@ -37,7 +37,8 @@ def cost_rows(estimates: Estimates, found: Sequence[Reach], prices: PlanConfig) 
     """A row for each stage that is still to be computed, and their sum."""
     scales = {one.stage.name: scale(one) for one in found}
     rows = [_row(name, scales[name], estimate, prices) for name, estimate in estimates.by_stage.items()]
-    summed = "all of it" if all(estimates.by_stage.values()) else "all that was measured"
+    is_whole = all(estimates.by_stage.values()) and not estimates.probe.left_out
+    summed = "all of it" if is_whole else "all that was measured"
     return [*rows, _row(summed, "", total(estimates.by_stage.values()), prices)]
 
 
@@ -62,8 +63,8 @@ def _row(name: str, of: str, estimate: Estimate | None, prices: PlanConfig) -> t
         of,
         number(estimate.core_hours),
         number(estimate.gpu_hours),
-        duration(estimate.wall_hours * HOUR),
-        UNKNOWN if estimate.source_bytes is None else size(estimate.source_bytes),
+        duration(estimate.wall_hours * HOUR) + (f", {estimate.bound}" if estimate.bound else ""),
+        size(estimate.source_bytes),
         size(estimate.memory_bytes),
         size(estimate.store_bytes),
     )
@@ -77,6 +78,9 @@ def notes(probe: Probe, estimates: Estimates, found: Sequence[Reach]) -> Iterato
         f"measured on {probe.num_pairs:,} pairs of the pool in {probe.seconds:,.0f} s, for {on}: of the work alone, "
         f"without the starts of processes and most of the waiting for storage; this process took {size(peak_bytes())}"
     )
+    missing = [name for name, estimate in estimates.by_stage.items() if estimate is None] + probe.left_out
+    if missing:
+        yield f"not estimated: {', '.join(missing)}"
     phases = [one for one in found if one.stage.name in probe.phases]
     if phases:
         first = probe.phases[phases[0].stage.name]
@@ -85,6 +89,8 @@ def notes(probe: Probe, estimates: Estimates, found: Sequence[Reach]) -> Iterato
             f"training: {first.samples_per_second:,.1f} samples/s by {first.num_workers} workers with "
             f"{first.batch_share:,} pairs of a batch each{on_gpu}" + _cut(first)
         )
+        if first.gpu_bytes:
+            yield _paced(first, probe, estimates)
         yield _compared(phases, estimates, found)
 
 
@@ -92,6 +98,18 @@ def _cut(trained: Trained) -> str:
     if trained.batch_share >= trained.full_share:
         return ""
     return f"; the run's workers will have {trained.full_share:,} each, which takes more memory"
+
+
+def _paced(trained: Trained, probe: Probe, estimates: Estimates) -> str:
+    """On GPUs, where pictures are decoded beside them: which of the two the pace is."""
+    computed, decoded = trained.samples_per_second / trained.num_workers, estimates.decoded_per_second(trained)
+    computed *= probe.num_workers
+    slower = "decoding" if decoded < computed else "computing"
+    return (
+        f"that is computing alone, beside {trained.wait_share:.0%} of waiting for data; the run's "
+        f"{probe.num_workers:,} GPUs compute {computed:,.0f} samples/s, its {probe.decoding_cores:,} cores beside them "
+        f"decode {decoded:,.0f}: the pace is that of {slower}"
+    )
 
 
 def _compared(phases: Sequence[Reach], estimates: Estimates, found: Sequence[Reach]) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.artifacts import Artifact
-from orchestrator.blocks import over_blocks
+from orchestrator.blocks import MAX_BLOCKS, over_blocks
 from orchestrator.catalog import PartRows, part_rows
 from orchestrator.config import Budgeted
 from orchestrator.errors import UserError
@@ -25,7 +25,7 @@ from orchestrator.keeplist import KeepList, Mask, pack
 from orchestrator.parts import PartResult, Work, build_parts
 from orchestrator.progress import Display
 from orchestrator.pruning.cut import Cut, budget, find_cut, keep_mask, share_ties
-from orchestrator.stage import Stage
+from orchestrator.stage import Stage, by_groups
 from orchestrator.step import Step
 
 VERSION = 2
@@ -101,6 +101,8 @@ def budget_stage(step: Step, *, scored: Artifact | None, ranking: Callable[[int]
         build=build,
         keep_fraction=settings.keep_fraction,
         keep_pairs=settings.keep_pairs,
+        # the search for the threshold, which goes over the pairs several times
+        num_tasks=by_groups(MAX_BLOCKS),
     )
 
 

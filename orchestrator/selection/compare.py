@@ -29,7 +29,7 @@ from orchestrator.progress import Display
 from orchestrator.pruning.clusters import unit
 from orchestrator.pruning.order import order_keys
 from orchestrator.pruning.semdedup import TILE, max_earlier_similarity
-from orchestrator.stage import Stage
+from orchestrator.stage import Stage, by_groups
 from orchestrator.step import Step
 
 VERSION = 3
@@ -112,6 +112,7 @@ def _regroup_stage(step: Step, clusters: Clusters) -> Stage:
         artifact=artifact,
         build=build,
         holds=lambda pairs: min(pairs, max(PAIRS_PER_GROUP, pairs // MAX_GROUPS)),
+        num_tasks=by_groups(MAX_GROUPS, PAIRS_PER_GROUP),
     )
 
 
@@ -157,8 +158,15 @@ def _compare_stage(step: Step, settings: SemDeDupStep, clusters: Clusters, regro
         build=build,
         work=lambda pairs: pairs * pairs * per_cluster,
         holds=lambda pairs: min(pairs, max(PAIRS_PER_BUCKET, pairs // MAX_BUCKETS) + int(pairs * per_cluster)),
+        num_tasks=lambda size: _num_shares(size.pairs, settings.clustering.k),
         by_cluster_size=True,
     )
+
+
+def _num_shares(pairs: int, k: int) -> int:
+    # of even clusters
+    buckets = min(k, MAX_BUCKETS, -(-pairs // PAIRS_PER_BUCKET))
+    return max(1, buckets, pairs * pairs // (2 * k * COMPARISONS_PER_TASK))
 
 
 def _pairs(summaries: Sequence[Summary]) -> dict[str, int]:
@@ -242,7 +250,13 @@ def _return_stage(step: Step, compared: Artifact) -> Stage:
         items = list(enumerate(_groups(step.catalog)))
         return build_parts(artifact, items, partial(_return_work, compared), display=display, name=name, count="pairs")
 
-    return Stage(name=name, does="bring what was found back to the pool's order", artifact=artifact, build=build)
+    return Stage(
+        name=name,
+        does="bring what was found back to the pool's order",
+        artifact=artifact,
+        build=build,
+        num_tasks=by_groups(MAX_GROUPS, PAIRS_PER_GROUP),
+    )
 
 
 def _return_work(compared: Artifact) -> Work:

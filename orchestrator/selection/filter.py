@@ -16,7 +16,7 @@ from orchestrator.catalog import PartRows, part_rows
 from orchestrator.keeplist import KeepList, Mask, pack
 from orchestrator.parts import PartResult, Work, build_parts
 from orchestrator.progress import Display
-from orchestrator.stage import Stage
+from orchestrator.stage import Stage, by_part, in_blocks
 from orchestrator.step import Step
 
 VERSION = 1
@@ -52,7 +52,8 @@ def filter_stage(
             num_actors=(step.num_actors or cluster.num_cpus()) if loads else None,
         )
 
-    return Stage(name=step.name, does=does, artifact=artifact, build=build, is_filter=True)
+    num_tasks = by_part if loads else in_blocks
+    return Stage(name=step.name, does=does, artifact=artifact, build=build, is_filter=True, num_tasks=num_tasks)
 
 
 def _work(incoming: KeepList, make_rule: Callable[[], Rule]) -> Work:

@@ -29,8 +29,7 @@ def stages(step: Step) -> list[Stage]:
     allows is not in the pool."""
     settings = step.settings
     assert isinstance(settings, KeepListStep)
-    setting = f"selection.{step.name}"
-    listed = Foreign.find(settings.uri, match_by=settings.match_by, match_column=settings.match_column, setting=setting)
+    setting, listed = f"selection.{step.name}", open_list(settings, step.name)
     align = align_stages(step.store_uri, step.catalog, listed, label=step.name)
     aligned = Aligned(align[-1].artifact)
     keep = filter_stage(
@@ -46,6 +45,16 @@ def stages(step: Step) -> list[Stage]:
         return keep.build(display)
 
     return [*align, replace(keep, build=build)]
+
+
+def open_list(settings: KeepListStep, name: str) -> Foreign:
+    """The list of the step of that name. Errors: `ConfigError` where there is none."""
+    return Foreign.find(
+        settings.uri,
+        match_by=settings.match_by,
+        match_column=settings.match_column,
+        setting=f"selection.{name}",
+    )
 
 
 def _rule(aligned: Aligned) -> Rule:

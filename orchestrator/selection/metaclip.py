@@ -25,7 +25,7 @@ from orchestrator.progress import Display
 from orchestrator.pruning.metaclip import Matcher, entry_probabilities, keep
 from orchestrator.selection.filter import Rule, Verdict, filter_stage
 from orchestrator.selection.words import kept_captions
-from orchestrator.stage import Stage
+from orchestrator.stage import Stage, by_groups
 from orchestrator.step import Step
 
 VERSION = 1
@@ -96,6 +96,7 @@ def _count_stage(step: Step, uri: str) -> Stage:
         artifact=artifact,
         build=build,
         stores=lambda _: 1,
+        num_tasks=by_groups(MAX_GROUPS),
     )
 
 

@@ -21,7 +21,7 @@ from orchestrator.pruning.wfpp import WordTable, discard_probabilities, scores
 from orchestrator.pruning.words import caption_words
 from orchestrator.selection.budget import Ranked, Ranking, budget_stage
 from orchestrator.selection.words import count_stage, kept_captions, read_words, words_stage
-from orchestrator.stage import Stage
+from orchestrator.stage import Stage, by_part
 from orchestrator.step import Step
 
 VERSION = 1
@@ -70,6 +70,7 @@ def _score_stage(step: Step, settings: WfppStep, words: Artifact) -> Stage:
         does="score every caption by the frequency of its words",
         artifact=artifact,
         build=build,
+        num_tasks=by_part,
     )
 
 

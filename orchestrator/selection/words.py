@@ -20,7 +20,7 @@ from orchestrator.parts import PartResult, Work, build_parts, part_path
 from orchestrator.progress import Display
 from orchestrator.pruning.wfpp import count_words, merge_counts, word_bucket
 from orchestrator.pruning.words import caption_words
-from orchestrator.stage import Stage
+from orchestrator.stage import Stage, by_groups
 
 VERSION = 1
 COUNTS_VERSION = 2
@@ -50,7 +50,11 @@ def count_stage(store_uri: str, catalog: Catalog, keep: Artifact, *, label: str)
         )
 
     return Stage(
-        name=f"count words, {label}", does="tokenise every caption and count its words", artifact=artifact, build=build
+        name=f"count words, {label}",
+        does="tokenise every caption and count its words",
+        artifact=artifact,
+        build=build,
+        num_tasks=by_groups(MAX_GROUPS),
     )
 
 
@@ -69,12 +73,17 @@ def words_stage(store_uri: str, catalog: Catalog, counts: Artifact, *, min_count
         does=f"sum the counts, keep words with at least {min_count}",
         artifact=artifact,
         build=build,
+        num_tasks=lambda size: _num_buckets(size.pool),
     )
 
 
 def num_buckets(catalog: Catalog) -> int:
     """Buckets of the words' hash, by the size of the pool; no result depends on it."""
-    return min(MAX_BUCKETS, math.ceil(max(1, sum(catalog.rows_per_part)) / PAIRS_PER_BUCKET))
+    return _num_buckets(sum(catalog.rows_per_part))
+
+
+def _num_buckets(num_pairs: int) -> int:
+    return min(MAX_BUCKETS, math.ceil(max(1, num_pairs) / PAIRS_PER_BUCKET))
 
 
 def kept_captions(catalog: Catalog, keep: KeepList, part: PartRows) -> list[pl.Series]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from orchestrator.config import DemoSource, ParquetSource, SourceConfig, TableSource, WebDatasetSource
 from orchestrator.source.cache import Cached
 from orchestrator.source.parquet import ParquetImages
-from orchestrator.source.schema import CATALOG_SCHEMA, Part, PartCatalog, Shard, Source, Status
+from orchestrator.source.schema import CATALOG_SCHEMA, Part, PartCatalog, Reads, Shard, Source, Status
 from orchestrator.source.table import CaptionTable
 from orchestrator.source.webdataset import WebDataset
 from orchestrator.store import absolute
@@ -16,6 +16,7 @@ __all__ = [
     "ParquetImages",
     "Part",
     "PartCatalog",
+    "Reads",
     "Shard",
     "Source",
     "Status",

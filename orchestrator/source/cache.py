@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 
 from orchestrator import store
-from orchestrator.source.schema import Part, PartCatalog, Shard, Source
+from orchestrator.source.schema import Part, PartCatalog, Reads, Shard, Source
 
 # of the disk, for whoever else writes there
 LEFT_FREE = 0.05
@@ -65,6 +65,10 @@ class Cached:
         if first is not MISSING:
             yield first
             yield from found
+
+    def reads(self, part: Part) -> Reads:
+        """The source's, as though there were no copies."""
+        return self.source.reads(part)
 
     def identity(self) -> dict[str, Any]:
         """The source's: where bytes lie changes nothing."""

@@ -5,7 +5,7 @@ for the row groups that are wanted, and for the catalog only where a size or the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from orchestrator.config import ConfigError, ParquetSource
 from orchestrator.source.columns import catalog_columns, count_duplicates, label_columns, report_statuses, require
 from orchestrator.source.header import image_size
-from orchestrator.source.row_groups import DamagedParquet, cut_shards, groups_of, open_parquet, read_part
-from orchestrator.source.schema import CATALOG_SCHEMA, Part, PartCatalog, Problems, Shard, Status, unreadable
+from orchestrator.source.row_groups import DamagedParquet, chunk_bytes, cut_shards, groups_of, open_parquet, read_part
+from orchestrator.source.schema import CATALOG_SCHEMA, Part, PartCatalog, Problems, Reads, Shard, Status, unreadable
 from orchestrator.source.shards import digest, find_shards
 from orchestrator.store import StoreError
 
@@ -72,6 +72,21 @@ class ParquetImages:
         except DamagedParquet as error:
             return unreadable(part, problems, f"not readable as Parquet ({error})")
 
+    def reads(self, part: Part) -> Reads:
+        """By the footer: the columns of the catalog, and the images where it cannot do without; whole row groups."""
+        if part.num_rows is None:
+            return Reads(catalog=0, images=0)
+        with open_parquet(part.shard.uri) as file:
+            sources, extra = self._labels(file)
+            labels = chunk_bytes(file, part, {*sources.values(), *extra})
+            images = chunk_bytes(file, part, {self.config.image_column})
+            groups = [index for index, _, _ in groups_of(file, part)]
+            opened = sum(size for index, size in zip(groups, images, strict=True) if not self._is_full(file, index))
+            opened += 0 if _has_sizes(sources) else sum(images)
+        return Reads(
+            catalog=sum(labels) + opened, images=sum(images), rows_per_read=part.num_rows / max(1, len(groups))
+        )
+
     def images(self, part: Part, rows: pa.Table) -> Iterator[bytes | None]:
         """The encoded images of rows, from the row groups that hold them."""
         wanted = rows["image_offset"].to_numpy(zero_copy_only=False).astype(np.float64)
@@ -95,16 +110,14 @@ class ParquetImages:
             )
 
     def _catalog(self, file: pq.ParquetFile, part: Part, problems: Problems) -> PartCatalog:
-        names = file.schema_arrow.names
-        sources = label_columns(names, self.config.caption_column, self.config.key_column)
-        extra = ["status"] if "status" in names else []
+        sources, extra = self._labels(file)
         table = read_part(file, part, list(dict.fromkeys([*sources.values(), *extra])))
         columns = catalog_columns(table, sources, part, problems)
         has_image = np.concatenate([self._present(file, *group) for group in groups_of(file, part)])
         if extra:
             has_image &= pc.fill_null(pc.equal(table["status"], "success"), False).to_numpy()
         is_bad = np.zeros(len(has_image), dtype=bool)
-        if not {"width", "height"} <= set(sources):
+        if not _has_sizes(sources):
             columns["width"], columns["height"], is_bad = self._sizes(file, part, has_image)
         columns["status"] = _statuses(part, columns, has_image, is_bad, problems)
         offsets = part.first_row + np.arange(len(has_image))
@@ -114,12 +127,21 @@ class ParquetImages:
         catalog = pa.table(columns).select(CATALOG_SCHEMA.names).cast(CATALOG_SCHEMA)
         return PartCatalog(table=catalog, problems=problems.counts, examples=problems.examples)
 
-    def _present(self, file: pq.ParquetFile, index: int, start: int, length: int) -> np.ndarray:
+    def _labels(self, file: pq.ParquetFile) -> tuple[dict[str, str], list[str]]:
+        names = file.schema_arrow.names
+        sources = label_columns(names, self.config.caption_column, self.config.key_column)
+        return sources, ["status"] if "status" in names else []
+
+    def _is_full(self, file: pq.ParquetFile, index: int) -> bool:
+        # whether the footer says that no image of the group is null
         group = file.metadata.row_group(index)
         column = group.column(file.schema_arrow.names.index(self.config.image_column))
         # the position is the column's only while no nested column comes before it
         known = column.statistics if column.path_in_schema == self.config.image_column else None
-        if known is not None and known.has_null_count and known.null_count == 0:
+        return known is not None and known.has_null_count and known.null_count == 0
+
+    def _present(self, file: pq.ParquetFile, index: int, start: int, length: int) -> np.ndarray:
+        if self._is_full(file, index):
             return np.ones(length, dtype=bool)
         images = file.read_row_group(index, columns=[self.config.image_column])[self.config.image_column]
         return images.slice(start, length).is_valid().to_numpy()
@@ -151,6 +173,10 @@ class ParquetImages:
                 yield from (None for _ in range(position, stop))
             position = stop
         assert position == len(wanted), f"{len(wanted) - position} rows lie beyond part {part.index}"
+
+
+def _has_sizes(sources: Collection[str]) -> bool:
+    return {"width", "height"} <= set(sources)
 
 
 def _statuses(

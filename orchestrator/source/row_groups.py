@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -85,6 +85,20 @@ def read_part(file: pq.ParquetFile, part: Part, columns: Sequence[str]) -> pa.Ta
         for index, start, length in groups_of(file, part)
     ]
     return pa.concat_tables(pieces)
+
+
+def chunk_bytes(file: pq.ParquetFile, part: Part, columns: Collection[str]) -> list[int]:
+    """The compressed bytes of the given columns in each row group that holds rows of a part: a group is read whole."""
+
+    # a nested column has several chunks
+    wanted = tuple(f"{name}." for name in columns)
+
+    def of_group(index: int) -> int:
+        group = file.metadata.row_group(index)
+        chunks = (group.column(place) for place in range(group.num_columns))
+        return sum(chunk.total_compressed_size for chunk in chunks if f"{chunk.path_in_schema}.".startswith(wanted))
+
+    return [of_group(index) for index, _, _ in groups_of(file, part)]
 
 
 def _ranges(

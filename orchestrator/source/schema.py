@@ -71,6 +71,16 @@ class PartCatalog:
     broken: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reads:
+    """What is read of a part, in bytes: for its `catalog`, and for `images` where all of its pairs are wanted (None:
+    the catalog knows the size of each). `rows_per_read`: how many pairs lie in what is read for the image of one."""
+
+    catalog: int
+    images: int | None = None
+    rows_per_read: float = 1.0
+
+
 class Source(Protocol):
     """A pool of pairs. Implementations are small picklable values; every call opens its own files."""
 
@@ -89,6 +99,9 @@ class Source(Protocol):
 
         `rows` needs the columns `key`, `status`, `image_offset` and `image_size`, in ascending row order.
         Errors: `OSError` when the shard cannot be read, or is no longer what was catalogued."""
+
+    def reads(self, part: Part) -> Reads:
+        """What is read of a part, by the listing or its footer. Errors: `OSError` if that cannot be read."""
 
     def identity(self) -> dict[str, Any]:
         """What makes the pool what it is: settings, and a digest of every shard's URI, size and version."""

@@ -10,8 +10,8 @@ import pyarrow as pa
 
 from orchestrator.config import TableSource
 from orchestrator.source.columns import catalog_columns, count_duplicates, label_columns, report_statuses, require
-from orchestrator.source.row_groups import DamagedParquet, cut_shards, open_parquet, read_part
-from orchestrator.source.schema import CATALOG_SCHEMA, Part, PartCatalog, Problems, Shard, Status, unreadable
+from orchestrator.source.row_groups import DamagedParquet, chunk_bytes, cut_shards, open_parquet, read_part
+from orchestrator.source.schema import CATALOG_SCHEMA, Part, PartCatalog, Problems, Reads, Shard, Status, unreadable
 from orchestrator.source.shards import digest, find_shards
 from orchestrator.source.text_table import ENDINGS as TEXT_ENDINGS
 from orchestrator.source.text_table import read_text_table
@@ -90,6 +90,16 @@ class CaptionTable:
             return read_text_table(part.shard, Problems()).to_arrow()
         with open_parquet(part.shard.uri) as file:
             return read_part(file, part, file.schema_arrow.names)
+
+    def reads(self, part: Part) -> Reads:
+        """Of Parquet the columns of the catalog, of a text table all."""
+        if not _is_parquet(part.shard):
+            return Reads(catalog=part.shard.num_bytes)
+        if part.num_rows is None:
+            return Reads(catalog=0)
+        with open_parquet(part.shard.uri) as file:
+            sources = self._sources(file.schema_arrow.names)
+            return Reads(catalog=sum(chunk_bytes(file, part, set(sources.values()))))
 
     def images(self, part: Part, rows: pa.Table) -> NoReturn:
         """There are none. Errors: `TypeError`."""

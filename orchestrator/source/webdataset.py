@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from orchestrator.source.header import LONG_PREFIX, PREFIX, image_size
 from orchestrator.source.ranges import read_spans
-from orchestrator.source.schema import CATALOG_SCHEMA, Part, PartCatalog, Problems, Shard, Status, unreadable
+from orchestrator.source.schema import CATALOG_SCHEMA, Part, PartCatalog, Problems, Reads, Shard, Status, unreadable
 from orchestrator.source.shards import digest, find_shards
 from orchestrator.source.sidecar import Labels, labels_of, read_sidecar
 from orchestrator.source.tar import DamagedTar, Member, NotATar, members, open_tar, read_member
@@ -72,6 +72,10 @@ class WebDataset:
             examples=problems.examples,
             broken="truncated_shard" in problems.counts,
         )
+
+    def reads(self, part: Part) -> Reads:
+        """The catalog walks over the whole tar."""
+        return Reads(catalog=part.shard.num_bytes)
 
     def images(self, part: Part, rows: pa.Table) -> Iterator[bytes | None]:
         """The encoded images of rows, by range requests; a compressed tar is walked."""

@@ -16,6 +16,7 @@ from rich.live import Live
 from rich.table import Table
 
 from orchestrator.progress import Display, StageProgress
+from orchestrator.sweep.warned import Kind, Warned, WarningsFile, repeated, show
 
 POLL_SECONDS = 2.0
 TELL_SECONDS = 1.0
@@ -45,10 +46,11 @@ class Row:
 
 @ray.remote(num_cpus=0)
 class Board:
-    """Keeps the latest row of every trial."""
+    """Keeps the latest row of every trial, and what trials warn of."""
 
     def __init__(self) -> None:
         self.rows: dict[str, Row] = {}
+        self.warned = Warned()
 
     def tell(self, name: str, row: Row) -> None:
         """Takes a trial's row."""
@@ -64,16 +66,40 @@ class Board:
         """All of them."""
         return self.rows
 
+    def warn(self, name: str, text: str) -> None:
+        """Takes a trial's warning."""
+        self.warned.add(name, text)
+
+    def warnings(self) -> list[Kind]:
+        """Each kind of them."""
+        return self.warned.read()
+
 
 class TrialDisplay(Display):
-    """In place of the console of a run: what a trial shows goes to the board, what it measures to `measured`."""
+    """In place of the console of a run: what a trial shows goes to the board, what it warns of to its folder `out` as
+    well, what it measures to `measured`."""
 
-    def __init__(self, name: str, board: Any, *, total: int, metric: str, measured: Callable[[dict[str, float]], None]):
+    def __init__(
+        self,
+        name: str,
+        board: Any,
+        *,
+        out: str,
+        total: int,
+        metric: str,
+        measured: Callable[[dict[str, float]], None],
+    ):
         super().__init__(Console(quiet=True))
+        self.warnings = WarningsFile(out)
         self.name, self.board, self.metric, self.measured = name, board, metric, measured
         self.row, self.before = Row(total=total), 0
         self.began: float | None = None
         self.told = 0.0
+
+    def warn(self, text: str) -> None:
+        """To the sweep's user, and to the trial's folder."""
+        self.warnings.add(text)
+        self.board.warn.remote(self.name, text)
 
     @contextmanager
     def stage(self, name: str, *, unit: str = "pairs", total: int | None = None) -> Iterator[StageProgress]:
@@ -118,7 +144,7 @@ class _TrialStage(StageProgress):
 @contextmanager
 def watched(board: Any, names: Sequence[str], metric: str, display: Display) -> Iterator[None]:
     """Shows the board while the block runs: a live table on a terminal, else the table once a minute, and a line for
-    each trial that ends."""
+    each trial that ends; of warnings the first of each kind at once, and at the end how often it came."""
     ended = threading.Event()
     follow = _live if display.console.is_terminal else _plain
     follower = threading.Thread(target=follow, args=(board, list(names), metric, display, ended), daemon=True)
@@ -128,12 +154,16 @@ def watched(board: Any, names: Sequence[str], metric: str, display: Display) -> 
     finally:
         ended.set()
         follower.join()
+        for line in repeated(ray.get(board.warnings.remote())):
+            display.line(line)
 
 
 def _live(board: Any, names: list[str], metric: str, display: Display, ended: threading.Event) -> None:
     with Live(console=display.console, auto_refresh=False, vertical_overflow="visible") as live:
+        shown = 0
         while True:
             over = ended.wait(POLL_SECONDS)
+            shown = show(ray.get(board.warnings.remote()), display, shown=shown)
             live.update(_table(ray.get(board.read.remote()), names, metric), refresh=True)
             if over:
                 return
@@ -141,9 +171,10 @@ def _live(board: Any, names: list[str], metric: str, display: Display, ended: th
 
 def _plain(board: Any, names: list[str], metric: str, display: Display, ended: threading.Event) -> None:
     told: set[str] = set()
-    printed = time.monotonic()
+    shown, printed = 0, time.monotonic()
     while True:
         over, rows = ended.wait(POLL_SECONDS), ray.get(board.read.remote())
+        shown = show(ray.get(board.warnings.remote()), display, shown=shown)
         for name, row in rows.items():
             if row.stage in OVER and name not in told:
                 told.add(name)

@@ -17,6 +17,7 @@ from orchestrator.report.schema import ModelEvaluation, Report
 from orchestrator.store import StoreError
 from orchestrator.sweep.board import TrialDisplay
 from orchestrator.sweep.schema import AVERAGE
+from orchestrator.sweep.warned import FILE as WARNINGS_FILE
 
 SETTINGS_FILE, FAILURE_FILE, STOPPED_FILE = "settings.json", "failure.json", "stopped.json"
 SAMPLES = "samples_seen"
@@ -56,10 +57,12 @@ def run_trial(job: TrialJob, board: Any, measured: Callable[[dict[str, float]], 
     if store.exists(noted) and store.read_json(noted)["final"]:
         raise UserError(store.read_json(noted)["reason"])
     # they tell how a trial ended
-    for file in (JSON_FILE, STOPPED_FILE):
+    for file in (JSON_FILE, STOPPED_FILE, WARNINGS_FILE):
         store.remove(store.join(job.out, file))
     store.write_json(store.join(job.out, SETTINGS_FILE), job.settings)
-    display = TrialDisplay(job.name, board, total=job.num_samples or 0, metric=job.metric, measured=measured)
+    display = TrialDisplay(
+        job.name, board, out=job.out, total=job.num_samples or 0, metric=job.metric, measured=measured
+    )
     try:
         cluster.connect(job.config.cluster)
         execute(planned(job.config), "run", display)

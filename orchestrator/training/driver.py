@@ -110,7 +110,7 @@ def _following(ticker: Any, progress: StageProgress, display: Display) -> Iterat
         nonlocal num_shown, num_measured
         told = _read(ticker)
         for warning in told.warnings[num_shown:]:
-            display.line(warning)
+            display.warn(warning)
         num_shown = len(told.warnings)
         if told.latest:
             note = f"loss {told.latest['loss']:.3f}, step {told.latest['step']:.0f}"

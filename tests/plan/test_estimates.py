@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,13 @@ from orchestrator.metering import Cost
 from orchestrator.parts import part_path
 from orchestrator.plan import table
 from orchestrator.plan.costs import Estimate, Estimates
-from orchestrator.plan.probe import Measured, Probe, Trained
+from orchestrator.plan.evaluating import SetSize
+from orchestrator.plan.measured import Measured, Probe, Trained
+from orchestrator.plan.pictures import Forward
 from orchestrator.plan.rows import Reach, reaches
+from orchestrator.selection.words import count_stage, words_stage
 from orchestrator.source import open_source
-from orchestrator.stage import Stage
+from orchestrator.stage import Size, Stage, by_groups, by_part
 
 HOUR = 3600
 GB = 10**9
@@ -47,7 +51,7 @@ PROBE = Probe(
 
 
 def estimates(probe: Probe, *found: Reach) -> Estimates:
-    return Estimates(probe, NUM_PARTS, found, CATALOG.artifact, batch_size=100)
+    return Estimates(probe, NUM_PARTS, found, CATALOG.artifact, batch_size=100, window=1000)
 
 
 def estimate(probe: Probe, one: Reach) -> Estimate:
@@ -74,9 +78,6 @@ def test_the_catalog_grows_with_its_share_of_the_pool() -> None:
     assert found.core_hours == pytest.approx(1.0)
     assert found.source_bytes == 400 * GB
     assert found.store_bytes == pytest.approx(500_000)
-    columns_alone = reach(CATALOG, 123)
-    unknown = estimates(replace(probe, pool_bytes=None), columns_alone)
-    assert table.cost_rows(unknown, [columns_alone], PlanConfig())[0][5] == "some columns", "how much is not known"
 
 
 def test_clusters_count_as_work_as_memory_and_as_storage() -> None:
@@ -138,6 +139,49 @@ def test_parts_bound_what_a_stage_is_spread_over() -> None:
     few = replace(PROBE, num_cores=1000, stages={"score": measured(Cost(core_seconds=3.6))})
     found = estimate(few, reach(stage("score"), 1_000_000))
     assert found.wall_hours == pytest.approx(1 / NUM_PARTS), "one part is one task"
+    assert found.bound == "100 tasks"
+    assert estimate(replace(few, num_cores=100), reach(stage("score"), 1_000_000)).bound == ""
+
+
+def test_groups_and_buckets_bound_it_too() -> None:
+    probe = replace(PROBE, num_cores=1000, stages={"count": measured(Cost(core_seconds=3.6))})
+
+    def of(parts: int, num_tasks: Callable[[Size], int]) -> Estimate:
+        one = reach(stage("count", "word_counts", num_tasks=num_tasks), 1_000_000)
+        found = Estimates(probe, parts, [one], CATALOG.artifact, batch_size=1, window=1).by_stage["count"]
+        assert found is not None
+        return found
+
+    assert of(10_000, by_groups(512)).wall_hours == pytest.approx(1 / 512)
+    assert of(300, by_groups(512)).bound == "300 tasks"
+    assert of(300, by_groups(512, 500_000)).bound == "2 tasks", "of half a million pairs"
+    assert of(10_000, by_part).bound == ""
+    shown = table.cost_rows(
+        Estimates(
+            probe, 9, [one := reach(stage("count", num_tasks=by_part), 10)], CATALOG.artifact, batch_size=1, window=1
+        ),
+        [one],
+        PlanConfig(),
+    )
+    assert shown[0][4] == "<1 s, 9 tasks"
+
+
+def test_the_writer_bounds_many_gpus() -> None:
+    cost = Cost(core_seconds=2.0, gpu_seconds=2.0)
+    probe = replace(PROBE, num_gpus=100, stages={"embed": measured(cost, serial_seconds=0.1)})
+    found = estimate(probe, reach(stage("embed", "embedding"), 1_800_000))
+    assert found.wall_hours == pytest.approx(0.05), "one hour of GPUs, of which a hundred are there"
+    assert (found.gpu_hours, found.bound) == (pytest.approx(5.0), "1 writer")
+
+
+def test_stages_know_how_many_tasks_they_are() -> None:
+    size = Size(pairs=10**9, pool=2 * 10**9, parts=200_000)
+    catalog, valid = Catalog(CATALOG.artifact), CATALOG.artifact
+    count = count_stage("/nowhere", catalog, valid, label="before")
+    words = words_stage("/nowhere", catalog, count.artifact, min_count=1, label="before")
+    assert (count.num_tasks(size), words.num_tasks(size)) == (512, 256)
+    assert words.num_tasks(size._replace(pool=5_000_000)) == 3
+    assert stage("any").num_tasks(size) == 2000
 
 
 def test_nothing_to_scale_from_is_not_measured() -> None:
@@ -161,6 +205,68 @@ def test_training_by_samples_and_by_workers() -> None:
     on_gpus = estimate(replace(PROBE, num_gpus=4, phases={"pretrain": trained(gpu_bytes=10**10)}), phase)
     assert (on_gpus.core_hours, on_gpus.gpu_hours) == (0, pytest.approx(4.0))
     assert on_gpus.source_bytes == 1_440_000 * 2e4
+
+
+def test_on_gpus_the_pace_is_the_slower_of_computing_and_decoding() -> None:
+    phase = reach(stage("pretrain", "pretrain", epochs=1), 3_600_000, samples=3_600_000)
+
+    def of(cores: int, **changes: Any) -> tuple[Estimate, str]:
+        phases = {"pretrain": trained(samples_per_second=2000.0, decode_seconds=0.01, **changes)}
+        probe = replace(PROBE, num_gpus=4, decoding_cores=cores, phases=phases)
+        return estimate(probe, phase), "\n".join(table.notes(probe, estimates(probe, phase), [phase]))
+
+    few, told = of(10, gpu_bytes=10**10, wait_share=0.3)
+    assert few.wall_hours == pytest.approx(1), "ten cores decode a thousand pictures a second, 4 GPUs take 4000"
+    assert (few.gpu_hours, few.bound) == (pytest.approx(4), "decoding")
+    assert "30% of waiting" in told
+    assert "compute 4,000 samples/s, its 10 cores beside them decode 1,000: the pace is that of decoding" in told
+    many, told = of(100, gpu_bytes=10**10)
+    assert (many.wall_hours, many.bound) == (pytest.approx(0.25), "")
+    assert "the pace is that of computing" in told
+    cpus, told = of(10)
+    assert cpus.wall_hours == pytest.approx(0.25), "on CPUs decoding is part of what was measured"
+    assert "decode" not in told
+
+
+def test_evaluation_is_the_forward_passes_of_all_models_on_all_sets() -> None:
+    shot = SetSize(num_bytes=5 * GB, num_shards=2, images=50_000, texts=80_000, shares_texts=True)
+    pairs = SetSize(num_bytes=GB, num_shards=1, images=5_000, texts=5_000, shares_texts=False)
+    forward = Forward(image_seconds=0.01, text_seconds=0.001, decode_seconds=0.02, peak_bytes=7)
+    models = [reach(stage(name, name, epochs=1), 10) for name in ("pretrain", "finetune")]
+    evaluation = reach(stage("evaluate", "evaluation"), 10)
+    probe = replace(PROBE, sets=[shot, pairs], forward=forward)
+
+    def of(probe: Probe) -> Estimate:
+        found = estimates(probe, *models, evaluation).by_stage["evaluate"]
+        assert found is not None
+        return found
+
+    on_cpu, on_gpus = of(probe), of(replace(probe, num_gpus=4))
+    of_shot, of_pairs = 2 * (50_000 * 0.01 + 80_000 * 0.001), 2 * 5_000 * 0.011
+    assert on_cpu.wall_hours * HOUR == pytest.approx(of_shot + of_pairs)
+    assert on_cpu.core_hours * HOUR == pytest.approx(of_shot + of_pairs + 55_000 * 0.02)
+    assert (on_cpu.bound, on_cpu.source_bytes, on_cpu.memory_bytes) == ("1 actor", 6 * GB, 7)
+    wall = 2 * (50_000 * 0.01 / 2 + 80_000 * 0.001) + of_pairs
+    assert on_gpus.wall_hours * HOUR == pytest.approx(wall), "two tars are two actors, each embeds the prompts"
+    assert on_gpus.gpu_hours * HOUR == pytest.approx(wall + of_shot / 2 + 80_000 * 0.001)
+    without = estimates(replace(probe, forward=None), *models, evaluation).by_stage
+    assert without["evaluate"] is None
+
+
+def test_row_groups_are_read_whole_for_each_window_that_wants_them() -> None:
+    pool = replace(reach(stage("pool", "keep"), 1_000_000), left=1_000_000)
+
+    def read(kept: int, rows_per_read: float) -> float:
+        probe = replace(PROBE, rows_per_read=rows_per_read, phases={"pretrain": trained()})
+        phase = reach(stage("pretrain", "pretrain", epochs=2), kept, samples=2 * kept)
+        found = estimates(probe, pool, phase).by_stage["pretrain"]
+        assert found is not None
+        return found.source_bytes
+
+    assert read(250_000, 1) == pytest.approx(500_000 * 2e4), "of a tar the images that are wanted"
+    assert read(250_000, 100) == pytest.approx(2_000_000 * 2e4, rel=0.03), "of Parquet all of them, twice"
+    assert read(1_000_000, 5001) == pytest.approx(2_000_000 * 2e4 * 6), "in windows of a thousand"
+    assert read(1000, 100) == pytest.approx(2000 * 2e4 * 100, rel=0.06), "nearly each kept pair has its own group"
 
 
 def test_the_table_sums_prices_and_names_what_was_not_measured() -> None:

@@ -156,3 +156,41 @@ def test_a_missing_column_names_those_there(tmp_path: Path, settings: dict[str, 
     source = open_at(write(tmp_path / "0.parquet", rows_of(3)), **settings)
     with pytest.raises(ConfigError, match=message):
         source.parts()
+
+
+def test_of_a_part_the_catalog_columns_and_the_images_are_read(tmp_path: Path) -> None:
+    rows = rows_of(12)
+    plain = open_at(write(tmp_path / "0.parquet", rows))
+    reads = plain.reads(plain.parts()[0])
+    assert reads.images is not None
+    assert 0 < reads.images < (tmp_path / "0.parquet").stat().st_size
+    assert reads.rows_per_read == 4
+    without_sizes = open_at(write(tmp_path / "1.parquet", rows, without=("width", "height")))
+    opened = without_sizes.reads(without_sizes.parts()[0])
+    assert opened.catalog > reads.images, "their sizes are in the images alone"
+    noise = [{**row, "jpg_noise": {"a": picture(i), "b": picture(i, width=90)}} for i, row in enumerate(rows)]
+    wide = open_at(write(tmp_path / "2.parquet", noise))
+    assert wide.reads(wide.parts()[0]) == reads, "a column that nobody asks for"
+
+
+def test_without_statistics_or_with_nulls_the_catalog_reads_the_images(tmp_path: Path) -> None:
+    full = [row for row in rows_of(12) if row["jpg"]]
+    source = open_at(write(tmp_path / "0.parquet", full))
+    full_reads = source.reads(source.parts()[0])
+    assert full_reads.images is not None
+    assert full_reads.catalog < full_reads.images / 2
+    pq.write_table(pa.Table.from_pylist(full), tmp_path / "1.parquet", write_statistics=False)
+    source = open_at(tmp_path / "1.parquet")
+    opened = source.reads(source.parts()[0])
+    assert opened.catalog > (opened.images or 0) > 0
+
+
+def test_of_a_group_in_pieces_each_reads_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet, "PART_ROWS", 4)
+    source = open_at(write(tmp_path / "0.parquet", rows_of(12), group=12))
+    reads = [source.reads(part) for part in source.parts()]
+    assert len(reads) == 3
+    assert reads[0] == reads[1] == reads[2]
+    (tmp_path / "0.parquet").write_bytes(b"no Parquet")
+    damaged = open_at(tmp_path / "0.parquet")
+    assert damaged.reads(damaged.parts()[0]).catalog == 0

@@ -226,3 +226,13 @@ def test_there_are_no_images(tmp_path: Path) -> None:
     (part,) = source.parts()
     with pytest.raises(TypeError, match="no images"):
         source.images(part, source.catalog(part).table)
+
+
+def test_of_a_table_the_columns_of_the_catalog_are_read(tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "0.parquet")
+    (tmp_path / "1.csv").write_bytes(text_of("csv"))
+    source = open_at(tmp_path)
+    of_parquet, of_text = map(source.reads, source.parts())
+    assert 0 < of_parquet.catalog < (tmp_path / "0.parquet").stat().st_size
+    assert of_text.catalog == (tmp_path / "1.csv").stat().st_size
+    assert of_text.images is None
