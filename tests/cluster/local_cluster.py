@@ -60,10 +60,11 @@ class LocalCluster:
         # nodes that share a few cores answer late now and then; one that is gone refuses the connection at once
         self.env["RAY_health_check_timeout_ms"] = "60000"
         shown = f"--dashboard-port={self.dashboard_port}" if dashboard else ""
-        self._start(
-            f"ray start --head --port={self.port} --include-dashboard={str(dashboard).lower()} {shown} "
-            f"--temp-dir={temporary}"
-        )
+        self._start(f"ray start --head --port={self.port} --include-dashboard={str(dashboard).lower()} {shown}")
+
+    def sessions(self) -> list[Path]:
+        """Ray's folders of the clusters that were started with this one's environment."""
+        return [path for path in Path(self.env["RAY_TMPDIR"]).glob("ray/session_*") if not path.is_symlink()]
 
     def add_node(self, *, before: str = "", gpus: int = 0) -> subprocess.Popen[bytes]:
         """Another node, with GPUs that Ray counts and nobody has; `before`: shell commands in a mount namespace of its
