@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import services
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator import store
@@ -58,7 +59,7 @@ def connect(config: ClusterConfig, *, dashboard: bool = False) -> str | None:
         return None
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    address = config.address or os.environ.get("RAY_ADDRESS") or "local"
+    address = _address(config)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == "local":
         # logical CPUs, not cores: stages take turns, and decode tasks share the cores with the training workers
@@ -70,12 +71,39 @@ def connect(config: ClusterConfig, *, dashboard: bool = False) -> str | None:
     try:
         with _own_sigterm(), _stderr_closed():
             return start().dashboard_url or None
-    except (ValueError, ConnectionError, RuntimeError) as error:
-        if address == "local":
+    except Exception as error:
+        if address == "local" and _is_late(error):
+            raise UserError(
+                f"Ray did not start on this machine: {_first_line(error)}; try again when the machine is less busy, "
+                "or type `ray start --head` before, whose cluster is used then"
+            ) from error
+        if address == "local" or not isinstance(error, (ValueError, ConnectionError, RuntimeError)):
             raise
-        raise UserError(
-            f"cannot connect to the Ray cluster at {address}: {str(error).strip().splitlines()[0]}"
-        ) from error
+        instead = "" if config.address or os.environ.get("RAY_ADDRESS") else "; cluster.address=local starts another"
+        raise UserError(f"cannot connect to the Ray cluster at {address}: {_first_line(error)}{instead}") from error
+
+
+def _address(config: ClusterConfig) -> str:
+    # as in `ray.init()`; a number of CPUs is that of a cluster that is started
+    told = config.address or os.environ.get("RAY_ADDRESS")
+    return told or ("auto" if config.num_cpus is None and _is_on_a_node() else "local")
+
+
+def _is_on_a_node() -> bool:
+    # what `ray start` has noted outlives its cluster, and the port may be another program's by then: a node of that
+    # cluster has to run on this machine
+    noted = services.find_bootstrap_address(None)
+    return bool(noted) and noted in services.find_gcs_addresses()
+
+
+def _is_late(error: Exception) -> bool:
+    # Ray gives its processes half a minute each and then raises this, once an Exception of no class. It is not tried
+    # again here: the processes of the first start stay until this one ends, and would be in the way of a second's
+    return type(error) is Exception or isinstance(error, (RuntimeError, TimeoutError, ConnectionError))
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".:")
 
 
 def _check_answers(address: str) -> None:

@@ -211,9 +211,9 @@ def _created_here(uri: str, lease: bytes) -> bool:
     except FileExistsError as error:
         if error.filename == path:
             return False
-        raise _unwritable(uri, error) from error
+        raise store.unwritable(uri, error) from error
     except OSError as error:
-        raise _unwritable(uri, error) from error
+        raise store.unwritable(uri, error) from error
 
 
 def _created_there(uri: str, lease: bytes) -> bool | None:
@@ -233,7 +233,3 @@ def _created_there(uri: str, lease: bytes) -> bool | None:
         if status_of(error) not in (NOT_IMPLEMENTED, PRECONDITION_FAILED):
             raise
         return None if status_of(error) == NOT_IMPLEMENTED else False
-
-
-def _unwritable(uri: str, error: OSError) -> store.StoreError:
-    return store.StoreError(f"cannot write {uri}: {error.strerror}; expected a writable place with room (set store=)")

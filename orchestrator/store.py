@@ -125,9 +125,18 @@ def _put(uri: str, put: Callable[[str], None]) -> None:
     except StoreError:
         raise
     except OSError as error:
-        raise StoreError(
-            f"cannot write {uri}: {error.strerror or error}; expected a writable place with room (set out= and store=)"
-        ) from error
+        raise unwritable(uri, error) from error
+
+
+def unwritable(uri: str, error: OSError, *, doing: str = "write") -> StoreError:
+    """What to tell of a place where nothing can be written or removed, and why."""
+    expected = "a writable place with room (set out= and store=)"
+    if isinstance(error, PermissionError):
+        expected = (
+            "a place that this user may write (set out= and store=); a store that users share is a folder of a group "
+            "of theirs (chgrp -R, chmod -R g+rwXs), and each of them has umask 002"
+        )
+    return StoreError(f"cannot {doing} {uri}: {error.strerror or error}; expected {expected}")
 
 
 def _put_here(path: str, put: Callable[[str], None]) -> None:
@@ -239,13 +248,16 @@ def get_file(uri: str, path: str) -> None:
 
 
 def remove(uri: str) -> None:
-    """Removes a file or folder of ours."""
+    """Removes a file or folder of ours. Errors: `StoreError` where that is not allowed."""
     fs, path = filesystem(uri)
     if not exists(uri):
         return
     # a try that failed after the fact, or another process, has removed it
     with suppress(FileNotFoundError):
-        if is_local(uri):
-            fs.rm(path, recursive=True)
-        else:
+        if not is_local(uri):
             tried(lambda: fs.rm(path, recursive=True), uri, doing="remove")
+            return
+        try:
+            fs.rm(path, recursive=True)
+        except PermissionError as error:
+            raise unwritable(uri, error, doing="remove") from error

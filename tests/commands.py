@@ -37,6 +37,22 @@ def in_shell(
     )
 
 
+# two selections by an embedding, one after the other
+GEOMETRY = (
+    "selection.steps=[semdedup,dbp] selection.semdedup.embedding=lite selection.dbp.embedding=lite "
+    "embedding.lite.image_size=32 selection.semdedup.clustering.k=4 selection.semdedup.eps=0.05 "
+    "selection.dbp.clustering.k=5 selection.dbp.keep_fraction=0.8 selection.dbp.num_neighbours=2"
+)
+
+
+def geometry_command(tiny_conf: str, pool: str) -> str:
+    """The command of `geometry_run` but for its places."""
+    return (
+        f"{tiny_command(tiny_conf, pool)} {GEOMETRY} finetune.after=semdedup training.samples=80 "
+        "training.record_batches=true"
+    )
+
+
 def tiny_command(tiny_conf: str, pool: str) -> str:
     """The command of `tiny_run` but for its places."""
     return f"python -m orchestrator run {tiny_conf} source.uri={pool} evaluation.zero_shot.uri=zs.tar"

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from commands import Shell, in_shell, tiny_command
+from commands import Shell, geometry_command, in_shell, tiny_command
 from pools import make_pairs, write_experiment, write_tars, write_zero_shot
 
 from orchestrator import cluster
@@ -65,6 +65,16 @@ def tiny_run(typed: Shell, tiny_conf: str, tar_pool: str, tmp_path_factory: pyte
     assert done.returncode == 0, done.stderr
     (folder / "stdout.txt").write_text(done.stdout)
     return folder
+
+
+@pytest.fixture(scope="session")
+def geometry_run(typed: Shell, tiny_conf: str, tar_pool: str, tiny_run: Path) -> Path:
+    """The folder of `tiny_run`, with a run `GEO` beside its own: deduplicated, pruned by DBP, fine-tuned on the
+    deduplicated pool."""
+    done = typed(f"{geometry_command(tiny_conf, tar_pool)} out=GEO store=STORE", cwd=tiny_run)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "", "a run that goes well says nothing there"
+    return tiny_run
 
 
 @pytest.fixture

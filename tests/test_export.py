@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
+import shutil
 import tarfile
+import tempfile
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import fsspec
 import numpy as np
@@ -18,6 +22,13 @@ from PIL import Image
 from pools import Pair, build_selection, config_of, make_pairs, real_captions, write_table, write_tars
 
 NUM_PAIRS = 48
+SECRETS = {
+    "AWS_ACCESS_KEY_ID": "AKIAPRUNEDPAIRS7Q2LX",
+    "AWS_SECRET_ACCESS_KEY": "wJqT/5sVn+Kx0RbLz3Hd9YfUe8GmPc2Ai6OtXk4",
+    "AWS_SESSION_TOKEN": "FwoGZXIvYXdzEJr//////////wEaDLp9+Qm3",
+    "WANDB_API_KEY": "5d1f0c7be2a94836b1c08e4f7a6d29300c5e8b1a",
+    "HF_TOKEN": "hf_qVbXzTnPwLkRjHsMdGyFcUaEoIiBvNrQ",
+}
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
@@ -131,11 +142,13 @@ def test_a_table_keeps_its_own_columns(typed: Any, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_source_store_and_out_in_a_bucket_that_fails_now_and_then(shell: Any, tiny_conf: str, tmp_path: Path) -> None:
     server = FaultyS3()
+    # sockets below it have no room for a long path
+    ray_folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
     env = {
         "AWS_ENDPOINT_URL": server.url,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
         "AWS_DEFAULT_REGION": "us-east-1",
+        "RAY_TMPDIR": str(ray_folder),
+        **SECRETS,
     }
     fs = fsspec.filesystem("s3", endpoint_url=server.url, key="test", secret="test", skip_instance_cache=True)
     fs.mkdir("bucket")
@@ -174,4 +187,30 @@ def test_source_store_and_out_in_a_bucket_that_fails_now_and_then(shell: Any, ti
     )
     assert [int(key) for key in kept["key"].to_pylist()] == local.ordinals()
     assert len(fs.ls("bucket/shards")) == 2
+    objects = {name: fs.cat_file(name) for name in fs.find("bucket")}
+    logs = {str(path): path.read_bytes() for path in ray_folder.rglob("*") if path.is_file() and not path.is_symlink()}
+    assert any(name.endswith("raylet.out") for name in logs), "the logs of this very run"
+    said = {"stdout": done.stdout.encode(), "stderr": done.stderr.encode()}
+    assert told_in({**objects, **logs, **said}) == []
     server.stop()
+    shutil.rmtree(ray_folder, ignore_errors=True)
+
+
+def told_in(files: dict[str, bytes]) -> list[str]:
+    """The files that hold a secret, as it is, in Base64 or as URLs have it."""
+    forms = [
+        form
+        for secret in SECRETS.values()
+        for form in (secret.encode(), base64.b64encode(secret.encode()).rstrip(b"="), quote(secret, safe="").encode())
+    ]
+    return [name for name, data in files.items() if any(form in data for form in forms)]
+
+
+def test_secrets_would_be_found() -> None:
+    for secret in SECRETS.values():
+        hidden = {
+            "plain": f"key={secret}".encode(),
+            "basic": base64.b64encode(secret.encode()),
+            "none": secret[1:].encode(),
+        }
+        assert told_in(hidden) == ["plain", "basic"]

@@ -64,6 +64,12 @@ def test_the_curve_has_every_step_once(tiny_run: Path, report: dict[str, Any], p
     assert list((phase_folder(tiny_run, phase) / "tensorboard").iterdir())
 
 
+def test_nothing_is_closed_to_other_users(tiny_run: Path) -> None:
+    # some writers, and whoever renames a temporary file, leave it to its owner alone
+    made = [path for place in ("OUT", "STORE") for path in (tiny_run / place).rglob("*")]
+    assert [path for path in made if not path.stat().st_mode & 0o040] == []
+
+
 def test_the_model_folder_is_open_clips(tiny_run: Path) -> None:
     reference = f"local-dir:{tiny_run / 'OUT' / 'model'}"
     model, _, preprocess = open_clip.create_model_and_transforms(reference)

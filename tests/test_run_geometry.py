@@ -17,24 +17,11 @@ from orchestrator import Run
 from orchestrator.errors import UserError
 
 pytestmark = pytest.mark.slow
-STEPS = (
-    "selection.steps=[semdedup,dbp] selection.semdedup.embedding=lite selection.dbp.embedding=lite "
-    "embedding.lite.image_size=32 selection.semdedup.clustering.k=4 selection.semdedup.eps=0.05 "
-    "selection.dbp.clustering.k=5 selection.dbp.keep_fraction=0.8 selection.dbp.num_neighbours=2"
-)
 
 
 @pytest.fixture(scope="module")
-def folder(typed: Shell, tiny_conf: str, tar_pool: str, tiny_run: Path) -> Path:
-    """The folder of `tiny_run`, with a run `GEO` beside its own: deduplicated, pruned by DBP, fine-tuned on the
-    deduplicated pool."""
-    command = (
-        f"{tiny_command(tiny_conf, tar_pool)} {STEPS} finetune.after=semdedup training.samples=80 out=GEO store=STORE"
-    )
-    done = typed(command, cwd=tiny_run)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == "", "a run that goes well says nothing there"
-    return tiny_run
+def folder(geometry_run: Path) -> Path:
+    return geometry_run
 
 
 def report_of(folder: Path, out: str) -> dict[str, Any]:

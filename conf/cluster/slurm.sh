@@ -12,7 +12,9 @@
 set -euo pipefail
 
 port=${RAY_PORT:-6379}
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+# not `| head -n 1`, which may end scontrol, and with it the script, by SIGPIPE
+hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+head=${hosts%%$'\n'*}
 cpus=${SLURM_CPUS_ON_NODE:-$(nproc)}
 gpus=${SLURM_GPUS_ON_NODE:-0}
 export RAY_ADDRESS="$head:$port" RAY_AUTH_MODE=${RAY_AUTH_MODE:-token}

@@ -142,8 +142,9 @@ class TrackingConfig(Section):
 
 
 class ClusterConfig(Section):
-    """Which Ray cluster: an address (default: RAY_ADDRESS, else one on this machine, with `num_cpus`). with an
-    autoscaler, what it brings the cluster to, for which stages are planned: `scales_to_cpus`, `scales_to_gpus`."""
+    """Which Ray cluster: an address (default: RAY_ADDRESS, else the one that `ray start` made this machine a node of,
+    else one that is started here; `num_cpus` asks for that, as the address `local` does). With an autoscaler, what it
+    brings the cluster to, for which stages are planned: `scales_to_cpus`, `scales_to_gpus`."""
 
     address: str | None = None
     num_cpus: Positive | None = None

@@ -28,10 +28,11 @@ def free_port() -> int:
 
 @dataclass
 class LocalCluster:
-    """`nodes`: the processes that hold them; the head is the first."""
+    """`nodes`: the processes that hold them; the head is the first, of `cpus` as well if it is told no other."""
 
     folder: Path
     cpus: int
+    head_cpus: int | None = None
     env: dict[str, str] = field(default_factory=dict)
     port: int = field(default_factory=free_port)
     dashboard_port: int = field(default_factory=free_port)
@@ -60,39 +61,40 @@ class LocalCluster:
         # nodes that share a few cores answer late now and then; one that is gone refuses the connection at once
         self.env["RAY_health_check_timeout_ms"] = "60000"
         shown = f"--dashboard-port={self.dashboard_port}" if dashboard else ""
-        self._start(
-            f"ray start --head --port={self.port} --include-dashboard={str(dashboard).lower()} {shown} "
-            f"--temp-dir={temporary}"
-        )
+        size = self._size(self.cpus if self.head_cpus is None else self.head_cpus)
+        self._start(f"ray start --head --port={self.port} --include-dashboard={str(dashboard).lower()} {shown} {size}")
 
-    def add_node(self, *, before: str = "", gpus: int = 0) -> subprocess.Popen[bytes]:
+    def sessions(self) -> list[Path]:
+        """Ray's folders of the clusters that were started with this one's environment."""
+        return [path for path in Path(self.env["RAY_TMPDIR"]).glob("ray/session_*") if not path.is_symlink()]
+
+    def add_node(self, *, before: str = "", gpus: int = 0, wait: bool = True) -> subprocess.Popen[bytes]:
         """Another node, with GPUs that Ray counts and nobody has; `before`: shell commands in a mount namespace of its
-        own."""
+        own; `wait`: until it is up."""
         asked = f"--num-gpus={gpus}" if gpus else ""
-        command = f"ray start --address={self.address} {asked}"
-        self._start(f"unshare -m sh -c '{before}; exec {command} {self._size}'" if before else command)
+        command = f"ray start --address={self.address} {asked} {self._size(self.cpus)}"
+        self._start(f"unshare -m sh -c '{before}; exec {command}'" if before else command, wait=wait)
         return self.nodes[-1]
 
-    @property
-    def _size(self) -> str:
+    def _size(self, cpus: int) -> str:
         # nodes on one machine must not share the port that jobs are submitted through
         agent = f"--dashboard-agent-listen-port={free_port()}"
-        return f"--num-cpus={self.cpus} --object-store-memory={STORE_BYTES} {agent} --block --disable-usage-stats"
+        return f"--num-cpus={cpus} --object-store-memory={STORE_BYTES} {agent} --block --disable-usage-stats"
 
-    def _start(self, command: str) -> None:
+    def _start(self, command: str, *, wait: bool = True) -> None:
         number = len(self.nodes)
-        sized = command if "unshare" in command else f"{command} {self._size}"
         with (self.folder / f"node{number}.log").open("ab") as log:
             self.nodes.append(
                 subprocess.Popen(
-                    ["sh", "-c", f"exec {sized}"],
+                    ["sh", "-c", f"exec {command}"],
                     stdout=log,
                     stderr=log,
                     env=environment(**self.env, RAY_AUTH_MODE="token"),
                     start_new_session=True,
                 )
             )
-        self._wait_until_up(number)
+        if wait:
+            self._wait_until_up(number)
 
     def _wait_until_up(self, number: int) -> None:
         end = time.monotonic() + PATIENCE
@@ -111,10 +113,16 @@ class LocalCluster:
 
 @contextmanager
 def local_cluster(
-    folder: Path, *, nodes: int, cpus: int = 3, dashboard: bool = False, env: dict[str, str] | None = None
+    folder: Path,
+    *,
+    nodes: int,
+    cpus: int = 3,
+    head_cpus: int | None = None,
+    dashboard: bool = False,
+    env: dict[str, str] | None = None,
 ) -> Iterator[LocalCluster]:
     """A cluster of so many nodes, the head among them, which is gone after the block."""
-    cluster = LocalCluster(folder, cpus, dict(env or {}))
+    cluster = LocalCluster(folder, cpus, head_cpus, dict(env or {}))
     try:
         cluster.start_head(dashboard=dashboard)
         for _ in range(nodes - 1):

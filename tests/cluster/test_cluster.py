@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 
@@ -39,6 +41,56 @@ def test_a_cluster_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) ->
     }.items():
         with pytest.raises(UserError, match=told):
             cluster.connect(ClusterConfig(address=address))
+
+
+def test_the_one_of_this_node_is_used_while_it_lives(
+    ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    assert cluster._address(ClusterConfig()) == "local"
+    noted = tmp_path / "ray" / "ray_current_cluster"
+    noted.parent.mkdir()
+    noted.write_text(ray_cluster)
+    assert cluster._address(ClusterConfig()) == "auto"
+    assert cluster._address(ClusterConfig(num_cpus=2)) == "local"
+    assert cluster._address(ClusterConfig(address="local")) == "local"
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert cluster._address(ClusterConfig()) == "10.0.0.1:6379"
+    monkeypatch.delenv("RAY_ADDRESS")
+    with socket.socket() as other_program:
+        other_program.bind(("127.0.0.1", 0))
+        other_program.listen()
+        noted.write_text(f"127.0.0.1:{other_program.getsockname()[1]}")
+        assert cluster._address(ClusterConfig()) == "local"
+
+
+@pytest.mark.parametrize(
+    "raised",
+    [
+        Exception("The current node timed out during startup. This could happen because ..."),
+        RuntimeError("Failed to start GCS.  Last 1 lines of error files:\n\n.Please check gcs_server.out"),
+        TimeoutError(),
+    ],
+)
+def test_one_that_does_not_start_in_time_is_told(raised: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(*args: Any, **how: Any) -> NoReturn:
+        raise raised
+
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(cluster.ray, "init", late)
+    with pytest.raises(UserError, match=r"did not start on this machine: .*when the machine is less busy.*ray start"):
+        cluster.connect(ClusterConfig(address="local"))
+
+
+def test_a_fault_of_ours_in_starting_one_is_not_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any, **how: Any) -> NoReturn:
+        raise TypeError("init() got an unexpected keyword")
+
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(cluster.ray, "init", broken)
+    with pytest.raises(TypeError):
+        cluster.connect(ClusterConfig(address="local"))
 
 
 def test_a_place_in_a_jobs_copy_of_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

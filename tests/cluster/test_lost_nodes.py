@@ -1,0 +1,87 @@
+"""A whole run that loses a node in every stage comes to what one without losses does."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+from commands import geometry_command
+from local_cluster import LocalCluster, local_cluster
+from pools import write_zero_shot
+from processes import descendants, kill, started, wait_for
+from training_runs import said
+
+from orchestrator.record import PHASES, RunRecord
+
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(1200)]
+# the kinds of artifacts, in the order in which they are made
+STAGES = ("catalog", "embedding", "centroids", "compared", "cluster_stats", "pretrain", "finetune", "evaluation")
+# what Ray's processes call themselves when they do nothing of ours
+AT_REST = ("ray::IDLE", "ray::Dashboard", "ray::RuntimeEnv")
+
+
+def test_a_node_lost_in_every_stage(geometry_run: Path, tiny_conf: str, tar_pool: str, tmp_path: Path) -> None:
+    (tmp_path / "nodes").mkdir()
+    write_zero_shot(tmp_path)
+    # there is work on the head only where it needs no CPU
+    with local_cluster(tmp_path / "nodes", nodes=4, head_cpus=0) as cluster:
+        command = (
+            f"{geometry_command(tiny_conf, tar_pool)} out=GEO store=STORE training.max_failures=4 "
+            f"cluster.scales_to_cpus={3 * cluster.cpus}"
+        )
+        with started(command, tmp_path, cluster.driver_env) as process:
+            under_way = {stage: lose_a_node(cluster, tmp_path / "STORE" / stage, process) for stage in STAGES}
+            assert process.wait(timeout=400) == 0, said(tmp_path)
+    assert under_way == dict.fromkeys(STAGES, True), "the stage was whole before the node was lost"
+    assert result(tmp_path) == result(geometry_run)
+
+
+def lose_a_node(cluster: LocalCluster, stage: Path, process: subprocess.Popen[bytes]) -> bool:
+    """Kills a node that works on the stage and brings another; whether the stage was still to be finished then."""
+
+    def seen() -> tuple[Path, subprocess.Popen[bytes]] | None:
+        begun = [lease.parent for lease in stage.glob("*/lease.json")]
+        working = [node for node in cluster.nodes[1:] if node.poll() is None and works(node)]
+        return (begun[0], working[0]) if begun and working else None
+
+    artifact, node = wait_for(seen, process)
+    kill(node)
+    is_under_way = not (artifact / "manifest.json").exists()
+    cluster.add_node(wait=False)
+    return is_under_way
+
+
+def works(node: subprocess.Popen[bytes]) -> bool:
+    for one in descendants(node.pid):
+        try:
+            title = " ".join(one.cmdline())
+        except psutil.NoSuchProcess:
+            continue
+        if title.startswith("ray::") and not title.startswith(AT_REST):
+            return True
+    return False
+
+
+def result(folder: Path) -> dict[str, Any]:
+    """Keep lists, the pairs of every global batch, the steps and what was measured, of the run `GEO`."""
+    record = RunRecord.read(str(folder / "GEO"))
+    report = json.loads((folder / "GEO" / "report.json").read_text())
+    kept = {
+        stage.name: [path.read_bytes() for path in sorted(Path(stage.uri).glob("parts/*.bits"))]
+        for stage in record.stages
+        if stage.kind == "keep"
+    }
+    batches = {}
+    for phase in PHASES:
+        trained = record.named(phase)
+        assert trained is not None
+        table = pq.read_table(trained.path("batches"))
+        batches[phase] = sorted(zip(table["step"].to_pylist(), table["key"].to_pylist(), strict=True))
+    assert all(kept.values())
+    seen = {phase: told["samples_seen"] for phase, told in report["training"].items() if isinstance(told, dict)}
+    return {"kept": kept, "batches": batches, "funnel": report["funnel"], "seen": seen}
