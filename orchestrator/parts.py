@@ -2,13 +2,16 @@
 
 `build_parts` runs one function over the items of a stage through Ray Data. Each item's files are written whole, then
 its summary (`parts/NNNNNN.json`) as the mark of completion, all inside the task; the stage's manifest comes last. A
-killed stage goes on with the items whose summary is missing."""
+killed stage goes on with the items whose summary is missing. Where what is read for one item serves its neighbours, the
+work takes runs of items that are missing (`InRuns`); each still has files and a mark of its own."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +37,22 @@ class PartResult(NamedTuple):
 
 
 Work = Callable[[Any], PartResult]
+RunWork = Callable[[Sequence[Any]], Iterable[PartResult]]
+
+
+@dataclass(frozen=True)
+class InRuns:
+    """Work on runs of consecutive items: `make_work()` gives what takes a run and gives the items' results in order,
+    each of which is written before the next one is asked for; an item is `share` of a run, the larger ones whole."""
+
+    make_work: Callable[[], RunWork]
+    share: Callable[[Any], float]
+
+
+@dataclass(frozen=True)
+class _Run:
+    indices: list[int]
+    items: list[Any]
 
 
 def part_path(artifact: Artifact, index: int, ending: str) -> str:
@@ -42,9 +61,9 @@ def part_path(artifact: Artifact, index: int, ending: str) -> str:
 
 
 class _Worker:
-    """Runs the work on batches of items; as an actor it makes its work (a loaded table, a model) once."""
+    """Runs the work on batches of runs; as an actor it makes its work (a loaded table, a model) once."""
 
-    def __init__(self, artifact: Artifact, make_work: Callable[[], Work], meter: Meter):
+    def __init__(self, artifact: Artifact, make_work: Callable[[], RunWork], meter: Meter):
         self.artifact, self.work, self.meter = artifact, make_work(), meter
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
@@ -52,20 +71,20 @@ class _Worker:
 
     def _done(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
         summaries = []
-        for index, item in zip(batch["index"], batch["item"], strict=True):
-            result = self.work(item)
-            for ending, data in result.files.items():
-                store.write(part_path(self.artifact, index, ending), data)
-            summary = {"index": int(index), **result.summary}
-            store.write_json(part_path(self.artifact, index, "json"), summary)
-            summaries.append(json.dumps(summary))
+        for run in batch["run"]:
+            for index, result in zip(run.indices, self.work(run.items), strict=True):
+                for ending, data in result.files.items():
+                    store.write(part_path(self.artifact, index, ending), data)
+                summary = {"index": index, **result.summary}
+                store.write_json(part_path(self.artifact, index, "json"), summary)
+                summaries.append(json.dumps(summary))
         return {"summary": summaries}
 
 
 def build_parts(
     artifact: Artifact,
     items: Sequence[Any],
-    make_work: Callable[[], Work],
+    make_work: Callable[[], Work] | InRuns,
     *,
     display: Display,
     name: str,
@@ -77,9 +96,9 @@ def build_parts(
 ) -> Artifact:
     """Computes the items that are missing and publishes the artifact.
 
-    `make_work()` is called once a batch in tasks, or once an actor with `num_actors` (each with `num_gpus`);
-    `count` names the summary's field that the display counts; `check` may refuse what came out before the manifest is
-    written; `totals` replaces the sums. Errors: whatever the work raises, through Ray."""
+    `make_work()` is called once an item (a run, of `InRuns`) in tasks, or once an actor with `num_actors` (each with
+    `num_gpus`); `count` names the summary's field that the display counts; `check` may refuse what came out before the
+    manifest is written; `totals` replaces the sums. Errors: whatever the work raises, through Ray."""
     elapsed = Elapsed(artifact)
     with display.stage(name) as progress:
         done = done_summaries(artifact)
@@ -102,13 +121,15 @@ def build_parts(
 def _run(
     artifact: Artifact,
     missing: list[tuple[int, Any]],
-    make_work: Callable[[], Work],
+    work: Callable[[], Work] | InRuns,
     num_actors: int | None,
     num_gpus: int,
 ) -> Iterator[Summary]:
     if not missing:
         return
-    rows, meter = [{"index": index, "item": item} for index, item in missing], current_meter()
+    if not isinstance(work, InRuns):
+        work = InRuns(partial(_one_by_one, work), lambda _: 1.0)
+    rows, make_work, meter = [{"run": run} for run in _runs(missing, work.share)], work.make_work, current_meter()
     num_blocks = min(len(rows), BLOCKS_PER_ACTOR * num_actors if num_actors else MAX_BLOCKS)
     dataset = ray.data.from_items(rows, override_num_blocks=num_blocks)
     if num_actors:
@@ -125,6 +146,22 @@ def _run(
         done = dataset.map_batches(meter.around(in_task), batch_size=1)
     for row in done.iter_rows():
         yield json.loads(row["summary"])
+
+
+def _one_by_one(make_work: Callable[[], Work]) -> RunWork:
+    return partial(map, make_work())
+
+
+def _runs(missing: list[tuple[int, Any]], share: Callable[[Any], float]) -> list[_Run]:
+    runs, filled = list[_Run](), 0.0
+    for index, item in missing:
+        filled += share(item)
+        if not runs or filled > 1:
+            runs.append(_Run([], []))
+            filled = share(item)
+        runs[-1].indices.append(index)
+        runs[-1].items.append(item)
+    return runs
 
 
 def done_summaries(artifact: Artifact) -> dict[int, Summary]:

@@ -3,6 +3,7 @@ a line."""
 
 from __future__ import annotations
 
+import io
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,14 +18,17 @@ import pytest
 from pools import config_of, write_catalog
 
 from orchestrator import npy_rows, store
-from orchestrator.catalog import Catalog
+from orchestrator.align import Aligned
+from orchestrator.catalog import Catalog, part_rows
+from orchestrator.embedding import brought, brought_files
 from orchestrator.embedding.brought import brought_stages
 from orchestrator.embedding.brought_files import Columns, open_brought
 from orchestrator.embedding.vectors import Embedding
 from orchestrator.errors import UserError
+from orchestrator.npy import from_npy
 from orchestrator.npy_rows import open_npy
 from orchestrator.progress import Display
-from orchestrator.source import Status
+from orchestrator.source import Status, row_groups
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -159,6 +163,81 @@ def test_columns_of_parquet(told: Told, catalog: Catalog, kind: str, tmp_path: P
     uri = write_columns(told, tmp_path / "theirs", kind)
     found = build(tmp_path, catalog, {"kind": "columns", "uri": uri, "text_column": "words"})
     check_both_towers(found, told)
+
+
+@dataclass
+class Reads:
+    """The row groups that were begun, and the bytes read of Parquet files on disk."""
+
+    groups: int = 0
+    num_bytes: int = 0
+
+    @classmethod
+    def counted(cls, monkeypatch: pytest.MonkeyPatch) -> Reads:
+        of_group, reads = brought_files._of_group, cls()
+
+        class Counting(io.FileIO):
+            def read(self, size: int | None = -1, /) -> bytes:
+                data = super().read(size)
+                reads.num_bytes += len(data)
+                return data
+
+        def counting(*options: Any) -> Any:
+            reads.groups += 1
+            return of_group(*options)
+
+        monkeypatch.setattr(brought_files, "_of_group", counting)
+        monkeypatch.setattr(row_groups, "open_file", lambda uri, **_: Counting(uri))
+        return reads
+
+
+@pytest.mark.parametrize(("shuffled", "groups"), [(False, {1: 42, 10: 6, 40: 3}), (True, {1: 120, 10: 12, 40: 3})])
+def test_a_row_group_is_read_once_a_run_not_once_a_part(
+    shuffled: bool, groups: dict[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dim, numbers = 256, list(range(NUM_PAIRS))
+    if shuffled:
+        random.Random(1).shuffle(numbers)
+    catalog = write_catalog(tmp_path / "store", [{"key": key_of(number)} for number in range(NUM_PAIRS)], [30] * 40)
+    raw = np.random.default_rng(5).normal(size=(NUM_PAIRS, dim)).astype(np.float32)
+    columns = {
+        "key": [key_of(number) for number in numbers],
+        "image_embedding": pa.FixedSizeListArray.from_arrays(pa.array(raw[numbers].reshape(-1)), dim),
+    }
+    (tmp_path / "theirs").mkdir()
+    pages = {"row_group_size": 400, "data_page_size": 2048, "use_dictionary": False, "compression": "none"}
+    pq.write_table(pa.table(columns), tmp_path / "theirs" / "0.parquet", **pages)
+    node = {"kind": "columns", "uri": str(tmp_path / "theirs")}
+    *stages, _ = stages_of(tmp_path, catalog, node)
+    for stage in stages:
+        stage.build(Display())
+    config = config_of({"format": "table"}, tmp_path, embedding={"c": node})
+    files, parts = open_brought(config.embedding["c"], "c"), part_rows(catalog)  # type: ignore[arg-type]
+    work = brought._work(catalog, files, Aligned(stages[-1].artifact), {"image": dim})
+    # as small against these row groups as they are against real ones
+    monkeypatch.setattr(brought_files, "COLUMN_BUFFER", 4096)
+    monkeypatch.setattr(brought_files, "CHUNK_ROWS", 10)
+    found, reads = {}, {}
+    for size in groups:
+        with monkeypatch.context() as patch:
+            reads[size] = Reads.counted(patch)
+            found[size] = [one for first in range(0, 40, size) for one in work(parts[first : first + size])]
+    assert {size: read.groups for size, read in reads.items()} == groups
+    assert reads[40].num_bytes < 1.3 * raw.nbytes, "footers, and each vector once"
+    assert reads[1].num_bytes > 5 * raw.nbytes
+    assert found[1] == found[10] == found[40]
+    vectors = np.concatenate([from_npy(one.files["image.npy"]) for one in found[40]])
+    assert np.abs(vectors - raw / np.linalg.norm(raw, axis=1, keepdims=True)).max() < UNIT
+
+
+def test_runs_are_of_bounded_bytes(told: Told, catalog: Catalog, tmp_path: Path) -> None:
+    columns = {"kind": "columns", "uri": write_columns(told, tmp_path / "columns"), "text_column": "words"}
+    arrays = {"kind": "clip_retrieval", "uri": write_clip_retrieval(told, tmp_path / "arrays")}
+    config = config_of({"format": "table"}, tmp_path, embedding={"columns": columns, "arrays": arrays})
+    files = {name: open_brought(settings, name) for name, settings in config.embedding.items()}  # type: ignore[arg-type]
+    part = part_rows(catalog)[0]
+    assert brought._share(files["columns"], 2 * DIM, part) == ROWS[0] * 2 * DIM * 2 / brought.RUN_BYTES
+    assert brought._share(files["arrays"], 2 * DIM, part) == 1
 
 
 def test_one_tower_has_no_score(told: Told, catalog: Catalog, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from ray import cloudpickle
 from orchestrator import elapsed, store
 from orchestrator.artifacts import Artifact
 from orchestrator.errors import UserError
-from orchestrator.parts import PartResult, Work, build_parts, done_summaries, num_done, part_path, sums
+from orchestrator.parts import InRuns, PartResult, RunWork, Work, build_parts, done_summaries, num_done, part_path, sums
 from orchestrator.progress import Display
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -61,7 +61,7 @@ def artifact(tmp_path: Path) -> Artifact:
     return Artifact.of(str(tmp_path / "store"), "numbers", version=1)
 
 
-def build(artifact: Artifact, calls: Callable[[], Work], num_items: int = 6, **options: Any) -> Artifact:
+def build(artifact: Artifact, calls: Callable[[], Work] | InRuns, num_items: int = 6, **options: Any) -> Artifact:
     return build_parts(artifact, range(num_items), calls, display=Display(), name="numbers", **options)
 
 
@@ -93,6 +93,44 @@ def test_a_broken_item_leaves_no_manifest_and_the_next_build_does_the_rest(artif
     assert artifact.totals["rows"] == 15
     after = {path: path.stat().st_mtime_ns for path in before if int(path.name.split(".")[0]) in done}
     assert after == {path: before[path] for path in after}
+
+
+class Runs(Calls):
+    """The same work on runs, each of which leaves a file with its items' names."""
+
+    def make(self) -> RunWork:
+        work = super().__call__()
+
+        def on_run(items: Sequence[int]) -> Iterator[PartResult]:
+            (self.folder / f"run-{'-'.join(map(str, items))}").touch()
+            return map(work, items)
+
+        return on_run
+
+    def runs(self) -> set[tuple[int, ...]]:
+        """The runs worked on."""
+        return {tuple(map(int, path.name.split("-")[1:])) for path in self.folder.glob("run-*")}
+
+
+def test_runs_are_of_neighbours_that_are_missing(artifact: Artifact, tmp_path: Path) -> None:
+    shares = [0.4, 0.6, 0.1, 2.0, 0.5, 0.5, 0.0, 0.1, 1.0, 0.3, 0.3, 0.3]
+    calls = Runs(tmp_path / "calls", broken={5})
+    with pytest.raises(Exception, match="item 5 is broken"):
+        build(artifact, InRuns(calls.make, shares.__getitem__), len(shares))
+    done = set(done_summaries(artifact))
+    assert 5 not in done
+    assert calls.runs() <= {(0, 1), (2,), (3,), (4, 5, 6), (7,), (8,), (9, 10, 11)}
+    for index in sorted(done - {4, 9}):
+        Path(part_path(artifact, index, "json")).unlink()
+    Path(part_path(artifact, 4, "json")).write_text('{"index": 4, "rows": 4}')
+    Path(part_path(artifact, 9, "json")).write_text('{"index": 9, "rows": 9}')
+    again = Runs(tmp_path / "again")
+    build(artifact, InRuns(again.make, shares.__getitem__), len(shares))
+    assert again.runs() == {(0, 1), (2,), (3,), (5, 6, 7), (8,), (10, 11)}
+    assert again.items() == sorted(set(range(12)) - {4, 9})
+    assert artifact.totals["rows"] == sum(range(12))
+    assert [part["index"] for part in artifact.parts] == list(range(12))
+    assert store.read(part_path(artifact, 6, "txt")) == b"6" * 1000
 
 
 def test_a_file_without_its_summary_does_not_count(artifact: Artifact, tmp_path: Path) -> None:

@@ -1,12 +1,15 @@
 """An embedding brought along: the files' rows are aligned with the pool, then every part fetches its own vectors.
 
 A part's rows lie in few of the files, near each other, wherever the files were made from the pool's shards: neighbours
-are fetched together. Of an `.npy` file nothing else is read; of Parquet the whole column of every row group that holds
-one of them, so large row groups are read again for each of the parts that they span."""
+are fetched together. Of an `.npy` file nothing else is read. Of a Parquet file's row group all is read up to the last
+row that is wanted; so there parts are fetched in runs, of up to `RUN_BYTES` of vectors. In the pool's order a row group
+is read once for each run that it spans, in whatever order within a run. In an order that has nothing to do with the
+pool's every run reads nearly all files, for a large pool thousands of times in all: bring `.npy` files then, or Parquet
+sorted as the pool is."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -21,12 +24,13 @@ from orchestrator.config.embedding import Tower
 from orchestrator.embedding.brought_files import Brought, open_brought
 from orchestrator.embedding.vectors import Vectors, embedding_totals, part_result, unit_vectors
 from orchestrator.errors import UserError
-from orchestrator.parts import PartResult, Work, build_parts
+from orchestrator.parts import InRuns, PartResult, RunWork, build_parts
 from orchestrator.progress import Display
 from orchestrator.source.schema import Problems
 from orchestrator.stage import Stage
 
 VERSION = 1
+RUN_BYTES = 2**29
 
 
 def brought_stages(config: Config, name: str, catalog: Catalog) -> list[Stage]:
@@ -58,7 +62,7 @@ def brought_stages(config: Config, name: str, catalog: Catalog) -> list[Stage]:
     def build(display: Display) -> Artifact:
         _check_missing(settings, name, aligned)
         dims = brought.dims()
-        work = partial(_work, catalog, brought, aligned, dims)
+        work = InRuns(partial(_work, catalog, brought, aligned, dims), partial(_share, brought, sum(dims.values())))
         totals = partial(embedding_totals, dims=dims)
         return build_parts(artifact, part_rows(catalog), work, display=display, name=f"embed, {name}", totals=totals)
 
@@ -80,20 +84,29 @@ def _check_missing(settings: BroughtConfig, name: str, aligned: Aligned) -> None
         )
 
 
-def _work(catalog: Catalog, brought: Brought, aligned: Aligned, dims: Mapping[Tower, int]) -> Work:
-    def work(part: PartRows) -> PartResult:
-        match = aligned.part(part)
-        names = catalog.table(part.index, ("key",))["key"]
-        problems = Problems()
-        for row in np.flatnonzero(_has_image(catalog, part) & (match.file < 0)).tolist():
-            problems.add("unmatched", f"{names[row]}: has no vector")
-        vectors = {}
-        for tower, dim in dims.items():
-            vectors[tower], bad = _gather(brought, tower, dim, match)
-            for kind, rows in bad.items():
-                for row in rows:
-                    problems.add(kind, f"{names[row]}: its {tower} vector is {kind.replace('_', ' ')}")
-        return part_result(vectors, problems=problems.counts, examples=problems.examples)
+def _share(brought: Brought, num_dims: int, part: PartRows) -> float:
+    # small runs keep more of a cluster busy where nothing is saved by large ones
+    return part.num_rows * num_dims * np.dtype(np.float16).itemsize / RUN_BYTES if brought.in_groups else 1.0
+
+
+def _work(catalog: Catalog, brought: Brought, aligned: Aligned, dims: Mapping[Tower, int]) -> RunWork:
+    def work(run: Sequence[PartRows]) -> Iterator[PartResult]:
+        match = Match(*map(np.concatenate, zip(*(aligned.part(part) for part in run), strict=True)))
+        gathered = {tower: _gather(brought, tower, dim, match) for tower, dim in dims.items()}
+        first = 0
+        for part in run:
+            stop = first + part.num_rows
+            vectors = {tower: values[first:stop] for tower, (values, _) in gathered.items()}
+            problems = Problems()
+            names = catalog.table(part.index, ("key",))["key"]
+            for row in np.flatnonzero(_has_image(catalog, part) & (match.file[first:stop] < 0)).tolist():
+                problems.add("unmatched", f"{names[row]}: has no vector")
+            for tower, (_, bad) in gathered.items():
+                for kind, rows in bad.items():
+                    for row in rows[(rows >= first) & (rows < stop)].tolist():
+                        problems.add(kind, f"{names[row - first]}: its {tower} vector is {kind.replace('_', ' ')}")
+            yield part_result(vectors, problems=problems.counts, examples=problems.examples)
+            first = stop
 
     return work
 
@@ -103,14 +116,14 @@ def _has_image(catalog: Catalog, part: PartRows) -> NDArray[np.bool_]:
     return ~np.isin(status, WITHOUT_IMAGE)
 
 
-def _gather(brought: Brought, tower: Tower, dim: int, match: Match) -> tuple[Vectors, dict[str, list[int]]]:
+def _gather(brought: Brought, tower: Tower, dim: int, match: Match) -> tuple[Vectors, dict[str, NDArray[np.int64]]]:
     out = np.zeros((len(match.file), dim), np.float16)
     bad: dict[str, list[int]] = {"not_finite": [], "zero": []}
-    for file in np.unique(match.file[match.file >= 0]):
-        places = np.flatnonzero(match.file == file)
-        places = places[np.argsort(match.row[places], kind="stable")]
-        start = 0
-        for values in brought.vectors(tower, dim, int(file), match.row[places]):
+    order = np.lexsort((match.row, match.file))
+    order = order[match.file[order] >= 0]
+    for places in np.split(order, np.flatnonzero(np.diff(match.file[order])) + 1) if len(order) else []:
+        file, start = int(match.file[places[0]]), 0
+        for values in brought.vectors(tower, dim, file, match.row[places]):
             these = places[start : start + len(values)]
             out[these] = unit = unit_vectors(values)
             unusable = ~unit.any(axis=1)
@@ -119,4 +132,4 @@ def _gather(brought: Brought, tower: Tower, dim: int, match: Match) -> tuple[Vec
             bad["zero"] += these[unusable][finite].tolist()
             start += len(values)
         assert start == len(places), f"{len(places) - start} rows lie beyond file {file}"
-    return out, bad
+    return out, {kind: np.array(rows, np.int64) for kind, rows in bad.items()}

@@ -32,6 +32,8 @@ from orchestrator.source.shards import digest, find_shards
 FOLDERS: dict[Tower, tuple[str, str]] = {"image": ("img_emb", "img_emb"), "text": ("text_emb", "text_emb")}
 CHUNK_ROWS = 16_384
 BUFFER = 1 << 20
+# a row group of vectors may be of gigabytes
+COLUMN_BUFFER = 8 << 20
 Values = NDArray[np.floating]
 
 
@@ -45,6 +47,10 @@ class Brought(Protocol):
     @property
     def towers(self) -> tuple[Tower, ...]:
         """Whose vectors there are."""
+
+    @property
+    def in_groups(self) -> bool:
+        """Whether a row cannot be read without those before it in its row group."""
 
     def identity(self) -> dict[str, Any]:
         """What makes the vectors what they are, besides the rows."""
@@ -98,6 +104,11 @@ class ClipRetrieval:
         """Those with a folder."""
         return tuple(self.arrays)
 
+    @property
+    def in_groups(self) -> bool:
+        """Arrays have no groups."""
+        return False
+
     def identity(self) -> dict[str, Any]:
         """The arrays."""
         return {tower: digest(files) for tower, files in self.arrays.items()}
@@ -142,6 +153,11 @@ class Columns:
         """Those with a column."""
         return tuple(self.columns)
 
+    @property
+    def in_groups(self) -> bool:
+        """Parquet has."""
+        return True
+
     def identity(self) -> dict[str, Any]:
         """The columns."""
         return {str(tower): column for tower, column in self.columns.items()}
@@ -152,10 +168,10 @@ class Columns:
         return {tower: _one_dim(files, self._lengths(tower, column)) for tower, column in self.columns.items()}
 
     def vectors(self, tower: Tower, dim: int, file: int, rows: NDArray[np.int64]) -> Iterator[Values]:
-        """Batch by batch of the row groups that hold the rows."""
+        """Batch by batch of the row groups that hold the rows, each up to the last row that is wanted of it."""
         uri, column, first = self.foreign.files[file].uri, self.columns[tower], 0
         try:
-            with open_parquet(uri) as parquet:
+            with open_parquet(uri, buffer_size=COLUMN_BUFFER) as parquet:
                 for group in range(parquet.num_row_groups):
                     num_rows = parquet.metadata.row_group(group).num_rows
                     low, high = np.searchsorted(rows, [first, first + num_rows])
@@ -247,6 +263,8 @@ def _of_group(parquet: pq.ParquetFile, group: int, column: str, rows: NDArray[np
         low, high = np.searchsorted(rows, [start, start + batch.num_rows])
         if low < high:
             yield batch.column(0).take(pa.array(rows[low:high] - start))
+        if high == len(rows):
+            return
         start += batch.num_rows
 
 

@@ -30,6 +30,8 @@ VERSION = 1
 HASH_BYTES = 2**24
 # what does not change the vectors
 NOT_IDENTITY = {"batch_size", "max_bad_pairs"}
+# a writer that dies at the end of a short pass may take all of it along
+MAX_FRUITLESS = 3
 
 
 def encode_stage(config: Config, name: str, source: Source, catalog: Catalog) -> Stage:
@@ -84,7 +86,7 @@ def encode_stage(config: Config, name: str, source: Source, catalog: Catalog) ->
 def _embed(execution: Pass, progress: StageProgress, elapsed: Elapsed) -> list[Summary]:
     """Rounds over the parts that are missing: a writer that had to be started anew has lost the parts it held."""
     num_parts = len(execution.pool.parts)
-    done = done_summaries(execution.artifact)
+    done, fruitless = done_summaries(execution.artifact), 0
     while missing := [index for index in range(num_parts) if index not in done]:
         rows = sum(summary["rows"] for summary in done.values())
         progress.update(rows)
@@ -93,8 +95,11 @@ def _embed(execution: Pass, progress: StageProgress, elapsed: Elapsed) -> list[S
             progress.update(rows)
             elapsed.note()
         before, done = len(done), done_summaries(execution.artifact)
-        if len(done) == before:
-            raise RuntimeError(f"a whole pass over {len(missing)} parts completed none: the writer died each time")
+        fruitless = fruitless + 1 if len(done) == before else 0
+        if fruitless == MAX_FRUITLESS:
+            raise RuntimeError(
+                f"{fruitless} whole passes over {len(missing)} parts completed none: the writer died each time"
+            )
     return [done[index] for index in range(num_parts)]
 
 

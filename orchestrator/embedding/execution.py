@@ -67,7 +67,7 @@ class Pass:
             )
             .map_batches(
                 Writer,
-                fn_constructor_args=(self.artifact, self.pool.catalog.rows_per_part, self.dims),
+                fn_constructor_args=(self.artifact, self.pool.catalog.rows_per_part, self.dims, parts),
                 batch_size=None,
                 compute=ray.data.ActorPoolStrategy(size=1),
                 num_cpus=WRITE_CPUS,

@@ -23,10 +23,13 @@ class DamagedParquet(Exception):
 
 
 @contextmanager
-def open_parquet(uri: str) -> Iterator[pq.ParquetFile]:
-    """A Parquet file at any URI. Errors: `DamagedParquet`, here or in the body; `OSError` from reading."""
+def open_parquet(uri: str, *, buffer_size: int = 0) -> Iterator[pq.ParquetFile]:
+    """A Parquet file at any URI; a column chunk is read whole, or by `buffer_size` bytes as its rows are asked for.
+
+    Errors: `DamagedParquet`, here or in the body; `OSError` from reading."""
+    options = {"buffer_size": buffer_size, "pre_buffer": not buffer_size}
     try:
-        with open_file(uri, read_ahead=FOOTER) as file, pq.ParquetFile(file, pre_buffer=True) as parquet:
+        with open_file(uri, read_ahead=buffer_size or FOOTER) as file, pq.ParquetFile(file, **options) as parquet:
             yield parquet
     except (pa.ArrowInvalid, CutOff) as error:
         raise DamagedParquet(str(error)) from error
