@@ -13,8 +13,8 @@ import ray
 from orchestrator.artifacts import Artifact
 from orchestrator.config.embedding import Tower
 
-# some shard's worth; the first part opens the connections
-MAX_ROWS, NUM_PARTS = 10_000, 2
+# some shard's worth; a part for each of its threads
+MAX_ROWS, NUM_PARTS = 10_000, 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,14 +37,15 @@ def seconds_per_row(artifact: Artifact, written: Written) -> float:
 def _seconds_per_row(artifact: Artifact, written: Written) -> float:
     from orchestrator.embedding.writer import Writer
 
-    rows = min(MAX_ROWS, max(1, written.rows_per_part))
-    writer, seconds = Writer(artifact, (rows,) * NUM_PARTS, written.dims), 0.0
-    for part in range(NUM_PARTS):
-        started = time.perf_counter()
-        for start in range(0, rows, written.batch_size):
-            writer(_batch(part, np.arange(start, min(rows, start + written.batch_size)), rows, written.dims))
+    rows, seconds = min(MAX_ROWS, max(1, written.rows_per_part)), 0.0
+    # the first one opens the connections
+    for num_parts in (1, NUM_PARTS):
+        writer, started = Writer(artifact, (rows,) * num_parts, written.dims, range(num_parts)), time.perf_counter()
+        for part in range(num_parts):
+            for start in range(0, rows, written.batch_size):
+                writer(_batch(part, np.arange(start, min(rows, start + written.batch_size)), rows, written.dims))
         seconds = time.perf_counter() - started
-    return seconds / rows
+    return seconds / (rows * NUM_PARTS)
 
 
 def _batch(part: int, places: np.ndarray, rows: int, dims: Mapping[Tower, int]) -> dict[str, Any]:
