@@ -82,8 +82,9 @@ class LocalCluster:
         return f"--num-cpus={cpus} --object-store-memory={STORE_BYTES} {agent} --block --disable-usage-stats"
 
     def _start(self, command: str, *, wait: bool = True) -> None:
-        number = len(self.nodes)
-        with (self.folder / f"node{number}.log").open("ab") as log:
+        # nodes that were killed may have been taken off the list
+        said = self.folder / f"node{len(list(self.folder.glob('node*.log')))}.log"
+        with said.open("ab") as log:
             self.nodes.append(
                 subprocess.Popen(
                     ["sh", "-c", f"exec {command}"],
@@ -94,14 +95,13 @@ class LocalCluster:
                 )
             )
         if wait:
-            self._wait_until_up(number)
+            self._wait_until_up(self.nodes[-1], said)
 
-    def _wait_until_up(self, number: int) -> None:
+    def _wait_until_up(self, node: subprocess.Popen[bytes], said: Path) -> None:
         end = time.monotonic() + PATIENCE
-        log = self.folder / f"node{number}.log"
-        while "Ray runtime started" not in log.read_text():
-            assert self.nodes[number].poll() is None, log.read_text()
-            assert time.monotonic() < end, log.read_text()
+        while "Ray runtime started" not in said.read_text():
+            assert node.poll() is None, said.read_text()
+            assert time.monotonic() < end, said.read_text()
             time.sleep(0.1)
 
     def stop(self) -> None:
