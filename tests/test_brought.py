@@ -368,3 +368,18 @@ def test_rows_of_an_array_in_a_bucket(s3_bucket: str, tmp_path: Path) -> None:
     store.write(f"{s3_bucket}/a.npy", (tmp_path / "a.npy").read_bytes())
     rows = np.array([299, 5, 6, 120, 0])
     assert (open_npy(f"{s3_bucket}/a.npy").take(rows) == values[rows]).all()
+
+
+def test_rows_of_a_column_in_a_bucket(s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).normal(size=(900, 64)).astype(np.float32)
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), 64)
+    table = pa.table({"key": [key_of(number) for number in range(900)], "image_embedding": lists})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=400, data_page_size=4096, use_dictionary=False)
+    store.write(f"{s3_bucket}/theirs/a.parquet", (tmp_path / "a.parquet").read_bytes())
+    node = {"kind": "columns", "uri": f"{s3_bucket}/theirs"}
+    config = config_of({"format": "table"}, tmp_path, embedding={"c": node})
+    files = open_brought(config.embedding["c"], "c")  # type: ignore[arg-type]
+    # many requests a row group
+    monkeypatch.setattr(brought_files, "COLUMN_BUFFER", 8192)
+    rows = np.array([3, 3, 250, 399, 400, 899])
+    assert (np.concatenate(list(files.vectors("image", 64, 0, rows))) == values[rows]).all()

@@ -8,6 +8,11 @@ told as well.
 
     python tests/benchmarks/bench_embedding.py --encoder lite --pairs 6000
     python tests/benchmarks/bench_embedding.py --encoder vit_b_32 --pairs 1000
+
+The writer alone, at a store where every put takes `--put-ms`; each part waited for before the next one is begun, and
+not; vectors of both towers, 512 dimensions, parts of `--part-pairs`:
+
+    python tests/benchmarks/bench_embedding.py --put-ms 50 --pairs 100000
 """
 
 from __future__ import annotations
@@ -35,7 +40,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from orchestrator import cluster
+from orchestrator import cluster, store
 from orchestrator.artifacts import Artifact
 from orchestrator.catalog import Catalog, catalog_stage
 from orchestrator.clip import model
@@ -44,7 +49,9 @@ from orchestrator.config.embedding import EncoderConfig
 from orchestrator.decode import decode
 from orchestrator.embedding.actor import Description, build_encoder, describe
 from orchestrator.embedding.execution import Pass, num_actors, threads_per_actor
-from orchestrator.embedding.pool import Pictures, Pool
+from orchestrator.embedding.pool import Pictures, Pool, Rows
+from orchestrator.embedding.writer import Writer
+from orchestrator.parts import num_done
 from orchestrator.progress import Display
 from orchestrator.source import Part, Source, open_source
 
@@ -53,6 +60,7 @@ SHARD_PAIRS, SIDE = 500, 256
 SKIPPED_SHARE = 0.2
 NUM_WORKERS = 2
 GPU_POLL_MS = 200
+DIM = 512
 
 Marks = list[tuple[float, int]]
 
@@ -165,6 +173,40 @@ class GpuUse(threading.Thread):
         return float(np.mean([use for at, use in self.samples if began <= at <= marks[-1][0]]))
 
 
+def vectors_of(num_pairs: int, part_pairs: int, batch_size: int) -> Iterator[Rows]:
+    """What embedders send: batches across the borders of parts, in order."""
+    block = np.random.default_rng(0).normal(size=(batch_size, DIM)).astype(np.float16)
+    for first in range(0, num_pairs, batch_size):
+        part, row = np.divmod(np.arange(first, min(first + batch_size, num_pairs)), part_pairs)
+        texts = {name: np.full(len(part), "", object) for name in ("key", "problem")}
+        towers = {tower: block[: len(part)] for tower in ("image", "text")}
+        yield {"part": part, "row": row, "expected": np.full(len(part), part_pairs), **texts, **towers}
+
+
+def writer_alone(num_pairs: int, part_pairs: int, batch_size: int, put_seconds: float) -> None:
+    """A row for the writer that waits for each part, one for the writer as it is."""
+    num_pairs -= num_pairs % part_pairs
+    parts, put, took = range(num_pairs // part_pairs), store.write, list[float]()
+
+    def slow_put(uri: str, data: bytes) -> None:
+        time.sleep(put_seconds)
+        put(uri, data)
+
+    for name, one_by_one in (("one part after another", True), ("beside one another", False)):
+        with tempfile.TemporaryDirectory() as folder, patch.object(store, "write", slow_put):
+            artifact = Artifact.of(folder, "embedding", version=1)
+            write = Writer(artifact, (part_pairs,) * len(parts), {"image": DIM, "text": DIM}, parts)
+            # as an actor that was started anew it waits at every call
+            write.started_anew = one_by_one
+            began = time.monotonic()
+            for batch in vectors_of(num_pairs, part_pairs, batch_size):
+                write(batch)
+            took.append(time.monotonic() - began)
+            assert num_done(artifact) == len(parts)
+        told = f"{len(parts) / took[-1]:.1f} parts/s | {num_pairs / took[-1]:,.0f} pairs/s | {took[0] / took[-1]:.1f}"
+        print(f"| {name} | {told} |", flush=True)
+
+
 def settings_of(encoder: str, scratch: Path, batch_size: int) -> EncoderConfig:
     """The encoder's settings; ViT-B-32 has random weights, whose arithmetic is the same."""
     if encoder == "lite":
@@ -187,7 +229,12 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=6000)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--put-ms", type=float, help="the writer alone: how long a put takes")
+    parser.add_argument("--part-pairs", type=int, default=1000)
     asked = parser.parse_args()
+    if asked.put_ms is not None:
+        writer_alone(asked.pairs, asked.part_pairs, asked.batch_size, asked.put_ms / 1000)
+        return
     with tempfile.TemporaryDirectory() as folder:
         uri = write_pool(Path(folder) / "pool", asked.pairs)
         settings = settings_of(asked.encoder, Path(folder), asked.batch_size)
