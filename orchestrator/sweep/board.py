@@ -6,7 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -154,8 +154,10 @@ def watched(board: Any, names: Sequence[str], metric: str, display: Display) -> 
     finally:
         ended.set()
         follower.join()
-        for line in repeated(ray.get(board.warnings.remote())):
-            display.line(line)
+        # what ended the block may have been the loss of the cluster
+        with suppress(ray.exceptions.RayError):
+            for line in repeated(ray.get(board.warnings.remote())):
+                display.line(line)
 
 
 def _live(board: Any, names: list[str], metric: str, display: Display, ended: threading.Event) -> None:
