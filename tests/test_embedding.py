@@ -364,6 +364,7 @@ Bench.of({{"format": "webdataset", "uri": {uri!r}}}, Path({folder!r}), clip=sett
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_killed_in_the_middle(clip_folder: str, tmp_path: Path, ray_cluster: str) -> None:
     uri = write_tars(tmp_path / "pool", make_pairs(240), num_shards=24)

@@ -10,7 +10,7 @@ from commands import in_shell
 from pools import real_captions, write_table
 from processes import kill, started, wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(900)]
 
 
 def finished_parts(folder: Path, kind: str) -> dict[Path, int]:

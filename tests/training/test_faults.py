@@ -157,6 +157,7 @@ def test_a_shard_that_changed_is_another_pool(command: str, killed: Path, typed:
     assert len((after / "metrics.jsonl").read_text().splitlines()) == NUM_PAIRS // BATCH, "from the first step on"
 
 
+@pytest.mark.long
 def test_a_shard_gone_a_full_disk_and_sigterm_one_after_the_other(
     command: str, tmp_path: Path, typed: Shell, env: dict[str, str], undisturbed: Path
 ) -> None:

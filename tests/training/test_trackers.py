@@ -495,6 +495,7 @@ def test_a_database_beside_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_whole_run(typed: Shell, tiny_conf: str, tar_pool: str, tmp_path: Path, server: Server) -> None:
     write_zero_shot(tmp_path)
     places = f"out=OUT store=STORE name=whole tracking.mlflow_uri={server.uri}"
