@@ -8,6 +8,7 @@ import fsspec
 import numpy as np
 import pytest
 
+from orchestrator import remote
 from orchestrator.source.ranges import MAX_GAP, MAX_REQUEST, coalesce, read_spans
 
 
@@ -29,7 +30,10 @@ def test_neighbours_are_one_request() -> None:
 
 
 @pytest.mark.parametrize("where", ["local", "memory"])
-def test_spans_in_any_order_are_the_bytes_of_the_file(tmp_path: Path, where: str) -> None:
+def test_spans_in_any_order_are_the_bytes_of_the_file(
+    tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "TRIES", 2)
     data = os.urandom(1 << 20)
     uri = str(tmp_path / "file") if where == "local" else "memory://ranges/file"
     fsspec.filesystem("file" if where == "local" else "memory").pipe_file(uri, data)
