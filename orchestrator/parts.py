@@ -60,6 +60,15 @@ def part_path(artifact: Artifact, index: int, ending: str) -> str:
     return artifact.path("parts", f"{index:06d}.{ending}")
 
 
+def write_part(artifact: Artifact, index: int, result: PartResult) -> Summary:
+    """Writes an item's files and, after them, its summary as the mark of completion, which it gives."""
+    for ending, data in result.files.items():
+        store.write(part_path(artifact, index, ending), data)
+    summary = {"index": index, **result.summary}
+    store.write_json(part_path(artifact, index, "json"), summary)
+    return summary
+
+
 class _Worker:
     """Runs the work on batches of runs; as an actor it makes its work (a loaded table, a model) once."""
 
@@ -73,11 +82,7 @@ class _Worker:
         summaries = []
         for run in batch["run"]:
             for index, result in zip(run.indices, self.work(run.items), strict=True):
-                for ending, data in result.files.items():
-                    store.write(part_path(self.artifact, index, ending), data)
-                summary = {"index": index, **result.summary}
-                store.write_json(part_path(self.artifact, index, "json"), summary)
-                summaries.append(json.dumps(summary))
+                summaries.append(json.dumps(write_part(self.artifact, index, result)))
         return {"summary": summaries}
 
 

@@ -15,12 +15,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import ray
 
-from orchestrator import store
 from orchestrator.artifacts import Artifact
 from orchestrator.config.embedding import Tower
 from orchestrator.embedding.pool import Rows
 from orchestrator.embedding.vectors import Vectors, part_result
-from orchestrator.parts import part_path
+from orchestrator.parts import write_part
 
 EXAMPLES_PER_REASON = 3
 NUM_THREADS = 16
@@ -69,7 +68,9 @@ class Writer:
         self._wait(MAX_PENDING_BYTES)
         for index in np.unique(batch["part"]).tolist():
             rows = {name: column[batch["part"] == index] for name, column in batch.items()}
-            part = self.open.setdefault(index, self._begin(index))
+            if index not in self.open:
+                self.open[index] = self._begin(index)
+            part = self.open[index]
             part.take(rows)
             if part.seen.sum() == rows["expected"][0]:
                 self._write(index, self.open.pop(index))
@@ -106,9 +107,7 @@ def _write_part(artifact: Artifact, index: int, part: _OpenPart) -> None:
     result = part_result(part.vectors, problems=part.problems, examples=part.examples)
     # the files hold them now
     part.vectors.clear()
-    for ending, data in result.files.items():
-        store.write(part_path(artifact, index, ending), data)
-    store.write_json(part_path(artifact, index, "json"), {"index": index, **result.summary})
+    write_part(artifact, index, result)
 
 
 def _started_anew() -> bool:
