@@ -265,10 +265,14 @@ def num_train_workers(asked: int | None, *, lanes: int) -> int:
             f"set training.lanes or training.num_workers"
         )
     if num_gpus() and workers > num_gpus():
-        raise UserError(f"training.num_workers={workers}, but the cluster has {num_gpus()} GPUs, one for each worker")
+        raise UserError(
+            f"training.num_workers={workers}, but the cluster has {num_gpus()} GPUs, one for each worker; set "
+            "fewer, or cluster.scales_to_gpus where an autoscaler adds nodes"
+        )
     if not num_gpus() and workers + 2 > num_cpus():
         raise UserError(
             f"training.num_workers={workers} needs {workers + 2} logical CPUs (the workers and two for "
-            f"reading), but the cluster has {num_cpus()}; set cluster.num_cpus or fewer workers"
+            f"reading), but the cluster has {num_cpus()}; set fewer workers, cluster.num_cpus, or "
+            "cluster.scales_to_cpus where an autoscaler adds nodes"
         )
     return workers

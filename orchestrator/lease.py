@@ -4,11 +4,11 @@ Who computes holds `lease.json` in the artifact's folder and renews it. Who wait
 own, so that the clocks of two hosts need not agree: a lease that stood still for as long as it says is anybody's. That
 of a process which is gone from this very machine is so at once.
 
-A lease is created exclusively where the store can do that: O_EXCL on disks, a conditional put on S3 (and GCS,
-untested). Where it cannot, who wrote last has it. So for a moment, as when two waiters take away one abandoned lease,
-two runs may compute the same. The parts of an artifact are written whole and are the same whoever writes them: that
-costs time and corrupts nothing. Two trainings in one folder do remove each other's records; so who finds the lease to
-be another's stops, at the next renewal."""
+A lease is created exclusively where the store can do that: O_EXCL on disks, a conditional put on S3, GCS and Azure.
+Where it cannot, who wrote last has it. So for a moment, as when two waiters take away one abandoned lease, two runs may
+compute the same. The parts of an artifact are written whole and are the same whoever writes them: that costs time and
+corrupts nothing. Two trainings in one folder do remove each other's records; so who finds the lease to be another's
+stops, at the next renewal."""
 
 from __future__ import annotations
 

@@ -12,13 +12,15 @@ from typing import Any, TypeVar
 
 from fsspec import AbstractFileSystem
 from fsspec.spec import AbstractBufferedFile
-from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_after_delay, wait_random_exponential
 
 from orchestrator.errors import UserError
 
 # seconds; the pause before the n-th try is drawn from 0 to LEAST * 2**n, so that a thousand readers do not come back as
 # one: half a minute in all, which most outages are shorter than
 TRIES, LEAST, LONGEST = 8, 0.5, 20.0
+# seconds after which no other try begins: Azure's client spends more than a minute on one where nobody answers
+PATIENCE = 180.0
 READ_AHEAD = 8 << 20
 # what another try cannot change
 FINAL = (
@@ -48,7 +50,8 @@ ENDED_EARLY = (
     "ResponseStreamingError",
     "ChunkedEncodingError",
 )
-BAD_REQUEST, FORBIDDEN, MISSING = "Bad Request", "Forbidden", (404, 410)
+BAD_REQUEST, FORBIDDEN = "Bad Request", "Forbidden"
+REFUSED, MISSING = (401, 403), (404, 410)
 Found = TypeVar("Found")
 
 
@@ -68,15 +71,19 @@ def tried(call: Callable[[], Found], uri: str, *, doing: str = "read") -> Found:
     """What `call` gives, which goes to a place on the network and may be done twice.
 
     Errors: `FileNotFoundError` and the like at once; `StoreError` for credentials that are missing or refused, and
-    after `TRIES` tries; `CutOff` where the last of them got too few bytes."""
-    pauses = wait_random_exponential(LEAST, LONGEST)
+    after `TRIES` tries or `PATIENCE`; `CutOff` where the last of them got too few bytes."""
+    retrying = Retrying(
+        stop=stop_after_attempt(TRIES) | stop_after_delay(PATIENCE),
+        wait=wait_random_exponential(LEAST, LONGEST),
+        retry=retry_if_exception(_passes),
+        reraise=True,
+    )
     try:
-        return Retrying(stop=stop_after_attempt(TRIES), wait=pauses, retry=retry_if_exception(_passes), reraise=True)(
-            call
-        )
+        return retrying(call)
     except Exception as error:
+        tries = retrying.statistics["attempt_number"]
         if isinstance(error, _Short) or type(error).__name__ in ENDED_EARLY:
-            told = f"cannot {doing} {uri}, tried {TRIES} times: {error}"
+            told = f"cannot {doing} {uri}, tried {tries} times: {error}"
             raise CutOff(f"{told}; it changed since it was listed, or the network cuts it off") from error
         if _is_refusal(error):
             raise StoreError(
@@ -88,7 +95,7 @@ def tried(call: Callable[[], Found], uri: str, *, doing: str = "read") -> Found:
             raise FileNotFoundError(errno.ENOENT, "no such file or bucket", uri) from error
         if isinstance(error, FINAL) and not isinstance(error, FileNotFoundError):
             raise
-        raise StoreError(f"cannot {doing} {uri}, tried {TRIES} times: {_reason(error)}") from error
+        raise StoreError(f"cannot {doing} {uri}, tried {tries} times: {_reason(error)}") from error
 
 
 def read_range(fs: AbstractFileSystem, path: str, start: int, end: int) -> bytes:
@@ -133,12 +140,14 @@ def status_of(error: BaseException) -> int | None:
 
 
 def _passes(error: BaseException) -> bool:
-    if isinstance(error, FileNotFoundError):
-        return not _is_missing(error)
-    return isinstance(error, Exception) and not isinstance(error, FINAL) and not _is_refusal(error)
+    if _is_missing(error) or _is_refusal(error):
+        return False
+    return isinstance(error, FileNotFoundError) or (isinstance(error, Exception) and not isinstance(error, FINAL))
 
 
 def _is_missing(error: BaseException) -> bool:
+    if _azure_status(error) in MISSING:
+        return True
     # to fsspec's web file system whatever fails is missing; what the server answered is in the cause
     status = getattr(error.__cause__, "status", None)
     is_web = type(error.__cause__).__module__.startswith("aiohttp")
@@ -151,9 +160,16 @@ def _is_refusal(error: BaseException) -> bool:
     # gcsfs has no class of its own for a 403
     is_forbidden = isinstance(error, OSError) and str(error).startswith(FORBIDDEN)
     is_named = isinstance(error, PermissionError) or type(error).__name__ in NO_CREDENTIALS
-    return is_bad_request or is_forbidden or is_named
+    return is_bad_request or is_forbidden or is_named or _azure_status(error) in REFUSED
+
+
+def _azure_status(error: BaseException) -> int | None:
+    # adlfs lets errors of Azure's client through as they are
+    return getattr(error, "status_code", None) if type(error).__module__.startswith("azure.") else None
 
 
 def _reason(error: BaseException) -> str:
     text = " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())
+    # Azure's goes on with the whole answer
+    text = text.partition(" RequestId:")[0]
     return text if isinstance(error, OSError) and text else f"{type(error).__name__}: {text}"

@@ -154,7 +154,7 @@ def test_a_plan_of_it_shows_what_is_there(typed: Any, tiny_run: Path, tiny_conf:
     }
     priced = [line.split("│")[1].strip() for line in costs.splitlines() if line.startswith("│")]
     assert not {"catalog", "score, wfpp"} & set(priced)
-    assert {"wfpp", "pretrain", "finetune", "all that was measured"} <= set(priced)
+    assert {"wfpp", "pretrain", "finetune", "all of it"} <= set(priced)
 
 
 def test_the_report_is_rebuilt(typed: Any, tiny_run: Path) -> None:

@@ -30,6 +30,8 @@ LEAST_PAUSE, LONGEST_PAUSE = 15.0, 60.0
 MOST_STARTS = 5
 USAGE_ERROR = 2
 VICTIMS = ("worker", "worker", "node", "driver")
+# of each node, which goes with them, as the head would
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 
 
 def main() -> None:
@@ -124,9 +126,10 @@ def start(command: str, folder: Path, cluster: LocalCluster) -> subprocess.Popen
 def is_worker(process: psutil.Process) -> bool:
     """Ray's processes name themselves by what they run."""
     try:
-        return process.name().startswith("ray::") or "ray::" in " ".join(process.cmdline()[:1])
+        name = " ".join(process.cmdline()[:1])
     except psutil.NoSuchProcess:
         return False
+    return name.startswith("ray::") and not name.startswith(AGENTS)
 
 
 def result(folder: Path) -> dict:

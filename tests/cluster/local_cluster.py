@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 import subprocess
@@ -11,12 +12,33 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from commands import environment
 from processes import kill
+from ray._private.services import get_node_ip_address
+from ray.autoscaler._private.fake_multi_node.node_provider import (
+    FAKE_HEAD_NODE_ID,
+    FAKE_HEAD_NODE_TYPE,
+    FakeMultiNodeProvider,
+)
 
 PATIENCE = 90.0
 STORE_BYTES = 200_000_000
+# of nodes that are made and reached from afar, which these are not
+UNUSED: dict[str, Any] = {
+    "auth": {},
+    "file_mounts": {},
+    "cluster_synced_files": [],
+    "rsync_exclude": [],
+    "rsync_filter": [],
+    "initialization_commands": [],
+    "setup_commands": [],
+    "head_setup_commands": [],
+    "worker_setup_commands": [],
+    "head_start_ray_commands": [],
+    "worker_start_ray_commands": [],
+}
 
 
 def free_port() -> int:
@@ -53,16 +75,57 @@ class LocalCluster:
         """What makes a command use this cluster."""
         return {**self.env, "RAY_ADDRESS": self.address, "RAY_AUTH_MODE": "token"}
 
-    def start_head(self, *, dashboard: bool = False) -> None:
-        """The first node."""
+    def start_head(self, *, dashboard: bool = False, more: str = "") -> None:
+        """The first node; `more`: what `ray start` is told besides."""
         # sockets below it have no room for a long path
         temporary = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
         self.env["RAY_TMPDIR"] = temporary
         # nodes that share a few cores answer late now and then; one that is gone refuses the connection at once
         self.env["RAY_health_check_timeout_ms"] = "60000"
         shown = f"--dashboard-port={self.dashboard_port}" if dashboard else ""
-        size = self._size(self.cpus if self.head_cpus is None else self.head_cpus)
-        self._start(f"ray start --head --port={self.port} --include-dashboard={str(dashboard).lower()} {shown} {size}")
+        size = self._size(self._head_size)
+        dashboards = f"--include-dashboard={str(dashboard).lower()} {shown}"
+        self._start(f"ray start --head --port={self.port} {dashboards} {size} {more}")
+
+    def start_autoscaler(self, *, max_nodes: int) -> None:
+        """The first node, and Ray's autoscaler, which starts up to so many others as they are asked for."""
+        of_head, of_node = ({"CPU": cpus} for cpus in (self._head_size, self.cpus))
+        config = {
+            "cluster_name": "grows",
+            "max_workers": max_nodes,
+            "upscaling_speed": 10.0,
+            "provider": {
+                # Ray's own name for it wants a file that its wheel does not have
+                "type": "external",
+                "module": f"{FakeMultiNodeProvider.__module__}.{FakeMultiNodeProvider.__name__}",
+                "launch_multiple": True,
+                # they share an address, and what they need is there
+                "use_node_id_as_ip": True,
+                "disable_node_updaters": True,
+                "disable_launch_config_check": True,
+                "head_node_id": FAKE_HEAD_NODE_ID,
+                "gcs_address": f"{get_node_ip_address()}:{self.port}",
+            },
+            **UNUSED,
+            "head_node_type": FAKE_HEAD_NODE_TYPE,
+            "available_node_types": {
+                FAKE_HEAD_NODE_TYPE: {"resources": of_head, "node_config": {}, "max_workers": 0},
+                "cpu": {"resources": of_node, "node_config": {}, "min_workers": 0, "max_workers": max_nodes},
+            },
+        }
+        (self.folder / "autoscaling.json").write_text(json.dumps(config))
+        self.env |= {
+            "RAY_FAKE_CLUSTER": "1",
+            "RAY_enable_autoscaler_v2": "1",
+            "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
+            "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
+            "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        }
+        self.start_head(more=f"--autoscaling-config={self.folder / 'autoscaling.json'}")
+
+    @property
+    def _head_size(self) -> int:
+        return self.cpus if self.head_cpus is None else self.head_cpus
 
     def sessions(self) -> list[Path]:
         """Ray's folders of the clusters that were started with this one's environment."""
