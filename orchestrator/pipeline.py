@@ -31,6 +31,10 @@ from orchestrator.stage import Stage
 
 LIBRARIES = ("open_clip_torch", "polars", "pyarrow", "ray", "timm", "torch")
 MIN_COUNT = 5
+NOT_EVALUATED = (
+    "the models will not be evaluated: that takes evaluation.retrieval.uri=, evaluation.zero_shot.uri=, or a list of "
+    "tasks, evaluation=imagenet evaluation.root= say"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,6 +199,8 @@ def _show_plan(pipeline: Pipeline, display: Display) -> list[Reach]:
     cost = training_cost(found, pipeline.source, pipeline.catalog)
     if cost:
         display.line(cost)
+    if cost and not any(stage.artifact.kind == "evaluation" for stage in pipeline.stages):
+        display.line(NOT_EVALUATED)
     return found
 
 
@@ -228,6 +234,9 @@ def _finish(config: Config, stages: Sequence[Stage], verb: str, display: Display
     store.write_json(store.join(_out(config), "config.json"), config.model_dump(mode="json"))
     cluster.connect(config.cluster)
     cluster.check_shared({"out": _out(config), "store": config.store})
+    if any(stage.epochs and not stage.artifact.is_complete() for stage in stages):
+        # so are workers that the cluster cannot hold
+        cluster.num_train_workers(config.training.num_workers, lanes=config.training.lanes)
     records = [build(stage, display) for stage in stages]
     record = RunRecord(
         name=config.name,

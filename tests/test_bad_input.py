@@ -121,6 +121,20 @@ def test_a_pool_smaller_than_a_global_batch_is_told_before_anything_is_computed(
     assert not (tmp_path / "STORE" / "pretrain").exists()
 
 
+def test_more_workers_than_the_cluster_holds_are_told_before_anything_is_computed(
+    typed: Any, conf: str, tmp_path: Path
+) -> None:
+    write_tars(tmp_path / "pool", make_pairs(60))
+    workers = "training.lanes=8 training.num_workers=8"
+    done = typed(
+        f"python -m orchestrator run {conf} source.uri=pool out=OUT store=STORE {workers}",
+        cwd=tmp_path,
+    )
+    refused(done, "training.num_workers=8", "10 logical CPUs", "cluster.scales_to_cpus")
+    assert "the models will not be evaluated" in done.stdout
+    assert not (tmp_path / "STORE").exists()
+
+
 def test_a_caption_table_cannot_be_trained_on(shell: Any, conf: str, tmp_path: Path) -> None:
     (tmp_path / "captions.csv").write_text("caption\na cat\na dog\n")
     done = shell(f"python -m orchestrator run {conf} source=table source.uri=captions.csv out=OUT", cwd=tmp_path)

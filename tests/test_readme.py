@@ -15,10 +15,10 @@ BLOCK = re.compile(r"^    (?:.*\S.*\n)", re.MULTILINE)
 
 
 def commands() -> list[list[str]]:
-    """The words after `python -m orchestrator` of every indented command, continued lines joined."""
+    """The words after `python -m orchestrator`, or a job's `-- orchestrator`, of every indented command."""
     lines = "".join(BLOCK.findall(README.read_text())).replace("\\\n", " ").splitlines()
-    found = [line.partition("python -m orchestrator ")[2] for line in lines]
-    return [shlex.split(words, comments=True) for words in found if words]
+    found = [re.split(r"(?:python -m|--) orchestrator ", line, maxsplit=1)[1:] for line in lines]
+    return [shlex.split(words[0], comments=True) for words in found if words]
 
 
 @pytest.mark.parametrize("words", commands(), ids=" ".join)

@@ -72,7 +72,7 @@ def load_language_model(path: str) -> Any:
         import fasttext
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "filtering by language needs fastText; install it with: pip install 'orchestrator[language]'"
+            "filtering by language needs fastText; install it with: pip install fasttext-community"
         ) from error
     return fasttext.load_model(path)
 

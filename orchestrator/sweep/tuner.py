@@ -150,7 +150,7 @@ def check_optuna() -> None:
     try:
         import optuna  # noqa: F401
     except ImportError:
-        raise UserError("sweep.search=optuna needs optuna: pip install 'orchestrator[optuna]'") from None
+        raise UserError("sweep.search=optuna needs optuna: pip install optuna") from None
 
 
 def domain(dimension: Dimension) -> Any:

@@ -134,9 +134,7 @@ def check_installed(config: TrackingConfig) -> None:
     """Errors: `UserError` for a tracker that the config asks for and that is not installed."""
     for package, setting in (("wandb", config.wandb_project), ("mlflow", config.mlflow_uri)):
         if setting is not None and find_spec(package) is None:
-            raise UserError(
-                f"tracking asks for {package}, which is not installed: pip install 'orchestrator[{package}]'"
-            )
+            raise UserError(f"tracking asks for {package}, which is not installed: pip install {package}")
 
 
 def check_trackers(config: TrackingConfig) -> None:

@@ -66,7 +66,7 @@ def commands() -> Iterator[tuple[str, str]]:
     """Every `orchestrator run` in those files, by file."""
     for path in sorted(FOLDER.iterdir()):
         text = re.sub(r"\\?\n#? *", " ", path.read_text())
-        for found in re.finditer(r"orchestrator (run [^\n]*?out=\S+(?: cluster\.\S+)*)", text):
+        for found in re.finditer(r"orchestrator (run [^\n]*?out=\S+(?: +cluster\.\S+)*)", text):
             yield path.name, found[1]
 
 
@@ -80,3 +80,28 @@ def test_their_commands_are_ours() -> None:
         config = compose_config(for_hydra(shlex.split(command)[1:]))
         assert config.out is not None, name
         assert "{00000..41455}" in str(config.source.uri)
+        grows_to = (config.cluster.scales_to_cpus, config.cluster.scales_to_gpus)
+        assert grows_to == (at_most(name.removesuffix(".yml")) if name.endswith(".yml") else (None, None)), name
+
+
+def at_most(name: str) -> tuple[int, int]:
+    """The CPUs of all scoring nodes and the GPUs of all training nodes of a file."""
+    told = read(name)
+    if name in LAUNCHER:
+        nodes = told["available_node_types"]
+        found = {kind: (node.get("max_workers"), node["resources"]) for kind, node in nodes.items()}
+        cpu, gpu = "CPU", "GPU"
+    else:
+        spec = told["spec"].get("rayClusterSpec", told["spec"])
+        found = {
+            group["groupName"]: (
+                group["maxReplicas"],
+                group["template"]["spec"]["containers"][0]["resources"]["limits"],
+            )
+            for group in spec["workerGroupSpecs"]
+        }
+        cpu, gpu = "cpu", "nvidia.com/gpu"
+    return (
+        found["scoring"][0] * int(found["scoring"][1][cpu]),
+        found["training"][0] * int(found["training"][1][gpu]),
+    )
