@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import ray
 
-from orchestrator import store
+from orchestrator import cluster, store
 from orchestrator.artifacts import Artifact
 from orchestrator.elapsed import Elapsed
 from orchestrator.metering import Meter, current_meter
@@ -25,8 +25,9 @@ from orchestrator.progress import Display
 
 Summary = dict[str, Any]
 MAX_BLOCKS = 2000
-# enough for even work; with a block for each part, assignment to 500 clusters was a third slower
-BLOCKS_PER_ACTOR = 16
+# enough for even work; with a block for each part, assignment to 500 clusters was a third slower: each costs a start.
+# Of tasks there are no fewer than LEAST_TASKS, so that an autoscaler that was told nothing has something to go by
+BLOCKS_PER_CPU, LEAST_TASKS = 16, 128
 
 
 class PartResult(NamedTuple):
@@ -135,8 +136,7 @@ def _run(
     if not isinstance(work, InRuns):
         work = InRuns(partial(_one_by_one, work), lambda _: 1.0)
     rows, make_work, meter = [{"run": run} for run in _runs(missing, work.share)], work.make_work, current_meter()
-    num_blocks = min(len(rows), BLOCKS_PER_ACTOR * num_actors if num_actors else MAX_BLOCKS)
-    dataset = ray.data.from_items(rows, override_num_blocks=num_blocks)
+    dataset = ray.data.from_items(rows, override_num_blocks=_num_blocks(len(rows), num_actors))
     if num_actors:
         pool = ray.data.ActorPoolStrategy(min_size=1, max_size=min(num_actors, len(rows)))
         done = dataset.map_batches(
@@ -151,6 +151,12 @@ def _run(
         done = dataset.map_batches(meter.around(in_task), batch_size=1)
     for row in done.iter_rows():
         yield json.loads(row["summary"])
+
+
+def _num_blocks(num_runs: int, num_actors: int | None) -> int:
+    if num_actors:
+        return min(num_runs, BLOCKS_PER_CPU * num_actors)
+    return min(num_runs, MAX_BLOCKS, max(LEAST_TASKS, BLOCKS_PER_CPU * cluster.num_cpus()))
 
 
 def _one_by_one(make_work: Callable[[], Work]) -> RunWork:
