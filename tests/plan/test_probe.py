@@ -69,7 +69,8 @@ def test_large_parts_are_few_and_what_is_unknown_of_one_is_the_mean_of_the_other
 
 @pytest.mark.parametrize("kind", ["table", "parquet"])
 def test_a_pool_without_rows_is_told_as_select_tells_it(tmp_path: Path, kind: str) -> None:
-    pl.DataFrame(schema={"key": pl.String, "caption": pl.String, "jpg": pl.Binary}).write_parquet(tmp_path / "0.parquet")
+    schema = {"key": pl.String, "caption": pl.String, "jpg": pl.Binary}
+    pl.DataFrame(schema=schema).write_parquet(tmp_path / "0.parquet")
     source = config_of({"format": kind, "uri": str(tmp_path)}, tmp_path).source
     with pytest.raises(UserError) as planned:
         draw_parts(open_source(source), 4)
