@@ -156,8 +156,9 @@ def _totals(summaries: list[Summary]) -> dict[str, Any]:
 def _check_limits(limits: Limits, summaries: list[Summary]) -> None:
     totals = _totals(summaries)
     examples = "; ".join(totals["examples"][:3])
-    if totals["rows"] == 0:
-        raise UserError(f"the source holds no pairs at all ({examples or 'its shards are empty'}); check source.uri")
+    # Parquet files without a row have no parts
+    if not totals.get("rows"):
+        raise no_pairs(examples)
     allowed = max(math.ceil(limits.max_broken_shards * len(summaries)), int(limits.max_broken_shards > 0))
     if totals["broken_shards"] > allowed:
         raise UserError(
@@ -170,6 +171,11 @@ def _check_limits(limits: Limits, summaries: list[Summary]) -> None:
             f"{broken:,} of {totals['rows']:,} pairs are broken, at most "
             f"{limits.max_broken_pairs:.1%} allowed ({examples}); raise source.limits.max_broken_pairs"
         )
+
+
+def no_pairs(examples: str = "") -> UserError:
+    """What to tell of a source without a single pair, with what was wrong with it where that is known."""
+    return UserError(f"the source holds no pairs at all ({examples or 'its shards are empty'}); check source.uri")
 
 
 def check_catalog(artifact: Artifact, limits: Limits) -> None:

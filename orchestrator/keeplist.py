@@ -29,8 +29,16 @@ class KeepList:
     artifact: Artifact
 
     def mask(self, index: int, num_rows: int) -> Mask:
-        """The part's bits, bool [num_rows]."""
-        packed = np.frombuffer(store.read(part_path(self.artifact, index, "bits")), np.uint8)
+        """The part's bits, bool [num_rows]. Errors: `StoreError` for a file of another length."""
+        uri = part_path(self.artifact, index, "bits")
+        packed = np.frombuffer(store.read(uri), np.uint8)
+        expected = -(-num_rows // 8)
+        # of too few numpy would make a mask all the same
+        if len(packed) != expected:
+            raise store.StoreError(
+                f"{uri} is damaged: got {len(packed):,} bytes, expected {expected:,} for {num_rows:,} pairs; remove "
+                f"{self.artifact.uri}, and the same command computes it anew"
+            )
         return np.unpackbits(packed, count=num_rows).view(np.bool_)
 
     @property

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 # states of a process in /proc that has ended, though its parent has not asked about it yet
 ENDED = ("Z", "X")
@@ -37,7 +38,7 @@ class Holder:
             host=socket.gethostname(),
             machine=_machine(),
             pid=os.getpid(),
-            process_start=_process_start(os.getpid()),
+            process_start=own.start if (own := _stat(os.getpid())) else None,
             expiry_seconds=expiry_seconds,
         )
 
@@ -54,9 +55,13 @@ class Holder:
 
     def is_gone(self) -> bool:
         """Whether this is a process of this machine that has ended."""
-        return (
-            self.machine is not None and self.machine == _machine() and self.process_start != _process_start(self.pid)
-        )
+        if self.machine is None or self.machine != _machine():
+            return False
+        seen = _stat(self.pid)
+        if seen is None:
+            # /proc may hide the processes of other users (hidepid), which is no word on whether they run
+            return not _is_there(self.pid)
+        return seen.state in ENDED or self.process_start not in (None, seen.start)
 
 
 def _machine() -> str | None:
@@ -67,10 +72,26 @@ def _machine() -> str | None:
         return None
 
 
-def _process_start(pid: int) -> str | None:
-    # the 22nd field, in ticks since boot; the 2nd is the program's name in parentheses, which may hold anything
+class _Stat(NamedTuple):
+    """Of a process, as /proc has it: its state, and when it began, in ticks since boot."""
+
+    state: str
+    start: str
+
+
+def _stat(pid: int) -> _Stat | None:
+    # the 3rd and the 22nd field; the 2nd is the program's name in parentheses, which may hold anything
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     except OSError:
         return None
-    return None if fields[0] in ENDED else fields[19]
+    return _Stat(fields[0], fields[19])
+
+
+def _is_there(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError as error:
+        # nothing may be sent to one of another user, which is there all the same
+        return not isinstance(error, ProcessLookupError)
+    return True

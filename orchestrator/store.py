@@ -23,6 +23,8 @@ from orchestrator.remote import READ_AHEAD, CutOff, RemoteFile, StoreError, read
 
 PARALLEL = 4
 COPY_BYTES = 8 << 20
+# how the names of files end that are not whole yet
+TEMPORARY = ".tmp"
 # of S3, Google Cloud Storage and Azure, by fsspec's names
 OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}
 
@@ -144,11 +146,21 @@ def _put_here(path: str, put: Callable[[str], None]) -> None:
     temporary = _temporary(path)
     try:
         put(temporary)
-        os.replace(temporary, path)
+        settle(temporary, path)
     except OSError:
         with suppress(FileNotFoundError):
             os.remove(temporary)
         raise
+
+
+def settle(temporary: str, path: str) -> None:
+    """Gives a local file its name once its bytes are on the disk. Errors: `OSError`.
+
+    A journal keeps names in their order, but not what the files hold: after a power loss a mark would be there, and
+    what it stands for empty."""
+    with open(temporary, "rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
 
 
 def _put_renamed(fs: fsspec.AbstractFileSystem, path: str, put: Callable[[str], None]) -> None:
@@ -172,7 +184,7 @@ def _put_renamed(fs: fsspec.AbstractFileSystem, path: str, put: Callable[[str], 
 
 
 def _temporary(path: str) -> str:
-    return f"{path}.{uuid.uuid4().hex[:8]}.tmp"
+    return f"{path}.{uuid.uuid4().hex[:8]}{TEMPORARY}"
 
 
 def write_json(uri: str, value: Any) -> None:

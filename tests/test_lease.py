@@ -142,6 +142,28 @@ def test_a_later_process_with_the_same_pid_is_another(artifact: Artifact) -> Non
         assert mine
 
 
+def test_one_that_proc_does_not_show_is_there_until_the_system_says_no(monkeypatch: pytest.MonkeyPatch) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        holder = Holder(**{**vars(Holder.here(60.0)), "pid": other.pid})
+        read = Path.read_text
+
+        def hiding(path: Path) -> str:
+            # as where it is mounted with hidepid=2
+            if str(path).startswith(f"/proc/{other.pid}/"):
+                raise FileNotFoundError(path)
+            return read(path)
+
+        def forbidden(pid: int, number: int) -> None:
+            raise PermissionError
+
+        monkeypatch.setattr(Path, "read_text", hiding)
+        assert not holder.is_gone()
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "kill", forbidden)
+            assert not holder.is_gone(), "another user's"
+    assert holder.is_gone()
+
+
 def test_one_of_another_host_expires(artifact: Artifact) -> None:
     elsewhere(artifact, expiry_seconds=0.5)
     said, began = Said(), time.monotonic()

@@ -19,6 +19,7 @@ import pytest
 import s3fs
 from faulty_s3 import Fault, FaultyS3
 from fsspec.implementations.arrow import ArrowFile, ArrowFSWrapper
+from fsspec.implementations.memory import MemoryFileSystem
 from pools import config_of, make_pairs, write_parquet_images, write_tars
 
 from orchestrator import lease, remote, store
@@ -102,6 +103,27 @@ def test_what_does_not_pass_is_one_line(server: FaultyS3, bucket: str) -> None:
         store.write(f"{bucket}/b.bin", BODY)
     server.faults = []
     assert not store.exists(f"{bucket}/b.bin")
+
+
+class Returning(MemoryFileSystem):
+    """As fsspec before 2026.5: whatever `on_error` says, an error stands among the results; here the first time."""
+
+    protocol = "returning"
+    asked = 0
+
+    def cat_ranges(self, paths: list[str], starts: list[int], ends: list[int], **how: object) -> list[object]:
+        type(self).asked += 1
+        found = super().cat_ranges(paths, starts, ends)
+        return [OSError(errno.EIO, "cut off"), *found[1:]] if self.asked == 1 else found
+
+
+def test_an_error_among_the_results_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "LEAST", 0.001)
+    fs = Returning()
+    fs.pipe_file("/returning/a.bin", BODY)
+    assert remote.read_ranges(fs, "/returning/a.bin", [(0, 5), (7, 9)]) == [BODY[:5], BODY[7:9]]
+    assert fs.asked == 2
+    fs.rm("/returning", recursive=True)
 
 
 def test_credentials_that_have_run_out_are_told_at_once(server: FaultyS3, bucket: str, tmp_path: Path) -> None:
@@ -262,6 +284,25 @@ def test_a_full_disk_is_left_as_it_was(tmp_path: Path, monkeypatch: pytest.Monke
     assert [file.name for file in tmp_path.iterdir()] == ["a"]
 
 
+def test_what_has_its_name_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done, sync, rename = list[tuple[str, int, int]](), os.fsync, os.replace
+
+    def synced(number: int) -> None:
+        sync(number)
+        done.append(("synced", os.fstat(number).st_ino, os.fstat(number).st_size))
+
+    def renamed(temporary: str, path: str) -> None:
+        done.append(("renamed", os.stat(temporary).st_ino, len(BODY)))
+        rename(temporary, path)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", renamed)
+    store.write(str(tmp_path / "a"), BODY)
+    store.put_file(str(tmp_path / "a"), str(tmp_path / "b"))
+    inodes = [(tmp_path / name).stat().st_ino for name in "ab"]
+    assert done == [(how, inode, len(BODY)) for inode in inodes for how in ("synced", "renamed")]
+
+
 class Web(BaseHTTPRequestHandler):
     """A web server of one file; `failures`: requests still to be answered with 503; `ranges`: whether it knows them."""
 
@@ -392,5 +433,23 @@ def test_a_copy_that_is_under_way_is_left_alone_and_one_left_behind_is_not(bucke
     begun.touch()
     assert cache.local_copy(changed, str(tmp_path)) is None
     os.utime(begun, (0, 0))
+    unfinished = Path(str(begun).replace(".part", ".1a2b3c4d.tmp"))
+    unfinished.touch()
+    assert cache.local_copy(changed, str(tmp_path)) is None, "still written to, though begun long ago"
+    os.utime(unfinished, (0, 0))
     assert cache.local_copy(changed, str(tmp_path)) == str(begun).removesuffix(".part")
     assert not begun.exists()
+    assert not unfinished.exists()
+
+
+def test_a_copy_that_is_short_is_made_again(bucket: str, tmp_path: Path) -> None:
+    shard = Shard(uri=f"{bucket}/a.bin", name="a.bin", num_bytes=len(BODY), version="1")
+    copy = Path(cache.local_copy(shard, str(tmp_path)) or "")
+    for left in (0, 1000):
+        os.truncate(copy, left)
+        assert cache.local_copy(shard, str(tmp_path)) == str(copy)
+        assert copy.read_bytes() == BODY
+    with pytest.raises(StoreError, match=r"a\.bin: got 102,400 bytes, 7 when it was listed; the shard changed"):
+        cache.local_copy(replace(shard, num_bytes=7), str(tmp_path))
+    assert list(tmp_path.iterdir()) == [copy]
+    assert cache.local_copy(replace(shard, num_bytes=0), str(tmp_path)), "a web server may not say how long it is"

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -116,19 +117,26 @@ def _lines(shard_uri: str, endings: tuple[str, ...]) -> tuple[str, ...]:
     return ()
 
 
+@contextmanager
+def open_whole(shard_uri: str) -> Iterator[IO[bytes]]:
+    """A set's tar, for `members`. Errors: `UserError` where it shows to be damaged."""
+    try:
+        with open_tar(shard_uri) as (file, _):
+            yield file
+    except (DamagedTar, NotATar) as error:
+        raise UserError(f"{shard_uri} is damaged; an evaluation set must be whole") from error
+
+
 def read_samples(shard_uri: str, *, needs_label: bool) -> Iterator[Sample]:
     """The samples of a tar in order. Errors: `UserError` for a damaged tar, or a sample without its label or
     caption."""
     fields: dict[str, dict[str, bytes]] = {}
-    with open_tar(shard_uri) as (file, _):
-        try:
-            for member in members(file):
-                if fields and member.key not in fields:
-                    yield _sample(shard_uri, *fields.popitem(), needs_label)
-                kind = "image" if member.extension in IMAGE_EXTENSIONS else member.extension
-                fields.setdefault(member.key, {})[kind] = read_member(file, member)
-        except (DamagedTar, NotATar) as error:
-            raise UserError(f"{shard_uri} is damaged; an evaluation set must be whole") from error
+    with open_whole(shard_uri) as file:
+        for member in members(file):
+            if fields and member.key not in fields:
+                yield _sample(shard_uri, *fields.popitem(), needs_label)
+            kind = "image" if member.extension in IMAGE_EXTENSIONS else member.extension
+            fields.setdefault(member.key, {})[kind] = read_member(file, member)
     if fields:
         yield _sample(shard_uri, *fields.popitem(), needs_label)
 
@@ -158,12 +166,9 @@ def _group(shard_uri: str, key: str, npy: bytes | None) -> int:
 def has_member(shard_uri: str, extension: str) -> bool:
     """Whether the tar's first sample has such a member. Errors: `UserError` for a damaged tar."""
     first = None
-    with open_tar(shard_uri) as (file, _):
-        try:
-            for member in members(file):
-                first = first or member.key
-                if member.key != first or member.extension == extension:
-                    return member.key == first
-        except (DamagedTar, NotATar) as error:
-            raise UserError(f"{shard_uri} is damaged; an evaluation set must be whole") from error
+    with open_whole(shard_uri) as file:
+        for member in members(file):
+            first = first or member.key
+            if member.key != first or member.extension == extension:
+                return member.key == first
     return False

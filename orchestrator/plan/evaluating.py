@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from orchestrator import store
 from orchestrator.config import EvaluationConfig
-from orchestrator.evaluation.sets import EvaluationSet, evaluation_sets
+from orchestrator.evaluation.sets import EvaluationSet, evaluation_sets, open_whole
 from orchestrator.evaluation.tasks import open_tasks
-from orchestrator.source.tar import members, open_tar
+from orchestrator.source.tar import members
 
 # of a set's first tar: what a picture takes of it is counted by these
 NUM_SAMPLES = 100
@@ -30,7 +30,7 @@ class SetSize:
 
 
 def set_sizes(settings: EvaluationConfig) -> list[SetSize]:
-    """Of all sets and tasks. Errors: as of opening them."""
+    """Of all sets and tasks. Errors: as of opening them; `UserError` for a damaged tar."""
     return [_size(one, settings) for one in _sets(settings)]
 
 
@@ -58,7 +58,7 @@ def _size(one: EvaluationSet, settings: EvaluationConfig) -> SetSize:
 def _sample_bytes(uri: str, num_bytes: int) -> float:
     """What a sample takes of a tar, by its first ones."""
     keys: dict[str, int] = {}
-    with open_tar(uri) as (file, _):
+    with open_whole(uri) as file:
         for member in members(file):
             if len(keys) == NUM_SAMPLES and member.key not in keys:
                 # up to where the next one begins

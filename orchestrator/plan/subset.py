@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from orchestrator.artifacts import Artifact
-from orchestrator.catalog import Catalog, PartRows, part_rows
+from orchestrator.catalog import Catalog, PartRows, no_pairs, part_rows
 from orchestrator.config.embedding import Tower
 from orchestrator.embedding.vectors import Vectors, embedding_totals, part_result, unit_vectors
 from orchestrator.parts import PartResult, Work, build_parts
@@ -73,8 +73,10 @@ class Drawn:
 
 def draw_parts(whole: Source, num_parts: int, *, max_rows: int | None = None) -> Drawn:
     """As many parts, or as many as hold enough rows, evenly from the first to the last; of those whose rows are known,
-    at most `max_rows` together."""
+    at most `max_rows` together. Errors: `UserError` for a source without parts."""
     parts = whole.parts()
+    if not parts:
+        raise no_pairs()
     rows = [part.num_rows for part in parts if part.num_rows is not None]
     if rows:
         num_parts = max(1, min(num_parts, ENOUGH_ROWS * len(rows) // max(1, sum(rows))))

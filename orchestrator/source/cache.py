@@ -6,6 +6,7 @@ disk is nearly full. Nothing is ever thrown out: the folder is the user's, and a
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import os
 import shutil
@@ -77,12 +78,12 @@ class Cached:
 
 def local_copy(shard: Shard, folder: str) -> str | None:
     """The path of a shard's copy; None for one that is local anyway, that another process is copying, or that there is
-    no room for. Errors: `StoreError` from reading it."""
+    no room for. Errors: `StoreError` from reading it, or where it is no longer what was listed."""
     if store.is_local(shard.uri):
         return None
     digest = hashlib.sha256(f"{shard.uri}\t{shard.num_bytes}\t{shard.version}".encode()).hexdigest()[:24]
     path = os.path.join(folder, f"{digest}-{shard.name}")
-    if os.path.exists(path):
+    if _is_whole(path, shard):
         return path
     try:
         os.makedirs(folder, exist_ok=True)
@@ -94,16 +95,21 @@ def local_copy(shard: Shard, folder: str) -> str | None:
         raise
 
 
+def _is_whole(path: str, shard: Shard) -> bool:
+    # a disk that lost its power may keep a name without all of its bytes; some listings do not say how many they are
+    with suppress(OSError):
+        return os.path.getsize(path) == shard.num_bytes or not shard.num_bytes
+    return False
+
+
 def _has_room(shard: Shard, folder: str) -> bool:
     disk = shutil.disk_usage(folder)
     return disk.free - shard.num_bytes > LEFT_FREE * disk.total
 
 
 def _copied(shard: Shard, path: str) -> bool:
-    begun, copy = f"{path}.part", f"{path}.{uuid.uuid4().hex[:8]}.tmp"
-    with suppress(FileNotFoundError):
-        if time.time() - os.path.getmtime(begun) > STALE_SECONDS:
-            os.remove(begun)
+    begun, copy = f"{path}.part", f"{path}.{uuid.uuid4().hex[:8]}{store.TEMPORARY}"
+    _clear_stale(path, begun)
     try:
         with open(begun, "xb"):
             pass
@@ -111,9 +117,24 @@ def _copied(shard: Shard, path: str) -> bool:
         return False
     try:
         store.get_file(shard.uri, copy)
-        os.replace(copy, path)
+        if not _is_whole(copy, shard):
+            raise store.StoreError(
+                f"{shard.uri}: got {os.path.getsize(copy):,} bytes, {shard.num_bytes:,} when it was listed; the shard "
+                "changed since it was read; expected shards that stay as they are"
+            )
+        store.settle(copy, path)
     finally:
         for left in (copy, begun):
             with suppress(FileNotFoundError):
                 os.remove(left)
     return True
+
+
+def _clear_stale(path: str, begun: str) -> None:
+    # the mark last: without it nobody would look for the bytes
+    left = [*glob.glob(f"{glob.escape(path)}.*{store.TEMPORARY}"), begun]
+    with suppress(FileNotFoundError):
+        # one that is under way is written to, however long it takes
+        if time.time() - max(map(os.path.getmtime, left)) > STALE_SECONDS:
+            for file in left:
+                os.remove(file)

@@ -16,7 +16,8 @@ from orchestrator.clip import checkpoint
 from orchestrator.store import StoreError
 from orchestrator.training.stage import CHECKPOINT
 
-PARTIAL = ".partial"
+# by `checkpoint.save` on disks, and by `store` where it renames elsewhere
+UNFINISHED = (".partial", store.TEMPORARY)
 
 
 class Newest(NamedTuple):
@@ -53,7 +54,7 @@ class Checkpoints:
         """Removes what is newer than the file that was taken (None: all), and what a killed writer left unfinished:
         else the damaged would be counted among the newest that are kept."""
         for other in store.names(self.uri):
-            if other.endswith(PARTIAL) or (CHECKPOINT.fullmatch(other) and (name is None or other > name)):
+            if other.endswith(UNFINISHED) or (CHECKPOINT.fullmatch(other) and (name is None or other > name)):
                 store.remove(store.join(self.uri, other))
 
     def load(self, name: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import pytest
 from pools import write_zero_shot
 
 from orchestrator.config import EvaluationConfig
+from orchestrator.errors import UserError
 from orchestrator.plan.evaluating import NUM_TEMPLATES, set_sizes
 
 
@@ -26,3 +27,11 @@ def test_large_ones_by_their_first_samples(tmp_path: Path) -> None:
     tar = write_zero_shot(tmp_path, numbers=range(400))
     (size,) = set_sizes(EvaluationConfig.model_validate({"zero_shot": {"uri": str(tar)}}))
     assert size.images == pytest.approx(400, rel=0.05)
+
+
+@pytest.mark.parametrize("content", [b"<html>404 Not Found</html>" * 100, b"", None])
+def test_a_damaged_first_tar_is_one_line(tmp_path: Path, content: bytes | None) -> None:
+    tar = write_zero_shot(tmp_path)
+    tar.write_bytes(tar.read_bytes()[:2000] if content is None else content)
+    with pytest.raises(UserError, match=r"zs\.tar is damaged; an evaluation set must be whole"):
+        set_sizes(EvaluationConfig.model_validate({"zero_shot": {"uri": str(tar)}}))

@@ -12,13 +12,16 @@ import pytest
 import ray
 from commands import Shell, tiny_command
 from embedded import blobs, write_pool
-from pools import make_pairs, write_tars, write_zero_shot
+from pools import config_of, make_pairs, write_tars, write_zero_shot
 
+from orchestrator.catalog import catalog_stage
 from orchestrator.config import ClipScoreStep, DbpStep, KeepListStep, RandomStep, TableSource
 from orchestrator.config.source import WebDatasetSource
+from orchestrator.errors import UserError
 from orchestrator.metering import Meter, current_meter, metering
 from orchestrator.plan import smaller
 from orchestrator.plan.subset import draw_parts
+from orchestrator.progress import Display
 from orchestrator.source import open_source
 
 
@@ -62,6 +65,18 @@ def test_large_parts_are_few_and_what_is_unknown_of_one_is_the_mean_of_the_other
     assert drawn.subset.max_rows is None
     cut = draw_parts(open_source(TableSource(uri=str(tmp_path))), 4, max_rows=10_000).subset
     assert [cut.catalog(part).table.num_rows for part in cut.parts()] == [5000, 1]
+
+
+@pytest.mark.parametrize("kind", ["table", "parquet"])
+def test_a_pool_without_rows_is_told_as_select_tells_it(tmp_path: Path, kind: str) -> None:
+    schema = {"key": pl.String, "caption": pl.String, "jpg": pl.Binary}
+    pl.DataFrame(schema=schema).write_parquet(tmp_path / "0.parquet")
+    source = config_of({"format": kind, "uri": str(tmp_path)}, tmp_path).source
+    with pytest.raises(UserError) as planned:
+        draw_parts(open_source(source), 4)
+    with pytest.raises(UserError, match="the source holds no pairs at all") as selected:
+        catalog_stage(f"{tmp_path}/store", open_source(source), source.limits).build(Display())
+    assert str(planned.value) == str(selected.value)
 
 
 def test_a_step_is_cut_down_to_the_probe() -> None:

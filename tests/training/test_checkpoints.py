@@ -77,6 +77,7 @@ def test_what_is_newer_than_the_one_taken_goes(place: str) -> None:
     newest = store.join(place, "step_000000000002.pt")
     store.write(newest, store.read(newest)[:100])
     store.write(store.join(place, ".step_000000000003.pt.77.partial"), b"a killed writer's")
+    store.write(store.join(place, "step_000000000004.pt.1a2b3c4d.tmp"), b"another's, where a store renames")
     name = checkpoints.newest().name
     checkpoints.go_on_from(name)
     assert store.names(place) == ["step_000000000001.pt"]
