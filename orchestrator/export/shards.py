@@ -50,8 +50,8 @@ def _claim(to: str, keep: str, ours: set[str]) -> None:
     foreign = sorted(tars - ours if is_ours else tars)
     if foreign:
         raise UserError(
-            f"to={to}: got a folder with {len(foreign)} tars that are not of an export of this keep list "
-            f"({', '.join(foreign[:3])}); expected none: empty the folder or give another one"
+            f"to={to}: got a folder with tars that are not of an export of this keep list ({len(foreign)}: "
+            f"{', '.join(foreign[:3])}); expected none: empty the folder or give another one"
         )
     store.write_json(owner, {"keep": keep})
 
