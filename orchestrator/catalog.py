@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from orchestrator import store
 from orchestrator.artifacts import Artifact
-from orchestrator.config import Limits
+from orchestrator.config import Limits, SourceConfig
 from orchestrator.errors import UserError
 from orchestrator.parts import PartResult, Summary, Work, build_parts, part_path, sums
 from orchestrator.progress import Display
@@ -49,6 +49,18 @@ class Catalog:
                 "since they were read; expected shards that stay as they are; the same command reads what changed"
             )
         return parts
+
+    def is_of(self, source: Source) -> bool:
+        """Whether the source's shards are still those that were catalogued, unchanged."""
+        return source.identity() == self.artifact.made_from["source"]
+
+    def check_source(self, source: Source, config: SourceConfig, *, made: str) -> None:
+        """Errors: `UserError` where the catalog is not of the source as it is now; `made`: what the catalog is of."""
+        if not self.is_of(source):
+            raise UserError(
+                f"{config.uri} is no longer what {made} was made of; expected the same shards, unchanged: give the "
+                "run again"
+            )
 
     def table(self, index: int, columns: tuple[str, ...]) -> pa.Table:
         """The named columns of a part, in row order."""

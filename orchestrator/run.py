@@ -167,11 +167,7 @@ class Run:
         Errors: `UserError` where the source has changed since."""
         config = parse(self.record.config).source
         source = open_source(config)
-        if source.identity() != self._catalog.artifact.made_from["source"]:
-            raise UserError(
-                f"{config.uri} is no longer what {self.out} was made of; expected the same shards, unchanged: give the "
-                "run again"
-            )
+        self._catalog.check_source(source, config, made=os.fspath(self.out))
         parts = self._catalog.parts_of(source)
         found: dict[tuple[int, int], Image.Image | None] = {}
         for (index,), rows in pairs.select("part", "row").unique().group_by("part"):

@@ -37,6 +37,12 @@ def absolute(uri: str | os.PathLike[str]) -> str:
     return os.path.abspath(os.path.expanduser(text.removeprefix("file://")))
 
 
+def canonical(uri: str) -> str:
+    """One spelling of a place, to be compared: absolute, links followed, the protocol by its first name."""
+    fs, path = filesystem(absolute(uri))
+    return os.path.realpath(path) if isinstance(fs, LocalFileSystem) else str(fs.unstrip_protocol(path.rstrip("/")))
+
+
 def join(uri: str, *names: str) -> str:
     """A path below a URI."""
     return "/".join([uri.rstrip("/"), *names])

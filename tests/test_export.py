@@ -89,7 +89,8 @@ def test_uids_are_datacomps(selected: Path, kept: pa.Table, typed: Any) -> None:
 def test_shards_hold_the_kept_pairs_byte_by_byte(selected: Path, kept: pa.Table, typed: Any) -> None:
     done = typed("python -m orchestrator export run=OUT to=shards", cwd=selected)
     assert done.returncode == 0, done.stderr
-    assert sorted(path.name for path in (selected / "shards").iterdir()) == [f"{i:05d}.tar" for i in range(3)]
+    shards = sorted(path.name for path in (selected / "shards").iterdir())
+    assert shards == [*(f"{i:05d}.tar" for i in range(3)), "_export.json"]
     originals, copies = members(selected / "pool"), members(selected / "shards")
     assert {name.split(".")[0] for name in copies} == set(kept["key"].to_pylist())
     for name, data in copies.items():
@@ -186,7 +187,11 @@ def test_source_store_and_out_in_a_bucket_that_fails_now_and_then(shell: Any, ti
         )
     )
     assert [int(key) for key in kept["key"].to_pylist()] == local.ordinals()
-    assert len(fs.ls("bucket/shards")) == 2
+    assert sorted(name.rsplit("/", 1)[1] for name in fs.ls("bucket/shards", detail=False)) == [
+        "00000.tar",
+        "00001.tar",
+        "_export.json",
+    ]
     objects = {name: fs.cat_file(name) for name in fs.find("bucket")}
     logs = {str(path): path.read_bytes() for path in ray_folder.rglob("*") if path.is_file() and not path.is_symlink()}
     assert any(name.endswith("raylet.out") for name in logs), "the logs of this very run"

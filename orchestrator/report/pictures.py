@@ -45,7 +45,7 @@ def pictures_of(record: RunRecord, catalog: Artifact, pairs: Sequence[Example]) 
         source = open_source(config.source)
         if not source.has_images:
             return Pictures(missing="The source is a caption table: it has no pictures.")
-        if source.identity() != catalog.made_from["source"]:
+        if not Catalog(catalog).is_of(source):
             return Pictures(missing="The source has changed since it was catalogued, so its pictures are not shown.")
         return _read(source, Catalog(catalog), pairs, config.training.max_image_pixels)
     except (OSError, UserError) as error:

@@ -15,6 +15,7 @@ from orchestrator.source.schema import CATALOG_SCHEMA, Part, PartCatalog, Proble
 from orchestrator.source.shards import digest, find_shards
 from orchestrator.source.text_table import ENDINGS as TEXT_ENDINGS
 from orchestrator.source.text_table import read_text_table
+from orchestrator.store import StoreError
 
 PARQUET = ".parquet"
 ENDINGS = (PARQUET, *TEXT_ENDINGS)
@@ -85,11 +86,20 @@ class CaptionTable:
         return PartCatalog(table=catalog, problems=problems.counts, examples=problems.examples)
 
     def rows(self, part: Part) -> pa.Table:
-        """The table's own columns, all of them, for the rows of a part in row order."""
+        """The table's own columns, all of them, for the rows of a part in row order.
+
+        Errors: `StoreError` where one of them cannot be read, which the catalog need not have read."""
         if not _is_parquet(part.shard):
             return read_text_table(part.shard, Problems()).to_arrow()
-        with open_parquet(part.shard.uri) as file:
-            return read_part(file, part, file.schema_arrow.names)
+        try:
+            with open_parquet(part.shard.uri) as file:
+                return read_part(file, part, file.schema_arrow.names)
+        except DamagedParquet as error:
+            raise StoreError(f"{part.shard.uri} is not readable as Parquet ({error}); get it again") from error
+
+    def key_column(self, names: list[str]) -> str | None:
+        """Which of a file's columns its keys are of; none where its rows are numbered."""
+        return self._sources(names).get("key")
 
     def reads(self, part: Part) -> Reads:
         """Of Parquet the columns of the catalog, of a text table all."""

@@ -118,16 +118,20 @@ def read_member(file: IO[bytes], member: Member, limit: int | None = None) -> by
     return data
 
 
+def split_name(name: str) -> tuple[str, str] | None:
+    """Key and extension of a member of that name; none where it is no sample's."""
+    found = _NAME.match(name.removeprefix("./"))
+    return (found[1], found[2].lower()) if found else None
+
+
 def _length(file: IO[bytes]) -> int:
     # that of a compressed stream shows at its end only
     return file.seek(0, os.SEEK_END) if not isinstance(file, gzip.GzipFile) else MAX_COMPRESSED
 
 
 def _member(info: tarfile.TarInfo) -> Member | None:
-    name = _NAME.match(info.name.removeprefix("./")) if info.isreg() else None
-    if name is None:
-        return None
-    return Member(name[1], name[2].lower(), info.offset_data, info.size)
+    name = split_name(info.name) if info.isreg() else None
+    return None if name is None else Member(*name, info.offset_data, info.size)
 
 
 def _check_end(file: IO[bytes], offset: int) -> None:

@@ -1,0 +1,40 @@
+"""The keep list for other tools: Parquet (with a table's own columns, ready for img2dataset), DataComp `.npy` uids, or
+WebDataset shards of the kept pairs.
+
+Parts are written by Ray tasks beside the target, so a killed export goes on; a single file is then put together from
+them in order, one part at a time, in the driver's temporary folder: it takes the file's size of disk there (TMPDIR
+names another place), for uids 16 bytes a pair, 32 GB for two billion. They are sorted there, too: the driver's own
+memory does not grow with them."""
+
+from __future__ import annotations
+
+import os
+
+from orchestrator.errors import UserError
+from orchestrator.export.kept import Kept, check_apart
+from orchestrator.export.shards import export_shards
+from orchestrator.export.table import export_parquet
+from orchestrator.export.uids import UID_DTYPE, export_uids
+from orchestrator.progress import Display
+from orchestrator.record import RunRecord
+
+__all__ = ["UID_DTYPE", "export_keep_list"]
+FORMATS = {".parquet": export_parquet, ".npy": export_uids, "": export_shards}
+
+
+def export_keep_list(record: RunRecord, to: str, display: Display) -> None:
+    """Writes the run's keep list to `to`; the format follows its ending, a folder (no ending) means WebDataset shards.
+
+    Errors: `UserError` for an ending that is no format, a format that the source cannot give, a source that is no
+    longer the run's, a place that holds what is not this export's; from tasks, through Ray, for a wrong uid."""
+    ending = os.path.splitext(to.rstrip("/").rsplit("/", 1)[1])[1]
+    if ending not in FORMATS:
+        raise UserError(
+            f"to={to}: got ending {ending!r}, expected .parquet, .npy (DataComp uids), or a folder for "
+            "WebDataset shards"
+        )
+    kept = Kept.of(record)
+    parts = kept.catalog.parts_of(kept.source)
+    check_apart(to, parts, is_folder=ending == "")
+    FORMATS[ending](kept, parts, to, display)
+    display.line(f"{kept.keep.num_pairs:,} pairs exported to {to}")

@@ -1,0 +1,118 @@
+"""What every format begins with: the keep list of a run whose source is unchanged, and its rows by part."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from orchestrator import store
+from orchestrator.artifacts import Artifact
+from orchestrator.catalog import Catalog
+from orchestrator.config import parse
+from orchestrator.errors import UserError
+from orchestrator.keeplist import KeepList
+from orchestrator.parts import Work, build_parts
+from orchestrator.progress import Display
+from orchestrator.record import RunRecord
+from orchestrator.selection import final_keep_list, score_columns
+from orchestrator.selection.wfpp import read_scores
+from orchestrator.source import CaptionTable, Part, Source, open_source
+
+VERSION = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """A run's keep list with what reading its rows takes; `scores` by column name, each with the list that reached
+    it."""
+
+    source: Source
+    catalog: Catalog
+    keep: KeepList
+    scores: dict[str, tuple[Artifact, KeepList]]
+    full_names: bool
+
+    @classmethod
+    def of(cls, record: RunRecord) -> Kept:
+        """Errors: `UserError` where the run made no keep list, or its source is no longer what it was made of."""
+        catalogs, keep = record.of_kind("catalog"), final_keep_list(record)
+        if not catalogs or keep is None:
+            raise UserError("this run has no keep list (it only evaluated a checkpoint); export a run or a select")
+        config, catalog = parse(record.config).source, Catalog(catalogs[0])
+        source = open_source(config)
+        catalog.check_source(source, config, made=f"the run {record.name}")
+        parts = source.parts()
+        shards = [part.shard.name for part in parts]
+        return cls(
+            source=source,
+            catalog=catalog,
+            keep=KeepList(keep),
+            scores=score_columns(record),
+            full_names=shards != sorted(shards) or _repeats(parts),
+        )
+
+    def rows(self, index: int, columns: tuple[str, ...]) -> tuple[NDArray[np.int64], pa.Table]:
+        """The kept rows of a part: their numbers in it, ascending, and the named columns of the catalog."""
+        catalog = self.catalog.table(index, columns)
+        rows = np.flatnonzero(self.keep.mask(index, catalog.num_rows))
+        return rows, catalog.take(rows)
+
+    def table(self, part: Part) -> pa.Table:
+        """The kept rows of a part: `shard`, `row`, `key`, the scores, and a caption table's own columns."""
+        rows, catalog = self.rows(part.index, ("key",))
+        shard = part.shard.uri if self.full_names else part.shard.name
+        columns: dict[str, Any] = {
+            "shard": pa.array([shard] * len(rows), pa.string()),
+            "row": pa.array(rows + part.first_row),
+            "key": catalog["key"],
+        }
+        for name, (scored, reached) in self.scores.items():
+            columns[name] = pa.array(self._scores(scored, reached, part.index)[rows])
+        # where nothing is kept, as of a damaged file, nothing of the source need be readable
+        if isinstance(self.source, CaptionTable) and len(rows):
+            own = self.source.rows(part).take(rows)
+            # by its name, not by its values: the same for every part
+            is_key = self.source.key_column(own.column_names) == "key"
+            columns |= {
+                name if name not in columns else f"source_{name}": own[name]
+                for name in own.column_names
+                if not (name == "key" and is_key)
+            }
+        return pa.table(columns)
+
+    def _scores(self, scored: Artifact, reached: KeepList, index: int) -> NDArray[np.float64]:
+        values = np.full(self.catalog.table(index, ("key",)).num_rows, np.nan)
+        values[reached.mask(index, len(values))] = read_scores(scored, index)
+        return values
+
+
+def _repeats(parts: Sequence[Part]) -> bool:
+    named = {(part.shard.name, part.shard.uri) for part in parts}
+    return len({name for name, _ in named}) < len(named)
+
+
+def check_apart(to: str, parts: Sequence[Part], *, is_folder: bool) -> None:
+    """Errors: `UserError` where an export would overwrite files of the pool that it is of."""
+    taken = {uri for part in parts for uri in (part.shard.uri, part.shard.sidecar_uri) if uri}
+    what = "one of the source's own files"
+    if is_folder:
+        taken, what = {os.path.dirname(uri) for uri in taken}, "the folder of the source's own shards"
+    else:
+        # links of a million files are not followed for one that has another name
+        taken = {uri for uri in taken if os.path.basename(uri) == os.path.basename(to)}
+    if store.canonical(to) in map(store.canonical, taken):
+        raise UserError(f"to={to}: got {what}, which the export would overwrite; expected a place of its own")
+
+
+def build_kept(
+    kept: Kept, parts: Sequence[Part], folder: str, make_work: Callable[[], Work], display: Display
+) -> Artifact:
+    """The kept rows of every part, in `folder`; what an earlier try has finished there is not made again."""
+    made = Artifact.of(folder, "export", version=VERSION, keep=kept.keep.artifact)
+    return build_parts(made, parts, make_work, display=display, name="export", count="kept")

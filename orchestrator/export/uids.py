@@ -1,0 +1,55 @@
+"""The kept uids as DataComp has them: one sorted array of 128-bit numbers."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+
+from orchestrator import store
+from orchestrator.errors import UserError
+from orchestrator.export.kept import Kept, build_kept
+from orchestrator.parts import PartResult, Work, part_path
+from orchestrator.progress import Display
+from orchestrator.source import Part
+
+UID_DTYPE = np.dtype("u8,u8")
+UID_CHARS = 32
+_UID = re.compile(rf"[0-9a-fA-F]{{{UID_CHARS}}}")
+
+
+def export_uids(kept: Kept, parts: Sequence[Part], to: str, display: Display) -> None:
+    """Errors: `UserError`, through Ray, where a kept pair has no uid of DataComp's."""
+    beside = f"{to}.parts"
+    made = build_kept(kept, parts, beside, partial(_work, kept), display)
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "kept.npy")
+        uids = np.lib.format.open_memmap(path, mode="w+", dtype=UID_DTYPE, shape=(kept.keep.num_pairs,))
+        start = 0
+        for index, part in enumerate(made.parts):
+            uids[start : start + part["kept"]] = np.frombuffer(store.read(part_path(made, index, "uids")), UID_DTYPE)
+            start += part["kept"]
+        # DataComp's tools look uids up by bisection
+        uids.sort()
+        uids.flush()
+        store.put_file(path, to)
+    store.remove(beside)
+
+
+def _work(kept: Kept) -> Work:
+    def work(part: Part) -> PartResult:
+        uids = kept.rows(part.index, ("uid",))[1]["uid"].to_pylist()
+        for uid in uids:
+            if uid is None or not _UID.fullmatch(uid):
+                raise UserError(
+                    f"{part.shard.name}: got uid {uid!r}, expected DataComp's {UID_CHARS} hexadecimal digits "
+                    "for every pair; export to .parquet instead"
+                )
+        halves = [(int(uid[:16], 16), int(uid[16:], 16)) for uid in uids]
+        return PartResult({"uids": np.array(halves, UID_DTYPE).tobytes()}, {"kept": len(uids)})
+
+    return work
