@@ -51,8 +51,8 @@ def test_metaclip_is_the_literal_definition(captions: list[str | None], table: s
     texts = [text or "" for text in spaced(pl.Series(captions, dtype=pl.String)).to_list()]
     held = [[entry for entry in entries if f" {entry} " in text] for text in texts]
     counts = {entry: sum(entry in one for one in held) for entry in entries}
-    counted = next(stage.artifact for stage in found.stages if stage.artifact.kind == "entry_counts")
-    assert read_counts(counted).tolist() == list(counts.values())
+    summed = next(stage.artifact for stage in found.stages if stage.artifact.kind == "entry_sums")
+    assert read_counts(summed).tolist() == list(counts.values())
     uniform = (random_keys(7 ^ STREAM, np.arange(len(texts))) >> np.uint64(11)) * 2.0**-53
     chances = [1 - np.prod([1 - 30 / max(counts[entry], 30) for entry in one]) if one else 0.0 for one in held]
     assert found.ordinals() == [i for i, chance in enumerate(chances) if uniform[i] < chance]

@@ -155,8 +155,8 @@ class Cost(Entry):
 
     Keys: `samples_seen` in all phases; `full_samples`, the epochs of pre-training over every pair that can be trained
     on; `samples_fraction`, the first over the second; `paper_fraction`, keep fraction + 1 / epochs where there is a
-    fine-tune epoch; `pruning_seconds` (without the catalog, which training needs in any case) and `training_seconds`,
-    what the stages took when they were computed."""
+    fine-tune epoch, of which a share where it sees a share of the pairs; `pruning_seconds` (without the catalog, which
+    training needs in any case) and `training_seconds`, what the stages took when they were computed."""
 
     samples_seen: int
     full_samples: int

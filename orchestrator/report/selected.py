@@ -16,6 +16,7 @@ from orchestrator.keeplist import KeepList
 from orchestrator.pruning.cut import budget
 from orchestrator.record import RunRecord
 from orchestrator.report.schema import CatalogSkips, FunnelRow, StepReport
+from orchestrator.selection.valid import CAPTIONED
 from orchestrator.selection.wfpp import read_scores
 
 NO_EMBEDDING, BELOW_THE_CUT = "no_embedding", "below_the_cut"
@@ -41,8 +42,12 @@ def pool(record: RunRecord) -> Artifact | None:
 
 
 def captioned(record: RunRecord) -> Artifact | None:
-    """The keep list of every pair with an image and a caption: what fine-tuning sees."""
-    return next((stage.artifact for stage in record.stages if stage.kind == "keep" and stage.name == "captioned"), None)
+    """The keep list of every pair of the pool with an image and a caption; None where fine-tuning begins from what a
+    step left (`finetune.after`), whose captioned pairs are not all."""
+    found, whole = record.named(CAPTIONED), pool(record)
+    if found is None or whole is None:
+        return None
+    return found if found.made_from.get("among") in (None, whole.fingerprint) else None
 
 
 def selected_steps(record: RunRecord) -> list[SelectedStep]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -68,14 +68,14 @@ def cost(record: RunRecord, steps: list[SelectedStep]) -> Cost | None:
         return None
     epochs = trained["pretrain"].totals["epochs"]
     seen = sum(phase.totals["samples_seen"] for phase in trained.values())
-    full = round(epochs * KeepList(whole).num_pairs)
+    num_pairs = KeepList(whole).num_pairs
+    full = round(epochs * num_pairs)
     kept = KeepList(steps[-1].outgoing).num_pairs / KeepList(steps[0].incoming).num_pairs if steps else 1.0
-    finetuned = trained["finetune"].totals["epochs"] / epochs if "finetune" in trained else 0.0
     return Cost(
         samples_seen=seen,
         full_samples=full,
         samples_fraction=seen / full,
-        paper_fraction=kept + finetuned,
+        paper_fraction=kept + _finetuned(trained, num_pairs) / epochs,
         pruning_seconds=_seconds(
             stage
             for stage in record.stages
@@ -83,6 +83,14 @@ def cost(record: RunRecord, steps: list[SelectedStep]) -> Cost | None:
         ),
         training_seconds=_seconds(stage for stage in record.stages if stage.kind in PHASES),
     )
+
+
+def _finetuned(trained: Mapping[str, Artifact], num_pairs: int) -> float:
+    """Epochs of fine-tuning as epochs on all `num_pairs`: it may see what a step left."""
+    if "finetune" not in trained:
+        return 0.0
+    totals = trained["finetune"].totals
+    return totals["epochs"] * totals["pairs"] / num_pairs
 
 
 def _seconds(stages: Iterable[StageRecord]) -> float:

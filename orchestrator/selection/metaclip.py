@@ -1,5 +1,5 @@
-"""MetaCLIP's balancing as stages (arXiv 2309.16671): count the captions that hold each entry of the metadata, then draw
-every pair by the entries it holds."""
+"""MetaCLIP's balancing as stages (arXiv 2309.16671): count the captions that hold each entry of the metadata, sum the
+counts, then draw every pair by the entries it holds."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MAX_GROUPS = 256
 
 
 def stages(step: Step) -> list[Stage]:
-    """Counts and the keep list; the counts serve every t and seed."""
+    """Counts, their sum and the keep list; the counts serve every t and seed."""
     settings = step.settings
     assert isinstance(settings, MetaClipStep)
     if settings.metadata is None:
@@ -43,16 +43,17 @@ def stages(step: Step) -> list[Stage]:
         )
     uri = store.absolute(settings.metadata)
     counts = _count_stage(step, uri)
+    summed = _sum_stage(step, counts.artifact)
     draw = filter_stage(
         step,
-        partial(_rule, step.catalog, uri, counts.artifact, settings),
+        partial(_rule, step.catalog, uri, summed.artifact, settings),
         does=f"draw pairs by their entries, t = {settings.t:g} (seed {settings.seed})",
         loads=True,
         counts=counts.artifact,
         t=settings.t,
         seed=settings.seed,
     )
-    return [counts, draw]
+    return [counts, summed, draw]
 
 
 def read_entries(uri: str) -> list[str]:
@@ -114,15 +115,43 @@ def _count_work(catalog: Catalog, keep_list: KeepList, uri: str) -> Work:
     return work
 
 
-def read_counts(counts: Artifact) -> NDArray[np.int64]:
+def _sum_stage(step: Step, counts: Artifact) -> Stage:
+    # once for all actors: of half a million entries, the counts of all groups are a gigabyte
+    artifact = Artifact.of(step.store_uri, "entry_sums", version=VERSION, counts=counts)
+    name = f"sum entries, {step.name}"
+
+    def build(display: Display) -> Artifact:
+        return build_parts(artifact, [None], partial(_sum_work, counts), display=display, name=name, count="entries")
+
+    return Stage(
+        name=name,
+        does="sum the counts of all groups",
+        artifact=artifact,
+        build=build,
+        work=lambda _: 1,
+        stores=lambda _: 1,
+        one_task=True,
+    )
+
+
+def _sum_work(counts: Artifact) -> Work:
+    def work(_: None) -> PartResult:
+        # read as they are added: together they may be more than a process has memory for
+        groups = (from_npy(store.read(part_path(counts, group, "npy"))) for group in range(len(counts.parts)))
+        summed = reduce(add, groups)
+        return PartResult({"npy": to_npy(summed)}, {"entries": len(summed)})
+
+    return work
+
+
+def read_counts(summed: Artifact) -> NDArray[np.int64]:
     """How many captions hold each entry, int64 [entries]."""
-    groups = (from_npy(store.read(part_path(counts, group, "npy"))) for group in range(len(counts.parts)))
-    return reduce(add, groups)
+    return from_npy(store.read(part_path(summed, 0, "npy")))
 
 
-def _rule(catalog: Catalog, uri: str, counts: Artifact, settings: MetaClipStep) -> Rule:
+def _rule(catalog: Catalog, uri: str, summed: Artifact, settings: MetaClipStep) -> Rule:
     matcher = Matcher(read_entries(uri))
-    entries = entry_probabilities(read_counts(counts), settings.t)
+    entries = entry_probabilities(read_counts(summed), settings.t)
 
     def rule(part: PartRows, rows: NDArray[np.int64]) -> Verdict:
         captions = pl.Series(catalog.table(part.index, ("caption",))["caption"].take(rows), dtype=pl.String)

@@ -190,7 +190,9 @@ class _Trials:
         folder = store.join(str(self.config.out), TRIALS)
         places = [store.join(folder, name, SETTINGS_FILE) for name in store.names(folder)]
         points = [store.read_json(place) for place in places if store.exists(place)]
-        return [self._at(point) for point in points if point]
+        found = [self._at(point) for point in points if point]
+        # one point may lie in two folders, by names that an earlier version gave it
+        return list({trial.name: trial for trial in found}.values())
 
     def _at(self, point: dict[str, Any]) -> Trial:
         return trial_at(self.config, point, seed=self.config.sweep.seeds[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from itertools import product
@@ -31,7 +32,13 @@ def points(sweep: SweepConfig) -> Iterator[dict[str, Any]]:
     for values in product(*grids.values()):
         for _ in range(sweep.num_samples if drawn else 1):
             found = dict(zip(grids, values, strict=True)) | {name: _draw(one, rng) for name, one in drawn.items()}
-            yield {name: found[name] for name in sweep.space}
+            yield ordered(sweep, found)
+
+
+def ordered(sweep: SweepConfig, point: Mapping[str, Any]) -> dict[str, Any]:
+    """The point with its dimensions in the space's order, and the values that the space lists as they stand there: a
+    trial's folder is named by both, and a file or a searcher may give its keys in another order."""
+    return {name: _as_listed(one, point[name]) for name, one in sweep.space.items() if name in point}
 
 
 def num_points(sweep: SweepConfig) -> int:
@@ -48,6 +55,16 @@ def check_space(config: Config) -> None:
     for name, dimension in sweep.space.items():
         for value in getattr(dimension, dimension.way):
             configured(config, settings_of(sweep, {**first, name: value}))
+
+
+def _as_listed(dimension: Dimension, value: Any) -> Any:
+    if not isinstance(value, (dict, list)):
+        return value
+    return next((one for one in dimension.grid or dimension.choice or () if _json(one) == _json(value)), value)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
 
 
 def _draw(dimension: Dimension, rng: np.random.Generator) -> Any:

@@ -21,7 +21,7 @@ from orchestrator.selection.valid import CAPTIONED
 from orchestrator.source import Source, open_source
 from orchestrator.stage import Stage
 from orchestrator.sweep.process import TrialJob
-from orchestrator.sweep.space import configured, points, settings_of
+from orchestrator.sweep.space import configured, ordered, points, settings_of
 
 Control = Literal["full", "random"]
 TRAINED = ("pretrain", "finetune", "evaluation")
@@ -86,8 +86,9 @@ def space_trials(config: Config) -> list[Trial]:
 
 def trial_at(config: Config, point: Mapping[str, Any], *, seed: int) -> Trial:
     """The trial of one point of the space."""
+    point = ordered(config.sweep, point)
     name = _point_name(point, seed)
-    return _trial(config, settings_of(config.sweep, point), name=name, seed=seed, point=dict(point))
+    return _trial(config, settings_of(config.sweep, point), name=name, seed=seed, point=point)
 
 
 def _point_name(point: Mapping[str, Any], seed: int) -> str:
@@ -110,10 +111,10 @@ def job_of(trial: Trial, *, num_concurrent: int) -> TrialJob:
 
 def suggested_job(config: Config, point: Mapping[str, Any], *, num_concurrent: int) -> TrialJob:
     """What the process of a suggested trial gets, before anything of it is planned or computed."""
-    seed = config.sweep.seeds[0]
+    seed, point = config.sweep.seeds[0], ordered(config.sweep, point)
     name = _point_name(point, seed)
     own = _trial_config(config, settings_of(config.sweep, point), name=name, seed=seed)
-    return _job(name, dict(point), own, num_concurrent, None)
+    return _job(name, point, own, num_concurrent, None)
 
 
 def _job(name: str, settings: dict[str, Any], config: Config, num_concurrent: int, num_samples: int | None) -> TrialJob:

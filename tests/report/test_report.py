@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
-from report_runs import CAPTIONS, LOGGED_STEPS, TORN, evaluation_record, select
+from report_runs import CAPTIONS, LOGGED_STEPS, TORN, evaluation_record, phase_record, select
 
+from orchestrator.artifacts import Artifact
+from orchestrator.catalog import Catalog
 from orchestrator.keeplist import KeepList
-from orchestrator.record import RunRecord
+from orchestrator.record import RunRecord, StageRecord
 from orchestrator.report import build_report, headline, write_report
 from orchestrator.report.schema import Report
+from orchestrator.report.selected import SelectedStep, num_captionless
+from orchestrator.report.trained import cost
 from orchestrator.selection.wfpp import read_scores
 
 NUM_PAIRS = len(CAPTIONS)
@@ -72,11 +77,51 @@ def test_run_compares_samples_seen_with_full_training(trained: RunRecord, tmp_pa
     assert report.cost.samples_seen == 10 * kept + 33
     assert report.cost.full_samples == 10 * NUM_PAIRS
     assert report.cost.samples_fraction == pytest.approx((10 * kept + 33) / (10 * NUM_PAIRS))
-    assert report.cost.paper_fraction == pytest.approx(0.5 + 1 / 10)
+    assert report.cost.paper_fraction == pytest.approx(0.5 + 33 / NUM_PAIRS / 10)
     assert report.cost.training_seconds == 120.0
     assert list(report.training) == list(report.evaluation) == ["pretrain", "finetune"]
     assert report.skipped.training["finetune"].skipped == 1
     assert report.skipped.evaluation == {"pretrain": 3, "finetune": 3}
+
+
+@pytest.mark.parametrize(
+    ("after", "captioned", "captionless", "full", "paper"),
+    [
+        (None, 990, 10, 9900, 0.3 + 1 / 10),
+        ("pool", 990, 10, 9900, 0.3 + 1 / 10),
+        # of the pairs that the step dropped nobody has looked at the captions
+        ("semdedup", 620, None, 10_000, 0.3 + 0.62 / 10),
+    ],
+)
+def test_fine_tuning_after_a_step_does_not_see_everything(
+    after: str | None, captioned: int, captionless: int | None, full: int, paper: float, tmp_path: Path
+) -> None:
+    keeps = {"pool": 1000, "semdedup": 630, "dbp": 300, "captioned": captioned}
+    made: dict[str, Artifact] = {}
+    for name, kept in keeps.items():
+        among = {"among": made[after]} if name == "captioned" and after else {}
+        made[name] = Artifact.of(str(tmp_path), "keep", version=1, name=name, **among)
+        made[name].publish(totals={"kept": kept}, parts=[], seconds=1.0)
+    phases = [phase_record(str(tmp_path), "pretrain", 300, 10), phase_record(str(tmp_path), "finetune", captioned, 1)]
+    stages = [record_of(name, artifact) for name, artifact in made.items()] + phases
+    record = RunRecord(name="n", verb="run", config={}, stages=stages, versions={}, started="", wall_seconds=1.0)
+    step = partial(SelectedStep, settings={}, catalog=Catalog(made["pool"]), scored=None, assigned=None)
+    steps = [
+        step("semdedup", incoming=made["pool"], outgoing=made["semdedup"]),
+        step("dbp", incoming=made["semdedup"], outgoing=made["dbp"]),
+    ]
+    assert num_captionless(record, steps) == captionless
+    found = cost(record, steps)
+    assert found is not None
+    assert (found.samples_seen, found.full_samples) == (3000 + captioned, full)
+    assert found.samples_fraction == (3000 + captioned) / full
+    assert found.paper_fraction == pytest.approx(paper)
+
+
+def record_of(name: str, artifact: Artifact) -> StageRecord:
+    return StageRecord(
+        name=name, kind=artifact.kind, uri=artifact.uri, made_from=artifact.made_from, reused=True, seconds=0.0
+    )
 
 
 def test_curves_are_thinned_and_end_where_training_ended(trained: RunRecord) -> None:

@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pools import config_of, make_pairs, write_tars, write_zero_shot
+from pools import TINY_MODEL, config_of, make_pairs, write_tars, write_zero_shot
 
 from orchestrator import cluster, store
-from orchestrator.config import Config
+from orchestrator.config import Config, ModelConfig, SweepConfig
 from orchestrator.report.schema import Report
 from orchestrator.sweep import run as sweep_run
 from orchestrator.sweep.board import Row
-from orchestrator.sweep.process import STOPPED_FILE, metrics_of
+from orchestrator.sweep.process import SETTINGS_FILE, STOPPED_FILE, metrics_of
 from orchestrator.sweep.results import trial_result
 from orchestrator.sweep.summary import metrics_shown
-from orchestrator.sweep.trials import space_trials
+from orchestrator.sweep.trials import label, space_trials, suggested_job
 
 METRIC = "zero_shot/top1"
 
@@ -69,6 +69,27 @@ def test_a_stopped_trial_tells_how_good_it_was_and_what_it_cost(config: Config) 
     assert result.reason == "others were better after 640 samples, where zero_shot/top1 was 12.5%"
     model = result.models["pretrain"]
     assert (model.samples_seen, model.training_seconds, model.metrics) == (640, 3.46, {METRIC: 0.125})
+
+
+def test_a_resumed_search_knows_its_trials_and_each_once(config: Config) -> None:
+    model = ModelConfig.model_validate(TINY_MODEL)
+    text = {"width": 16, "heads": 2, "context_length": 12, "vocab_size": 49408, "layers": 1}
+    space = {
+        "warmup": {"keys": "training.warmup_steps", "int_uniform": [1, 9]},
+        "kept": {"keys": "selection.wfpp.keep_fraction", "uniform": [0.1, 0.9]},
+        "text": {"keys": "model.config.text_cfg", "choice": [text]},
+    }
+    sweep = SweepConfig.model_validate(config.sweep.model_dump() | {"space": space, "search": "optuna"})
+    config = config.model_copy(update={"sweep": sweep, "model": model})
+    point = {"warmup": 3, "kept": 0.5, "text": text}
+    job = suggested_job(config, point, num_concurrent=1)
+    # the second as an earlier version left it, which took a point's keys in the order of this file
+    for folder in (job.out, f"{config.out}/trials/{label({**dict(sorted(point.items())), 'seed': 0})}"):
+        store.write_json(store.join(folder, SETTINGS_FILE), job.settings)
+    assert len(store.names(f"{config.out}/trials")) == 2
+    (found,) = sweep_run._Trials(config)._suggested_before()
+    assert (found.name, found.out, found.settings) == (job.name, job.out, point)
+    assert suggested_job(config, dict(reversed(point.items())), num_concurrent=1).name == job.name
 
 
 def report_with_tasks() -> Report:
