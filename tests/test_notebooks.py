@@ -40,7 +40,7 @@ def sweep(typed: Shell, tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = (
         "python -m orchestrator sweep +exp=demo_sweep sweep.space.keep_fraction.grid=[0.5] "
         "sweep.space.num_clusters.grid=[20] sweep.controls.full=false sweep.controls.random=false sweep.samples=1280 "
-        "embedding.lite.image_size=64 finetune.enabled=false out=OUT store=STORE"
+        "embedding.lite.image_size=32 finetune.enabled=false out=OUT store=STORE"
     )
     done = typed(command, cwd=folder)
     assert done.returncode == 0, done.stderr

@@ -93,7 +93,7 @@ def test_language_is_the_models_most_probable(tmp_path: Path) -> None:
     assert languages(captions.head(0), model).to_list() == []
 
 
-def test_without_fasttext_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_fasttext_the_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "fasttext", None)
-    with pytest.raises(ModuleNotFoundError, match=r"orchestrator\[language\]"):
+    with pytest.raises(ModuleNotFoundError, match="pip install fasttext-community"):
         load_language_model("lid.176.bin")

@@ -80,7 +80,7 @@ def test_hopeless_trials_are_stopped_early_but_no_control(
     budget = [
         "sweep.samples=1152",
         "sweep.early_stopping=asha",
-        "sweep.asha.grace_fraction=0.25",
+        "sweep.asha.grace_fraction=0.5",
         "sweep.max_concurrent=1",
     ]
     done = shell(command_of(tiny_conf, tar_pool, space, *budget, "sweep.controls.random=false"), cwd=tmp_path)

@@ -67,6 +67,7 @@ def test_siglip_and_the_best_model_on_the_way(typed: Shell, tiny_conf: str, tar_
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_fsdp_with_what_saves_memory(typed: Shell, tiny_conf: str, tar_pool: str, tmp_path: Path) -> None:
     write_zero_shot(tmp_path)
     done = typed(f"{tiny_command(tiny_conf, tar_pool)} out=OUT store=STORE {FSDP}", cwd=tmp_path)

@@ -43,6 +43,7 @@ def test_a_phase_that_does_not_answer_keeps_nobody(ray_cluster: str, monkeypatch
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_sigterm_of_a_sweep_is_a_checkpoint_of_its_trial(tiny_conf: str, tmp_path: Path) -> None:
     write_zero_shot(tmp_path)
     space = "'sweep.space={training.lr: {grid: [1e-3]}}' 'sweep.controls={full: false, random: false}'"
