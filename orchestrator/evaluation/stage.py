@@ -35,7 +35,10 @@ def checkpoint_stage(config: Config) -> Stage:
 
     Errors: `UserError` when there is no checkpoint, or nothing to evaluate it on."""
     if config.checkpoint is None:
-        raise UserError("evaluate needs checkpoint= (a model folder, or an open_clip name with model.pretrained=)")
+        raise UserError(
+            "evaluate needs checkpoint= (a model folder, an open_clip name with model.pretrained=, or "
+            "hf-hub:ORGANISATION/NAME)"
+        )
     if not _has_sets(config.evaluation):
         raise UserError(
             "evaluate needs evaluation.zero_shot.uri= or evaluation.retrieval.uri= (a tar, or a folder of tars), or a "

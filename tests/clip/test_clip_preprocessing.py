@@ -18,6 +18,7 @@ from PIL import Image
 from orchestrator.clip import model, preprocessing
 from orchestrator.clip.model import Clip
 from orchestrator.clip.pixels import Normaliser
+from orchestrator.decode import decode
 from orchestrator.errors import UserError
 from orchestrator.evaluation.embed import LoadedModels, Models
 from orchestrator.evaluation.pictures import read_pictures
@@ -83,6 +84,14 @@ def test_evaluation_decodes_what_open_clips_transform_does(
     ours = normalise(torch.from_numpy(pixels.copy())[None].permute(0, 3, 1, 2))[0]
     # a level or two: Pillow rounds to 8 bits between its two passes, and their order depends on the box
     assert (ours - with_open_clip(folder, data)).abs().max() < 2.1 / 255 / min(clip.preprocess_cfg["std"])
+
+
+@pytest.mark.parametrize("size", [(300, 100), (90, 170), (41, 41)])
+def test_a_default_models_pixels_are_the_evaluation_crops(
+    tiny_clip: Clip, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = evaluated(LoadedModels({"model": tiny_clip}), jpeg(*size), monkeypatch)
+    assert np.array_equal(pixels, decode(jpeg(*size), size=32, crop=None, max_pixels=10**6))
 
 
 def test_a_saved_model_keeps_its_preprocessing(tiny_clip: Clip, tmp_path: Path) -> None:
