@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
@@ -23,6 +24,7 @@ from orchestrator.errors import UserError
 from orchestrator.evaluation.embed import LoadedModels, Models
 from orchestrator.evaluation.pictures import read_pictures
 from orchestrator.evaluation.sets import Sample
+from orchestrator.training.start import build_model
 
 # as open_clip's tags have them: CLIP, SigLIP, CLIPA
 CLIP: dict[str, Any] = {}
@@ -99,6 +101,14 @@ def test_a_saved_model_keeps_its_preprocessing(tiny_clip: Clip, tmp_path: Path) 
     model.save(clip, tmp_path / "second")
     again = Models(references={"model": str(tmp_path / "second")}).pictures()
     assert (again.resize_mode, again.interpolation) == ("squash", "bilinear")
+
+
+def test_training_that_cannot_be_evaluated_on_the_way_does_not_start(tiny_clip: Clip, tmp_path: Path) -> None:
+    folder = save(tiny_clip, tmp_path / "model", {"resize_mode": "longest"})
+    config = SimpleNamespace(model=SimpleNamespace(name="ours"))
+    build_model(SimpleNamespace(config=config, start_uri=str(folder), sets={}))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="ours takes pictures of 32 x 32 pixels, resized by 'longest'"):
+        build_model(SimpleNamespace(config=config, start_uri=str(folder), sets={"zero_shot": 1}))  # type: ignore[arg-type]
 
 
 @EVERY
