@@ -2,9 +2,10 @@
 
 Training: torchvision's RandomResizedCrop distribution, each draw a function of (seed, epoch, ordinal of the pair)
 through the counter-based generator Philox, so that it survives any restart and any number of workers. Evaluation: the
-shorter side to `size`, then the centre (open_clip's `shortest`). As in open_clip, bicubic resizing, `convert("RGB")`
-and no EXIF rotation; unlike it, conversion comes first (a palette cannot be interpolated) and 16-bit greys are scaled
-to 8 bits instead of clipped to white."""
+shorter side to `size`, then the centre (open_clip's `shortest`), or the whole picture (`squash`). As in open_clip,
+bicubic resizing (bilinear where a model is evaluated that wants it), `convert("RGB")` and no EXIF rotation; unlike it,
+conversion comes first (a palette cannot be interpolated) and 16-bit greys are scaled to 8 bits instead of clipped to
+white."""
 
 from __future__ import annotations
 
@@ -15,6 +16,8 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -65,12 +68,46 @@ class Crop:
 
 Cropper = Callable[[int, int], Crop]
 """Chooses the box from the image's own (width, height)."""
+Interpolation = Literal["bicubic", "bilinear"]
+_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
-def decode(data: bytes, *, size: int, crop: Cropper | None = None, max_pixels: int, draft: bool = False) -> np.ndarray:
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """How pictures are cut and scaled to `size` x `size` for a model (`clip.preprocessing.Pictures`), and the most
+    pixels they may have."""
+
+    size: int
+    crop_fraction: float
+    resize_mode: str
+    max_pixels: int
+    interpolation: Interpolation = "bicubic"
+
+    def cropper(self) -> Cropper:
+        """Chooses the box that becomes `size` x `size`."""
+        if self.resize_mode == "squash":
+            return partial(squash_crop, fraction=self.crop_fraction)
+        return partial(evaluation_crop, size=self.size, fraction=self.crop_fraction)
+
+    def decode(self, data: bytes) -> np.ndarray:
+        """uint8 [size, size, 3], RGB. Errors: `BadImage`, as for `decode`."""
+        return decode(
+            data, size=self.size, crop=self.cropper(), max_pixels=self.max_pixels, interpolation=self.interpolation
+        )
+
+
+def decode(
+    data: bytes,
+    *,
+    size: int,
+    crop: Cropper | None = None,
+    max_pixels: int,
+    draft: bool = False,
+    interpolation: Interpolation = "bicubic",
+) -> np.ndarray:
     """The pixels of an encoded image: uint8 [size, size, 3], RGB.
 
-    `crop`: chooses the box, e.g. `partial(random_resized_crop, seed=...)`; `None` is the evaluation crop.
+    `crop`: chooses the box, e.g. `partial(random_resized_crop, seed=...)`; `None` is `evaluation_crop`.
     `draft`: lets a JPEG much larger than needed be decoded at 1/2, 1/4 or 1/8; the box is the same part of the picture.
     Errors: `BadImage` for what is no image, is damaged, is empty or has more than `max_pixels` (found before decoding).
     """
@@ -79,7 +116,7 @@ def decode(data: bytes, *, size: int, crop: Cropper | None = None, max_pixels: i
         box = crop(width, height) if crop else evaluation_crop(width, height, size=size)
         if draft:
             box = _draft(image, box, size)
-        pixels = _resized(_rgb(image), box, size)
+        pixels = _resized(_rgb(image), box, size, _FILTERS[interpolation])
     return np.ascontiguousarray(pixels[:, ::-1]) if box.flip else pixels
 
 
@@ -125,6 +162,13 @@ def evaluation_crop(width: int, height: int, *, size: int, fraction: float = 1.0
     left, top = round((resized[0] - size) / 2), round((resized[1] - size) / 2)
     across, down = width / resized[0], height / resized[1]
     return Crop(left=left * across, top=top * down, width=size * across, height=size * down)
+
+
+def squash_crop(width: int, height: int, *, fraction: float = 1.0) -> Crop:
+    """The box that becomes a square with its aspect given up: the whole picture, or the middle `fraction` of each side
+    (open_clip's `squash`)."""
+    across, down = width * fraction, height * fraction
+    return Crop(left=(width - across) / 2, top=(height - down) / 2, width=across, height=down)
 
 
 def random_resized_crop(
@@ -189,8 +233,8 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _resized(image: Image.Image, crop: Crop, size: int) -> np.ndarray:
+def _resized(image: Image.Image, crop: Crop, size: int, resample: Image.Resampling) -> np.ndarray:
     right = min(crop.left + crop.width, image.width)
     bottom = min(crop.top + crop.height, image.height)
-    resized = image.resize((size, size), Image.Resampling.BICUBIC, box=(crop.left, crop.top, right, bottom))
+    resized = image.resize((size, size), resample, box=(crop.left, crop.top, right, bottom))
     return np.asarray(resized)

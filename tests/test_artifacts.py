@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pools import config_of, make_pairs, write_table, write_tars
+from pools import config_of, make_pairs, write_table, write_tars, write_zero_shot
 
 from orchestrator.artifacts import Artifact, fingerprint
 from orchestrator.catalog import Catalog, catalog_stage
@@ -105,6 +105,29 @@ def test_what_matters_changes_what_depends_on_it(uri: str, tmp_path: Path, chang
     before, after = prints(config_of(source, tmp_path)), prints(config_of(source, tmp_path, **changes))
     assert set(before) == set(after) == ALL
     assert {name for name in ALL if before[name] != after[name]} == changed
+
+
+@pytest.mark.parametrize(
+    ("model", "may_differ"),
+    [
+        ({"name": "ViT-B-32"}, False),
+        ({"name": "ViT-B-16-SigLIP", "pretrained": "webli"}, True),
+        ({"name": "hf-hub:somebody/tiny"}, True),
+    ],
+)
+def test_a_best_model_that_was_told_by_other_pictures_is_not_reused(
+    uri: str, tmp_path: Path, model: dict[str, Any], may_differ: bool
+) -> None:
+    training = {"evaluate_every_steps": 1, "keep_model": "best", "best_metric": "zero_shot/top1"}
+    evaluation = {"zero_shot": {"uri": str(write_zero_shot(tmp_path / "set", range(4)))}}
+    source = {"format": "webdataset", "uri": uri}
+    config = config_of(source, tmp_path, model=model, training=training, evaluation=evaluation)
+    opened = open_source(config.source)
+    catalog = Catalog(catalog_stage(config.store, opened, config.source.limits).artifact)
+    phase = Phase(name="pretrain", config=config.training, keep=catalog.artifact, start=None)
+    best = training_stage(config, phase, opened, catalog).artifact.made_from["shared"]["best"]
+    assert best[:2] == ["zero_shot/top1", 1]
+    assert best[3:] == ["own preprocessing"] * may_differ
 
 
 def test_the_limits_of_a_source_are_no_part_of_it(uri: str, tmp_path: Path) -> None:

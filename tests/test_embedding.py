@@ -35,11 +35,11 @@ from orchestrator.catalog import Catalog, catalog_stage
 from orchestrator.clip import model
 from orchestrator.config import Config
 from orchestrator.config.embedding import Tower
-from orchestrator.decode import BadImage, decode, evaluation_crop
+from orchestrator.decode import BadImage, Pictures, decode, evaluation_crop
 from orchestrator.embedding import embedding_stages, execution
 from orchestrator.embedding.actor import build_encoder, describe
 from orchestrator.embedding.execution import Pass
-from orchestrator.embedding.pool import Pictures, Pool
+from orchestrator.embedding.pool import Pool
 from orchestrator.embedding.vectors import Embedding, clip_scores, unit_vectors
 from orchestrator.errors import UserError
 from orchestrator.parts import done_summaries

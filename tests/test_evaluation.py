@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ import torch
 from PIL import Image
 from pools import TINY_MODEL, add, make_pairs, picture, torn, write_tars, write_zero_shot
 
+from orchestrator.cli import compose_config
 from orchestrator.clip import model
 from orchestrator.clip.zero_shot import OPENAI_IMAGENET_TEMPLATES
 from orchestrator.errors import UserError
 from orchestrator.evaluation.sets import open_set, read_samples
+from orchestrator.evaluation.stage import checkpoint_stage
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +161,21 @@ def test_retrieval_and_pictures_that_cannot_be_decoded(typed: Any, checkpoint: P
         assert 0 <= found[f"{way}_recall_at_1"] <= found[f"{way}_recall_at_5"] <= found[f"{way}_recall_at_10"] <= 1
 
 
+def test_a_folder_by_open_clips_scheme_is_the_folder(
+    checkpoint: Path, zero_shot: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made_from(reference: str) -> dict[str, Any]:
+        arguments = [f"checkpoint={reference}", f"evaluation.zero_shot.uri={zero_shot}", "store=STORE"]
+        return checkpoint_stage(compose_config(arguments, needs_source=False)).artifact.made_from
+
+    monkeypatch.chdir(checkpoint)
+    plain = made_from("OUT/model")
+    assert made_from("local-dir:OUT/model") == made_from(f"local-dir:{checkpoint / 'OUT' / 'model'}") == plain
+    # another file at the same place is another model
+    os.utime(checkpoint / "OUT" / "model" / model.WEIGHTS_FILE, (1, 1))
+    assert made_from("local-dir:OUT/model")["models"] != plain["models"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -165,6 +183,7 @@ def test_retrieval_and_pictures_that_cannot_be_decoded(typed: Any, checkpoint: P
         ("checkpoint=OUT/model", "evaluation.zero_shot.uri="),
         ("checkpoint=OUT/model evaluation.zero_shot.uri=nowhere.tar", "evaluation.zero_shot.uri: no such path"),
         ("checkpoint=ViT-B-99 evaluation.zero_shot.uri=zs.tar", "ViT-B-99"),
+        ("checkpoint=local-dir:nowhere evaluation.zero_shot.uri=zs.tar", "no model folder at nowhere: expected"),
     ],
 )
 def test_what_cannot_be_evaluated_is_one_line(typed: Any, checkpoint: Path, arguments: str, said: str) -> None:

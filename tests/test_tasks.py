@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -236,10 +237,14 @@ def test_tasks_in_a_bucket(s3_bucket: str, tmp_path: Path) -> None:
     assert found.found[0].test.class_names == tuple(NAMES)
 
 
-def test_the_numbers_are_clip_benchmarks(
-    ray_cluster: str, models: LoadedModels, checkpoint: Path, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("resize_mode", ["shortest", "squash"])
+def test_the_numbers_are_clip_benchmarks(ray_cluster: str, checkpoint: Path, tmp_path: Path, resize_mode: str) -> None:
     pytest.importorskip("clip_benchmark", reason="pip install --no-deps clip-benchmark")
+    checkpoint = shutil.copytree(checkpoint, tmp_path / "model")
+    config = json.loads((checkpoint / model.CONFIG_FILE).read_text())
+    config["preprocess_cfg"]["resize_mode"] = resize_mode
+    (checkpoint / model.CONFIG_FILE).write_text(json.dumps(config))
+    models = LoadedModels({"checkpoint": model.load(str(checkpoint))})
     write_task(tmp_path, "wds_shapes_test", labelled(range(70)))
     write_retrieval(tmp_path, "wds_captions_test", range(40))
     tasks = {"shapes": {"name": "Shapes"}, "captions": {"name": "Captions", "metric": "mean_recall@1"}}

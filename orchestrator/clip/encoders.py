@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeAlias, cast
+from typing import Any, Literal, NoReturn, TypeAlias
 
 import timm
 import torch
@@ -22,24 +22,14 @@ from torch import nn
 from orchestrator.clip import architecture, features, model
 from orchestrator.clip.model import UNREADABLE, Clip
 from orchestrator.clip.precision import Precision, autocast, check
+from orchestrator.clip.preprocessing import Pictures, pictures_of
 
 Tower = Literal["image", "text"]
-ResizeMode = Literal["shortest", "squash"]
 # an nn.Module with what timm adds to it: pretrained_cfg, head_hidden_size
 TimmModel: TypeAlias = Any
 LITE0 = "tf_efficientnet_lite0"
 # a CPU is as fast in small steps, and its caches and memory hold them; a GPU wants the whole batch
 CPU_STEP = 16
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pictures:
-    """The pictures an encoder takes: `size` x `size` pixels. `shortest`: the centre, of `crop_fraction` of the shorter
-    side; `squash`: the whole picture, its aspect given up."""
-
-    size: int
-    crop_fraction: float
-    resize_mode: ResizeMode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +76,7 @@ def open_clip_encoder(*, name: str, pretrained: str | None, towers: Sequence[Tow
 
     Errors: `ValueError`, one line, for what is not there, does not fit, or takes pictures that are not square."""
     clip = model.load(name, pretrained=pretrained)
-    pictures = _pictures(name, clip.preprocess_cfg["size"], clip.preprocess_cfg["resize_mode"], crop_fraction=1.0)
+    pictures = pictures_of(name, clip.preprocess_cfg["size"], clip.preprocess_cfg["resize_mode"])
     dims: dict[Tower, int] = dict.fromkeys(towers, clip.model_cfg["embed_dim"])
     return Encoder(clip=clip, pictures=pictures, dims=dims)
 
@@ -132,21 +122,11 @@ def _image_encoder(tower: TimmModel, image_size: int | None) -> Encoder:
     name = tower.pretrained_cfg["architecture"]
     # timm says "center" for what open_clip calls "shortest"
     mode = "shortest" if data["crop_mode"] == "center" else data["crop_mode"]
-    pictures = _pictures(name, data["input_size"][1:], mode, crop_fraction=data["crop_pct"])
+    pictures = pictures_of(name, data["input_size"][1:], mode, crop_fraction=data["crop_pct"])
     wrapped = _ImageTower(tower).to(memory_format=torch.channels_last)
     preprocess_cfg = {"mean": data["mean"], "std": data["std"], "size": pictures.size}
     clip = Clip(model=wrapped, model_cfg={}, preprocess_cfg=preprocess_cfg, tokenizer=_no_text)
     return Encoder(clip=clip, pictures=pictures, dims={"image": tower.head_hidden_size})
-
-
-def _pictures(name: str, size: int | Sequence[int], mode: str, *, crop_fraction: float) -> Pictures:
-    height, width = (size, size) if isinstance(size, int) else size
-    if height != width or mode not in ("shortest", "squash"):
-        raise ValueError(
-            f"{name} takes pictures of {height} x {width} pixels, resized by {mode!r}: "
-            "only squares, resized by 'shortest' or 'squash', can be had"
-        )
-    return Pictures(size=width, crop_fraction=crop_fraction, resize_mode=cast(ResizeMode, mode))
 
 
 def _no_text(captions: list[str]) -> NoReturn:

@@ -141,9 +141,7 @@ def _from_reference(
     if pretrained is not None:
         raise ValueError(f"got pretrained={pretrained!r} with {reference!r}, which brings its own weights: drop it")
     if reference.startswith(LOCAL_SCHEME):
-        folder = Path(reference.removeprefix(LOCAL_SCHEME))
-        if not (folder / CONFIG_FILE).is_file():
-            raise ValueError(f"no model folder at {folder}: expected {CONFIG_FILE} and {WEIGHTS_FILE} in it")
+        config_of(reference)
     try:
         _refuse_code(reference)
         with _without_open_clip_log():
@@ -163,6 +161,14 @@ def _from_reference(
     if context_length is not None:
         model_cfg["text_cfg"]["context_length"] = context_length
     return _clip(model, model_cfg, tokenizer)
+
+
+def config_of(reference: str) -> Path:
+    """The config file of a `local-dir:` reference. Errors: `ValueError` where there is none."""
+    folder = Path(reference.removeprefix(LOCAL_SCHEME))
+    if not (folder / CONFIG_FILE).is_file():
+        raise ValueError(f"no model folder at {folder}: expected {CONFIG_FILE} and {WEIGHTS_FILE} in it")
+    return folder / CONFIG_FILE
 
 
 def _checkpoint(name: str | None, pretrained: str) -> tuple[str, dict[str, Any]]:

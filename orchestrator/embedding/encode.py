@@ -15,10 +15,11 @@ from orchestrator.artifacts import Artifact
 from orchestrator.catalog import Catalog
 from orchestrator.config import Config, OpenClipEncoder, TimmEncoder
 from orchestrator.config.embedding import EncoderConfig, Tower
+from orchestrator.decode import Pictures
 from orchestrator.elapsed import Elapsed
 from orchestrator.embedding.actor import Description, describe
 from orchestrator.embedding.execution import Pass
-from orchestrator.embedding.pool import Pictures, Pool
+from orchestrator.embedding.pool import Pool
 from orchestrator.embedding.vectors import embedding_totals
 from orchestrator.errors import UserError
 from orchestrator.parts import Summary, done_summaries

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 
 from orchestrator.catalog import Catalog
 from orchestrator.config.embedding import Tower
-from orchestrator.decode import BadImage, Crop, Cropper, decode, evaluation_crop
+from orchestrator.decode import BadImage, Pictures
 from orchestrator.shared import fetched
 from orchestrator.source import Part, Source, Status
 
@@ -27,27 +26,6 @@ COLUMNS = ("key", "caption", "status", "image_offset", "image_size")
 UNUSABLE = pa.array([Status.MISSING_IMAGE, Status.BAD_IMAGE], pa.int8())
 
 Rows = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Pictures:
-    """How pictures are cut and scaled for an encoder (`clip.encoders.Pictures`), and the most pixels they may have."""
-
-    size: int
-    crop_fraction: float
-    resize_mode: str
-    max_pixels: int
-
-    def cropper(self) -> Cropper:
-        """Chooses the box that becomes `size` x `size`."""
-        if self.resize_mode == "squash":
-            return partial(_squash, fraction=self.crop_fraction)
-        return partial(evaluation_crop, size=self.size, fraction=self.crop_fraction)
-
-
-def _squash(width: int, height: int, *, fraction: float) -> Crop:
-    across, down = width * fraction, height * fraction
-    return Crop(left=(width - across) / 2, top=(height - down) / 2, width=across, height=down)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,14 +99,14 @@ def _block(index: int, rows: Any, keys: list, captions: list, images: list, *, e
 def decode_rows(batch: pa.Table, *, pictures: Pictures) -> Rows:
     """Rows with pixels in place of encoded images: `image` uint8 [n, size, size, 3], `has_image` bool, and `problem`,
     why a picture that was there cannot be used (empty where it can, or none was there)."""
-    crop, num_rows = pictures.cropper(), batch.num_rows
+    num_rows = batch.num_rows
     pixels = np.zeros((num_rows, pictures.size, pictures.size, 3), np.uint8)
     has_image, problems = np.zeros(num_rows, bool), np.full(num_rows, "", object)
     for place, data in enumerate(batch["image"]):
         if not data.is_valid:
             continue
         try:
-            pixels[place] = decode(data.as_py(), size=pictures.size, crop=crop, max_pixels=pictures.max_pixels)
+            pixels[place] = pictures.decode(data.as_py())
             has_image[place] = True
         except BadImage as error:
             problems[place] = error.reason

@@ -18,14 +18,15 @@ import torch
 from numpy.typing import NDArray
 
 from orchestrator import cluster, store
-from orchestrator.clip import architecture, model
+from orchestrator.clip import model, preprocessing
 from orchestrator.clip.features import encode_images, encode_texts
 from orchestrator.clip.model import Clip
 from orchestrator.clip.retrieval import recall_at_k
 from orchestrator.clip.zero_shot import OPENAI_IMAGENET_TEMPLATES, ClassCounts, class_weights, topk_counts
 from orchestrator.config import EvaluationConfig
+from orchestrator.decode import Interpolation, Pictures
 from orchestrator.errors import UserError
-from orchestrator.evaluation.pictures import Rows, read_pictures
+from orchestrator.evaluation.pictures import MAX_PIXELS, Rows, read_pictures
 from orchestrator.evaluation.sets import EvaluationSet
 from orchestrator.progress import StageProgress
 
@@ -35,22 +36,28 @@ READ_CPUS = 0.25
 
 @dataclass(frozen=True, kw_only=True)
 class Models:
-    """Models by name, each a folder's URI or an open_clip reference; all take pictures of the same size."""
+    """Models by name, each a folder's URI or an open_clip reference; all take the same pictures."""
 
     references: Mapping[str, str]
     pretrained: str | None = None
 
     def image_size(self) -> int:
         """The side of the pictures they take, without loading any weights."""
+        return model.side(self._preprocess_cfg()["size"])
+
+    def pictures(self) -> Pictures:
+        """How pictures are decoded for them, told without any weights. Errors: `UserError` for what cannot be had."""
+        return _pictures(next(iter(self.references.values())), self._preprocess_cfg())
+
+    def _preprocess_cfg(self) -> dict[str, Any]:
         reference = next(iter(self.references.values()))
-        if store.exists(store.join(reference, model.CONFIG_FILE)):
-            model_cfg = store.read_json(store.join(reference, model.CONFIG_FILE))["model_cfg"]
-        else:
-            try:
-                model_cfg = architecture.resolve(name=reference, config=None, image_size=None, context_length=None)
-            except ValueError as error:
-                raise UserError(f"checkpoint: {error}") from error
-        return model.side(model_cfg["vision_cfg"]["image_size"])
+        try:
+            folder = _folder(reference)
+            if folder is None:
+                return preprocessing.preprocess_cfg(reference, pretrained=self.pretrained)
+            return preprocessing.of_saved(reference, store.read_json(store.join(folder, model.CONFIG_FILE)))
+        except ValueError as error:
+            raise UserError(f"checkpoint: {error}") from error
 
     def load(self) -> dict[str, Clip]:
         """The models, on the GPU where this process has one."""
@@ -58,11 +65,12 @@ class Models:
 
     def _load(self, reference: str) -> Clip:
         try:
-            if not store.exists(store.join(reference, model.CONFIG_FILE)):
+            folder = _folder(reference)
+            if folder is None:
                 return _placed(model.load(reference, pretrained=self.pretrained))
-            with tempfile.TemporaryDirectory() as folder:
-                store.copy(reference, folder)
-                return _placed(model.load(folder))
+            with tempfile.TemporaryDirectory() as here:
+                store.copy(folder, here)
+                return _placed(model.load(here))
         except ValueError as error:
             raise UserError(f"checkpoint: {error}") from error
 
@@ -73,13 +81,36 @@ class LoadedModels:
 
     references: Mapping[str, Clip]
 
-    def image_size(self) -> int:
-        """The side of the pictures they take."""
-        return next(iter(self.references.values())).image_size
+    def pictures(self) -> Pictures:
+        """How pictures are decoded for them. Errors: `UserError` for what cannot be had."""
+        name, clip = next(iter(self.references.items()))
+        return _pictures(name, clip.preprocess_cfg)
 
     def load(self) -> Mapping[str, Clip]:
         """The models, where they are."""
         return self.references
+
+
+def _folder(reference: str) -> str | None:
+    # at any place, with open_clip's scheme for one or without; None for what is no saved folder
+    folder = reference.removeprefix(model.LOCAL_SCHEME)
+    return folder if store.exists(store.join(folder, model.CONFIG_FILE)) else None
+
+
+def _pictures(name: str, preprocess_cfg: Mapping[str, Any]) -> Pictures:
+    try:
+        taken = preprocessing.pictures_of(name, preprocess_cfg["size"], preprocess_cfg["resize_mode"])
+    except ValueError as error:
+        raise UserError(f"evaluation: {error}") from error
+    # open_clip's third, "random", is for training: its transform evaluates with bicubic
+    interpolation: Interpolation = "bilinear" if preprocess_cfg["interpolation"] == "bilinear" else "bicubic"
+    return Pictures(
+        size=taken.size,
+        crop_fraction=taken.crop_fraction,
+        resize_mode=taken.resize_mode,
+        max_pixels=MAX_PIXELS,
+        interpolation=interpolation,
+    )
 
 
 def _placed(clip: Clip) -> Clip:
@@ -162,7 +193,7 @@ def embed(
 ) -> Iterator[Rows]:
     """What `make()`, called once an actor, makes of each batch of whole pictures (uint8 [b, 3, size, size]) and its
     columns, with the number of `images` in it and of those `skipped`, which cannot be decoded."""
-    read = partial(read_pictures, size=models.image_size(), batch_size=settings.batch_size, needs_label=needs_label)
+    read = partial(read_pictures, pictures=models.pictures(), batch_size=settings.batch_size, needs_label=needs_label)
     rows = [{"uri": uri} for uri in pictures.shard_uris]
     is_here = isinstance(models, LoadedModels)
     decoded = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(

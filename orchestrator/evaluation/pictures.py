@@ -7,24 +7,23 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.decode import BadImage, decode
+from orchestrator.decode import BadImage, Pictures
 from orchestrator.evaluation.sets import read_samples
 
 MAX_PIXELS = 89_478_485
 Rows = dict[str, Any]
 
 
-def read_pictures(batch: Rows, *, size: int, batch_size: int, needs_label: bool) -> Iterator[Rows]:
+def read_pictures(batch: Rows, *, pictures: Pictures, batch_size: int, needs_label: bool) -> Iterator[Rows]:
     """The samples of the tars at `batch["uri"]`, decoded, in batches of columns: `image` uint8 [n, size, size, 3],
     `label`, `caption`, `group`, and `valid`, False (and the image black) where the picture cannot be decoded."""
     for uri in batch["uri"]:
         rows: list[tuple] = []
         for sample in read_samples(uri, needs_label=needs_label):
             try:
-                image = decode(sample.image, size=size, crop=None, max_pixels=MAX_PIXELS)
-                rows.append((image, sample.label, sample.caption, sample.group, True))
+                rows.append((pictures.decode(sample.image), sample.label, sample.caption, sample.group, True))
             except BadImage:
-                black = np.zeros((size, size, 3), np.uint8)
+                black = np.zeros((pictures.size, pictures.size, 3), np.uint8)
                 rows.append((black, sample.label, sample.caption, sample.group, False))
             if len(rows) == batch_size:
                 yield _columns(rows)

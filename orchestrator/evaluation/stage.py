@@ -17,8 +17,8 @@ from orchestrator.evaluation.tasks import open_tasks
 from orchestrator.progress import Display
 from orchestrator.stage import Stage
 
-VERSION = 1
-CONFIG_FILE = "open_clip_config.json"
+VERSION = 2
+CONFIG_FILE, LOCAL_SCHEME = "open_clip_config.json", "local-dir:"
 
 
 def models_stage(config: Config, trained: Mapping[str, Artifact]) -> list[Stage]:
@@ -35,15 +35,20 @@ def checkpoint_stage(config: Config) -> Stage:
 
     Errors: `UserError` when there is no checkpoint, or nothing to evaluate it on."""
     if config.checkpoint is None:
-        raise UserError("evaluate needs checkpoint= (a model folder, or an open_clip name with model.pretrained=)")
+        raise UserError(
+            "evaluate needs checkpoint= (a model folder, an open_clip name with model.pretrained=, or "
+            "hf-hub:ORGANISATION/NAME)"
+        )
     if not _has_sets(config.evaluation):
         raise UserError(
             "evaluate needs evaluation.zero_shot.uri= or evaluation.retrieval.uri= (a tar, or a folder of tars), or a "
             "list of tasks, evaluation=datacomp38 evaluation.root=... say"
         )
     reference, pretrained = config.checkpoint, config.model.pretrained
-    if store.exists(store.join(reference, CONFIG_FILE)):
-        reference = store.absolute(reference)
+    folder = reference.removeprefix(LOCAL_SCHEME)
+    if store.exists(store.join(folder, CONFIG_FILE)):
+        # without the scheme: its files are of the fingerprint, and actors in other folders find it
+        reference = store.absolute(folder)
     elif reference.endswith((".pt", ".bin", ".safetensors")) and store.exists(reference):
         if config.model.name is None:
             raise UserError(f"{reference} holds weights only: name their architecture, model.name=ViT-B-32 say")

@@ -18,7 +18,7 @@ from orchestrator.store import StoreError
 if TYPE_CHECKING:
     from orchestrator.evaluation.embed import Models
 
-VERSION = 1
+VERSION = 2
 
 
 def task_artifacts(store_uri: str, tasks: Tasks, models: str) -> dict[str, Artifact]:

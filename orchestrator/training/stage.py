@@ -70,6 +70,9 @@ def training_stage(config: Config, phase: Phase, source: Source, catalog: Catalo
     if training.keep_model == "best":
         evaluated = measured_on(config.evaluation, evaluation_sets(config.evaluation))
         shared["best"] = [training.best_metric, training.evaluate_every_steps, evaluated]
+        if config.model.pretrained or ":" in (config.model.name or ""):
+            # before, the best was told by a bicubic centre crop, which published weights may not take
+            shared["best"].append("own preprocessing")
     length = phase.config.model_dump(mode="json", include=set(PhaseConfig.model_fields) - {"epochs", "samples"})
     length |= {"samples": phase.config.samples} if phase.config.samples else {"epochs": phase.config.epochs}
     artifact = Artifact.of(

@@ -12,6 +12,7 @@ import torch
 from orchestrator import store
 from orchestrator.clip import model, precision
 from orchestrator.clip.model import Clip
+from orchestrator.clip.preprocessing import pictures_of
 from orchestrator.clip.recipe import Recipe
 from orchestrator.training.agreement import from_first
 from orchestrator.training.job import Job
@@ -35,7 +36,17 @@ def agreed_recipe(job: Job, device: torch.device, num_ranks: int) -> Recipe:
 def build_model(job: Job) -> Clip:
     """The model a phase starts from: new, pre-trained elsewhere, or that of the phase before.
 
-    Errors: `ValueError` when it cannot be built or loaded."""
+    Errors: `ValueError` when it cannot be built or loaded, or is to be evaluated on the way on pictures that cannot be
+    had."""
+    clip = _built(job)
+    if job.sets:
+        # told now, not after hours, at the first evaluation
+        name = job.config.model.name or "the configured model"
+        pictures_of(name, clip.preprocess_cfg["size"], clip.preprocess_cfg["resize_mode"])
+    return clip
+
+
+def _built(job: Job) -> Clip:
     config = job.config.model
     if job.start_uri is None:
         return model.build(

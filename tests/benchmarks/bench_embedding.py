@@ -46,10 +46,10 @@ from orchestrator.catalog import Catalog, catalog_stage
 from orchestrator.clip import model
 from orchestrator.config import ClusterConfig, EfficientNetLite0Encoder, Limits, OpenClipEncoder, WebDatasetSource
 from orchestrator.config.embedding import EncoderConfig
-from orchestrator.decode import decode
+from orchestrator.decode import Pictures, decode
 from orchestrator.embedding.actor import Description, build_encoder, describe
 from orchestrator.embedding.execution import Pass, num_actors, threads_per_actor
-from orchestrator.embedding.pool import Pictures, Pool, Rows
+from orchestrator.embedding.pool import Pool, Rows
 from orchestrator.embedding.writer import Writer
 from orchestrator.parts import num_done
 from orchestrator.progress import Display

@@ -1,0 +1,185 @@
+"""How pictures are taken, told without weights, against what the loaded model and open_clip's own transform do."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import huggingface_hub
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+
+from orchestrator.clip import model, preprocessing
+from orchestrator.clip.model import Clip
+from orchestrator.clip.pixels import Normaliser
+from orchestrator.decode import decode
+from orchestrator.errors import UserError
+from orchestrator.evaluation.embed import LoadedModels, Models
+from orchestrator.evaluation.pictures import read_pictures
+from orchestrator.evaluation.sets import Sample
+from orchestrator.training.start import build_model
+
+# as open_clip's tags have them: CLIP, SigLIP, CLIPA
+CLIP: dict[str, Any] = {}
+SIGLIP = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "interpolation": "bicubic", "resize_mode": "squash"}
+CLIPA = {"mean": [0.485, 0.456, 0.406], "interpolation": "bilinear", "resize_mode": "squash"}
+MOBILE = {"mean": [0, 0, 0], "std": [1, 1, 1], "interpolation": "bilinear", "resize_mode": "shortest"}
+EVERY = pytest.mark.parametrize("preprocess_cfg", [CLIP, SIGLIP, CLIPA, MOBILE])
+
+
+def save(clip: Clip, folder: Path, preprocess_cfg: dict[str, Any]) -> Path:
+    """A model folder with random weights whose config asks for such pictures."""
+    model.save(clip, folder)
+    config = json.loads((folder / model.CONFIG_FILE).read_text())
+    (folder / model.CONFIG_FILE).write_text(json.dumps({**config, "preprocess_cfg": preprocess_cfg}))
+    return folder
+
+
+def jpeg(width: int, height: int) -> bytes:
+    y, x = np.mgrid[:height, :width]
+    pixels = np.stack([x * 255 / width, y * 255 / height, 128 + 100 * np.sin(x / 7) * np.cos(y / 5)], axis=-1)
+    out = io.BytesIO()
+    Image.fromarray(pixels.astype(np.uint8)).save(out, "JPEG")
+    return out.getvalue()
+
+
+def evaluated(models: Models | LoadedModels, data: bytes, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
+    """The picture as the evaluation's reading tasks decode it: what `embed` asks them for, without the tasks."""
+    monkeypatch.setattr(
+        "orchestrator.evaluation.pictures.read_samples", lambda uri, needs_label: [Sample("a", data, 0, "", -1)]
+    )
+    batch = next(read_pictures({"uri": ["a"]}, pictures=models.pictures(), batch_size=1, needs_label=True))
+    return batch["image"][0]
+
+
+def with_open_clip(folder: Path, data: bytes) -> torch.Tensor:
+    """The picture by open_clip alone, float32 [3, size, size]."""
+    _, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    return transform(Image.open(io.BytesIO(data)))
+
+
+@EVERY
+@pytest.mark.parametrize("size", [(300, 100), (90, 170)])
+@pytest.mark.parametrize("scheme", ["", "local-dir:"])
+def test_evaluation_decodes_what_open_clips_transform_does(
+    tiny_clip: Clip,
+    tmp_path: Path,
+    preprocess_cfg: dict[str, Any],
+    size: tuple[int, int],
+    scheme: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder, data = save(tiny_clip, tmp_path / "model", preprocess_cfg), jpeg(*size)
+    models = Models(references={"checkpoint": f"{scheme}{folder}"})
+    pixels = evaluated(models, data, monkeypatch)
+    (clip,) = models.load().values()
+    # as a training worker evaluates on the way
+    assert np.array_equal(evaluated(LoadedModels({"model": clip}), data, monkeypatch), pixels)
+    normalise = Normaliser(clip.preprocess_cfg["mean"], clip.preprocess_cfg["std"], torch.device("cpu"))
+    ours = normalise(torch.from_numpy(pixels.copy())[None].permute(0, 3, 1, 2))[0]
+    # a level or two: Pillow rounds to 8 bits between its two passes, and their order depends on the box
+    assert (ours - with_open_clip(folder, data)).abs().max() < 2.1 / 255 / min(clip.preprocess_cfg["std"])
+
+
+@pytest.mark.parametrize("size", [(300, 100), (90, 170), (41, 41)])
+def test_a_default_models_pixels_are_the_evaluation_crops(
+    tiny_clip: Clip, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = evaluated(LoadedModels({"model": tiny_clip}), jpeg(*size), monkeypatch)
+    assert np.array_equal(pixels, decode(jpeg(*size), size=32, crop=None, max_pixels=10**6))
+
+
+def test_a_saved_model_keeps_its_preprocessing(tiny_clip: Clip, tmp_path: Path) -> None:
+    clip = model.load(str(save(tiny_clip, tmp_path / "first", CLIPA)))
+    model.save(clip, tmp_path / "second")
+    again = Models(references={"model": str(tmp_path / "second")}).pictures()
+    assert (again.resize_mode, again.interpolation) == ("squash", "bilinear")
+
+
+def test_training_that_cannot_be_evaluated_on_the_way_does_not_start(tiny_clip: Clip, tmp_path: Path) -> None:
+    folder = save(tiny_clip, tmp_path / "model", {"resize_mode": "longest"})
+    config = SimpleNamespace(model=SimpleNamespace(name="ours"))
+    build_model(SimpleNamespace(config=config, start_uri=str(folder), sets={}))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="ours takes pictures of 32 x 32 pixels, resized by 'longest'"):
+        build_model(SimpleNamespace(config=config, start_uri=str(folder), sets={"zero_shot": 1}))  # type: ignore[arg-type]
+
+
+@EVERY
+def test_a_tag_is_told_as_it_is_loaded(
+    tiny_clip: Clip,
+    tiny_config: dict[str, Any],
+    tmp_path: Path,
+    preprocess_cfg: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model.save(tiny_clip, tmp_path)
+    weights = str(tmp_path / model.WEIGHTS_FILE)
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "ViT-Tiny", tiny_config)
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "ViT-Tiny", {"web": {"url": "none", **preprocess_cfg}})
+    monkeypatch.setattr(open_clip, "download_pretrained", lambda cfg: weights)
+    for pretrained in ("web", weights):
+        loaded = model.load("ViT-Tiny", pretrained=pretrained).preprocess_cfg
+        told = preprocessing.preprocess_cfg("ViT-Tiny", pretrained=pretrained)
+        assert told == {**loaded, "size": 32}
+        assert model.side(loaded["size"]) == 32
+    pictures = Models(references={"checkpoint": "ViT-Tiny"}, pretrained="web").pictures()
+    assert pictures.resize_mode == preprocess_cfg.get("resize_mode", "shortest")
+
+
+def test_published_weights_that_squash() -> None:
+    told = preprocessing.preprocess_cfg("PE-Core-B-16", pretrained="meta")
+    assert (told["size"], told["resize_mode"], told["interpolation"]) == (224, "squash", "bilinear")
+    told = preprocessing.preprocess_cfg("ViT-B/32", pretrained="openai")
+    assert (told["size"], told["resize_mode"], told["interpolation"]) == (224, "shortest", "bicubic")
+
+
+def in_hub_cache(folder: Path, cache: Path, name: str) -> None:
+    """A model folder where huggingface_hub looks before it asks the network."""
+    place = cache / f"models--{name.replace('/', '--')}"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(folder, place / "snapshots" / ("0" * 40))
+
+
+def test_a_model_of_the_hub_is_evaluated(tiny_clip: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save(tiny_clip, tmp_path / "model", SIGLIP)
+    in_hub_cache(folder, tmp_path / "cache", "somebody/tiny")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    models = Models(references={"checkpoint": "hf-hub:somebody/tiny"})
+    assert models.image_size() == 32
+    assert models.pictures() == Models(references={"checkpoint": str(folder)}).pictures()
+    (clip,) = models.load().values()
+    assert torch.equal(clip.model.visual.proj, tiny_clip.model.visual.proj)
+    assert clip.preprocess_cfg["resize_mode"] == "squash"
+    with pytest.raises(UserError, match="cannot load hf-hub:nobody/none") as raised:
+        Models(references={"checkpoint": "hf-hub:nobody/none"}).pictures()
+    assert "\n" not in str(raised.value)
+
+
+def test_what_a_config_lacks_is_open_clips_default() -> None:
+    told = preprocessing.of_saved("model", {"model_cfg": {"vision_cfg": {}}})
+    assert (told["size"], told["resize_mode"]) == (224, "shortest")
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"preprocess_cfg": CLIP}, "expected model_cfg in its open_clip_config.json"),
+        ({"model_cfg": {"vision_cfg": {"image_size": [224, 336]}}}, "takes pictures of 224 x 336 pixels"),
+        ({"model_cfg": {"vision_cfg": {}}, "preprocess_cfg": {"resize_mode": "longest"}}, "resized by 'longest'"),
+    ],
+)
+def test_pictures_that_cannot_be_had_are_one_line(tmp_path: Path, config: dict[str, Any], said: str) -> None:
+    (tmp_path / model.CONFIG_FILE).write_text(json.dumps(config))
+    with pytest.raises(UserError, match=said):
+        Models(references={"checkpoint": str(tmp_path)}).pictures()
+    with pytest.raises(UserError, match="no model folder at"):
+        Models(references={"checkpoint": f"local-dir:{tmp_path / 'nowhere'}"}).pictures()
