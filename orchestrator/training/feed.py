@@ -36,6 +36,9 @@ BLOCK_BYTES = 16 * 2**20
 STRETCH_BYTES = 64 * 2**20
 READ_CPUS, DECODE_CPUS = 0.25, 0.75
 PREFETCH_BATCHES = 2
+# of the cluster's memory: what the reading tasks of all ranks may hold; two of a rank run in any case, so that one
+# reads while the other's pairs are taken
+READ_SHARE, FEWEST_READ = 0.25, 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,12 +62,15 @@ def rank_batches(feed: Feed, *, rank: int, num_ranks: int, first_step: int) -> I
     stream = feed.stream
     items = range(first_step // stream.window_steps, -(-stream.num_steps // stream.window_steps))
     reference = ray.put(feed)
+    most = tasks_at_once(feed, num_ranks=num_ranks, memory=ray.cluster_resources().get("memory", 0))
     for start in range(0, len(items), SEGMENT_ITEMS):
         rows = [{"item": item} for item in items[start : start + SEGMENT_ITEMS]]
         read = partial(_read_items, reference=reference, rank=rank, num_ranks=num_ranks, first_step=first_step)
         dataset = (
             ray.data.from_items(rows, override_num_blocks=len(rows))
-            .map_batches(read, batch_size=1, num_cpus=READ_CPUS)
+            .map_batches(
+                read, batch_size=1, num_cpus=READ_CPUS, compute=ray.data.TaskPoolStrategy(min(most, len(rows)))
+            )
             .map_batches(
                 partial(decode_block, decoding=feed.decoding),
                 batch_size=None,
@@ -75,6 +81,15 @@ def rank_batches(feed: Feed, *, rank: int, num_ranks: int, first_step: int) -> I
         yield from dataset.iter_batches(
             batch_size=stream.global_batch_size // num_ranks, batch_format="numpy", prefetch_batches=PREFETCH_BATCHES
         )
+
+
+def tasks_at_once(feed: Feed, *, num_ranks: int, memory: float) -> int:
+    """How many reading tasks of a rank may run at once on a cluster with so many bytes of memory: Ray Data counts what
+    they have given, not the window that each may hold."""
+    shards = {part.shard.uri: part.shard.num_bytes for part in feed.parts}
+    pair_bytes = sum(shards.values()) / max(1, sum(feed.catalog.rows_per_part))
+    window_bytes = pair_bytes * feed.stream.window_steps * feed.stream.global_batch_size / num_ranks
+    return max(FEWEST_READ, int(READ_SHARE * memory / num_ranks / max(1, window_bytes)))
 
 
 def batch_keys(feed: Feed, step: int) -> list[str]:

@@ -17,7 +17,7 @@ from orchestrator.keeplist import KeepList, Mask
 from orchestrator.source import Part, Source, WebDataset, open_source
 from orchestrator.training import feed as feed_module
 from orchestrator.training.decoding import Decoding
-from orchestrator.training.feed import Feed, read_window
+from orchestrator.training.feed import Feed, read_window, tasks_at_once
 from orchestrator.training.stream import Stream
 
 NUM_PAIRS, SHARDS, BATCH, LANES, WINDOW = 96, 3, 8, 4, 20
@@ -160,3 +160,12 @@ def test_what_is_read_as_a_whole_is_read_once(
     assert all(len(tables) > 1 for tables in found)
     assert [pa.concat_tables(tables).combine_chunks() for tables in found] == expected
     assert asked.num_calls <= SHARDS * len(found)
+
+
+def test_windows_that_are_read_at_once_fit_into_memory(feed: Feed) -> None:
+    num_bytes = sum(part.shard.num_bytes for part in feed.parts)
+    window = num_bytes / NUM_PAIRS * WINDOW * LANES
+    assert tasks_at_once(feed, num_ranks=1, memory=40.4 * window) == 10
+    # the window of one of two is half as large, and so is its share of the memory
+    assert tasks_at_once(feed, num_ranks=2, memory=40.4 * window) == 10
+    assert tasks_at_once(feed, num_ranks=1, memory=window) == 2
