@@ -57,7 +57,8 @@ def catalog_columns(table: pa.Table, sources: dict[str, str], part: Part, proble
 
 
 def text_values(column: pa.ChunkedArray, name: str, problems: Problems) -> pa.Array:
-    """A column of text or numbers as text (large_string [n], nulls stay); a whole number has no decimal point.
+    """A column of text or numbers as text (large_string [n], nulls stay); numbers that are all whole have no decimal
+    point, and one that is not a number is null.
 
     Errors: `ConfigError` naming the column by `name` if it holds lists or records."""
     if _is_bytes(column.type):
@@ -65,8 +66,11 @@ def text_values(column: pa.ChunkedArray, name: str, problems: Problems) -> pa.Ar
     series = pl.Series(pl.from_arrow(column))
     if series.dtype.is_nested():
         raise ConfigError(f"{name} is {column.type}; expected text or numbers")
-    if series.dtype.is_float() and (series.drop_nulls() % 1 == 0).all():
-        series = series.cast(pl.Int64)
+    if series.dtype.is_float():
+        # pandas writes a gap in numbers as NaN: it is no key, and the numbers beside it are as whole as elsewhere
+        series = series.fill_nan(None)
+        if (series.drop_nulls() % 1 == 0).all():
+            series = series.cast(pl.Int64)
     return series.cast(pl.String).to_arrow().cast(pa.large_string())
 
 

@@ -25,6 +25,8 @@ from orchestrator.training.tensorboard import TensorBoard
 from orchestrator.training.trackers import Mlflow, PhaseRun, Record, Wandb, mlflow_client, named
 
 FLUSH_SECONDS = 10.0
+# of the time: all ranks wait while the curve is written, and it is written whole
+FLUSH_SHARE = 0.01
 RETRY_SECONDS = 60.0
 REPORT = ("report.html", "report.json")
 LAST_EVENTS = "events.out.tfevents.9999999999.results"
@@ -40,18 +42,26 @@ class Curve:
         self.uri = store.join(uri, "metrics.jsonl")
         lines = store.read(self.uri).decode().splitlines() if store.exists(self.uri) else []
         self.records = [record for record in map(json.loads, lines) if record["step"] <= first_step]
-        self.flushed = time.monotonic()
+        self.encoded, self.num_encoded = bytearray(), 0
+        self.flushed, self.flush_seconds = time.monotonic(), 0.0
 
     def log(self, record: dict[str, Any]) -> None:
-        """Adds a record; the file follows at most `FLUSH_SECONDS` later."""
+        """Adds a record; the file follows at most `FLUSH_SECONDS` later, or once writing it, by what that took last
+        time, is no more than `FLUSH_SHARE` of the time."""
         self.records.append(record)
-        if time.monotonic() - self.flushed > FLUSH_SECONDS:
+        if time.monotonic() - self.flushed > max(FLUSH_SECONDS, self.flush_seconds / FLUSH_SHARE):
             self.flush()
 
     def flush(self) -> None:
         """Writes the file."""
-        store.write(self.uri, "".join(json.dumps(record) + "\n" for record in self.records).encode())
+        began = time.monotonic()
+        # what was encoded before is kept: of a long phase it is nearly everything
+        new = self.records[self.num_encoded :]
+        self.encoded += "".join(json.dumps(record) + "\n" for record in new).encode()
+        self.num_encoded = len(self.records)
+        store.write(self.uri, bytes(self.encoded))
         self.flushed = time.monotonic()
+        self.flush_seconds = self.flushed - began
 
 
 class Trackers:

@@ -136,6 +136,14 @@ def test_keys_from_laion_like_columns(tmp_path: Path) -> None:
     assert [row["width"] for row in rows] == [640, None, None]
 
 
+@pytest.mark.parametrize("kind", [pa.float32(), pa.float64()])
+def test_a_key_that_is_not_a_number_is_none(tmp_path: Path, kind: pa.DataType) -> None:
+    keys = pa.array([1.0, float("nan"), None, 7.0], kind)
+    pq.write_table(pa.table({"key": keys, "caption": list("abcd")}), tmp_path / "t.parquet")
+    catalog = first_catalog(tmp_path / "t.parquet").table
+    assert catalog["key"].to_pylist() == ["1", "1", "2", "7"]
+
+
 def test_rows_are_numbered_where_there_is_no_key(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
     pq.write_table(pa.table({"caption": list("abcde")}), path, row_group_size=2)

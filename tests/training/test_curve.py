@@ -1,0 +1,81 @@
+"""The curve's file: its bytes are those of its records, however often it is written, and writing it costs little."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from orchestrator import store
+from orchestrator.training import tracking
+from orchestrator.training.tracking import FLUSH_SECONDS, Curve
+
+
+def record(step: int) -> dict[str, Any]:
+    return {"step": step, "loss": 4.0 / step, "note": "é" if step % 2 else None, "lr": 1e-300 * step}
+
+
+def lines(*steps: int) -> bytes:
+    return "".join(json.dumps(record(step)) + "\n" for step in steps).encode()
+
+
+class Slow:
+    """A clock that stands still but for writing, which takes `seconds`, and for what is added."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: float):
+        self.now, self.num_writes = 0.0, 0
+        write = store.write
+
+        def slowly(uri: str, data: bytes) -> None:
+            write(uri, data)
+            self.now, self.num_writes = self.now + seconds, self.num_writes + 1
+
+        monkeypatch.setattr(tracking, "time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(store, "write", slowly)
+
+
+def test_a_phase_that_is_resumed_has_the_lines_of_one_that_is_not(tmp_path: Path) -> None:
+    for first_step, steps in ((0, (1, 2, 3, 4)), (2, (3, 4, 5)), (5, ())):
+        curve = Curve(str(tmp_path), first_step=first_step)
+        for step in steps:
+            curve.log(record(step))
+            if step % 2:
+                curve.flush()
+        curve.flush()
+        assert (tmp_path / "metrics.jsonl").read_bytes() == lines(*range(1, max((first_step, *steps)) + 1))
+    assert curve.records == [record(step) for step in range(1, 6)]
+
+
+def test_a_record_is_encoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[int] = []
+
+    def dumps(value: dict[str, Any]) -> str:
+        encoded.append(value["step"])
+        return json.dumps(value)
+
+    monkeypatch.setattr(tracking, "json", SimpleNamespace(dumps=dumps, loads=json.loads))
+    curve = Curve(str(tmp_path), first_step=0)
+    for step in range(1, 6):
+        curve.log(record(step))
+        curve.flush()
+    assert encoded == [1, 2, 3, 4, 5]
+    assert (tmp_path / "metrics.jsonl").read_bytes() == lines(1, 2, 3, 4, 5)
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(0.0, FLUSH_SECONDS), (0.05, FLUSH_SECONDS), (0.5, 50.0)])
+def test_slow_writing_is_rare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, expected: float) -> None:
+    clock = Slow(monkeypatch, seconds)
+    curve = Curve(str(tmp_path), first_step=0)
+    curve.flush()
+    for step, (wait, writes) in enumerate([(expected - 1, 1), (2, 2), (expected - 1, 2), (2, 3)], start=1):
+        clock.now += wait
+        curve.log(record(step))
+        assert clock.num_writes == writes
+    curve.log(record(5))
+    assert clock.num_writes == 3
+    # a checkpoint and the end wait for nothing
+    curve.flush()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == lines(1, 2, 3, 4, 5)

@@ -1,0 +1,171 @@
+"""A window of the training stream as a reading task gives it: by stretches of bounded bytes where shards are local,
+with the rows and the order of the window read whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pools import Pair, make_pairs, write_catalog, write_parquet_images, write_tars
+
+from orchestrator.config import AugmentationConfig, ParquetSource
+from orchestrator.keeplist import KeepList, Mask
+from orchestrator.source import Part, Source, WebDataset, open_source
+from orchestrator.training import feed as feed_module
+from orchestrator.training.decoding import Decoding
+from orchestrator.training.feed import Feed, read_window, tasks_at_once
+from orchestrator.training.stream import Stream
+
+NUM_PAIRS, SHARDS, BATCH, LANES, WINDOW = 96, 3, 8, 4, 20
+WITHOUT_IMAGE = 40
+
+
+class EveryThird(KeepList):
+    """Leaves out every third pair."""
+
+    def mask(self, index: int, num_rows: int) -> Mask:
+        return np.arange(num_rows) % 3 != 0
+
+
+class Asked:
+    """A source of another's images that notes how often it is asked, and the bytes of each image that it gives."""
+
+    def __init__(self, source: Source):
+        self.source = source
+        self.num_calls = 0
+        self.num_bytes: list[int] = []
+
+    def instead(self, feed: Feed) -> Feed:
+        """The feed with this for its source."""
+        return replace(feed, source=self)  # type: ignore[arg-type]
+
+    def images(self, part: Part, rows: pa.Table) -> Iterator[bytes | None]:
+        self.num_calls += 1
+        for image in self.source.images(part, rows):
+            self.num_bytes.append(len(image or b""))
+            yield image
+
+
+def feed_over(source: Source, folder: Path) -> Feed:
+    tables = [source.catalog(part).table for part in source.parts()]
+    rows = [table.num_rows for table in tables]
+    catalog = write_catalog(folder, pa.concat_tables(tables).to_pylist(), rows)
+    keep = EveryThird(catalog.artifact)
+    kept = tuple(int(keep.mask(index, num_rows).sum()) for index, num_rows in enumerate(rows))
+    return Feed(
+        source=source,
+        parts=tuple(source.parts()),
+        catalog=catalog,
+        keep=keep,
+        # two epochs, so that a window lies on their border
+        stream=Stream(
+            kept_per_part=kept,
+            num_samples=2 * sum(kept),
+            global_batch_size=BATCH,
+            num_lanes=LANES,
+            window=WINDOW,
+            seed=3,
+        ),
+        decoding=Decoding(
+            image_size=24,
+            seed=3,
+            decode_in="tasks",
+            draft_decoding=True,
+            max_image_pixels=10**6,
+            augmentation=AugmentationConfig(),
+        ),
+    )
+
+
+@pytest.fixture(scope="module")
+def pairs() -> list[Pair]:
+    """One of them without an image."""
+    pairs = make_pairs(NUM_PAIRS)
+    return [replace(pair, image=None) if row == WITHOUT_IMAGE else pair for row, pair in enumerate(pairs)]
+
+
+@pytest.fixture(scope="module")
+def feed(pairs: list[Pair], tmp_path_factory: pytest.TempPathFactory) -> Feed:
+    folder = tmp_path_factory.mktemp("reading")
+    return feed_over(WebDataset.open(write_tars(folder / "tars", pairs, num_shards=SHARDS)), folder / "catalog")
+
+
+def windows(feed: Feed, *, num_ranks: int = 1, first_step: int = 0) -> list[list[pa.Table]]:
+    """The tables of every window of every rank."""
+    stream = feed.stream
+    items = range(first_step // stream.window_steps, -(-stream.num_steps // stream.window_steps))
+    return [
+        list(read_window(feed, item, rank=rank, num_ranks=num_ranks, first_step=first_step))
+        for rank in range(num_ranks)
+        for item in items
+    ]
+
+
+@pytest.mark.parametrize(("num_ranks", "first_step"), [(1, 0), (2, 0), (4, 3)])
+@pytest.mark.parametrize("limit", [1, 3_000, 9_000])
+def test_stretches_are_the_window(
+    feed: Feed, monkeypatch: pytest.MonkeyPatch, num_ranks: int, first_step: int, limit: int
+) -> None:
+    whole = windows(feed, num_ranks=num_ranks, first_step=first_step)
+    assert all(len(tables) == 1 for tables in whole)
+    monkeypatch.setattr(feed_module, "STRETCH_BYTES", limit)
+    cut = windows(feed, num_ranks=num_ranks, first_step=first_step)
+    assert [pa.concat_tables(tables).combine_chunks() for tables in cut] == [
+        tables[0].combine_chunks() for tables in whole
+    ]
+    assert max(map(len, cut)) > 1
+
+
+def test_the_rows_are_the_pool_s(feed: Feed, pairs: list[Pair]) -> None:
+    ordinals = []
+    for table in (table for tables in windows(feed) for table in tables):
+        for row in table.to_pylist():
+            pair = pairs[row["ordinal"]]
+            assert (row["key"], row["caption"], row["image"]) == (pair.key, pair.caption, pair.image)
+            ordinals.append((row["epoch"], row["ordinal"]))
+    kept = [row for row in range(NUM_PAIRS) if row % (NUM_PAIRS // SHARDS) % 3]
+    assert sorted(ordinals) == [(epoch, row) for epoch in range(2) for row in kept]
+
+
+def test_no_more_than_a_stretch_is_asked_for_at_once(feed: Feed, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Asked(feed.source)
+    monkeypatch.setattr(feed_module, "STRETCH_BYTES", 3_000)
+    tables = 0
+    for table in read_window(asked.instead(feed), 0, rank=0, num_ranks=1, first_step=0):
+        # nothing was read ahead of what is given
+        assert 0 < sum(asked.num_bytes) <= 3_000
+        assert table["image"].combine_chunks().nbytes <= 3_000 + 16 * (table.num_rows + 1)
+        asked.num_bytes.clear()
+        tables += 1
+    assert tables > 10
+
+
+@pytest.mark.parametrize("kind", ["compressed", "parquet"])
+def test_what_is_read_as_a_whole_is_read_once(
+    feed: Feed, pairs: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    if kind == "compressed":
+        source: Source = WebDataset.open(write_tars(tmp_path / "tars", pairs, num_shards=SHARDS, compressed=True))
+    else:
+        uri = write_parquet_images(tmp_path / "pool", pairs, num_shards=SHARDS)
+        source = open_source(ParquetSource(uri=uri))
+    expected = [pa.concat_tables(tables).combine_chunks() for tables in windows(feed)]
+    asked = Asked(source)
+    monkeypatch.setattr(feed_module, "STRETCH_BYTES", 3_000)
+    found = windows(asked.instead(feed_over(source, tmp_path / "catalog")))
+    assert all(len(tables) > 1 for tables in found)
+    assert [pa.concat_tables(tables).combine_chunks() for tables in found] == expected
+    assert asked.num_calls <= SHARDS * len(found)
+
+
+def test_windows_that_are_read_at_once_fit_into_memory(feed: Feed) -> None:
+    num_bytes = sum(part.shard.num_bytes for part in feed.parts)
+    window = num_bytes / NUM_PAIRS * WINDOW * LANES
+    assert tasks_at_once(feed, num_ranks=1, memory=40.4 * window) == 10
+    # the window of one of two is half as large, and so is its share of the memory
+    assert tasks_at_once(feed, num_ranks=2, memory=40.4 * window) == 10
+    assert tasks_at_once(feed, num_ranks=1, memory=window) == 2
