@@ -20,7 +20,7 @@ from timm.models import load_state_dict
 from torch import nn
 
 from orchestrator.clip import architecture, features, model
-from orchestrator.clip.model import UNREADABLE, Clip
+from orchestrator.clip.model import UNREADABLE, Clip, one_line
 from orchestrator.clip.precision import Precision, autocast, check
 from orchestrator.clip.preprocessing import Pictures, pictures_of
 
@@ -143,7 +143,7 @@ def _timm_model(name: str, image_size: int | None, *, pretrained: bool) -> TimmM
         return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
     except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(
-            f"cannot load timm model {name!r}: {_one_line(error)}; set checkpoint to a file of its weights"
+            f"cannot load timm model {name!r}: {one_line(error)}; set checkpoint to a file of its weights"
         ) from error
 
 
@@ -156,7 +156,7 @@ def _timm_weights(tower: TimmModel, checkpoint: str) -> dict[str, torch.Tensor]:
         convert: Callable | None = getattr(import_module(type(tower).__module__), "checkpoint_filter_fn", None)
         weights = convert(weights, tower) if convert else weights
     except (*UNREADABLE, KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f"{checkpoint} cannot be read as weights: {_one_line(error)}") from error
+        raise ValueError(f"{checkpoint} cannot be read as weights: {one_line(error)}") from error
     head = tower.pretrained_cfg.get("classifier") or ()
     names = (head,) if isinstance(head, str) else tuple(head)
     return {key: tensor for key, tensor in weights.items() if not key.startswith(tuple(f"{one}." for one in names))}
@@ -178,7 +178,3 @@ def _load(tower: TimmModel, place: str, weights: Mapping[str, torch.Tensor]) -> 
 def _is_weight(key: str) -> bool:
     # a counter of training batches: absent from many files, of no use to inference
     return not key.endswith("num_batches_tracked")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

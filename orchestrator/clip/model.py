@@ -155,7 +155,7 @@ def _from_reference(
             model_cfg = open_clip.get_model_config(reference)
             tokenizer = open_clip.get_tokenizer(reference, context_length=context_length)
     except (*UNREADABLE, OSError, ImportError) as error:
-        raise ValueError(f"cannot load {reference}: {_one_line(error)}") from error
+        raise ValueError(f"cannot load {reference}: {one_line(error)}") from error
     if image_size is not None:
         model_cfg["vision_cfg"]["image_size"] = image_size
     if context_length is not None:
@@ -195,7 +195,7 @@ def _load_weights(model: Model, checkpoint_path: str) -> None:
             "safetensors or a state dict as torch.save writes it"
         ) from error
     except UNREADABLE as error:
-        raise ValueError(f"{checkpoint_path} does not fit the model: {_one_line(error)}") from error
+        raise ValueError(f"{checkpoint_path} does not fit the model: {one_line(error)}") from error
     if start is not None and not model.logit_bias.any():
         # the checkpoint of a model without a bias: open_clip gives it 0, and the scale is that of another loss
         with torch.no_grad():
@@ -255,5 +255,6 @@ def _without_open_clip_log() -> Iterator[None]:
         root.removeFilter(drop)
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """What an error of a library says, as one line of bearable length."""
     return " ".join(str(error).split())[:300]

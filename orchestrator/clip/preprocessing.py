@@ -14,7 +14,7 @@ from open_clip.pretrained import download_pretrained_from_hf
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
 from orchestrator.clip import architecture
-from orchestrator.clip.model import CONFIG_FILE, HUB_SCHEME, LOCAL_SCHEME, PREPROCESS_KEYS, config_of
+from orchestrator.clip.model import CONFIG_FILE, HUB_SCHEME, LOCAL_SCHEME, PREPROCESS_KEYS, config_of, one_line
 
 ResizeMode = Literal["shortest", "squash"]
 
@@ -73,4 +73,4 @@ def _hub_config(reference: str) -> Path:
     try:
         return Path(download_pretrained_from_hf(reference.removeprefix(HUB_SCHEME), filename=CONFIG_FILE))
     except (OSError, RuntimeError) as error:
-        raise ValueError(f"cannot load {reference}: {' '.join(str(error).split())[:300]}") from error
+        raise ValueError(f"cannot load {reference}: {one_line(error)}") from error

@@ -1,6 +1,6 @@
 """The memory that a reading task of training takes for one window of local tars, above what it has before.
 
-python tests/benchmarks/bench_reading.py --folder runs/reading
+PYTHONPATH=tests:tests/training python tests/benchmarks/bench_reading.py --folder runs/reading
 
 Tables are dropped as they come, as Ray does with those it has put into its store; no Ray is started."""
 
@@ -11,16 +11,13 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-from pools import Pair, write_catalog, write_tars
+from feeds import feed_over
+from pools import Pair, write_tars
 
-from orchestrator.config import AugmentationConfig
 from orchestrator.keeplist import KeepList, Mask
 from orchestrator.metering import peak_bytes
 from orchestrator.source import WebDataset
-from orchestrator.training.decoding import Decoding
 from orchestrator.training.feed import Feed, read_window
-from orchestrator.training.stream import Stream
 
 TARS, ROWS, IMAGE_BYTES = 2, 10_000, 25_000
 LANES, WINDOW = 20, 1_000
@@ -54,32 +51,7 @@ def feed_of(folder: Path) -> Feed:
         write_tars(folder / "tars", pairs, num_shards=TARS)
         raise SystemExit("the tars are written: give the command again, in a process that has not held them")
     source = WebDataset.open(str(folder / "tars"))
-    catalogued = [source.catalog(part).table for part in source.parts()]
-    catalog = write_catalog(folder / "catalog", pa.concat_tables(catalogued).to_pylist(), [ROWS] * TARS)
-    stream = Stream(
-        kept_per_part=(ROWS,) * TARS,
-        num_samples=TARS * ROWS,
-        global_batch_size=LANES,
-        num_lanes=LANES,
-        window=WINDOW,
-        seed=0,
-    )
-    decoding = Decoding(
-        image_size=224,
-        seed=0,
-        decode_in="tasks",
-        draft_decoding=True,
-        max_image_pixels=10**8,
-        augmentation=AugmentationConfig(),
-    )
-    return Feed(
-        source=source,
-        parts=tuple(source.parts()),
-        catalog=catalog,
-        keep=EveryPair(catalog.artifact),
-        stream=stream,
-        decoding=decoding,
-    )
+    return feed_over(source, folder / "catalog", EveryPair, epochs=1, batch=LANES, lanes=LANES, window=WINDOW)
 
 
 if __name__ == "__main__":

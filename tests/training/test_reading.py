@@ -10,15 +10,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from pools import Pair, make_pairs, write_catalog, write_parquet_images, write_tars
+from feeds import feed_over
+from pools import Pair, make_pairs, write_parquet_images, write_tars
 
-from orchestrator.config import AugmentationConfig, ParquetSource
+from orchestrator.config import ParquetSource
 from orchestrator.keeplist import KeepList, Mask
 from orchestrator.source import Part, Source, WebDataset, open_source
 from orchestrator.training import feed as feed_module
-from orchestrator.training.decoding import Decoding
 from orchestrator.training.feed import Feed, read_window, tasks_at_once
-from orchestrator.training.stream import Stream
 
 NUM_PAIRS, SHARDS, BATCH, LANES, WINDOW = 96, 3, 8, 4, 20
 WITHOUT_IMAGE = 40
@@ -50,35 +49,9 @@ class Asked:
             yield image
 
 
-def feed_over(source: Source, folder: Path) -> Feed:
-    tables = [source.catalog(part).table for part in source.parts()]
-    rows = [table.num_rows for table in tables]
-    catalog = write_catalog(folder, pa.concat_tables(tables).to_pylist(), rows)
-    keep = EveryThird(catalog.artifact)
-    kept = tuple(int(keep.mask(index, num_rows).sum()) for index, num_rows in enumerate(rows))
-    return Feed(
-        source=source,
-        parts=tuple(source.parts()),
-        catalog=catalog,
-        keep=keep,
-        # two epochs, so that a window lies on their border
-        stream=Stream(
-            kept_per_part=kept,
-            num_samples=2 * sum(kept),
-            global_batch_size=BATCH,
-            num_lanes=LANES,
-            window=WINDOW,
-            seed=3,
-        ),
-        decoding=Decoding(
-            image_size=24,
-            seed=3,
-            decode_in="tasks",
-            draft_decoding=True,
-            max_image_pixels=10**6,
-            augmentation=AugmentationConfig(),
-        ),
-    )
+def feed_of(source: Source, folder: Path) -> Feed:
+    # two epochs, so that a window lies on their border
+    return feed_over(source, folder, EveryThird, epochs=2, batch=BATCH, lanes=LANES, window=WINDOW)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +64,7 @@ def pairs() -> list[Pair]:
 @pytest.fixture(scope="module")
 def feed(pairs: list[Pair], tmp_path_factory: pytest.TempPathFactory) -> Feed:
     folder = tmp_path_factory.mktemp("reading")
-    return feed_over(WebDataset.open(write_tars(folder / "tars", pairs, num_shards=SHARDS)), folder / "catalog")
+    return feed_of(WebDataset.open(write_tars(folder / "tars", pairs, num_shards=SHARDS)), folder / "catalog")
 
 
 def windows(feed: Feed, *, num_ranks: int = 1, first_step: int = 0) -> list[list[pa.Table]]:
@@ -156,7 +129,7 @@ def test_what_is_read_as_a_whole_is_read_once(
     expected = [pa.concat_tables(tables).combine_chunks() for tables in windows(feed)]
     asked = Asked(source)
     monkeypatch.setattr(feed_module, "STRETCH_BYTES", 3_000)
-    found = windows(asked.instead(feed_over(source, tmp_path / "catalog")))
+    found = windows(asked.instead(feed_of(source, tmp_path / "catalog")))
     assert all(len(tables) > 1 for tables in found)
     assert [pa.concat_tables(tables).combine_chunks() for tables in found] == expected
     assert asked.num_calls <= SHARDS * len(found)
