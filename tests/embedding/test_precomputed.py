@@ -25,7 +25,7 @@ from orchestrator.embedding.vectors import Embedding
 from orchestrator.engine.console import Display
 from orchestrator.errors import UserError
 from orchestrator.source import Status, row_groups
-from orchestrator.storage import files, npy_rows
+from orchestrator.storage import files, npy
 from orchestrator.storage.npy import from_npy, open_npy
 from tests.support.pools import config_of, write_catalog
 
@@ -345,15 +345,15 @@ def test_rows_of_an_array_by_range(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     values = np.random.default_rng(0).normal(size=(5000, 33)).astype(np.float32)
     np.save(tmp_path / "a.npy", values)
     array, num_bytes = open_npy(str(tmp_path / "a.npy")), 0
-    read_spans = npy_rows.read_spans
+    read_spans = npy.read_spans
 
     def counting(uri: str, spans: Sequence[tuple[int, int]]) -> Any:
         nonlocal num_bytes
         num_bytes += sum(size for _, size in spans)
         return read_spans(uri, spans)
 
-    monkeypatch.setattr(npy_rows, "read_spans", counting)
-    monkeypatch.setattr(npy_rows, "MAX_REQUEST", 1000)
+    monkeypatch.setattr(npy, "read_spans", counting)
+    monkeypatch.setattr(npy, "MAX_REQUEST", 1000)
     rows = np.array([4999, 7, 8, 9, 7, 0, 3000])
     assert (array.take(rows) == values[rows]).all()
     assert num_bytes == 6 * 33 * 4, "the rows that are wanted, and nothing else"

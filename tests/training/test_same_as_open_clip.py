@@ -4,7 +4,7 @@ import pytest
 
 pytest.importorskip("open_clip_train")
 
-from benchmarks.check_same_loss import TOLERANCES, Losses, Pixels, batches, build, losses, our_losses
+from tests.benchmarks.check_same_loss import TOLERANCES, Losses, Pixels, batches, build, losses, our_losses
 
 pytestmark = pytest.mark.slow
 
