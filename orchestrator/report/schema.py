@@ -30,8 +30,9 @@ class StepReport(Entry):
 
     Keys: `name` and `method`; `settings` as configured; `pairs_in` that reached it; `budget` it was asked to keep (null
     for a step without one); `pairs_out` that left it; `reasons`, how many of the others were dropped for what;
-    `threshold`, the lowest score kept (null without scores); `no_words`, pairs whose caption holds no word, pruned
-    first (null without scores)."""
+    `threshold`, the score of the last pair kept: the lowest, or the highest where low scores are kept (null without
+    scores, and where each cluster has its own threshold); `no_words`, pairs without a word in their caption, which are
+    pruned first (null where no words were counted)."""
 
     name: str
     method: str
@@ -238,9 +239,11 @@ class ExampleGroup(Entry):
 
 
 class Examples(Entry):
-    """Example pairs of the last step that pruned: its name, and the `parts_read` of `num_parts` they are drawn from."""
+    """Example pairs of the last step that pruned: its name, what its `score` measures (null without scores), and the
+    `parts_read` of `num_parts` they are drawn from."""
 
     step: str
+    score: str | None = None
     parts_read: int
     num_parts: int
     groups: list[ExampleGroup]

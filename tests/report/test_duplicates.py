@@ -15,7 +15,7 @@ from orchestrator.engine.run_record import RunRecord
 from orchestrator.report import build_report
 from orchestrator.report.duplicates import BINS_EACH_SIDE, COPIES_SHOWN, GROUPS_SHOWN, Found, groups_of
 from orchestrator.report.schema_clusters import Duplicates
-from orchestrator.selection.near_duplicates import Compared, Similarity
+from orchestrator.selection.similarity import Compared, Similarity
 from tests.support.geometry_pool import COPIES, EPS, NUM_COPIES
 
 
