@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from orchestrator.config import without_password
 from orchestrator.errors import Stopped, UserError, one_line
 from orchestrator.storage import files
 
@@ -39,7 +40,7 @@ def run_log(out: str, level: str = "INFO") -> Iterator[None]:
     Errors: `StoreError` if the folder cannot be written."""
     with tempfile.TemporaryDirectory(prefix="orchestrator-log-") as folder:
         handler = _handler(files.join(out, FILE), Path(folder))
-        handler.setFormatter(logging.Formatter(FORMAT))
+        handler.setFormatter(_WithoutSecrets(FORMAT))
         with handler, _attached(handler, level):
             logger.info("started: %s (pid %d on %s)", " ".join(sys.argv), os.getpid(), platform.node())
             try:
@@ -73,6 +74,13 @@ def _attached(handler: logging.Handler, level: str) -> Iterator[None]:
         for source, was in zip(sources, before, strict=True):
             source.removeHandler(handler)
             source.setLevel(was)
+
+
+class _WithoutSecrets(logging.Formatter):
+    """Removes passwords and signatures of URIs from every line: the log is shared like the report."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return without_password(super().format(record))
 
 
 class _File(logging.FileHandler):
