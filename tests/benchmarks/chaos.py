@@ -1,6 +1,6 @@
 """Run the demo on three nodes while workers, nodes and the driver are killed at random.
 
-The script restarts the driver after each kill. It compares the results with those of an undisturbed run.
+The script restarts a killed driver. It compares the results with those of an undisturbed run.
 
 PYTHONPATH=tests:tests/cluster python tests/benchmarks/chaos.py --folder runs/chaos --minutes 10 --seed 0
 """
