@@ -1,6 +1,6 @@
 """Measure the memory of a reading task: the increase of resident memory for one window of local tars.
 
-PYTHONPATH=tests:tests/training python tests/benchmarks/bench_reading.py --folder runs/reading
+PYTHONPATH=. python tests/benchmarks/bench_reading.py --folder runs/reading
 
 The first run writes the tars. The second run measures. Tables are dropped as they arrive, as Ray drops a table that it
 has put into its object store. Ray itself does not start."""
@@ -12,13 +12,13 @@ import time
 from pathlib import Path
 
 import numpy as np
-from feeds import feed_over
-from pools import Pair, write_tars
 
-from orchestrator.keeplist import KeepList, Mask
-from orchestrator.metering import peak_bytes
+from orchestrator.data.keep_list import KeepList, Mask
+from orchestrator.engine.metering import peak_bytes
 from orchestrator.source import WebDataset
-from orchestrator.training.feed import Feed, read_window
+from orchestrator.training.reader import Feed, read_window
+from tests.support.feeds import feed_over
+from tests.support.pools import Pair, write_tars
 
 TARS, ROWS, IMAGE_BYTES = 2, 10_000, 25_000
 LANES, WINDOW = 20, 1_000

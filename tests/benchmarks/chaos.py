@@ -2,7 +2,7 @@
 
 The script restarts a killed driver. It compares the results with those of an undisturbed run.
 
-PYTHONPATH=tests:tests/cluster python tests/benchmarks/chaos.py --folder runs/chaos --minutes 10 --seed 0
+PYTHONPATH=. python tests/benchmarks/chaos.py --folder runs/chaos --minutes 10 --seed 0
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from pathlib import Path
 
 import psutil
 import pyarrow.parquet as pq
-from commands import environment
-from local_cluster import LocalCluster, local_cluster
-from processes import descendants, kill
+
+from tests.support.commands import environment
+from tests.support.local_cluster import LocalCluster, local_cluster
+from tests.support.processes import descendants, kill
 
 RUN = (
     "python -m orchestrator run +exp=demo training.record_batches=true training.checkpoint_every_steps=20 "
