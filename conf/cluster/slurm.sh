@@ -2,8 +2,8 @@
 # Start a Ray cluster on the nodes of a SLURM job, then run the given command:
 #   sbatch --nodes=4 --gpus-per-node=8 conf/cluster/slurm.sh \
 #     orchestrator run +exp=wfpp_laion source.uri='/lustre/laion400m/{00000..41455}.tar' store=/lustre/store out=/lustre/runs/wfpp
-# After a time limit or a lost node, submit the same job again to resume. SLURM sends SIGTERM two minutes before the limit,
-# and the run writes a checkpoint. All nodes must share the home folder, because Ray keeps its token there.
+# After a time limit or a lost node, submit the same job again to resume. SLURM sends SIGTERM two minutes before the
+# limit, and the run writes a checkpoint. All nodes must share the home folder, because Ray keeps its token there.
 #SBATCH --job-name=orchestrator
 #SBATCH --ntasks-per-node=1
 #SBATCH --exclusive
@@ -37,7 +37,7 @@ nodes_up() { ray list nodes --filter state=ALIVE --limit 10000 --format json 2>/
 deadline=$((SECONDS + 600))
 until [ "$(nodes_up)" -ge "$SLURM_NNODES" ]; do
   if ! kill -0 "$cluster" 2>/dev/null || [ "$SECONDS" -ge "$deadline" ]; then
-    echo "the Ray cluster did not start on $SLURM_NNODES nodes: see the output of the nodes above" >&2
+    echo "the Ray cluster did not start on $SLURM_NNODES nodes" >&2
     exit 1
   fi
   sleep 2

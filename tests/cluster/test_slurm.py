@@ -135,5 +135,5 @@ def test_nodes_that_do_not_come_up_are_told_and_no_job_runs(failing: str, tmp_pa
     with submitted(tmp_path, "0", FAILING=failing) as script:
         _, told = script.communicate(timeout=PATIENCE)
         assert script.returncode == 1
-    assert told.strip() == f"the Ray cluster did not come up on {NODES} nodes"
+    assert told.strip() == f"the Ray cluster did not start on {NODES} nodes"
     assert not [line for line in said(tmp_path) if line.startswith("job")]
