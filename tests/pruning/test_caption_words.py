@@ -164,7 +164,7 @@ def test_random_strings_of_entity_pieces_have_the_defined_words() -> None:
 
 
 def test_inert_characters_never_compose(inert: set[int]) -> None:
-    """Show that strings of inert characters are in NFC: all are starters, and none can be the second of a composition."""
+    """Show that strings of inert characters are in NFC: all are starters, and none can be second in a composition."""
     seconds = set(range(0x1161, 0x1176)) | set(range(0x11A8, 0x11C3))
     for code in CODE_POINTS:
         parts = unicodedata.decomposition(chr(code)).split()
