@@ -1,4 +1,4 @@
-"""The pair decides which patches are kept. Their number and the tokens that always stay are as in open_clip and timm."""
+"""The pair decides which patches are kept. Their number and the tokens that always stay equal those of open_clip."""
 
 from __future__ import annotations
 
