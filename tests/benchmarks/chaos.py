@@ -136,7 +136,7 @@ def is_worker(process: psutil.Process) -> bool:
 def result(folder: Path) -> dict:
     """The keep list, every global batch of every phase, and the metrics of a finished run."""
     report, run = (json.loads((folder / "OUT" / name).read_text()) for name in ("report.json", "run.json"))
-    (keep,) = [stage["uri"] for stage in run["stages"] if stage["name"] == "wfpp"]
+    (keep,) = [stage["uri"] for stage in run["stages"] if (stage["role"], stage["step"]) == ("keep", "wfpp")]
     batches = {}
     for phase in ("pretrain", "finetune"):
         for place in (folder / "STORE" / phase).glob("*/batches"):
