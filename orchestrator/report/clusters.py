@@ -18,6 +18,7 @@ from orchestrator.data.catalog import PartRows, part_rows
 from orchestrator.data.keep_list import KeepList
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.parts import over_blocks
+from orchestrator.engine.role import Role
 from orchestrator.engine.run_record import RunRecord
 from orchestrator.pruning.random import random_scores
 from orchestrator.report.entry import Example
@@ -62,7 +63,7 @@ def cluster_prunings(record: RunRecord, steps: list[SelectedStep]) -> dict[str, 
 def cluster_table(record: RunRecord, step: str) -> pl.DataFrame | None:
     """The clusters of a step that have pairs, from the densest on: `cluster`, `size`, `d_intra`, and for a step with
     quotas `d_inter`, `complexity`, `quota`; None for a step without a clustering."""
-    stats, quotas = record.named(f"measure clusters, {step}"), record.named(f"quotas, {step}")
+    stats, quotas = record.find(Role.CLUSTER_STATS, step), record.find(Role.QUOTAS, step)
     if stats is None:
         return None
     if quotas is not None:
