@@ -7,8 +7,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from orchestrator.run import Run
-    from orchestrator.sweep.opened import Sweep
+    from orchestrator.results.run import Run
+    from orchestrator.results.sweep import Sweep
 
 __all__ = ["Run", "Sweep", "__version__"]
 __version__ = "0.1.0"
@@ -17,11 +17,11 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     # once it is asked for: a command's help needs no Polars
     if name == "Run":
-        from orchestrator.run import Run
+        from orchestrator.results.run import Run
 
         return Run
     if name == "Sweep":
-        from orchestrator.sweep.opened import Sweep
+        from orchestrator.results.sweep import Sweep
 
         return Sweep
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -27,7 +27,7 @@ from orchestrator.errors import Stopped, UserError, causes, line_of
 
 # where the verb's function lives, imported only once it is needed
 VERBS = dict.fromkeys(("run", "plan", "select", "evaluate", "report", "export"), "orchestrator.pipeline")
-VERBS["sweep"] = "orchestrator.sweep.run"
+VERBS["sweep"] = "orchestrator.sweep.execute"
 # what a verb does without arguments
 DEMOS = {"run": "demo", "plan": "demo", "select": "demo", "sweep": "demo_sweep"}
 NEED_NO_SOURCE = ("evaluate", "report", "export")
@@ -130,7 +130,7 @@ def _goes_on(verb: str) -> str:
 
 
 def _sweep_terminated(number: int, frame: FrameType | None) -> NoReturn:
-    from orchestrator.training.ticker import stop_phases
+    from orchestrator.training.phase_signals import stop_phases
 
     # who asks again means at once
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -13,21 +13,22 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-from orchestrator import cluster, lease, store
-from orchestrator.artifacts import Artifact
-from orchestrator.catalog import Catalog, catalog_stage, check_catalog
 from orchestrator.config import Config, WfppStep
+from orchestrator.config.paths import absolute_places
+from orchestrator.data.catalog import Catalog, catalog_stage, check_catalog
 from orchestrator.demo.source import embed_demo
+from orchestrator.engine import lease, ray_cluster
+from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.console import Display
+from orchestrator.engine.run_record import RunRecord, StageRecord
+from orchestrator.engine.stage import Stage
 from orchestrator.errors import UserError
-from orchestrator.places import absolute_places
 from orchestrator.plan.rows import COLUMNS, Reach, plan_rows, reaches, training_cost
-from orchestrator.progress import Display
-from orchestrator.record import RunRecord, StageRecord
 from orchestrator.selection import selection_stages
-from orchestrator.selection.valid import valid_stage
-from orchestrator.selection.words import count_stage, words_stage
+from orchestrator.selection.pool_mask import valid_stage
+from orchestrator.selection.word_counts import count_stage, words_stage
 from orchestrator.source import Source, open_source, with_cache
-from orchestrator.stage import Stage
+from orchestrator.storage import files
 
 LIBRARIES = ("open_clip_torch", "polars", "pyarrow", "ray", "timm", "torch")
 MIN_COUNT = 5
@@ -90,11 +91,11 @@ def report(config: Config) -> None:
     """Rebuilds the report of a finished run from its artifacts."""
     from orchestrator.report import write_report
 
-    out = store.absolute(config.run) if config.run else _out(config)
+    out = files.absolute(config.run) if config.run else _out(config)
     record = RunRecord.read(out)
-    cluster.connect(config.cluster)
+    ray_cluster.connect(config.cluster)
     write_report(out, record)
-    Display().line(f"report: {store.join(out, 'report.html')}")
+    Display().line(f"report: {files.join(out, 'report.html')}")
 
 
 def export(config: Config) -> None:
@@ -103,11 +104,11 @@ def export(config: Config) -> None:
 
     if config.run is None or config.to is None:
         raise UserError("export needs run= (a finished run's folder) and to= (a .parquet or .npy file, or a folder)")
-    record, to = RunRecord.read(store.absolute(config.run)), store.absolute(config.to)
-    cluster.check_outlive_job({"to": to})
-    cluster.connect(config.cluster)
+    record, to = RunRecord.read(files.absolute(config.run)), files.absolute(config.to)
+    ray_cluster.check_outlive_job({"to": to})
+    ray_cluster.connect(config.cluster)
     # in the folder, or beside the file, lie the parts that tasks write
-    cluster.check_shared({"to": os.path.dirname(to) if os.path.splitext(to)[1] else to})
+    ray_cluster.check_shared({"to": os.path.dirname(to) if os.path.splitext(to)[1] else to})
     export_keep_list(record, to, Display())
 
 
@@ -116,13 +117,13 @@ def prepare(config: Config) -> Config:
     into the store as shards.
 
     Errors: `UserError` for places that would be gone with the job."""
-    places = {"store": store.absolute(config.store), "out": _out(config)}
-    cluster.check_outlive_job(places)
+    places = {"store": files.absolute(config.store), "out": _out(config)}
+    ray_cluster.check_outlive_job(places)
     return absolute_places(embed_demo(config.model_copy(update=places)))
 
 
 def _out(config: Config) -> str:
-    return store.absolute(config.out or f"runs/{config.name}")
+    return files.absolute(config.out or f"runs/{config.name}")
 
 
 def _stages(config: Config, source: Source) -> Pipeline:
@@ -205,7 +206,7 @@ def _show_plan(pipeline: Pipeline, display: Display) -> list[Reach]:
 
 
 def _show_costs(pipeline: Pipeline, found: list[Reach], display: Display) -> None:
-    from orchestrator.plan import costs, table
+    from orchestrator.plan import cost_table, costs
     from orchestrator.plan.probe import probe
 
     config, source = pipeline.config, pipeline.source
@@ -219,9 +220,9 @@ def _show_costs(pipeline: Pipeline, found: list[Reach], display: Display) -> Non
         batch_size=config.training.global_batch_size,
         window=config.training.window,
     )
-    rows = table.cost_rows(estimates, found, config.plan)
-    display.table("what is still to be computed would take, about", table.columns(config.plan), rows)
-    for line in table.notes(measured, estimates, found):
+    rows = cost_table.cost_rows(estimates, found, config.plan)
+    display.table("what is still to be computed would take, about", cost_table.columns(config.plan), rows)
+    for line in cost_table.notes(measured, estimates, found):
         display.line(line)
 
 
@@ -231,12 +232,12 @@ def _finish(config: Config, stages: Sequence[Stage], verb: str, display: Display
 
     started, clock = datetime.now(UTC), time.monotonic()
     # a place that cannot be written is told before hours of work, not after
-    store.write_json(store.join(_out(config), "config.json"), config.model_dump(mode="json"))
-    cluster.connect(config.cluster)
-    cluster.check_shared({"out": _out(config), "store": config.store})
+    files.write_json(files.join(_out(config), "config.json"), config.model_dump(mode="json"))
+    ray_cluster.connect(config.cluster)
+    ray_cluster.check_shared({"out": _out(config), "store": config.store})
     if any(stage.epochs and not stage.artifact.is_complete() for stage in stages):
         # so are workers that the cluster cannot hold
-        cluster.num_train_workers(config.training.num_workers, lanes=config.training.lanes)
+        ray_cluster.num_train_workers(config.training.num_workers, lanes=config.training.lanes)
     records = [build(stage, display) for stage in stages]
     record = RunRecord(
         name=config.name,
@@ -250,7 +251,7 @@ def _finish(config: Config, stages: Sequence[Stage], verb: str, display: Display
     out = _out(config)
     trained = record.named("finetune") or record.named("pretrain")
     if trained is not None:
-        store.copy(trained.path("model"), store.join(out, "model"))
+        files.copy(trained.path("model"), files.join(out, "model"))
     record.write(out)
     with display.stage("report", unit="pages"):
         write_report(out, record)
@@ -279,8 +280,8 @@ def build(stage: Stage, display: Display) -> StageRecord:
 def _summary(record: RunRecord, out: str, display: Display) -> None:
     from orchestrator.report import headline
 
-    rows = [*headline(out), ("report", store.join(out, "report.html")), ("numbers", store.join(out, "report.json"))]
-    if store.exists(store.join(out, "model")):
-        rows.append(("model", store.join(out, "model")))
+    rows = [*headline(out), ("report", files.join(out, "report.html")), ("numbers", files.join(out, "report.json"))]
+    if files.exists(files.join(out, "model")):
+        rows.append(("model", files.join(out, "model")))
     rows.append(("shared artifacts", str(record.config["store"])))
     display.table(f"{record.name}: done in {record.wall_seconds:,.0f} s", ("what", "where"), rows)

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from commands import Shell, geometry_command, in_shell, tiny_command
-from pools import make_pairs, write_experiment, write_tars, write_zero_shot
 
-from orchestrator import cluster
 from orchestrator.config import ClusterConfig
+from orchestrator.engine import ray_cluster as cluster
+from tests.support.commands import Shell, geometry_command, in_shell, tiny_command
+from tests.support.pools import make_pairs, write_experiment, write_tars, write_zero_shot
 
 
 @pytest.fixture(scope="session")

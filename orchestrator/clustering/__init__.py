@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from orchestrator.artifacts import Artifact
 from orchestrator.clustering.assign import assign_stage
 from orchestrator.clustering.sample import sample_stage
 from orchestrator.clustering.stats import stats_stage
 from orchestrator.clustering.train import centroids_stage
 from orchestrator.config import Clustering
+from orchestrator.data.step import Step
 from orchestrator.embedding.vectors import Embedding
+from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.stage import Stage
 from orchestrator.errors import UserError
-from orchestrator.stage import Stage
-from orchestrator.step import Step
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,17 +10,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from orchestrator import cluster, store
-from orchestrator.artifacts import Artifact
-from orchestrator.catalog import PartRows, part_rows, to_parquet
 from orchestrator.clustering.train import read_centroids
+from orchestrator.data.catalog import PartRows, part_rows, to_parquet
+from orchestrator.data.keep_list import KeepList
+from orchestrator.data.step import Step
 from orchestrator.embedding.vectors import Embedding, is_present
-from orchestrator.keeplist import KeepList
-from orchestrator.parts import PartResult, Work, build_parts, part_path
-from orchestrator.progress import Display
+from orchestrator.engine import ray_cluster
+from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.console import Display
+from orchestrator.engine.parts import PartResult, Work, build_parts, part_path
+from orchestrator.engine.stage import Stage, by_part
 from orchestrator.pruning.clusters import Nearest
-from orchestrator.stage import Stage, by_part
-from orchestrator.step import Step
+from orchestrator.storage import files
 
 VERSION = 1
 NONE = -1
@@ -45,14 +46,14 @@ def assign_stage(step: Step, k: int, centroids: Artifact) -> Stage:
     name = f"assign, {step.name}"
 
     def build(display: Display) -> Artifact:
-        gpus = cluster.num_gpus()
+        gpus = ray_cluster.num_gpus()
         return build_parts(
             artifact,
             part_rows(step.catalog),
             partial(_work, Embedding(embedding), KeepList(step.incoming), centroids),
             display=display,
             name=name,
-            num_actors=gpus or step.num_actors or cluster.num_cores(),
+            num_actors=gpus or step.num_actors or ray_cluster.num_cores(),
             num_gpus=1 if gpus else 0,
         )
 
@@ -86,5 +87,5 @@ def _work(embedding: Embedding, keep: KeepList, centroids: Artifact) -> Work:
 
 def read_assigned(assigned: Artifact, index: int) -> Assigned:
     """The clusters and distances of a part's pairs that reached the step."""
-    table = pq.read_table(pa.BufferReader(store.read(part_path(assigned, index, "parquet"))))
+    table = pq.read_table(pa.BufferReader(files.read(part_path(assigned, index, "parquet"))))
     return Assigned(table["cluster"].to_numpy(), table["distance"].to_numpy())

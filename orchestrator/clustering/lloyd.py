@@ -14,13 +14,14 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from orchestrator import cluster, store
-from orchestrator.artifacts import Artifact
 from orchestrator.clustering.sample import read_sample
 from orchestrator.config import Clustering
-from orchestrator.metering import Meter, current_meter
-from orchestrator.npy import from_npy, to_npy
+from orchestrator.engine import ray_cluster
+from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.metering import Meter, current_meter
 from orchestrator.pruning.clusters import FIXED_POINT, Nearest, Trained, Vectors, next_centroids, sums_by_cluster, unit
+from orchestrator.storage import files
+from orchestrator.storage.npy import from_npy, to_npy
 
 Partial = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 """Of some vectors: sums [k, d], sizes [k] and distances [k] by cluster, in fixed point but for the sizes."""
@@ -33,10 +34,10 @@ def train_in_tasks(artifact: Artifact, sample: Artifact, settings: Clustering) -
     objective: list[float] = []
     restarts, begin = 0, 0
     state = artifact.path("state.json")
-    if store.exists(state):
-        told = store.read_json(state)
+    if files.exists(state):
+        told = files.read_json(state)
         objective, restarts, begin = told["objective"], told["restarts"], told["iterations"]
-        centroids = from_npy(store.read(artifact.path(f"state-{begin}.npy")))
+        centroids = from_npy(files.read(artifact.path(f"state-{begin}.npy")))
     for iteration in range(begin, settings.num_iterations):
         sums, sizes, distances = _one_pass(held, centroids)
         moved, num_empty = next_centroids(sums, sizes, centroids)
@@ -44,9 +45,9 @@ def train_in_tasks(artifact: Artifact, sample: Artifact, settings: Clustering) -
         restarts += num_empty
         stands_still = bool((moved == centroids).all())
         centroids = moved
-        store.write(artifact.path(f"state-{iteration + 1}.npy"), to_npy(centroids))
-        store.write_json(state, {"iterations": iteration + 1, "objective": objective, "restarts": restarts})
-        store.remove(artifact.path(f"state-{iteration}.npy"))
+        files.write(artifact.path(f"state-{iteration + 1}.npy"), to_npy(centroids))
+        files.write_json(state, {"iterations": iteration + 1, "objective": objective, "restarts": restarts})
+        files.remove(artifact.path(f"state-{iteration}.npy"))
         if stands_still:
             break
     return Trained(centroids, objective, restarts)
@@ -88,7 +89,7 @@ def _add(one: Partial, other: Partial) -> Partial:
 
 def _hold(sample: Artifact) -> list[tuple[Sequence[int], ray.actor.ActorHandle]]:
     num_groups = len(sample.parts)
-    shares = np.array_split(np.arange(num_groups), min(num_groups, cluster.num_cpus()))
+    shares = np.array_split(np.arange(num_groups), min(num_groups, ray_cluster.num_cpus()))
     start: Any = _Share.remote  # type: ignore[attr-defined]
     return [(share.tolist(), start(sample, share.tolist(), current_meter())) for share in shares]
 

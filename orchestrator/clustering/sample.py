@@ -8,19 +8,19 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator import store
-from orchestrator.artifacts import Artifact
-from orchestrator.catalog import PartRows, part_groups
 from orchestrator.config import Clustering
+from orchestrator.data.catalog import PartRows, part_groups
+from orchestrator.data.keep_list import KeepList
+from orchestrator.data.step import Step
 from orchestrator.embedding.vectors import Embedding, is_present
+from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.console import Display
+from orchestrator.engine.parts import PartResult, Summary, Work, build_parts, part_path
+from orchestrator.engine.stage import Stage, by_groups
 from orchestrator.errors import UserError
-from orchestrator.keeplist import KeepList
-from orchestrator.npy import from_npy, to_npy
-from orchestrator.parts import PartResult, Summary, Work, build_parts, part_path
-from orchestrator.progress import Display
 from orchestrator.pruning.random import random_scores
-from orchestrator.stage import Stage, by_groups
-from orchestrator.step import Step
+from orchestrator.storage import files
+from orchestrator.storage.npy import from_npy, to_npy
 
 VERSION = 1
 MAX_GROUPS = 512
@@ -97,4 +97,4 @@ def _check(name: str, k: int, summaries: list[Summary]) -> None:
 def read_sample(sample: Artifact, groups: Sequence[int]) -> Iterator[NDArray[np.float16]]:
     """The vectors of each of the groups, float16 [n, d]."""
     for group in groups:
-        yield from_npy(store.read(part_path(sample, group, "npy")))
+        yield from_npy(files.read(part_path(sample, group, "npy")))

@@ -10,16 +10,16 @@ from operator import add
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator import store
-from orchestrator.artifacts import Artifact
-from orchestrator.catalog import PartRows, part_groups
 from orchestrator.clustering.assign import read_assigned
-from orchestrator.npy import from_npy, to_npy
-from orchestrator.parts import PartResult, Work, build_parts, part_path
-from orchestrator.progress import Display
+from orchestrator.data.catalog import PartRows, part_groups
+from orchestrator.data.step import Step
+from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.console import Display
+from orchestrator.engine.parts import PartResult, Work, build_parts, part_path
+from orchestrator.engine.stage import Stage, by_groups
 from orchestrator.pruning.clusters import FIXED_POINT, sums_by_cluster
-from orchestrator.stage import Stage, by_groups
-from orchestrator.step import Step
+from orchestrator.storage import files
+from orchestrator.storage.npy import from_npy, to_npy
 
 VERSION = 1
 MAX_GROUPS = 128
@@ -35,7 +35,7 @@ class ClusterStats:
     @classmethod
     def read(cls, stats: Artifact) -> ClusterStats:
         """The sums over all groups: k numbers, whatever the pool's size."""
-        groups = (from_npy(store.read(part_path(stats, group, "npy"))) for group in range(len(stats.parts)))
+        groups = (from_npy(files.read(part_path(stats, group, "npy"))) for group in range(len(stats.parts)))
         sizes, distances = reduce(add, groups)
         with np.errstate(invalid="ignore"):
             return cls(sizes, distances / FIXED_POINT / sizes)

@@ -10,17 +10,18 @@ from typing import Any
 import numpy as np
 import ray
 
-from orchestrator import cluster, store
-from orchestrator.artifacts import Artifact
 from orchestrator.clustering.lloyd import train_in_tasks
 from orchestrator.clustering.sample import MAX_GROUPS, read_sample
 from orchestrator.config import Clustering
-from orchestrator.metering import Meter, current_meter
-from orchestrator.npy import from_npy, to_npy
-from orchestrator.progress import Display
+from orchestrator.data.step import Step
+from orchestrator.engine import ray_cluster
+from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.console import Display
+from orchestrator.engine.metering import Meter, current_meter
+from orchestrator.engine.stage import Stage, by_groups, nothing
 from orchestrator.pruning.clusters import Trained, Vectors, train, unit
-from orchestrator.stage import Stage, by_groups, nothing
-from orchestrator.step import Step
+from orchestrator.storage import files
+from orchestrator.storage.npy import from_npy, to_npy
 
 VERSION = 1
 FILE = "centroids.npy"
@@ -38,13 +39,16 @@ def centroids_stage(step: Step, settings: Clustering, sample: Artifact) -> Stage
             if settings.trainer == "lloyd":
                 trained = train_in_tasks(artifact, sample, settings)
             else:
-                gpus = 1 if cluster.num_gpus() else 0
+                gpus = 1 if ray_cluster.num_gpus() else 0
                 # not a whole node: a sweep's trial holds a hundredth of one, and would wait for itself
-                share: dict[str, Any] = {"num_cpus": 1 if gpus else max(1, cluster.node_cpus() - 1), "num_gpus": gpus}
+                share: dict[str, Any] = {
+                    "num_cpus": 1 if gpus else max(1, ray_cluster.node_cpus() - 1),
+                    "num_gpus": gpus,
+                }
                 # not in the placement group that a trial has for itself
                 task = ray.remote(scheduling_strategy="DEFAULT", **share)(_train)
                 trained = ray.get(task.remote(sample, settings, current_meter()))
-            store.write(artifact.path(FILE), to_npy(trained.centroids))
+            files.write(artifact.path(FILE), to_npy(trained.centroids))
             progress.update(settings.k)
         totals = {
             "k": settings.k,
@@ -88,4 +92,4 @@ def _trained_on(sample: Artifact, settings: Clustering) -> Trained:
 
 def read_centroids(centroids: Artifact) -> Vectors:
     """Unit centroids float32 [k, d]."""
-    return from_npy(store.read(centroids.path(FILE)))
+    return from_npy(files.read(centroids.path(FILE)))

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from orchestrator import store
 from orchestrator.config import Config, DemoSource, MetaClipStep, WebDatasetSource
 from orchestrator.errors import UserError
+from orchestrator.storage import files
 
 DEMO = "demo"
 METADATA_PATH = Path(__file__).parent / "pool" / "metadata.txt"
@@ -23,14 +23,14 @@ def embed_demo(config: Config) -> Config:
     wants_set = DEMO in (sets.zero_shot.uri, sets.retrieval.uri)
     if not isinstance(config.source, DemoSource) and not wants_set:
         return config
-    if not store.is_local(config.store):
+    if not files.is_local(config.store):
         raise UserError(
             f"the demo writes its shards into the store, which must be a local folder; got store={config.store}"
         )
     from orchestrator.demo.shards import write_shards
 
     per_shard = config.source.pairs_per_shard if isinstance(config.source, DemoSource) else 1000
-    pool = write_shards(store.join(config.store, f"demo-{per_shard}"), pairs_per_shard=per_shard)
+    pool = write_shards(files.join(config.store, f"demo-{per_shard}"), pairs_per_shard=per_shard)
     zero_shot = pool.zero_shot_uri if sets.zero_shot.uri == DEMO else sets.zero_shot.uri
     retrieval = pool.retrieval_uri if sets.retrieval.uri == DEMO else sets.retrieval.uri
     sets = sets.model_copy(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from orchestrator.catalog import Catalog
 from orchestrator.config import ClipRetrievalEmbedding, ColumnEmbedding, Config
+from orchestrator.data.catalog import Catalog
+from orchestrator.engine.stage import Stage
 from orchestrator.source import Source
-from orchestrator.stage import Stage
 
 
 def embedding_stages(config: Config, name: str, source: Source, catalog: Catalog) -> list[Stage]:
@@ -13,7 +13,7 @@ def embedding_stages(config: Config, name: str, source: Source, catalog: Catalog
 
     Errors: `UserError` for settings that the pool, or what was brought along, cannot meet."""
     if isinstance(config.embedding[name], (ClipRetrievalEmbedding, ColumnEmbedding)):
-        from orchestrator.embedding.brought import brought_stages
+        from orchestrator.embedding.precomputed import brought_stages
 
         return brought_stages(config, name, catalog)
     from orchestrator.embedding.encode import encode_stage

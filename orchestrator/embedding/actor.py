@@ -13,7 +13,7 @@ from orchestrator.config import EfficientNetLite0Encoder, OpenClipEncoder, TimmE
 from orchestrator.config.embedding import EncoderConfig, Tower
 from orchestrator.embedding.pool import Rows
 from orchestrator.embedding.vectors import Vectors
-from orchestrator.metering import Meter
+from orchestrator.engine.metering import Meter
 
 
 def build_encoder(settings: EncoderConfig) -> Encoder:

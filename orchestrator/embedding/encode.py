@@ -10,22 +10,22 @@ import ray
 import xxhash
 from ray.exceptions import RayTaskError
 
-from orchestrator import store
-from orchestrator.artifacts import Artifact
-from orchestrator.catalog import Catalog
 from orchestrator.config import Config, OpenClipEncoder, TimmEncoder
 from orchestrator.config.embedding import EncoderConfig, Tower
-from orchestrator.decode import Pictures
-from orchestrator.elapsed import Elapsed
+from orchestrator.data.catalog import Catalog
+from orchestrator.data.image_decode import Pictures
 from orchestrator.embedding.actor import Description, describe
 from orchestrator.embedding.execution import Pass
 from orchestrator.embedding.pool import Pool
 from orchestrator.embedding.vectors import embedding_totals
+from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.console import Display, StageProgress
+from orchestrator.engine.parts import Summary, done_summaries
+from orchestrator.engine.stage import Size, Stage
+from orchestrator.engine.stopwatch import Elapsed
 from orchestrator.errors import UserError
-from orchestrator.parts import Summary, done_summaries
-from orchestrator.progress import Display, StageProgress
 from orchestrator.source import Source
-from orchestrator.stage import Size, Stage
+from orchestrator.storage import files
 
 VERSION = 1
 HASH_BYTES = 2**24
@@ -137,7 +137,7 @@ def _towers(name: str, settings: EncoderConfig) -> tuple[Tower, ...]:
 
 def _with_absolute_files(settings: EncoderConfig) -> EncoderConfig:
     # actors run in other folders
-    return settings.model_copy(update={key: store.absolute(place) for key, place in _files(settings).items()})
+    return settings.model_copy(update={key: files.absolute(place) for key, place in _files(settings).items()})
 
 
 def _files(settings: EncoderConfig) -> dict[str, str]:
@@ -146,7 +146,7 @@ def _files(settings: EncoderConfig) -> dict[str, str]:
         places = {"model": settings.model, "pretrained": settings.pretrained}
     elif isinstance(settings, TimmEncoder):
         places = {"checkpoint": settings.checkpoint}
-    return {key: place for key, place in places.items() if place is not None and store.is_path(place)}
+    return {key: place for key, place in places.items() if place is not None and files.is_path(place)}
 
 
 def _digests(settings: EncoderConfig) -> dict[str, str]:

@@ -15,13 +15,13 @@ from typing import Any
 
 import ray
 
-from orchestrator import cluster
-from orchestrator.artifacts import Artifact
 from orchestrator.config.embedding import EncoderConfig, Tower
 from orchestrator.embedding.actor import Embedder
 from orchestrator.embedding.pool import BLOCK_BYTES, Pool, decode_rows, read_part
 from orchestrator.embedding.writer import Writer
-from orchestrator.metering import current_meter
+from orchestrator.engine import ray_cluster
+from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.metering import current_meter
 
 READ_CPUS, DECODE_CPUS, WRITE_CPUS = 0.25, 0.75, 0.1
 # reserved by all actors together where there are no GPUs: what they leave must hold a decoding task on one CPU
@@ -83,17 +83,17 @@ class Pass:
 
 def num_actors() -> int:
     """One for each GPU; without GPUs one for every `ACTOR_THREADS` cores."""
-    return cluster.num_gpus() or max(1, math.ceil(cluster.num_cores() / ACTOR_THREADS))
+    return ray_cluster.num_gpus() or max(1, math.ceil(ray_cluster.num_cores() / ACTOR_THREADS))
 
 
 def threads_per_actor() -> int:
     """torch threads of an actor on CPUs: together the actors have a thread for every core."""
-    return max(1, cluster.num_cores() // num_actors())
+    return max(1, ray_cluster.num_cores() // num_actors())
 
 
 def actor_share() -> dict[str, Any]:
     """What an actor reserves: a GPU, else a little of the CPUs, which decoding takes turns on."""
-    if cluster.num_gpus():
+    if ray_cluster.num_gpus():
         return {"num_gpus": 1}
-    share = CPU_SHARE * cluster.num_cpus() / num_actors()
-    return {"num_cpus": min(1.0, share), "runtime_env": {"env_vars": cluster.CPU_ALLOCATOR}}
+    share = CPU_SHARE * ray_cluster.num_cpus() / num_actors()
+    return {"num_cpus": min(1.0, share), "runtime_env": {"env_vars": ray_cluster.CPU_ALLOCATOR}}

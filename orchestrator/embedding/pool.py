@@ -15,10 +15,10 @@ import pyarrow.compute as pc
 import ray
 from numpy.typing import NDArray
 
-from orchestrator.catalog import Catalog
 from orchestrator.config.embedding import Tower
-from orchestrator.decode import BadImage, Pictures
-from orchestrator.shared import fetched
+from orchestrator.data.catalog import Catalog
+from orchestrator.data.image_decode import BadImage, Pictures
+from orchestrator.engine.process_cache import fetched
 from orchestrator.source import Part, Source, Status
 
 BLOCK_BYTES = 16 * 2**20

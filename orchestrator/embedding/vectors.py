@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator import store
-from orchestrator.artifacts import Artifact
 from orchestrator.config.embedding import Tower
-from orchestrator.npy import from_npy, to_npy
-from orchestrator.npy_rows import open_npy
-from orchestrator.parts import PartResult, Summary, part_path, sums
+from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.parts import PartResult, Summary, part_path, sums
+from orchestrator.storage import files
+from orchestrator.storage.npy import from_npy, open_npy, to_npy
 
 MAX_EXAMPLES = 20
 CHUNK_ROWS = 16_384
@@ -57,7 +56,7 @@ class Embedding:
         return int(self.artifact.totals[f"{tower}_dim"])
 
     def _read(self, index: int, name: str) -> NDArray[Any]:
-        return from_npy(store.read(part_path(self.artifact, index, f"{name}.npy")))
+        return from_npy(files.read(part_path(self.artifact, index, f"{name}.npy")))
 
 
 def is_present(vectors: Vectors) -> NDArray[np.bool_]:
@@ -93,13 +92,13 @@ def part_result(
     vectors: Mapping[Tower, Vectors], *, problems: Mapping[str, int], examples: Sequence[str], **counts: int
 ) -> PartResult:
     """A part's files and summary from its towers' vectors; `problems` counts what was wrong by reason."""
-    files = {f"{tower}.npy": to_npy(values) for tower, values in vectors.items()}
+    written = {f"{tower}.npy": to_npy(values) for tower, values in vectors.items()}
     if len(vectors) == 2:
-        files["clip_score.npy"] = to_npy(clip_scores(vectors["image"], vectors["text"]))
+        written["clip_score.npy"] = to_npy(clip_scores(vectors["image"], vectors["text"]))
     valid: dict[str, int] = {tower: int(is_present(values).sum()) for tower, values in vectors.items()}
     rows = len(next(iter(vectors.values())))
     told = {"problems": dict(problems), "examples": list(examples)[:MAX_EXAMPLES]}
-    return PartResult(files, {"rows": rows, **valid, **told, **counts})
+    return PartResult(written, {"rows": rows, **valid, **told, **counts})
 
 
 def embedding_totals(summaries: Sequence[Summary], dims: Mapping[Tower, int]) -> dict[str, Any]:

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import ray
 
-from orchestrator.artifacts import Artifact
 from orchestrator.config.embedding import Tower
 from orchestrator.embedding.pool import Rows
 from orchestrator.embedding.vectors import Vectors, part_result
-from orchestrator.parts import write_part
+from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.parts import write_part
 
 EXAMPLES_PER_REASON = 3
 NUM_THREADS = 16

@@ -17,18 +17,19 @@ import ray
 import torch
 from numpy.typing import NDArray
 
-from orchestrator import cluster, store
 from orchestrator.clip import model, preprocessing
 from orchestrator.clip.features import encode_images, encode_texts
 from orchestrator.clip.model import Clip
 from orchestrator.clip.retrieval import recall_at_k
 from orchestrator.clip.zero_shot import OPENAI_IMAGENET_TEMPLATES, ClassCounts, class_weights, topk_counts
 from orchestrator.config import EvaluationConfig
-from orchestrator.decode import Interpolation, Pictures
+from orchestrator.data.image_decode import Interpolation, Pictures
+from orchestrator.engine import ray_cluster
+from orchestrator.engine.console import StageProgress
 from orchestrator.errors import UserError
-from orchestrator.evaluation.pictures import MAX_PIXELS, Rows, read_pictures
+from orchestrator.evaluation.image_reader import MAX_PIXELS, Rows, read_pictures
 from orchestrator.evaluation.sets import EvaluationSet
-from orchestrator.progress import StageProgress
+from orchestrator.storage import files
 
 # a training worker evaluates while its own reading tasks hold CPUs
 READ_CPUS = 0.25
@@ -55,7 +56,7 @@ class Models:
             folder = _folder(reference)
             if folder is None:
                 return preprocessing.preprocess_cfg(reference, pretrained=self.pretrained)
-            return preprocessing.of_saved(reference, store.read_json(store.join(folder, model.CONFIG_FILE)))
+            return preprocessing.of_saved(reference, files.read_json(files.join(folder, model.CONFIG_FILE)))
         except ValueError as error:
             raise UserError(f"checkpoint: {error}") from error
 
@@ -69,7 +70,7 @@ class Models:
             if folder is None:
                 return _placed(model.load(reference, pretrained=self.pretrained))
             with tempfile.TemporaryDirectory() as here:
-                store.copy(folder, here)
+                files.copy(folder, here)
                 return _placed(model.load(here))
         except ValueError as error:
             raise UserError(f"checkpoint: {error}") from error
@@ -94,7 +95,7 @@ class LoadedModels:
 def _folder(reference: str) -> str | None:
     # at any place, with open_clip's scheme for one or without; None for what is no saved folder
     folder = reference.removeprefix(model.LOCAL_SCHEME)
-    return folder if store.exists(store.join(folder, model.CONFIG_FILE)) else None
+    return folder if files.exists(files.join(folder, model.CONFIG_FILE)) else None
 
 
 def _pictures(name: str, preprocess_cfg: Mapping[str, Any]) -> Pictures:
@@ -206,7 +207,7 @@ def embed(
         for batch in decoded.iter_batches(batch_size=settings.batch_size, batch_format="numpy"):
             yield actor(batch)["result"][0]
         return
-    num_gpus = cluster.num_gpus()
+    num_gpus = ray_cluster.num_gpus()
     embedded = decoded.map_batches(
         _Actor,
         fn_constructor_args=(make,),

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from orchestrator.config import EvaluationConfig
+from orchestrator.engine.console import StageProgress
 from orchestrator.evaluation.embed import LoadedModels, Models
 from orchestrator.evaluation.task_classification import classification
 from orchestrator.evaluation.task_retrieval import retrieval
 from orchestrator.evaluation.tasks import RETRIEVAL_METRIC, Task
-from orchestrator.progress import StageProgress
 
 
 def measure_task(

@@ -14,14 +14,14 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from orchestrator import store
-from orchestrator.artifacts import fingerprint
 from orchestrator.config import EvaluationConfig
+from orchestrator.engine.artifact import fingerprint
 from orchestrator.errors import UserError
 from orchestrator.source.schema import Shard
 from orchestrator.source.shards import digest, find_shards, stem
 from orchestrator.source.tar import DamagedTar, NotATar, members, open_tar, read_member
 from orchestrator.source.webdataset import ENDINGS, IMAGE_EXTENSIONS
+from orchestrator.storage import files
 
 CLASS_NAMES = ("classnames.txt",)
 TEMPLATES = ("templates.txt", "zeroshot_classification_templates.txt")
@@ -51,9 +51,9 @@ class EvaluationSet:
 
 def open_set(uri: str, *, needs_classes: bool) -> EvaluationSet:
     """The set at a URI. Errors: `UserError` for no tars, or for no class names where they are needed."""
-    uri = store.absolute(uri)
-    if store.exists(store.join(uri, "test")):
-        uri = store.join(uri, "test")
+    uri = files.absolute(uri)
+    if files.exists(files.join(uri, "test")):
+        uri = files.join(uri, "test")
     setting = f"evaluation.{'zero_shot' if needs_classes else 'retrieval'}.uri"
     return set_of(find_shards(uri, endings=ENDINGS, setting=setting), uri, needs_classes=needs_classes)
 
@@ -110,10 +110,10 @@ def _lines(shard_uri: str, endings: tuple[str, ...]) -> tuple[str, ...]:
     folder, name = shard_uri.rsplit("/", 1)
     parent = folder.rsplit("/", 1)[0]
     for ending in endings:
-        beside = store.join(folder, f"{stem(name, ENDINGS)}.{ending}")
-        for place in (beside, store.join(folder, ending), store.join(parent, ending)):
-            if store.exists(place):
-                return tuple(line.strip() for line in store.read(place).decode().splitlines() if line.strip())
+        beside = files.join(folder, f"{stem(name, ENDINGS)}.{ending}")
+        for place in (beside, files.join(folder, ending), files.join(parent, ending)):
+            if files.exists(place):
+                return tuple(line.strip() for line in files.read(place).decode().splitlines() if line.strip())
     return ()
 
 

@@ -7,15 +7,15 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from orchestrator import store
-from orchestrator.artifacts import Artifact, fingerprint
 from orchestrator.config import Config, EvaluationConfig
+from orchestrator.engine.artifact import Artifact, fingerprint
+from orchestrator.engine.console import Display
+from orchestrator.engine.stage import Stage
 from orchestrator.errors import UserError
 from orchestrator.evaluation.sets import evaluation_sets, measured_on
 from orchestrator.evaluation.task_stage import measure_tasks, measured_tasks, task_artifacts
 from orchestrator.evaluation.tasks import open_tasks
-from orchestrator.progress import Display
-from orchestrator.stage import Stage
+from orchestrator.storage import files
 
 VERSION = 2
 CONFIG_FILE, LOCAL_SCHEME = "open_clip_config.json", "local-dir:"
@@ -46,13 +46,13 @@ def checkpoint_stage(config: Config) -> Stage:
         )
     reference, pretrained = config.checkpoint, config.model.pretrained
     folder = reference.removeprefix(LOCAL_SCHEME)
-    if store.exists(store.join(folder, CONFIG_FILE)):
+    if files.exists(files.join(folder, CONFIG_FILE)):
         # without the scheme: its files are of the fingerprint, and actors in other folders find it
-        reference = store.absolute(folder)
-    elif reference.endswith((".pt", ".bin", ".safetensors")) and store.exists(reference):
+        reference = files.absolute(folder)
+    elif reference.endswith((".pt", ".bin", ".safetensors")) and files.exists(reference):
         if config.model.name is None:
             raise UserError(f"{reference} holds weights only: name their architecture, model.name=ViT-B-32 say")
-        reference, pretrained = config.model.name, store.absolute(reference)
+        reference, pretrained = config.model.name, files.absolute(reference)
     made_from = {"reference": reference, "pretrained": pretrained, "files": _files(reference, pretrained)}
     return _stage(config, {"checkpoint": reference}, pretrained, made_from)
 
@@ -65,8 +65,8 @@ def _files(reference: str, pretrained: str | None) -> dict[str, Any]:
     # another file at the same place is another model
     found: dict[str, Any] = {}
     for place in filter(None, (reference, pretrained)):
-        if "://" in place or store.is_path(place):
-            fs, path = store.filesystem(place)
+        if "://" in place or files.is_path(place):
+            fs, path = files.filesystem(place)
             details = fs.find(path, detail=True) if fs.exists(path) else {}
             found |= {
                 name: [info["size"], str(info.get("ETag") or info.get("mtime"))] for name, info in details.items()

@@ -9,18 +9,18 @@ import numpy as np
 import ray
 import torch
 
-from orchestrator import cluster
 from orchestrator.clip.features import encode_images
 from orchestrator.clip.linear_probe import fit_best
 from orchestrator.clip.zero_shot import OPENAI_IMAGENET_TEMPLATES, class_weights
 from orchestrator.config import EvaluationConfig
+from orchestrator.engine import ray_cluster
+from orchestrator.engine.console import StageProgress
 from orchestrator.errors import UserError
 from orchestrator.evaluation.embed import LoadedModels, Models, embed
-from orchestrator.evaluation.pictures import Rows
+from orchestrator.evaluation.image_reader import Rows
 from orchestrator.evaluation.sets import EvaluationSet
 from orchestrator.evaluation.task_metrics import Judged, classification_metrics
 from orchestrator.evaluation.tasks import Task
-from orchestrator.progress import StageProgress
 
 PROBE_SEED = 0
 Numbers = dict[str, Any]
@@ -130,7 +130,7 @@ def nearest(scores: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, t
 
 def _probed(train: Rows, test: Rows, num_classes: int) -> dict[str, float]:
     resources: dict[str, Any] = (
-        {"num_gpus": 1} if cluster.num_gpus() else {"num_cpus": max(1, cluster.node_cpus() // 2)}
+        {"num_gpus": 1} if ray_cluster.num_gpus() else {"num_cpus": max(1, ray_cluster.node_cpus() // 2)}
     )
     # a sweep's trial has a placement group of its own, with no room for it
     probe = ray.remote(scheduling_strategy="DEFAULT", **resources)(_probe)

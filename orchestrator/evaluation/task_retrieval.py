@@ -15,11 +15,11 @@ import torch
 from orchestrator.clip.features import encode_images, encode_texts
 from orchestrator.clip.ranks import target_ranks
 from orchestrator.config import EvaluationConfig
+from orchestrator.engine.console import StageProgress
 from orchestrator.errors import UserError
 from orchestrator.evaluation.embed import LoadedModels, Models, embed
-from orchestrator.evaluation.pictures import Rows
+from orchestrator.evaluation.image_reader import Rows
 from orchestrator.evaluation.tasks import Task
-from orchestrator.progress import StageProgress
 
 RECALL_AT = (1, 5, 10)
 

@@ -7,13 +7,13 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.artifacts import Artifact
 from orchestrator.config import EvaluationConfig
+from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.console import Display, StageProgress
 from orchestrator.errors import UserError, line_of, mistake_in
 from orchestrator.evaluation.task_metrics import averages
 from orchestrator.evaluation.tasks import Task, Tasks
-from orchestrator.progress import Display, StageProgress
-from orchestrator.store import StoreError
+from orchestrator.storage.files import StoreError
 
 if TYPE_CHECKING:
     from orchestrator.evaluation.embed import Models

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from orchestrator import store
 from orchestrator.config import EvaluationConfig, TaskConfig
 from orchestrator.errors import UserError
 from orchestrator.evaluation.sets import EvaluationSet, has_member, set_of
 from orchestrator.source.shards import find_shards
 from orchestrator.source.webdataset import ENDINGS
-from orchestrator.store import StoreError
+from orchestrator.storage import files
+from orchestrator.storage.files import StoreError
 
 RETRIEVAL_METRIC = "mean_recall@1"
 # accuracy in the worst group of pictures; the group is the first number of a sample's npy, as in DataComp's sets
@@ -46,8 +46,8 @@ def open_tasks(settings: EvaluationConfig) -> Tasks:
     """The tasks of the config at its root. Errors: `UserError` when none of them can be measured, `StoreError` for a
     store that fails."""
     found, skipped = [], {}
-    root = store.absolute(settings.root or "")
-    folders = set(store.names(root)) if settings.tasks else set()
+    root = files.absolute(settings.root or "")
+    folders = set(files.names(root)) if settings.tasks else set()
     for key, config in settings.tasks.items():
         try:
             found.append(_open(root, folders, key, config, probe=settings.linear_probe))
@@ -71,12 +71,12 @@ def _open(root: str, folders: set[str], key: str, config: TaskConfig, *, probe: 
     folder = next((name for name in expected if name in folders), None)
     if folder is None:
         raise UserError(f"not there, expected a folder such as {expected[0]}")
-    uri = store.join(root, folder)
+    uri = files.join(root, folder)
     is_classification = config.metric != RETRIEVAL_METRIC
     test = _split(uri, "test", needs_classes=is_classification)
     if config.metric in GROUPED_METRICS and not has_member(test.shard_uris[0], "npy"):
         raise UserError(f"{config.metric} needs the group of each picture, an npy beside it, and the tars have none")
-    has_train = probe and is_classification and store.exists(store.join(uri, "train"))
+    has_train = probe and is_classification and files.exists(files.join(uri, "train"))
     train = _split(uri, "train", needs_classes=True) if has_train else None
     return Task(key=key, config=config, test=test, train=train)
 
@@ -87,11 +87,11 @@ def folder_names(key: str, config: TaskConfig) -> list[str]:
 
 
 def _split(folder: str, split: str, *, needs_classes: bool) -> EvaluationSet:
-    place = store.join(folder, split)
+    place = files.join(folder, split)
     shards = find_shards(place, endings=ENDINGS, setting="evaluation.root")
-    counted = store.join(place, "nshards.txt")
-    if store.exists(counted):
-        text = store.read(counted).decode().strip()
+    counted = files.join(place, "nshards.txt")
+    if files.exists(counted):
+        text = files.read(counted).decode().strip()
         if not text.isdigit():
             raise UserError(f"{counted}: got {text!r}, expected the number of tars")
         names = {f"{number}{ending}" for number in range(int(text)) for ending in ENDINGS}

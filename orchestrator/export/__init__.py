@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import os
 
+from orchestrator.engine.console import Display
+from orchestrator.engine.run_record import RunRecord
 from orchestrator.errors import UserError
 from orchestrator.export.kept import Kept, check_apart
+from orchestrator.export.parquet_list import export_parquet
 from orchestrator.export.shards import export_shards
-from orchestrator.export.table import export_parquet
 from orchestrator.export.uids import UID_DTYPE, export_uids
-from orchestrator.progress import Display
-from orchestrator.record import RunRecord
 
 __all__ = ["UID_DTYPE", "export_keep_list"]
 FORMATS = {".parquet": export_parquet, ".npy": export_uids, "": export_shards}

@@ -11,18 +11,18 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from orchestrator import store
-from orchestrator.artifacts import Artifact
-from orchestrator.catalog import Catalog
 from orchestrator.config import parse
+from orchestrator.data.catalog import Catalog
+from orchestrator.data.keep_list import KeepList
+from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.console import Display
+from orchestrator.engine.parts import Work, build_parts
+from orchestrator.engine.run_record import RunRecord
 from orchestrator.errors import UserError
-from orchestrator.keeplist import KeepList
-from orchestrator.parts import Work, build_parts
-from orchestrator.progress import Display
-from orchestrator.record import RunRecord
 from orchestrator.selection import final_keep_list, score_columns
 from orchestrator.selection.wfpp import read_scores
 from orchestrator.source import CaptionTable, Part, Source, open_source
+from orchestrator.storage import files
 
 VERSION = 2
 
@@ -106,7 +106,7 @@ def check_apart(to: str, parts: Sequence[Part], *, is_folder: bool) -> None:
     else:
         # links of a million files are not followed for one that has another name
         taken = {uri for uri in taken if os.path.basename(uri) == os.path.basename(to)}
-    if store.canonical(to) in map(store.canonical, taken):
+    if files.canonical(to) in map(files.canonical, taken):
         raise UserError(f"to={to}: got {what}, which the export would overwrite; expected a place of its own")
 
 

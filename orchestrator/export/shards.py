@@ -11,14 +11,14 @@ from typing import Any
 
 import xxhash
 
-from orchestrator import store
+from orchestrator.engine.console import Display
+from orchestrator.engine.parts import PartResult, Work
 from orchestrator.errors import UserError
 from orchestrator.export.kept import Kept, build_kept
-from orchestrator.parts import PartResult, Work
-from orchestrator.progress import Display
 from orchestrator.source import Part
 from orchestrator.source.tar import split_name
 from orchestrator.source.webdataset import ENDINGS
+from orchestrator.storage import files
 
 # stays in the folder; the marks of finished parts do not
 OWNER, MARKS = "_export.json", "_export"
@@ -34,8 +34,8 @@ def export_shards(kept: Kept, parts: Sequence[Part], to: str, display: Display) 
             "the kept pairs with img2dataset"
         )
     _claim(to, kept.keep.artifact.fingerprint, {_shard_name(part) for part in parts})
-    build_kept(kept, parts, store.join(to, MARKS), partial(_work, kept, to), display)
-    store.remove(store.join(to, MARKS))
+    build_kept(kept, parts, files.join(to, MARKS), partial(_work, kept, to), display)
+    files.remove(files.join(to, MARKS))
 
 
 def _shard_name(part: Part) -> str:
@@ -44,16 +44,16 @@ def _shard_name(part: Part) -> str:
 
 def _claim(to: str, keep: str, ours: set[str]) -> None:
     # tars of two keep lists in one folder are a pool of neither
-    owner, names = store.join(to, OWNER), store.names(to)
+    owner, names = files.join(to, OWNER), files.names(to)
     tars = {name for name in names if name.lower().endswith(ENDINGS)}
-    is_ours = OWNER in names and store.read_json(owner)["keep"] == keep
+    is_ours = OWNER in names and files.read_json(owner)["keep"] == keep
     foreign = sorted(tars - ours if is_ours else tars)
     if foreign:
         raise UserError(
             f"to={to}: got a folder with tars that are not of an export of this keep list ({len(foreign)}: "
             f"{', '.join(foreign[:3])}); expected none: empty the folder or give another one"
         )
-    store.write_json(owner, {"keep": keep})
+    files.write_json(owner, {"keep": keep})
 
 
 def _work(kept: Kept, to: str) -> Work:
@@ -67,7 +67,7 @@ def _work(kept: Kept, to: str) -> Work:
                 name = _unique(_inside(pair["key"]), row, taken)
                 taken.add(name)
                 _add_sample(tar, name, pair, image)
-        store.write(store.join(to, _shard_name(part)), buffer.getvalue())
+        files.write(files.join(to, _shard_name(part)), buffer.getvalue())
         return PartResult({}, {"kept": rows.num_rows})
 
     return work

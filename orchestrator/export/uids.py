@@ -10,12 +10,12 @@ from functools import partial
 
 import numpy as np
 
-from orchestrator import store
+from orchestrator.engine.console import Display
+from orchestrator.engine.parts import PartResult, Work, part_path
 from orchestrator.errors import UserError
 from orchestrator.export.kept import Kept, build_kept
-from orchestrator.parts import PartResult, Work, part_path
-from orchestrator.progress import Display
 from orchestrator.source import Part
+from orchestrator.storage import files
 
 UID_DTYPE = np.dtype("u8,u8")
 UID_CHARS = 32
@@ -31,13 +31,13 @@ def export_uids(kept: Kept, parts: Sequence[Part], to: str, display: Display) ->
         uids = np.lib.format.open_memmap(path, mode="w+", dtype=UID_DTYPE, shape=(kept.keep.num_pairs,))
         start = 0
         for index, part in enumerate(made.parts):
-            uids[start : start + part["kept"]] = np.frombuffer(store.read(part_path(made, index, "uids")), UID_DTYPE)
+            uids[start : start + part["kept"]] = np.frombuffer(files.read(part_path(made, index, "uids")), UID_DTYPE)
             start += part["kept"]
         # DataComp's tools look uids up by bisection
         uids.sort()
         uids.flush()
-        store.put_file(path, to)
-    store.remove(beside)
+        files.put_file(path, to)
+    files.remove(beside)
 
 
 def _work(kept: Kept) -> Work:

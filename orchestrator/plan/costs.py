@@ -6,15 +6,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from orchestrator.artifacts import Artifact
 from orchestrator.config import PlanConfig
-from orchestrator.metering import Cost
-from orchestrator.parts import num_done
-from orchestrator.plan.measured import Measured, Probe, Trained
-from orchestrator.plan.pictures import Forward
+from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.metering import Cost
+from orchestrator.engine.parts import num_done
+from orchestrator.engine.stage import Size, Stage
+from orchestrator.plan.decode_rates import Forward
+from orchestrator.plan.measurements import Measured, Probe, Trained
 from orchestrator.plan.rows import Reach
-from orchestrator.stage import Size, Stage
-from orchestrator.training.stage import steps_saved
+from orchestrator.training.checkpoint_names import steps_saved
 
 HOUR = 3600
 # what is computed part by part; others go by groups of parts, or by buckets

@@ -6,17 +6,18 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 
-from orchestrator import cluster, store
 from orchestrator.config import Config
+from orchestrator.engine import ray_cluster
+from orchestrator.engine.console import Display
 from orchestrator.errors import UserError
-from orchestrator.plan import smaller
-from orchestrator.plan.evaluating import set_sizes
-from orchestrator.plan.measured import Probe
+from orchestrator.plan import probe_config
+from orchestrator.plan.evaluation_size import set_sizes
+from orchestrator.plan.measurements import Probe
+from orchestrator.plan.probe_runner import Make, Running
 from orchestrator.plan.rows import Reach
-from orchestrator.plan.running import Make, Running
 from orchestrator.plan.subset import ENOUGH_ROWS, draw_parts
-from orchestrator.progress import Display
 from orchestrator.source import Source
+from orchestrator.storage import files
 
 
 def probe(config: Config, source: Source, make: Make, found: Sequence[Reach], display: Display) -> Probe:
@@ -24,14 +25,14 @@ def probe(config: Config, source: Source, make: Make, found: Sequence[Reach], di
 
     Errors: as the run's own."""
     started = time.monotonic()
-    cluster.connect(config.cluster)
-    cluster.check_shared({"store": config.store})
-    cores, cpus = cluster.num_cores(), cluster.num_cpus()
-    probed = Probe(num_cores=cores, num_gpus=cluster.num_gpus(), shares_cores=cpus > cores)
+    ray_cluster.connect(config.cluster)
+    ray_cluster.check_shared({"store": config.store})
+    cores, cpus = ray_cluster.num_cores(), ray_cluster.num_cpus()
+    probed = Probe(num_cores=cores, num_gpus=ray_cluster.num_gpus(), shares_cores=cpus > cores)
     probed.num_workers = _num_workers(config, found, display)
     probed.decoding_cores = max(1, cores - probed.num_workers * config.training.cpus_per_worker)
-    cluster.connect(smaller.cluster_of(config))
-    place = store.join(config.store, f"probe-{uuid.uuid4().hex[:8]}")
+    ray_cluster.connect(probe_config.cluster_of(config))
+    place = files.join(config.store, f"probe-{uuid.uuid4().hex[:8]}")
     try:
         with display.stage("probe", unit="stages") as progress:
             has_vectors = any(map(config.selection.embedding_of, config.selection.steps))
@@ -39,13 +40,13 @@ def probe(config: Config, source: Source, make: Make, found: Sequence[Reach], di
             if any(one.stage.artifact.kind == "evaluation" and not one.stage.artifact.is_complete() for one in found):
                 probed.sets = set_sizes(config.evaluation)
             probed.left_out = list(_left_out(config))
-            running = Running(smaller.in_own_store(config, place), drawn, make, found, probed)
+            running = Running(probe_config.in_own_store(config, place), drawn, make, found, probed)
             for done, name in enumerate(running.steps(), 1):
                 progress.update(done, note=name)
     finally:
-        store.remove(place)
+        files.remove(place)
     # of nodes that an autoscaler brought, too
-    probed.node_cores = min(cores, cluster.node_cpus())
+    probed.node_cores = min(cores, ray_cluster.node_cpus())
     probed.seconds = time.monotonic() - started
     return probed
 
@@ -62,7 +63,7 @@ def _num_workers(config: Config, found: Sequence[Reach], display: Display) -> in
     if all(one.stage.artifact.is_complete() for one in found if one.stage.epochs):
         return 0
     try:
-        return cluster.num_train_workers(config.training.num_workers, lanes=config.training.lanes)
+        return ray_cluster.num_train_workers(config.training.num_workers, lanes=config.training.lanes)
     except UserError as error:
         display.line(f"training is not measured: {error}")
         return 0

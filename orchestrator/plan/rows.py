@@ -6,13 +6,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from orchestrator.catalog import Catalog
-from orchestrator.keeplist import KeepList
-from orchestrator.parts import num_done
-from orchestrator.pruning.cut import budget
+from orchestrator.data.catalog import Catalog
+from orchestrator.data.keep_list import KeepList
+from orchestrator.engine.parts import num_done
+from orchestrator.engine.stage import Stage
+from orchestrator.pruning.threshold import budget
 from orchestrator.source import Source
-from orchestrator.stage import Stage
-from orchestrator.training.stage import steps_saved
+from orchestrator.training.checkpoint_names import steps_saved
 
 COLUMNS = ("stage", "what it does", "state", "pairs", "samples")
 

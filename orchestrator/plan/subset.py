@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from orchestrator.artifacts import Artifact
-from orchestrator.catalog import Catalog, PartRows, no_pairs, part_rows
 from orchestrator.config.embedding import Tower
+from orchestrator.data.catalog import Catalog, PartRows, no_pairs, part_rows
 from orchestrator.embedding.vectors import Vectors, embedding_totals, part_result, unit_vectors
-from orchestrator.parts import PartResult, Work, build_parts
-from orchestrator.progress import Display
+from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.console import Display
+from orchestrator.engine.parts import PartResult, Work, build_parts
 from orchestrator.source import Part, PartCatalog, Reads, Source
 
 # a few parts of a million rows would take minutes; with vectors, one does

@@ -7,16 +7,16 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from orchestrator import store
-from orchestrator.artifacts import Artifact
-from orchestrator.catalog import Catalog
 from orchestrator.config import Config
-from orchestrator.plan import smaller
-from orchestrator.plan.measured import Probe, Trained
-from orchestrator.plan.pictures import decode_seconds, forward
-from orchestrator.progress import Display
+from orchestrator.data.catalog import Catalog
+from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.console import Display
+from orchestrator.engine.stage import Stage
+from orchestrator.plan import probe_config
+from orchestrator.plan.decode_rates import decode_seconds, forward
+from orchestrator.plan.measurements import Probe, Trained
 from orchestrator.source import Source
-from orchestrator.stage import Stage
+from orchestrator.storage import files
 
 WARM_UP_SHARE = 0.25
 
@@ -40,7 +40,7 @@ def measure_phases(
         # but for the patches that are left out, the steps of both phases are the same
         if phase.patch_dropout not in alike:
             stage.build(display)
-            full_share = smaller.share_of_batch(whole, probed.num_workers)
+            full_share = probe_config.share_of_batch(whole, probed.num_workers)
             seconds = decode_seconds(config, few.source, few.catalog, stage.artifact.path("model"))
             alike[phase.patch_dropout] = _trained(stage.artifact, config, full_share, seconds)
         probed.phases[stage.name] = alike[phase.patch_dropout]
@@ -51,7 +51,7 @@ def measure_phases(
 
 
 def _trained(artifact: Artifact, config: Config, full_share: int, decode_seconds: float) -> Trained:
-    lines = [json.loads(line) for line in store.read(artifact.path("metrics.jsonl")).splitlines()]
+    lines = [json.loads(line) for line in files.read(artifact.path("metrics.jsonl")).splitlines()]
     warm = lines[int(len(lines) * WARM_UP_SHARE) :]
     num_workers = artifact.totals["num_workers"]
     gpu_bytes = max(line.get("gpu_memory_bytes", 0) for line in lines)
@@ -63,11 +63,11 @@ def _trained(artifact: Artifact, config: Config, full_share: int, decode_seconds
     return Trained(
         samples_per_second=len(warm) / spent,
         num_workers=num_workers,
-        batch_share=smaller.share_of_batch(config, num_workers),
+        batch_share=probe_config.share_of_batch(config, num_workers),
         full_share=full_share,
         peak_bytes=max(line["memory_bytes"] for line in lines),
         gpu_bytes=gpu_bytes,
-        num_bytes=store.num_bytes(artifact.path("model")),
+        num_bytes=files.num_bytes(artifact.path("model")),
         wait_share=sum(waits) / sum(seconds),
         decode_seconds=decode_seconds,
     )

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import ray
 
-from orchestrator.artifacts import Artifact
 from orchestrator.config.embedding import Tower
+from orchestrator.engine.artifact import Artifact
 
 # some shard's worth; a part for each of its threads
 MAX_ROWS, NUM_PARTS = 10_000, 16

@@ -9,8 +9,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.pruning.cut import sortable
 from orchestrator.pruning.random import random_keys
+from orchestrator.pruning.threshold import sortable
 
 Order = Literal["hard", "easy", "random"]
 STREAM = 0x6F72646572

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import ray
 
-from orchestrator import store
-from orchestrator.record import RunRecord
+from orchestrator.engine.run_record import RunRecord
 from orchestrator.report.clusterings import clusterings
 from orchestrator.report.clusters import cluster_prunings
 from orchestrator.report.duplicates import duplicates
 from orchestrator.report.examples import example_pairs
 from orchestrator.report.page import render
 from orchestrator.report.pairs import pairs_shown
-from orchestrator.report.pictures import Pictures, pictures_of
 from orchestrator.report.schema import Fingerprint, Report, Skipped
 from orchestrator.report.selected import catalog_skips, funnel, num_captionless, selected_steps, step_reports
 from orchestrator.report.summary import headlines
+from orchestrator.report.thumbnails import Pictures, pictures_of
 from orchestrator.report.trained import (
     cost,
     evaluation_skips,
@@ -26,7 +25,8 @@ from orchestrator.report.trained import (
     task_tables,
     training_skips,
 )
-from orchestrator.report.words import compare_words, word_tables
+from orchestrator.report.word_tables import compare_words, word_tables
+from orchestrator.storage import files
 
 __all__ = ["build_report", "headline", "write_report"]
 
@@ -39,8 +39,8 @@ def write_report(out: str, record: RunRecord) -> None:
     Errors: `StoreError` when the folder cannot be written."""
     # in a task: the example pairs' parts and a bucket of words at a time have no place in the driver's memory
     numbers, page = ray.get(ray.remote(num_cpus=0)(_make).remote(record))
-    store.write(store.join(out, JSON_FILE), numbers)
-    store.write(store.join(out, PAGE_FILE), page)
+    files.write(files.join(out, JSON_FILE), numbers)
+    files.write(files.join(out, PAGE_FILE), page)
 
 
 def _make(record: RunRecord) -> tuple[bytes, bytes]:
@@ -52,7 +52,7 @@ def _make(record: RunRecord) -> tuple[bytes, bytes]:
 
 def headline(out: str) -> list[tuple[str, str]]:
     """Two to five rows (what, number) of the report in a run's folder, for the command's last table."""
-    report = Report.model_validate_json(store.read(store.join(out, JSON_FILE)))
+    report = Report.model_validate_json(files.read(files.join(out, JSON_FILE)))
     return [(row.label, f"{row.value} ({row.note})" if row.note else row.value) for row in headlines(report)]
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.artifacts import Artifact
 from orchestrator.clustering.stats import ClusterStats
-from orchestrator.record import RunRecord
+from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.run_record import RunRecord
 from orchestrator.report.schema_clusters import ClusteringReport, ClusterSizes
 from orchestrator.report.selected import SelectedStep
 

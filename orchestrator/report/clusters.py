@@ -12,14 +12,14 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from orchestrator.artifacts import Artifact
-from orchestrator.blocks import over_blocks
-from orchestrator.catalog import PartRows, part_rows
 from orchestrator.clustering.assign import read_assigned
 from orchestrator.clustering.stats import ClusterStats
-from orchestrator.keeplist import KeepList
+from orchestrator.data.catalog import PartRows, part_rows
+from orchestrator.data.keep_list import KeepList
+from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.parts import over_blocks
+from orchestrator.engine.run_record import RunRecord
 from orchestrator.pruning.random import random_scores
-from orchestrator.record import RunRecord
 from orchestrator.report.entry import Example
 from orchestrator.report.pairs import examples_at
 from orchestrator.report.schema_clusters import Cluster, ClusterPruning, ClusterSheet

@@ -14,16 +14,16 @@ from functools import partial, reduce
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.artifacts import Artifact
-from orchestrator.blocks import over_blocks
-from orchestrator.catalog import Catalog
+from orchestrator.data.catalog import Catalog
+from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.parts import over_blocks
+from orchestrator.engine.run_record import RunRecord
 from orchestrator.pruning.random import random_keys
-from orchestrator.record import RunRecord
 from orchestrator.report.entry import Example
 from orchestrator.report.pairs import examples_at
 from orchestrator.report.schema_clusters import DuplicateGroup, Duplicates, SimilarityHistogram
 from orchestrator.report.selected import SelectedStep
-from orchestrator.selection.compare import Compared, bucket_parts, read_compared
+from orchestrator.selection.near_duplicates import Compared, bucket_parts, read_compared
 
 GROUPS_SHOWN = 8
 COPIES_SHOWN = 6

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.catalog import Catalog
-from orchestrator.keeplist import KeepList
+from orchestrator.data.catalog import Catalog
+from orchestrator.data.keep_list import KeepList
 from orchestrator.report.entry import Example
 from orchestrator.report.pairs import example
 from orchestrator.report.schema import ExampleGroup, Examples

@@ -15,9 +15,9 @@ from markupsafe import Markup
 
 from orchestrator.report import cluster_figures
 from orchestrator.report.figures import PHASE_NAMES, kept_by_frequency, loss_curves, word_frequency
-from orchestrator.report.pictures import Pictures
 from orchestrator.report.schema import ModelEvaluation, Report, TaskAverage, TaskResult, TaskTable
 from orchestrator.report.summary import duration, headlines
+from orchestrator.report.thumbnails import Pictures
 
 MODEL_NAMES = {"pretrain": "pre-trained", "finetune": "fine-tuned", "checkpoint": "checkpoint"}
 GROUP_TITLES = {

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from orchestrator.catalog import Catalog, part_rows
+from orchestrator.data.catalog import Catalog, part_rows
 from orchestrator.report.entry import Example
 from orchestrator.report.schema import Report
 

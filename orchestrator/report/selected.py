@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.artifacts import Artifact
-from orchestrator.blocks import over_blocks
-from orchestrator.catalog import Catalog, PartRows, part_rows
-from orchestrator.keeplist import KeepList
-from orchestrator.pruning.cut import budget
-from orchestrator.record import RunRecord
+from orchestrator.data.catalog import Catalog, PartRows, part_rows
+from orchestrator.data.keep_list import KeepList
+from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.parts import over_blocks
+from orchestrator.engine.run_record import RunRecord
+from orchestrator.pruning.threshold import budget
 from orchestrator.report.schema import CatalogSkips, FunnelRow, StepReport
-from orchestrator.selection.valid import CAPTIONED
+from orchestrator.selection.pool_mask import CAPTIONED
 from orchestrator.selection.wfpp import read_scores
 
 NO_EMBEDDING, BELOW_THE_CUT = "no_embedding", "below_the_cut"

@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator import store
-from orchestrator.artifacts import Artifact
-from orchestrator.keeplist import KeepList
-from orchestrator.record import PHASES, RunRecord, StageRecord
+from orchestrator.data.keep_list import KeepList
+from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.run_record import PHASES, RunRecord, StageRecord
 from orchestrator.report.schema import (
     Cost,
     CurvePoint,
@@ -22,6 +21,7 @@ from orchestrator.report.schema import (
     TrainingSkips,
 )
 from orchestrator.report.selected import SelectedStep, captioned, pool
+from orchestrator.storage import files
 
 # stages before training that a run on everything has, too, or that are for the report
 NOT_PRUNING = (
@@ -39,7 +39,7 @@ def phases(record: RunRecord) -> dict[str, Artifact]:
 def phase_report(phase: Artifact) -> PhaseReport:
     """A phase's numbers and its curve, thinned."""
     totals = phase.totals
-    lines = store.read(phase.path("metrics.jsonl")).decode().splitlines()
+    lines = files.read(phase.path("metrics.jsonl")).decode().splitlines()
     curve = [CurvePoint(**json.loads(lines[index])) for index in _thinned(len(lines))]
     return PhaseReport(
         pairs=totals["pairs"],

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib import import_module
 
-from orchestrator.artifacts import Artifact
-from orchestrator.catalog import Catalog
 from orchestrator.config import Config
+from orchestrator.data.catalog import Catalog
+from orchestrator.data.keep_list import KeepList
+from orchestrator.data.step import Step
 from orchestrator.embedding import embedding_stages
-from orchestrator.keeplist import KeepList
-from orchestrator.record import RunRecord
-from orchestrator.selection.valid import CAPTIONED, valid_stage
+from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.run_record import RunRecord
+from orchestrator.engine.stage import Stage
+from orchestrator.selection.pool_mask import CAPTIONED, valid_stage
 from orchestrator.source import Source
-from orchestrator.stage import Stage
-from orchestrator.step import Step
 
 # a method's module, imported once a step needs it: faiss, fastText and the like are no business of the others
 MODULES = {"all": "all_pairs", "random": "random_draw"}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from orchestrator.stage import Stage
-from orchestrator.step import Step
+from orchestrator.data.step import Step
+from orchestrator.engine.stage import Stage
 
 
 def stages(step: Step) -> list[Stage]:

@@ -8,21 +8,21 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from orchestrator import store
-from orchestrator.catalog import Catalog, PartRows
 from orchestrator.config import BasicStep
+from orchestrator.data.catalog import Catalog, PartRows
+from orchestrator.data.step import Step
+from orchestrator.engine.stage import Stage
 from orchestrator.errors import UserError
 from orchestrator.pruning.filters import Reason, basic_reasons, languages, load_language_model
 from orchestrator.selection.filter import Rule, Verdict, filter_stage
-from orchestrator.stage import Stage
-from orchestrator.step import Step
+from orchestrator.storage import files
 
 
 def stages(step: Step) -> list[Stage]:
     """The keep list; the catalog knows all it needs."""
     settings = step.settings
     assert isinstance(settings, BasicStep)
-    if settings.language_model is not None and not store.is_path(settings.language_model):
+    if settings.language_model is not None and not files.is_path(settings.language_model):
         raise UserError(
             f"selection.{step.name}.language_model: no such file {settings.language_model}; "
             f"expected fastText's lid.176.bin"

@@ -16,17 +16,16 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.artifacts import Artifact
-from orchestrator.blocks import MAX_BLOCKS, over_blocks
-from orchestrator.catalog import PartRows, part_rows
 from orchestrator.config import Budgeted
+from orchestrator.data.catalog import PartRows, part_rows
+from orchestrator.data.keep_list import KeepList, Mask, pack
+from orchestrator.data.step import Step
+from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.console import Display
+from orchestrator.engine.parts import MAX_ANSWER_BLOCKS, PartResult, Work, build_parts, over_blocks
+from orchestrator.engine.stage import Stage, by_groups
 from orchestrator.errors import UserError
-from orchestrator.keeplist import KeepList, Mask, pack
-from orchestrator.parts import PartResult, Work, build_parts
-from orchestrator.progress import Display
-from orchestrator.pruning.cut import Cut, budget, find_cut, keep_mask, share_ties
-from orchestrator.stage import Stage, by_groups
-from orchestrator.step import Step
+from orchestrator.pruning.threshold import Cut, budget, find_cut, keep_mask, share_ties
 
 VERSION = 2
 EXCLUDED = -1
@@ -102,7 +101,7 @@ def budget_stage(step: Step, *, scored: Artifact | None, ranking: Callable[[int]
         keep_fraction=settings.keep_fraction,
         keep_pairs=settings.keep_pairs,
         # the search for the threshold, which goes over the pairs several times
-        num_tasks=by_groups(MAX_BLOCKS),
+        num_tasks=by_groups(MAX_ANSWER_BLOCKS),
     )
 
 

@@ -7,16 +7,16 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.artifacts import Artifact
-from orchestrator.catalog import PartRows
 from orchestrator.config import ClipScoreStep
+from orchestrator.data.catalog import PartRows
+from orchestrator.data.step import Step
 from orchestrator.embedding.vectors import Embedding
+from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.stage import Stage
 from orchestrator.errors import UserError
-from orchestrator.pruning.cut import sortable
+from orchestrator.pruning.threshold import sortable
 from orchestrator.selection.budget import EXCLUDED, Ranked, Ranking, budget_stage
 from orchestrator.selection.filter import Rule, Verdict, filter_stage
-from orchestrator.stage import Stage
-from orchestrator.step import Step
 
 
 def stages(step: Step) -> list[Stage]:

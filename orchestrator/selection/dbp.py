@@ -8,22 +8,22 @@ from functools import partial
 import numpy as np
 import polars as pl
 
-from orchestrator import store
-from orchestrator.artifacts import Artifact
-from orchestrator.catalog import to_parquet
 from orchestrator.clustering import Clusters, clusters_of
 from orchestrator.clustering.stats import ClusterStats
 from orchestrator.clustering.train import read_centroids
 from orchestrator.config import DbpStep
+from orchestrator.data.catalog import to_parquet
+from orchestrator.data.keep_list import KeepList
+from orchestrator.data.step import Step
+from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.console import Display
+from orchestrator.engine.parts import PartResult, Work, build_parts, part_path
+from orchestrator.engine.stage import Stage
 from orchestrator.errors import UserError
-from orchestrator.keeplist import KeepList
-from orchestrator.parts import PartResult, Work, build_parts, part_path
-from orchestrator.progress import Display
 from orchestrator.pruning.density import complexities, inter_distances, quotas, shares
 from orchestrator.selection.budget import Ranking, budget_stage, num_wanted
 from orchestrator.selection.distance import DistanceRank
-from orchestrator.stage import Stage
-from orchestrator.step import Step
+from orchestrator.storage import files
 
 VERSION = 1
 
@@ -99,7 +99,7 @@ def _quotas_work(step: Step, settings: DbpStep, clusters: Clusters) -> Work:
 
 def read_quotas(shared_out: Artifact) -> pl.DataFrame:
     """A row for each cluster: size, d_intra, d_inter, complexity, share of the softmax, quota in pairs."""
-    return pl.read_parquet(store.read(part_path(shared_out, 0, "parquet")))
+    return pl.read_parquet(files.read(part_path(shared_out, 0, "parquet")))
 
 
 def _ranking(step: Step, settings: DbpStep, clusters: Clusters, shared_out: Artifact, _: int) -> Ranking:

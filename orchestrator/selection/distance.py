@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.artifacts import Artifact
-from orchestrator.catalog import PartRows
 from orchestrator.clustering.assign import read_assigned
 from orchestrator.config import Order
+from orchestrator.data.catalog import PartRows
+from orchestrator.engine.artifact import Artifact
 from orchestrator.pruning.order import order_keys
 from orchestrator.selection.budget import EXCLUDED, Ranked
 

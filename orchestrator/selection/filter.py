@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator import cluster
-from orchestrator.artifacts import Artifact
-from orchestrator.catalog import PartRows, part_rows
-from orchestrator.keeplist import KeepList, Mask, pack
-from orchestrator.parts import PartResult, Work, build_parts
-from orchestrator.progress import Display
-from orchestrator.stage import Stage, by_part, in_blocks
-from orchestrator.step import Step
+from orchestrator.data.catalog import PartRows, part_rows
+from orchestrator.data.keep_list import KeepList, Mask, pack
+from orchestrator.data.step import Step
+from orchestrator.engine import ray_cluster
+from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.console import Display
+from orchestrator.engine.parts import PartResult, Work, build_parts
+from orchestrator.engine.stage import Stage, by_part, in_blocks
 
 VERSION = 1
 
@@ -49,7 +49,7 @@ def filter_stage(
             partial(_work, KeepList(step.incoming), make_rule),
             display=display,
             name=step.name,
-            num_actors=(step.num_actors or cluster.num_cpus()) if loads else None,
+            num_actors=(step.num_actors or ray_cluster.num_cpus()) if loads else None,
         )
 
     num_tasks = by_part if loads else in_blocks

@@ -11,15 +11,15 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.align import Aligned, align_stages
-from orchestrator.catalog import PartRows
 from orchestrator.config import KeepListStep
+from orchestrator.data.catalog import PartRows
+from orchestrator.data.external_list import Foreign
+from orchestrator.data.join import Aligned, align_stages
+from orchestrator.data.step import Step
+from orchestrator.engine.console import Display
+from orchestrator.engine.stage import Stage
 from orchestrator.errors import UserError
-from orchestrator.foreign import Foreign
-from orchestrator.progress import Display
 from orchestrator.selection.filter import Rule, Verdict, filter_stage
-from orchestrator.stage import Stage
-from orchestrator.step import Step
 
 
 def stages(step: Step) -> list[Stage]:

@@ -13,20 +13,21 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from orchestrator import cluster, store
-from orchestrator.artifacts import Artifact
-from orchestrator.catalog import Catalog, PartRows, part_groups
 from orchestrator.config import MetaClipStep
+from orchestrator.data.catalog import Catalog, PartRows, part_groups
+from orchestrator.data.keep_list import KeepList
+from orchestrator.data.step import Step
+from orchestrator.engine import ray_cluster
+from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.console import Display
+from orchestrator.engine.parts import PartResult, Work, build_parts, part_path
+from orchestrator.engine.stage import Stage, by_groups
 from orchestrator.errors import UserError
-from orchestrator.keeplist import KeepList
-from orchestrator.npy import from_npy, to_npy
-from orchestrator.parts import PartResult, Work, build_parts, part_path
-from orchestrator.progress import Display
 from orchestrator.pruning.metaclip import Matcher, entry_probabilities, keep
 from orchestrator.selection.filter import Rule, Verdict, filter_stage
-from orchestrator.selection.words import kept_captions
-from orchestrator.stage import Stage, by_groups
-from orchestrator.step import Step
+from orchestrator.selection.word_counts import kept_captions
+from orchestrator.storage import files
+from orchestrator.storage.npy import from_npy, to_npy
 
 VERSION = 1
 MAX_GROUPS = 256
@@ -41,7 +42,7 @@ def stages(step: Step) -> list[Stage]:
             f"selection.{step.name}.metadata is missing: "
             f"set it to a JSON list of entries, or a text file with one a line"
         )
-    uri = store.absolute(settings.metadata)
+    uri = files.absolute(settings.metadata)
     counts = _count_stage(step, uri)
     summed = _sum_stage(step, counts.artifact)
     draw = filter_stage(
@@ -58,9 +59,9 @@ def stages(step: Step) -> list[Stage]:
 
 def read_entries(uri: str) -> list[str]:
     """The metadata's entries. Errors: `UserError` when there is no such file, or it is neither of the two formats."""
-    if not store.exists(uri):
+    if not files.exists(uri):
         raise UserError(f"no metadata at {uri}: expected a JSON list of entries, or a text file with one a line")
-    text = store.read(uri).decode()
+    text = files.read(uri).decode()
     entries = json.loads(text) if text.lstrip().startswith("[") else [line for line in text.splitlines() if line]
     if not entries or not all(isinstance(entry, str) for entry in entries):
         raise UserError(f"the metadata at {uri} is no list of entries: expected strings, at least one")
@@ -88,7 +89,7 @@ def _count_stage(step: Step, uri: str) -> Stage:
             name=name,
             count="pairs",
             # the matcher of half a million entries takes seconds to make: once an actor, not once a group
-            num_actors=step.num_actors or cluster.num_cpus(),
+            num_actors=step.num_actors or ray_cluster.num_cpus(),
         )
 
     return Stage(
@@ -137,7 +138,7 @@ def _sum_stage(step: Step, counts: Artifact) -> Stage:
 def _sum_work(counts: Artifact) -> Work:
     def work(_: None) -> PartResult:
         # read as they are added: together they may be more than a process has memory for
-        groups = (from_npy(store.read(part_path(counts, group, "npy"))) for group in range(len(counts.parts)))
+        groups = (from_npy(files.read(part_path(counts, group, "npy"))) for group in range(len(counts.parts)))
         summed = reduce(add, groups)
         return PartResult({"npy": to_npy(summed)}, {"entries": len(summed)})
 
@@ -146,7 +147,7 @@ def _sum_work(counts: Artifact) -> Work:
 
 def read_counts(summed: Artifact) -> NDArray[np.int64]:
     """How many captions hold each entry, int64 [entries]."""
-    return from_npy(store.read(part_path(summed, 0, "npy")))
+    return from_npy(files.read(part_path(summed, 0, "npy")))
 
 
 def _rule(catalog: Catalog, uri: str, summed: Artifact, settings: MetaClipStep) -> Rule:

@@ -7,13 +7,13 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.catalog import PartRows
 from orchestrator.config import RandomStep
-from orchestrator.keeplist import KeepList
+from orchestrator.data.catalog import PartRows
+from orchestrator.data.keep_list import KeepList
+from orchestrator.data.step import Step
+from orchestrator.engine.stage import Stage
 from orchestrator.pruning.random import random_scores
 from orchestrator.selection.budget import Ranked, Ranking, budget_stage
-from orchestrator.stage import Stage
-from orchestrator.step import Step
 
 
 def stages(step: Step) -> list[Stage]:

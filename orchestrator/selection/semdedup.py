@@ -9,15 +9,15 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.artifacts import Artifact
-from orchestrator.catalog import PartRows
 from orchestrator.clustering import clusters_of
 from orchestrator.clustering.assign import read_assigned
 from orchestrator.config import SemDeDupStep
-from orchestrator.selection.compare import Similarity, compare_stages
+from orchestrator.data.catalog import PartRows
+from orchestrator.data.step import Step
+from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.stage import Stage
 from orchestrator.selection.filter import Rule, Verdict, filter_stage
-from orchestrator.stage import Stage
-from orchestrator.step import Step
+from orchestrator.selection.near_duplicates import Similarity, compare_stages
 
 
 def stages(step: Step) -> list[Stage]:

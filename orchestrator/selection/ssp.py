@@ -9,16 +9,16 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.catalog import PartRows
 from orchestrator.clustering import Clusters, clusters_of
 from orchestrator.clustering.stats import ClusterStats
 from orchestrator.config import SspStep
+from orchestrator.data.catalog import PartRows
+from orchestrator.data.step import Step
+from orchestrator.engine.stage import Stage
 from orchestrator.errors import UserError
 from orchestrator.pruning.ssp import first_quotas
 from orchestrator.selection.budget import Rank, Ranked, Ranking, Threshold, budget_stage, find_threshold
 from orchestrator.selection.distance import DistanceRank
-from orchestrator.stage import Stage
-from orchestrator.step import Step
 
 
 def stages(step: Step) -> list[Stage]:

@@ -9,20 +9,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from orchestrator import cluster, store
-from orchestrator.artifacts import Artifact
-from orchestrator.catalog import Catalog, PartRows, part_rows, to_parquet
 from orchestrator.config import WfppStep
-from orchestrator.keeplist import KeepList
-from orchestrator.parts import PartResult, Work, build_parts, part_path
-from orchestrator.progress import Display
-from orchestrator.pruning.cut import sortable
+from orchestrator.data.catalog import Catalog, PartRows, part_rows, to_parquet
+from orchestrator.data.keep_list import KeepList
+from orchestrator.data.step import Step
+from orchestrator.engine import ray_cluster
+from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.console import Display
+from orchestrator.engine.parts import PartResult, Work, build_parts, part_path
+from orchestrator.engine.stage import Stage, by_part
+from orchestrator.pruning.caption_words import caption_words
+from orchestrator.pruning.threshold import sortable
 from orchestrator.pruning.wfpp import WordTable, discard_probabilities, scores
-from orchestrator.pruning.words import caption_words
 from orchestrator.selection.budget import Ranked, Ranking, budget_stage
-from orchestrator.selection.words import count_stage, kept_captions, read_words, words_stage
-from orchestrator.stage import Stage, by_part
-from orchestrator.step import Step
+from orchestrator.selection.word_counts import count_stage, kept_captions, read_words, words_stage
+from orchestrator.storage import files
 
 VERSION = 1
 
@@ -62,7 +63,7 @@ def _score_stage(step: Step, settings: WfppStep, words: Artifact) -> Stage:
             work,
             display=display,
             name=f"score, {step.name}",
-            num_actors=step.num_actors or cluster.num_cpus(),
+            num_actors=step.num_actors or ray_cluster.num_cpus(),
         )
 
     return Stage(
@@ -98,7 +99,7 @@ def _score_work(catalog: Catalog, keep: KeepList, words: Artifact, settings: Wfp
 
 def read_scores(scored: Artifact, index: int) -> NDArray[np.float64]:
     """The scores of a part's pairs that reached the step, in row order; -inf where a caption has no words."""
-    return pq.read_table(pa.BufferReader(store.read(part_path(scored, index, "parquet"))))["score"].to_numpy()
+    return pq.read_table(pa.BufferReader(files.read(part_path(scored, index, "parquet"))))["score"].to_numpy()
 
 
 def _ranking(step: Step, scored: Artifact, num_wanted: int) -> Ranking:

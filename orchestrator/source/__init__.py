@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from orchestrator.config import DemoSource, ParquetSource, SourceConfig, TableSource, WebDatasetSource
 from orchestrator.source.cache import Cached
+from orchestrator.source.caption_table import CaptionTable
 from orchestrator.source.parquet import ParquetImages
 from orchestrator.source.schema import CATALOG_SCHEMA, Part, PartCatalog, Reads, Shard, Source, Status
-from orchestrator.source.table import CaptionTable
 from orchestrator.source.webdataset import WebDataset
-from orchestrator.store import absolute
+from orchestrator.storage.files import absolute
 
 __all__ = [
     "CATALOG_SCHEMA",

@@ -19,8 +19,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from orchestrator import store
 from orchestrator.source.schema import Part, PartCatalog, Reads, Shard, Source
+from orchestrator.storage import files
 
 # of the disk, for whoever else writes there
 LEFT_FREE = 0.05
@@ -79,7 +79,7 @@ class Cached:
 def local_copy(shard: Shard, folder: str) -> str | None:
     """The path of a shard's copy; None for one that is local anyway, that another process is copying, or that there is
     no room for. Errors: `StoreError` from reading it, or where it is no longer what was listed."""
-    if store.is_local(shard.uri):
+    if files.is_local(shard.uri):
         return None
     digest = hashlib.sha256(f"{shard.uri}\t{shard.num_bytes}\t{shard.version}".encode()).hexdigest()[:24]
     path = os.path.join(folder, f"{digest}-{shard.name}")
@@ -108,7 +108,7 @@ def _has_room(shard: Shard, folder: str) -> bool:
 
 
 def _copied(shard: Shard, path: str) -> bool:
-    begun, copy = f"{path}.part", f"{path}.{uuid.uuid4().hex[:8]}{store.TEMPORARY}"
+    begun, copy = f"{path}.part", f"{path}.{uuid.uuid4().hex[:8]}{files.TEMPORARY}"
     _clear_stale(path, begun)
     try:
         with open(begun, "xb"):
@@ -116,13 +116,13 @@ def _copied(shard: Shard, path: str) -> bool:
     except FileExistsError:
         return False
     try:
-        store.get_file(shard.uri, copy)
+        files.get_file(shard.uri, copy)
         if not _is_whole(copy, shard):
-            raise store.StoreError(
+            raise files.StoreError(
                 f"{shard.uri}: got {os.path.getsize(copy):,} bytes, {shard.num_bytes:,} when it was listed; the shard "
                 "changed since it was read; expected shards that stay as they are"
             )
-        store.settle(copy, path)
+        files.settle(copy, path)
     finally:
         for left in (copy, begun):
             with suppress(FileNotFoundError):
@@ -132,7 +132,7 @@ def _copied(shard: Shard, path: str) -> bool:
 
 def _clear_stale(path: str, begun: str) -> None:
     # the mark last: without it nobody would look for the bytes
-    left = [*glob.glob(f"{glob.escape(path)}.*{store.TEMPORARY}"), begun]
+    left = [*glob.glob(f"{glob.escape(path)}.*{files.TEMPORARY}"), begun]
     with suppress(FileNotFoundError):
         # one that is under way is written to, however long it takes
         if time.time() - max(map(os.path.getmtime, left)) > STALE_SECONDS:

@@ -20,7 +20,7 @@ from orchestrator.source.header import image_size
 from orchestrator.source.row_groups import DamagedParquet, chunk_bytes, cut_shards, groups_of, open_parquet, read_part
 from orchestrator.source.schema import CATALOG_SCHEMA, Part, PartCatalog, Problems, Reads, Shard, Status, unreadable
 from orchestrator.source.shards import digest, find_shards
-from orchestrator.store import StoreError
+from orchestrator.storage.files import StoreError
 
 ENDINGS = (".parquet",)
 PART_ROWS = 20_000

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from orchestrator.remote import CutOff
 from orchestrator.source.schema import Part, Shard
-from orchestrator.store import open_file
+from orchestrator.storage.files import open_file
+from orchestrator.storage.retry import CutOff
 
 NUM_THREADS = 16
 # Arrow asks for whole column chunks by itself

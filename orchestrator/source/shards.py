@@ -20,9 +20,9 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from orchestrator.config import ConfigError
-from orchestrator.remote import tried
 from orchestrator.source.schema import Shard
-from orchestrator.store import absolute, filesystem
+from orchestrator.storage.files import absolute, filesystem
+from orchestrator.storage.retry import tried
 
 FEW_NAMES = 8
 NUM_THREADS = 16

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from orchestrator.store import read
+from orchestrator.storage.files import read
 
 COLUMNS = ("key", "status", "caption", "width", "height", "uid", "sha256", "url")
 

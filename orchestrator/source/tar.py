@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, cast
 
-from orchestrator.remote import CutOff
-from orchestrator.store import open_file
+from orchestrator.storage.files import open_file
+from orchestrator.storage.retry import CutOff
 
 BLOCK = 512
 # in bytes: what is longer is read only once the file is known to be so long

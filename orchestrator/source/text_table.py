@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from orchestrator.config import ConfigError
 from orchestrator.source.schema import Problems, Shard
-from orchestrator.store import read
+from orchestrator.storage.files import read
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 JSON_LINES = (".jsonl", ".ndjson")

@@ -14,12 +14,12 @@ from typing import IO, Any
 import pyarrow as pa
 
 from orchestrator.source.header import LONG_PREFIX, PREFIX, image_size
-from orchestrator.source.ranges import read_spans
 from orchestrator.source.schema import CATALOG_SCHEMA, Part, PartCatalog, Problems, Reads, Shard, Status, unreadable
 from orchestrator.source.shards import digest, find_shards
 from orchestrator.source.sidecar import Labels, labels_of, read_sidecar
 from orchestrator.source.tar import DamagedTar, Member, NotATar, members, open_tar, read_member
-from orchestrator.store import StoreError
+from orchestrator.storage.files import StoreError
+from orchestrator.storage.ranges import read_spans
 
 ENDINGS = (".tar", ".tar.gz", ".tgz")
 # of a caption or a json member, in bytes: what says more is no caption, and is not read

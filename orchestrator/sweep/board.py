@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from orchestrator.progress import Display, StageProgress
-from orchestrator.sweep.warned import Kind, Warned, WarningsFile, repeated, show
+from orchestrator.engine.console import Display, StageProgress
+from orchestrator.sweep.warnings import Kind, Warned, WarningsFile, repeated, show
 
 POLL_SECONDS = 2.0
 TELL_SECONDS = 1.0

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from orchestrator import store
 from orchestrator.config import Config
+from orchestrator.engine.console import Display
 from orchestrator.errors import UserError
-from orchestrator.progress import Display
+from orchestrator.storage import files
+from orchestrator.sweep.elapsed import SPENT_FILE
 from orchestrator.sweep.schema import JSON_FILE, PAGE_FILE, TABLE_FILE
-from orchestrator.sweep.tally import SPENT_FILE
 from orchestrator.sweep.trials import TRIALS
 
 CONFIG_FILE = "config.json"
@@ -35,18 +35,18 @@ def check_folder(config: Config) -> None:
     Errors: `UserError` when `resume` is asked of a sweep with other settings, or of none; without it, when the folder
     has trials of a sweep with other settings."""
     out = str(config.out)
-    place = store.join(out, CONFIG_FILE)
-    is_there = store.exists(place)
+    place = files.join(out, CONFIG_FILE)
+    is_there = files.exists(place)
     if config.resume and not is_there:
         raise UserError(f"resume=true, but there is no sweep at {out}; start it without resume")
-    changed = _changed(config, store.read_json(place) if is_there else {})
+    changed = _changed(config, files.read_json(place) if is_there else {})
     told = ", ".join(changed[:KEYS_TOLD]) + (f" and {len(changed) - KEYS_TOLD} more" if changed[KEYS_TOLD:] else "")
     if config.resume and changed:
         raise UserError(
             f"resume=true, but the sweep at {out} had other settings of {told}; give those again, or another out= "
             "(what is shared is not computed again)"
         )
-    if changed and store.names(store.join(out, TRIALS)):
+    if changed and files.names(files.join(out, TRIALS)):
         raise UserError(
             f"{out} has the trials of a sweep with other settings of {told}; give another out= (what is shared is not "
             "computed again), or remove it"
@@ -73,9 +73,9 @@ def claim_folder(config: Config, display: Display) -> None:
     """Notes the settings in the sweep's folder; what an earlier one has left there goes, but for the trials of one that
     is resumed."""
     out = str(config.out)
-    if not config.resume and store.names(store.join(out, TRIALS)):
+    if not config.resume and files.names(files.join(out, TRIALS)):
         display.line(f"the trials at {out} are begun anew (resume=true goes on with them)")
-        store.remove(store.join(out, TRIALS))
+        files.remove(files.join(out, TRIALS))
     for file in (JSON_FILE, TABLE_FILE, PAGE_FILE, *(() if config.resume else (SPENT_FILE,))):
-        store.remove(store.join(out, file))
-    store.write_json(store.join(out, CONFIG_FILE), config.model_dump(mode="json"))
+        files.remove(files.join(out, file))
+    files.write_json(files.join(out, CONFIG_FILE), config.model_dump(mode="json"))

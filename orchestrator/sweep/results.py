@@ -7,13 +7,13 @@ from typing import Any
 
 from ray.tune import Result
 
-from orchestrator import store
 from orchestrator.config import Config
-from orchestrator.record import PHASES
+from orchestrator.engine.run_record import PHASES
 from orchestrator.report import JSON_FILE
 from orchestrator.report.schema import Report
-from orchestrator.sweep.process import FAILURE_FILE, SAMPLES, STOPPED_FILE, metrics_of, reason
+from orchestrator.storage import files
 from orchestrator.sweep.schema import ModelResult, TrialResult
+from orchestrator.sweep.trial_worker import FAILURE_FILE, SAMPLES, STOPPED_FILE, metrics_of, reason
 from orchestrator.sweep.trials import Trial
 
 
@@ -28,24 +28,24 @@ def trial_result(trial: Trial, end: Result | None, *, refused: str | None = None
     }
     if refused is not None:
         return TrialResult(**fixed, state="failed", reason=refused)
-    if store.exists(store.join(trial.out, JSON_FILE)):
+    if files.exists(files.join(trial.out, JSON_FILE)):
         return TrialResult(**fixed, state="finished", **_numbers(trial.out))
-    if store.exists(store.join(trial.out, STOPPED_FILE)):
+    if files.exists(files.join(trial.out, STOPPED_FILE)):
         return TrialResult(**fixed, state="stopped", **_stopped(trial))
-    noted = store.join(trial.out, FAILURE_FILE)
-    if store.exists(noted):
-        return TrialResult(**fixed, state="failed", reason=store.read_json(noted)["reason"])
+    noted = files.join(trial.out, FAILURE_FILE)
+    if files.exists(noted):
+        return TrialResult(**fixed, state="failed", reason=files.read_json(noted)["reason"])
     told = reason(end.error) if end is not None and end.error is not None else "it never ran"
     return TrialResult(**fixed, state="failed", reason=told)
 
 
 def has_ended(trial: Trial) -> bool:
     """Whether a trial has nothing left to do: it is finished, or was stopped early."""
-    return any(store.exists(store.join(trial.out, file)) for file in (JSON_FILE, STOPPED_FILE))
+    return any(files.exists(files.join(trial.out, file)) for file in (JSON_FILE, STOPPED_FILE))
 
 
 def _stopped(trial: Trial) -> dict[str, Any]:
-    last, metric = store.read_json(store.join(trial.out, STOPPED_FILE)), trial.config.sweep.metric
+    last, metric = files.read_json(files.join(trial.out, STOPPED_FILE)), trial.config.sweep.metric
     seen, value = last[SAMPLES], last.get("value")
     told = {"reason": f"others were better after {seen:,} samples"}
     if value is None:
@@ -55,7 +55,7 @@ def _stopped(trial: Trial) -> dict[str, Any]:
 
 
 def _numbers(out: str) -> dict[str, Any]:
-    report = Report.model_validate_json(store.read(store.join(out, JSON_FILE)))
+    report = Report.model_validate_json(files.read(files.join(out, JSON_FILE)))
     pool = report.steps[0].pairs_in if report.steps else report.funnel[-1].pairs
     seconds = {stage.name: stage.computed_seconds for stage in report.stages}
     models: dict[str, ModelResult] = {}

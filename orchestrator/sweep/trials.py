@@ -11,17 +11,17 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal
 
-from orchestrator import store
-from orchestrator.artifacts import Artifact, fingerprint
 from orchestrator.config import Config, PhaseConfig, SourceConfig
-from orchestrator.keeplist import KeepList
+from orchestrator.config.paths import absolute_places
+from orchestrator.data.keep_list import KeepList
+from orchestrator.engine.artifact import Artifact, fingerprint
+from orchestrator.engine.stage import Stage
 from orchestrator.pipeline import Pipeline, planned
-from orchestrator.places import absolute_places
-from orchestrator.selection.valid import CAPTIONED
+from orchestrator.selection.pool_mask import CAPTIONED
 from orchestrator.source import Source, open_source
-from orchestrator.stage import Stage
-from orchestrator.sweep.process import TrialJob
+from orchestrator.storage import files
 from orchestrator.sweep.space import configured, ordered, points, settings_of
+from orchestrator.sweep.trial_worker import TrialJob
 
 Control = Literal["full", "random"]
 TRAINED = ("pretrain", "finetune", "evaluation")
@@ -201,7 +201,7 @@ def _trial(
 
 def _trial_config(config: Config, settings: Mapping[str, Any], *, name: str, seed: int) -> Config:
     changes = dict(_budget(config)) | dict.fromkeys(config.sweep.seed_keys, seed) | dict(settings)
-    out = store.join(str(config.out), TRIALS, name)
+    out = files.join(str(config.out), TRIALS, name)
     # a value may be a path
     changed = absolute_places(configured(config, changes))
     return changed.model_copy(update={"name": f"{config.name}/{name}", "out": out})

@@ -20,11 +20,12 @@ from ray import tune
 from ray.tune import Callback, FailureConfig, Result, RunConfig, TuneConfig, Tuner
 from ray.tune.schedulers import ASHAScheduler
 
-from orchestrator import cluster, store
 from orchestrator.config import AshaConfig, Config, Dimension
+from orchestrator.engine import ray_cluster
 from orchestrator.errors import UserError
 from orchestrator.report import JSON_FILE
-from orchestrator.sweep.process import FAILURE_FILE, SAMPLES, STOPPED_FILE, TrialJob, run_trial
+from orchestrator.storage import files
+from orchestrator.sweep.trial_worker import FAILURE_FILE, SAMPLES, STOPPED_FILE, TrialJob, run_trial
 
 # of Tune's driver, read when it starts: no loggers, tables, or signal handlers of its own
 QUIET = {
@@ -60,11 +61,11 @@ def search(wanted: Search) -> list[Result]:
     """Runs the trials to their ends; how each did."""
     os.environ.update(QUIET)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    folder, storage = _storage(store.join(str(wanted.config.out), "tune"))
+    folder, storage = _storage(files.join(str(wanted.config.out), "tune"))
     trainable = tune.with_resources(tune.with_parameters(_train, wanted=wanted), {"CPU": TRIAL_CPUS})
-    store.remove(store.join(str(wanted.config.out), "tune", wanted.name))
+    files.remove(files.join(str(wanted.config.out), "tune", wanted.name))
     for job in wanted.jobs.values():
-        store.remove(store.join(job.out, FAILURE_FILE))
+        files.remove(files.join(job.out, FAILURE_FILE))
     if wanted.suggest is None:
         space: dict[str, Any] = {"trial": tune.grid_search(list(wanted.jobs))}
     else:
@@ -130,10 +131,10 @@ def num_concurrent(config: Config) -> int:
     if config.sweep.max_concurrent is not None:
         return config.sweep.max_concurrent
     training = config.training
-    workers = cluster.num_train_workers(training.num_workers, lanes=training.lanes)
-    if cluster.num_gpus():
-        return max(1, cluster.num_gpus() // workers)
-    return max(1, cluster.num_cpus() // (workers * training.cpus_per_worker + READING_CPUS))
+    workers = ray_cluster.num_train_workers(training.num_workers, lanes=training.lanes)
+    if ray_cluster.num_gpus():
+        return max(1, ray_cluster.num_gpus() // workers)
+    return max(1, ray_cluster.num_cpus() // (workers * training.cpus_per_worker + READING_CPUS))
 
 
 def _optuna(wanted: Search) -> Any:
@@ -166,9 +167,9 @@ def domain(dimension: Dimension) -> Any:
 
 
 def _storage(uri: str) -> tuple[str, Any]:
-    if store.is_local(uri):
+    if files.is_local(uri):
         return uri, None
-    fs, path = store.filesystem(uri)
+    fs, path = files.filesystem(uri)
     return path, pafs.PyFileSystem(pafs.FSSpecHandler(fs))
 
 
@@ -180,10 +181,10 @@ class _Ends(Callback):
 
     def on_trial_complete(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:
         job = self._job(trial)
-        if not store.exists(store.join(job.out, JSON_FILE)):
+        if not files.exists(files.join(job.out, JSON_FILE)):
             last = trial.last_result
             told = {SAMPLES: last.get(SAMPLES), "value": last.get(job.metric), "seconds": last.get("time_total_s")}
-            store.write_json(store.join(job.out, STOPPED_FILE), told)
+            files.write_json(files.join(job.out, STOPPED_FILE), told)
         # the trial's own last word comes first
         ray.get(self.wanted.board.end.remote(job.name, "stopped early"))
 

@@ -11,13 +11,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from orchestrator import store
 from orchestrator.clip import checkpoint
-from orchestrator.store import StoreError
-from orchestrator.training.stage import CHECKPOINT
+from orchestrator.storage import files
+from orchestrator.storage.files import StoreError
+from orchestrator.training.checkpoint_names import CHECKPOINT
 
 # by `checkpoint.save` on disks, and by `store` where it renames elsewhere
-UNFINISHED = (".partial", store.TEMPORARY)
+UNFINISHED = (".partial", files.TEMPORARY)
 
 
 class Newest(NamedTuple):
@@ -38,7 +38,7 @@ class Checkpoints:
 
     def names(self) -> list[str]:
         """The files' names, oldest first."""
-        return [name for name in store.names(self.uri) if CHECKPOINT.fullmatch(name)]
+        return [name for name in files.names(self.uri) if CHECKPOINT.fullmatch(name)]
 
     def newest(self) -> Newest:
         """The newest file that can be read, what it holds, and a line for each newer one that cannot."""
@@ -53,17 +53,17 @@ class Checkpoints:
     def go_on_from(self, name: str | None) -> None:
         """Removes what is newer than the file that was taken (None: all), and what a killed writer left unfinished:
         else the damaged would be counted among the newest that are kept."""
-        for other in store.names(self.uri):
+        for other in files.names(self.uri):
             if other.endswith(UNFINISHED) or (CHECKPOINT.fullmatch(other) and (name is None or other > name)):
-                store.remove(store.join(self.uri, other))
+                files.remove(files.join(self.uri, other))
 
     def load(self, name: str) -> dict[str, Any]:
         """What was saved. Errors: `ValueError` for a file that is cut off or damaged."""
-        if store.is_local(self.uri):
-            return checkpoint.load(Path(store.join(self.uri, name)))
+        if files.is_local(self.uri):
+            return checkpoint.load(Path(files.join(self.uri, name)))
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / name
-            store.get_file(store.join(self.uri, name), str(path))
+            files.get_file(files.join(self.uri, name), str(path))
             return checkpoint.load(path)
 
     def save(self, step: int, saved: dict[str, Any]) -> None:
@@ -85,14 +85,14 @@ class Checkpoints:
             done.result()
 
     def _write(self, name: str, saved: dict[str, Any]) -> None:
-        target = store.join(self.uri, name)
+        target = files.join(self.uri, name)
         try:
-            if store.is_local(self.uri):
+            if files.is_local(self.uri):
                 checkpoint.save(saved, Path(target))
             else:
                 with tempfile.TemporaryDirectory() as folder:
                     checkpoint.save(saved, Path(folder) / name)
-                    store.put_file(str(Path(folder) / name), target)
+                    files.put_file(str(Path(folder) / name), target)
         except (OSError, RuntimeError) as error:
             # torch's writer turns the system's error into one of its own
             cause = error.__context__ if isinstance(error.__context__, OSError) else error
@@ -101,4 +101,4 @@ class Checkpoints:
         # one that cannot be removed now is removed after the next
         with suppress(OSError):
             for old in self.names()[: -self.keep]:
-                store.remove(store.join(self.uri, old))
+                files.remove(files.join(self.uri, old))

@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from orchestrator.config import AugmentationConfig
-from orchestrator.decode import BadImage, Crop, Cropper, decode, jpeg_box, random_resized_crop
+from orchestrator.data.image_decode import BadImage, Crop, Cropper, decode, jpeg_box, random_resized_crop
 
 NO_CAPTION = "no caption"
 DECODED_BYTES = 16 * 2**20

@@ -16,13 +16,14 @@ import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from orchestrator import cluster, store
-from orchestrator.artifacts import Artifact
+from orchestrator.engine import ray_cluster
+from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.console import Display, StageProgress
 from orchestrator.errors import Stopped, UserError
-from orchestrator.progress import Display, StageProgress
-from orchestrator.store import StoreError
+from orchestrator.storage import files
+from orchestrator.storage.files import StoreError
 from orchestrator.training.job import Job
-from orchestrator.training.ticker import Told
+from orchestrator.training.phase_signals import Told
 
 POLL_SECONDS = 0.5
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
@@ -47,7 +48,7 @@ def fit(job: Job, num_workers: int, display: Display) -> bool:
                 f"{job.name}: stopped after step {told.stopped_at:,} of {job.stream.num_steps:,}, with a checkpoint; "
                 "the same command goes on from there"
             )
-        loss = store.read_json(job.artifact.path("summary.json"))["loss"]
+        loss = files.read_json(job.artifact.path("summary.json"))["loss"]
         progress.update(job.stream.num_samples, note=f"loss {loss:.3f}")
     return told.stop
 
@@ -66,7 +67,7 @@ def _cause(error: WorkerGroupError, job: Job, told: Told) -> Exception:
 
 
 def _trainer(job: Job, num_workers: int) -> TorchTrainer:
-    training, use_gpu = job.config.training, cluster.num_gpus() > 0
+    training, use_gpu = job.config.training, ray_cluster.num_gpus() > 0
     resources = {"CPU": float(training.cpus_per_worker)} | ({"GPU": 1.0} if use_gpu else {})
     return TorchTrainer(
         run_worker,
@@ -78,7 +79,7 @@ def _trainer(job: Job, num_workers: int) -> TorchTrainer:
             **_storage(job.artifact),
             failure_config=FailureConfig(max_failures=training.max_failures),
             # mypy sees the class of Train's first version, which this one takes the place of
-            worker_runtime_env={} if use_gpu else {"env_vars": cluster.CPU_ALLOCATOR},  # type: ignore[call-arg]
+            worker_runtime_env={} if use_gpu else {"env_vars": ray_cluster.CPU_ALLOCATOR},  # type: ignore[call-arg]
         ),
     )
 
@@ -92,9 +93,9 @@ def run_worker(loop_config: dict[str, Job]) -> None:
 
 def _storage(artifact: Artifact) -> dict[str, Any]:
     # Ray Train takes a pyarrow file system; fsspec's own is wrapped, so that one set of credentials serves all
-    if store.is_local(artifact.uri):
+    if files.is_local(artifact.uri):
         return {"storage_path": artifact.path("ray")}
-    fs, path = store.filesystem(artifact.path("ray"))
+    fs, path = files.filesystem(artifact.path("ray"))
     return {"storage_path": path, "storage_filesystem": pafs.PyFileSystem(pafs.FSSpecHandler(fs))}
 
 

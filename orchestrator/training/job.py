@@ -6,17 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.artifacts import Artifact
-from orchestrator.catalog import Catalog
 from orchestrator.clip.recipe import Recipe
 from orchestrator.clip.schedule import learning_rate
 from orchestrator.config import Config, PhaseConfig, TrainingConfig
+from orchestrator.data.catalog import Catalog
+from orchestrator.data.keep_list import KeepList
+from orchestrator.engine.artifact import Artifact
 from orchestrator.evaluation.sets import EvaluationSet
-from orchestrator.keeplist import KeepList
 from orchestrator.source import Part, Source
 from orchestrator.training.decoding import Decoding
-from orchestrator.training.feed import Feed
-from orchestrator.training.stream import Stream
+from orchestrator.training.reader import Feed
+from orchestrator.training.sample_order import Stream
 
 if TYPE_CHECKING:
     from orchestrator.clip.model import Clip

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from orchestrator.decode import BadImage, Crop, decode
+from orchestrator.data.image_decode import BadImage, Crop, decode
 from orchestrator.training.decoding import Rows, crop_of
 
 CHUNK_BYTES = 8 * 2**20

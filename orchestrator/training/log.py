@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-from orchestrator.metering import peak_bytes
+from orchestrator.engine.metering import peak_bytes
 from orchestrator.training.job import Job
 from orchestrator.training.tracking import Curve, Trackers
 

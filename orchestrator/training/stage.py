@@ -6,26 +6,25 @@ its last checkpoint with the very next global batch."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
-from orchestrator import cluster, store
-from orchestrator.artifacts import Artifact
-from orchestrator.catalog import Catalog
 from orchestrator.config import Config, PhaseConfig
+from orchestrator.data.catalog import Catalog
+from orchestrator.data.keep_list import KeepList
+from orchestrator.engine import ray_cluster
+from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.console import Display
+from orchestrator.engine.stage import Stage
 from orchestrator.errors import Stopped, UserError
 from orchestrator.evaluation.sets import evaluation_sets, measured_on, metrics
-from orchestrator.keeplist import KeepList
-from orchestrator.progress import Display
 from orchestrator.source import Source
-from orchestrator.stage import Stage
+from orchestrator.storage import files
 from orchestrator.training.job import Job
-from orchestrator.training.stream import Stream
-from orchestrator.training.ticker import start_ticker
+from orchestrator.training.phase_signals import start_ticker
+from orchestrator.training.sample_order import Stream
 from orchestrator.training.tracking import check_installed
 
 VERSION = 2
-CHECKPOINT = re.compile(r"step_(\d{12})\.pt")
 # of no use once a phase is done
 LEFT_BEHIND = ("checkpoints", "ray", "best")
 # how many workers there are, how they compute and read and where they report: what that changes is rounding (and, for
@@ -104,12 +103,6 @@ def training_stage(config: Config, phase: Phase, source: Source, catalog: Catalo
     )
 
 
-def steps_saved(artifact: Artifact) -> int:
-    """The steps that a phase need not take again: those before its newest checkpoint."""
-    names = [name for name in store.names(artifact.path("checkpoints")) if CHECKPOINT.fullmatch(name)]
-    return max((int(name.removeprefix("step_").removesuffix(".pt")) for name in names), default=0)
-
-
 def check_evaluation(config: Config) -> None:
     """Errors: `UserError` when there is nothing to evaluate on the way on, or the best model's metric is none of
     those."""
@@ -146,7 +139,7 @@ def _train(
     from orchestrator.training.driver import fit
 
     check_installed(config.tracking)
-    num_workers = cluster.num_train_workers(config.training.num_workers, lanes=config.training.lanes)
+    num_workers = ray_cluster.num_train_workers(config.training.num_workers, lanes=config.training.lanes)
     job = Job(
         config=config,
         phase=phase.config,
@@ -163,10 +156,10 @@ def _train(
         ticker=start_ticker(),
     )
     stop_asked = fit(job, num_workers, display)
-    summary = store.read_json(artifact.path("summary.json"))
+    summary = files.read_json(artifact.path("summary.json"))
     artifact.publish(totals={**summary, "num_workers": num_workers}, parts=[], seconds=summary["seconds"])
     for name in LEFT_BEHIND:
-        store.remove(artifact.path(name))
+        files.remove(artifact.path(name))
     if stop_asked:
         raise Stopped(f"{phase.name}: done, then stopped by SIGTERM; the same command goes on from there")
     return artifact

@@ -9,11 +9,11 @@ from dataclasses import replace
 import ray
 import torch
 
-from orchestrator import store
 from orchestrator.clip import model, precision
 from orchestrator.clip.model import Clip
 from orchestrator.clip.preprocessing import pictures_of
 from orchestrator.clip.recipe import Recipe
+from orchestrator.storage import files
 from orchestrator.training.agreement import from_first
 from orchestrator.training.job import Job
 
@@ -59,5 +59,5 @@ def _built(job: Job) -> Clip:
             loss=job.config.training.loss,
         )
     with tempfile.TemporaryDirectory() as folder:
-        store.copy(job.start_uri, folder)
+        files.copy(job.start_uri, folder)
         return model.load(folder)

@@ -9,7 +9,7 @@ import tempfile
 import time
 from typing import Any
 
-from orchestrator import store
+from orchestrator.storage import files
 
 COPY_SECONDS = 60.0
 
@@ -22,8 +22,8 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         self.uri, self.copied = uri, time.monotonic()
-        self.folder = None if store.is_local(uri) else tempfile.TemporaryDirectory()
-        place = self.folder.name if self.folder else store.filesystem(uri)[1]
+        self.folder = None if files.is_local(uri) else tempfile.TemporaryDirectory()
+        place = self.folder.name if self.folder else files.filesystem(uri)[1]
         self.writer: Any = SummaryWriter(place, purge_step=first_step + 1)
 
     def log(self, step: int, values: dict[str, float]) -> None:
@@ -32,12 +32,12 @@ class TensorBoard:
             self.writer.add_scalar(name, value, step)
         if self.folder and time.monotonic() - self.copied > COPY_SECONDS:
             self.writer.flush()
-            store.copy(self.folder.name, self.uri)
+            files.copy(self.folder.name, self.uri)
             self.copied = time.monotonic()
 
     def close(self) -> None:
         """Ends the file."""
         self.writer.close()
         if self.folder:
-            store.copy(self.folder.name, self.uri)
+            files.copy(self.folder.name, self.uri)
             self.folder.cleanup()

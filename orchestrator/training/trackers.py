@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator import store
-from orchestrator.artifacts import fingerprint
 from orchestrator.config import TrackingConfig
+from orchestrator.engine.artifact import fingerprint
+from orchestrator.storage import files
 
 # training waits for MLflow's answers: its own limits, 7 tries of 120 s, would hold it up for a quarter of an hour
 MLFLOW_LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
@@ -96,12 +96,12 @@ class Wandb:
             # of a run that goes on W&B takes no step that it has had
             self.run.log(new, step=max(int(record["step"]), self.run.step))
 
-    def attach(self, name: str, files: Sequence[Path]) -> None:
+    def attach(self, name: str, paths: Sequence[Path]) -> None:
         """The files as an artifact of the type `report`."""
         import wandb
 
         artifact = wandb.Artifact(re.sub(r"[^\w.-]+", "-", f"{name}-report"), type="report")
-        for file in files:
+        for file in paths:
             artifact.add_file(str(file))
         self.run.log_artifact(artifact)
 
@@ -168,9 +168,9 @@ class Mlflow:
         if new:
             self.client.log_batch(self.run_id, new)
 
-    def attach(self, name: str, files: Sequence[Path]) -> None:
+    def attach(self, name: str, paths: Sequence[Path]) -> None:
         """The files as artifacts of the run."""
-        for file in files:
+        for file in paths:
             self.client.log_artifact(self.run_id, str(file))
 
     def close(self, *, is_failed: bool) -> None:
@@ -216,7 +216,7 @@ def mlflow_client(config: TrackingConfig) -> Any:
 def _folder(settings: dict[str, Any]) -> str | None:
     # W&B writes to a disk, and a worker's own folder is lost
     out = settings["out"]
-    if out is None or not store.is_local(out):
+    if out is None or not files.is_local(out):
         return None
     os.makedirs(out, exist_ok=True)
     return str(out)

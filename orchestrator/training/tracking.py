@@ -16,11 +16,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from orchestrator import store
 from orchestrator.config import Config, TrackingConfig, without_password
+from orchestrator.engine.run_record import PHASES, RunRecord, StageRecord
 from orchestrator.errors import UserError
 from orchestrator.evaluation.sets import named_results
-from orchestrator.record import PHASES, RunRecord, StageRecord
+from orchestrator.storage import files
 from orchestrator.training.tensorboard import TensorBoard
 from orchestrator.training.trackers import Mlflow, PhaseRun, Record, Wandb, mlflow_client, named
 
@@ -39,8 +39,8 @@ class Curve:
 
     def __init__(self, uri: str, *, first_step: int):
         """Goes on with the records before `first_step`: later ones belong to steps that were lost and come again."""
-        self.uri = store.join(uri, "metrics.jsonl")
-        lines = store.read(self.uri).decode().splitlines() if store.exists(self.uri) else []
+        self.uri = files.join(uri, "metrics.jsonl")
+        lines = files.read(self.uri).decode().splitlines() if files.exists(self.uri) else []
         self.records = [record for record in map(json.loads, lines) if record["step"] <= first_step]
         self.encoded, self.num_encoded = bytearray(), 0
         self.flushed, self.flush_seconds = time.monotonic(), 0.0
@@ -59,7 +59,7 @@ class Curve:
         new = self.records[self.num_encoded :]
         self.encoded += "".join(json.dumps(record) + "\n" for record in new).encode()
         self.num_encoded = len(self.records)
-        store.write(self.uri, bytes(self.encoded))
+        files.write(self.uri, bytes(self.encoded))
         self.flushed = time.monotonic()
         self.flush_seconds = self.flushed - began
 
@@ -78,7 +78,7 @@ class Trackers:
         warn: Callable[[str], None] = print,
     ):
         """Errors: `UserError` when a tracker cannot be reached before the first step, but for a trial's outage."""
-        place = store.join(uri, "tensorboard")
+        place = files.join(uri, "tensorboard")
         self.tensorboard = TensorBoard(place, first_step=first_step) if config.tensorboard else None
         self.outlets = []
         run = PhaseRun(phase=name, uri=uri, settings=settings)
@@ -171,10 +171,10 @@ def attach_report(config: Config, out: str, record: RunRecord, told: Callable[[s
             continue
         results = _results(config, record, stage)
         events = stage.artifact.path("tensorboard")
-        if config.tracking.tensorboard and store.exists(events):
-            place = store.join(out, "tensorboard", stage.name)
-            store.remove(place)
-            store.copy(events, place)
+        if config.tracking.tensorboard and files.exists(events):
+            place = files.join(out, "tensorboard", stage.name)
+            files.remove(place)
+            files.copy(events, place)
             _add_to_tensorboard(place, settings, results)
         run = PhaseRun(phase=stage.name, uri=stage.uri, settings=settings)
         for title, tracker in _asked(config.tracking).items():
@@ -203,7 +203,7 @@ def _add_to_tensorboard(uri: str, settings: dict[str, Any], results: Record) -> 
                 writer.add_scalar(name, value, int(results["step"]))
         # TensorBoard reads files in the order of their names, and a later session hides steps of those before it
         (events,) = Path(folder).iterdir()
-        store.copy(str(events), store.join(uri, LAST_EVENTS))
+        files.copy(str(events), files.join(uri, LAST_EVENTS))
 
 
 def _attach(tracker: Wandb | Mlflow, record: RunRecord, stage: StageRecord, results: Record, out: str) -> None:
@@ -215,10 +215,10 @@ def _attach(tracker: Wandb | Mlflow, record: RunRecord, stage: StageRecord, resu
         if results:
             tracker.conclude(results)
         with tempfile.TemporaryDirectory() as folder:
-            files = [Path(folder, name) for name in REPORT]
-            for file in files:
-                file.write_bytes(store.read(store.join(out, file.name)))
-            tracker.attach(record.name, files)
+            paths = [Path(folder, name) for name in REPORT]
+            for file in paths:
+                file.write_bytes(files.read(files.join(out, file.name)))
+            tracker.attach(record.name, paths)
     finally:
         tracker.close(is_failed=False)
 

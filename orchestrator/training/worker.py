@@ -12,20 +12,20 @@ import ray.train
 import ray.train.torch
 import torch
 
-from orchestrator import store
-from orchestrator.clip.loop import Learner, StepMetrics
 from orchestrator.clip.model import Clip
+from orchestrator.clip.train_step import Learner, StepMetrics
 from orchestrator.errors import UserError
-from orchestrator.store import StoreError
-from orchestrator.training import held_out
+from orchestrator.storage import files
+from orchestrator.storage.files import StoreError
+from orchestrator.training import validation
 from orchestrator.training.agreement import AgreedError, Clock, Wishes, from_first, gather, wait_for_all
-from orchestrator.training.batches import BatchRecord
+from orchestrator.training.bad_samples import Skips
+from orchestrator.training.batch_log import BatchRecord
 from orchestrator.training.checkpoints import Checkpoints
-from orchestrator.training.feed import batch_keys, own_the_context
+from orchestrator.training.device_loader import Loaded, load
 from orchestrator.training.job import Job
-from orchestrator.training.loader import Loaded, load
 from orchestrator.training.log import Log, Pace, memory
-from orchestrator.training.skips import Skips
+from orchestrator.training.reader import batch_keys, own_the_context
 from orchestrator.training.start import agreed_recipe, build_model, num_threads
 
 KEYS_TOLD = 5
@@ -74,7 +74,7 @@ class _Worker:
         self.log = Log(job, self.first_step) if self.rank == 0 else None
         self.record = self._batch_record() if training.record_batches else None
         keeps_best = self.rank == 0 and training.keep_model == "best"
-        self.best = held_out.Best(job.artifact, training.best_metric) if keeps_best else None
+        self.best = validation.Best(job.artifact, training.best_metric) if keeps_best else None
 
     def _build_model(self) -> Clip:
         clip, mistake = None, None
@@ -206,7 +206,7 @@ class _Worker:
     def _not_finite(self, step: int) -> str:
         keys, place = batch_keys(self.feed, step), self.job.artifact.path("bad_batch.json")
         if self.rank == 0:
-            store.write_json(place, {"step": step + 1, "keys": keys})
+            files.write_json(place, {"step": step + 1, "keys": keys})
         return (
             f"{self.job.name}: loss or gradients are not finite at step {step + 1}, whose batch holds "
             f"{', '.join(keys[:KEYS_TOLD])}, ... (all {len(keys)} keys: {place}); lower the learning rate, set "
@@ -218,7 +218,7 @@ class _Worker:
         measured: dict[str, float] = {}
         if exported is not None:
             exported.model.to(self.device)
-            measured = held_out.evaluate(exported, self.job.sets, self.job.config)
+            measured = validation.evaluate(exported, self.job.sets, self.job.config)
             if self.best is not None:
                 self.best.offer(exported, measured, done)
         wait_for_all(self.num_ranks)
@@ -265,9 +265,9 @@ class _Worker:
         if self.log is not None and exported is not None:
             self._await_checkpoint()
             if self.best is None:
-                held_out.save_model(exported, job.artifact.path("model"))
+                validation.save_model(exported, job.artifact.path("model"))
             else:
-                store.copy(job.artifact.path("best"), job.artifact.path("model"))
+                files.copy(job.artifact.path("best"), job.artifact.path("model"))
             summary = {
                 "loss": self.log.curve.records[-1]["loss"],
                 "steps": stream.num_steps,
@@ -278,5 +278,5 @@ class _Worker:
                 "seconds": self._seconds(),
                 **self.skips.state(),
             }
-            store.write_json(job.artifact.path("summary.json"), summary)
+            files.write_json(job.artifact.path("summary.json"), summary)
         wait_for_all(self.num_ranks)

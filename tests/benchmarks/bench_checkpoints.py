@@ -9,7 +9,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from bench_training import orchestrated
+from tests.benchmarks.bench_training import orchestrated
 
 NEVER = 1_000_000
 

@@ -19,14 +19,14 @@ from functools import partial
 
 import faiss
 import numpy as np
-from synthetic import DISPLAY, sizes_of, synthetic_step, write_embedding
 
-from orchestrator.artifacts import Artifact
 from orchestrator.clustering.sample import read_sample
 from orchestrator.clustering.train import read_centroids
 from orchestrator.config import Clustering, SspStep
 from orchestrator.embedding.vectors import Embedding
+from orchestrator.engine.artifact import Artifact
 from orchestrator.selection.ssp import stages
+from tests.benchmarks.synthetic import DISPLAY, sizes_of, synthetic_step, write_embedding
 
 DIM, PAIRS_PER_PART, THREADS = 512, 10_000, os.cpu_count() or 1
 

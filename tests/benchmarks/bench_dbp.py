@@ -13,14 +13,14 @@ import tempfile
 import time
 
 import numpy as np
-from synthetic import DISPLAY, sizes_of, synthetic_step, write_assigned
 
-from orchestrator import store
 from orchestrator.clustering.train import FILE
 from orchestrator.config import DbpStep
-from orchestrator.npy import to_npy
 from orchestrator.pruning.clusters import unit
 from orchestrator.selection.dbp import stages
+from orchestrator.storage import files
+from orchestrator.storage.npy import to_npy
+from tests.benchmarks.synthetic import DISPLAY, sizes_of, synthetic_step, write_assigned
 
 K, DIM, PAIRS_PER_PART = 500, 512, 10_000
 
@@ -44,7 +44,7 @@ def measure(num_pairs: int) -> None:
         step = synthetic_step(folder, settings, sizes_of(num_pairs, PAIRS_PER_PART), DIM)
         sample, centroids, assign, *selection = stages(step)
         directions = np.random.default_rng(0).standard_normal((K, DIM)).astype(np.float32)
-        store.write(centroids.artifact.path(FILE), to_npy(unit(directions)))
+        files.write(centroids.artifact.path(FILE), to_npy(unit(directions)))
         for stage in (sample, centroids):
             stage.artifact.publish(totals={}, parts=[], seconds=0)
         write_assigned(assign.artifact, step, K)

@@ -13,7 +13,7 @@ import time
 import numpy as np
 from PIL import Image
 
-from orchestrator.decode import decode
+from orchestrator.data.image_decode import decode
 
 MAX_PIXELS = 10**8
 

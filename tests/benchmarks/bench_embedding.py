@@ -40,20 +40,21 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from orchestrator import cluster, store
-from orchestrator.artifacts import Artifact
-from orchestrator.catalog import Catalog, catalog_stage
 from orchestrator.clip import model
 from orchestrator.config import ClusterConfig, EfficientNetLite0Encoder, Limits, OpenClipEncoder, WebDatasetSource
 from orchestrator.config.embedding import EncoderConfig
-from orchestrator.decode import Pictures, decode
+from orchestrator.data.catalog import Catalog, catalog_stage
+from orchestrator.data.image_decode import Pictures, decode
 from orchestrator.embedding.actor import Description, build_encoder, describe
 from orchestrator.embedding.execution import Pass, num_actors, threads_per_actor
 from orchestrator.embedding.pool import Pool, Rows
 from orchestrator.embedding.writer import Writer
-from orchestrator.parts import num_done
-from orchestrator.progress import Display
+from orchestrator.engine import ray_cluster
+from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.console import Display
+from orchestrator.engine.parts import num_done
 from orchestrator.source import Part, Source, open_source
+from orchestrator.storage import files
 
 DEMO_TABLE = Path(__file__).parents[2] / "orchestrator" / "demo" / "pool" / "train.parquet"
 SHARD_PAIRS, SIDE = 500, 256
@@ -186,14 +187,14 @@ def vectors_of(num_pairs: int, part_pairs: int, batch_size: int) -> Iterator[Row
 def writer_alone(num_pairs: int, part_pairs: int, batch_size: int, put_seconds: float) -> None:
     """A row for the writer that waits for each part, one for the writer as it is."""
     num_pairs -= num_pairs % part_pairs
-    parts, put, took = range(num_pairs // part_pairs), store.write, list[float]()
+    parts, put, took = range(num_pairs // part_pairs), files.write, list[float]()
 
     def slow_put(uri: str, data: bytes) -> None:
         time.sleep(put_seconds)
         put(uri, data)
 
     for name, one_by_one in (("one part after another", True), ("beside one another", False)):
-        with tempfile.TemporaryDirectory() as folder, patch.object(store, "write", slow_put):
+        with tempfile.TemporaryDirectory() as folder, patch.object(files, "write", slow_put):
             artifact = Artifact.of(folder, "embedding", version=1)
             write = Writer(artifact, (part_pairs,) * len(parts), {"image": DIM, "text": DIM}, parts)
             # as an actor that was started anew it waits at every call
@@ -246,10 +247,10 @@ def one_round(encoder: str, settings: EncoderConfig, uri: str, scratch: Path) ->
     """The stage, then each bare loop."""
     described: Description = alone(partial(describe, settings), {})
     pictures = Pictures(*described.pictures, max_pixels=settings.max_image_pixels)
-    cluster.connect(ClusterConfig())
+    ray_cluster.connect(ClusterConfig())
     num_threads = num_actors() * threads_per_actor()
-    environment = {} if cluster.num_gpus() else cluster.CPU_ALLOCATOR
-    use = GpuUse() if cluster.num_gpus() else None
+    environment = {} if ray_cluster.num_gpus() else ray_cluster.CPU_ALLOCATOR
+    use = GpuUse() if ray_cluster.num_gpus() else None
     if use:
         use.start()
     marks = stage_marks(settings, uri, pictures, described, scratch)

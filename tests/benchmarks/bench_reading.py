@@ -1,6 +1,6 @@
 """The memory that a reading task of training takes for one window of local tars, above what it has before.
 
-PYTHONPATH=tests:tests/training python tests/benchmarks/bench_reading.py --folder runs/reading
+PYTHONPATH=. python tests/benchmarks/bench_reading.py --folder runs/reading
 
 Tables are dropped as they come, as Ray does with those it has put into its store; no Ray is started."""
 
@@ -11,13 +11,13 @@ import time
 from pathlib import Path
 
 import numpy as np
-from feeds import feed_over
-from pools import Pair, write_tars
 
-from orchestrator.keeplist import KeepList, Mask
-from orchestrator.metering import peak_bytes
+from orchestrator.data.keep_list import KeepList, Mask
+from orchestrator.engine.metering import peak_bytes
 from orchestrator.source import WebDataset
-from orchestrator.training.feed import Feed, read_window
+from orchestrator.training.reader import Feed, read_window
+from tests.support.feeds import feed_over
+from tests.support.pools import Pair, write_tars
 
 TARS, ROWS, IMAGE_BYTES = 2, 10_000, 25_000
 LANES, WINDOW = 20, 1_000

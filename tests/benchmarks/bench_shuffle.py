@@ -32,8 +32,8 @@ from numpy.typing import NDArray
 from orchestrator.config import TrainingConfig
 from orchestrator.demo.img2dataset import write_shard
 from orchestrator.demo.shards import POOL_PATH
-from orchestrator.training import stream
-from orchestrator.training.stream import Stream
+from orchestrator.training import sample_order
+from orchestrator.training.sample_order import Stream
 
 Int = NDArray[np.int64]
 NUM_SHARDS, SHARD_PAIRS = 1_000, 10_000
@@ -119,8 +119,8 @@ def row(name: str, places: Int, batch_size: int) -> str:
 
 def pairs_per_second(order: Stream, steps: list[int]) -> float:
     """Of processor time: how fast the batches of these steps are put in order, with nothing remembered from before."""
-    stream._permutation.cache_clear()
-    stream._part_order.cache_clear()
+    sample_order._permutation.cache_clear()
+    sample_order._part_order.cache_clear()
     started = time.process_time()
     for step in steps:
         order.batch(step)

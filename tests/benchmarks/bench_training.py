@@ -27,16 +27,16 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from orchestrator import cluster
-from orchestrator.catalog import Catalog
 from orchestrator.cli import compose_config
 from orchestrator.clip import model
-from orchestrator.clip.loop import Batch, Learner
+from orchestrator.clip.train_step import Batch, Learner
 from orchestrator.config import Config
-from orchestrator.decode import decode, random_resized_crop
-from orchestrator.keeplist import KeepList
+from orchestrator.data.catalog import Catalog
+from orchestrator.data.image_decode import decode, random_resized_crop
+from orchestrator.data.keep_list import KeepList
+from orchestrator.engine import ray_cluster
+from orchestrator.engine.run_record import RunRecord
 from orchestrator.pipeline import prepare
-from orchestrator.record import RunRecord
 from orchestrator.selection import final_keep_list
 from orchestrator.source import open_source
 from orchestrator.training.job import recipe_of
@@ -170,7 +170,7 @@ def main() -> None:
             config = prepare(compose_config(overrides_of(scratch, settings)))
             record = RunRecord.read(str(scratch / "out"))
             # the workers' allocator, too
-            with patch.dict(os.environ, cluster.CPU_ALLOCATOR):
+            with patch.dict(os.environ, ray_cluster.CPU_ALLOCATOR):
                 mp.spawn(bare_worker, (config, record, asked.epochs, str(scratch / "bare")), nprocs=NUM_WORKERS)
             bare = float((scratch / "bare").read_text())
         print(

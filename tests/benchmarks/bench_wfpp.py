@@ -20,8 +20,8 @@ import numpy as np
 import polars as pl
 
 import orchestrator
+from orchestrator.pruning.caption_words import caption_words, needs_reference, reference_words
 from orchestrator.pruning.wfpp import WordTable, count_words, discard_probabilities, scores
-from orchestrator.pruning.words import caption_words, needs_reference, reference_words
 
 POOL_PATH = Path(orchestrator.__file__).parent / "demo" / "pool" / "train.parquet"
 NUM_CAPTIONS = 25_000

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import orchestrator
-from orchestrator.catalog import to_parquet
+from orchestrator.data.catalog import to_parquet
 from orchestrator.source import CATALOG_SCHEMA
 
 ROWS, HOSTS = 10_000, 2_000

@@ -1,7 +1,7 @@
 """A run on three nodes while workers, nodes and the driver are killed at random, and the driver started again. What
 comes out is compared with a run of the same on an undisturbed cluster.
 
-PYTHONPATH=tests:tests/cluster python tests/benchmarks/chaos.py --folder runs/chaos --minutes 10 --seed 0
+PYTHONPATH=. python tests/benchmarks/chaos.py --folder runs/chaos --minutes 10 --seed 0
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from pathlib import Path
 
 import psutil
 import pyarrow.parquet as pq
-from commands import environment
-from local_cluster import LocalCluster, local_cluster
-from processes import descendants, kill
+
+from tests.support.commands import environment
+from tests.support.local_cluster import LocalCluster, local_cluster
+from tests.support.processes import descendants, kill
 
 RUN = (
     "python -m orchestrator run +exp=demo training.record_batches=true training.checkpoint_every_steps=20 "

@@ -34,13 +34,13 @@ from open_clip_train.train import train_one_epoch
 from PIL import Image
 
 from orchestrator.clip import model
-from orchestrator.clip.loop import Batch, Learner
 from orchestrator.clip.model import Clip
 from orchestrator.clip.recipe import Recipe
 from orchestrator.clip.schedule import learning_rate
-from orchestrator.decode import decode
+from orchestrator.clip.train_step import Batch, Learner
+from orchestrator.data.image_decode import decode
 from orchestrator.demo.shards import POOL_PATH
-from orchestrator.training.stream import Stream
+from orchestrator.training.sample_order import Stream
 
 NUM_STEPS, BATCH_SIZE, NUM_EPOCHS, NUM_SHARDS = 20, 64, 5, 8
 LR, WARMUP_STEPS, WEIGHT_DECAY = 1e-3, 5, 0.2

@@ -31,8 +31,8 @@ import torch
 from orchestrator import pipeline
 from orchestrator.cli import compose_config
 from orchestrator.clip import captions, gradients, parallel
-from orchestrator.clip.loop import Learner
-from orchestrator.training import driver, loader, worker
+from orchestrator.clip.train_step import Learner
+from orchestrator.training import device_loader, driver, worker
 
 WAIT, NORMALISE, IMAGE, TEXT, LOSS = "data wait", "normalise", "image tower", "text tower", "loss"
 BACKWARD, EXCHANGE, NORM, OPTIMISER, REST = "backward", "all-reduce", "gradient norm", "optimiser", "everything else"
@@ -117,7 +117,7 @@ def marked_worker(loop_config: dict[str, Any], path: str) -> None:
 
     worker.load = lambda *args, **kwargs: marks.waiting(load(*args, **kwargs))  # type: ignore[assignment]
     worker.Learner = marked_learner  # type: ignore[misc, assignment]
-    loader.to_batch = marks.on(TOKENISE, loader.to_batch)
+    device_loader.to_batch = marks.on(TOKENISE, device_loader.to_batch)
     captions.encode = marks.on(TEXT, captions.encode)
     gradients.total_norm = marks.on(NORM, gradients.total_norm)
     torch.Tensor.backward = marks.on(BACKWARD, torch.Tensor.backward)  # type: ignore[method-assign]

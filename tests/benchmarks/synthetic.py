@@ -8,15 +8,15 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 
-from orchestrator.artifacts import Artifact
-from orchestrator.catalog import Catalog, PartRows, part_rows, to_parquet
-from orchestrator.cluster import connect
 from orchestrator.config import ClusterConfig, StepConfig
+from orchestrator.data.catalog import Catalog, PartRows, part_rows, to_parquet
+from orchestrator.data.keep_list import pack
+from orchestrator.data.step import Step
 from orchestrator.embedding.vectors import embedding_totals, part_result, unit_vectors
-from orchestrator.keeplist import pack
-from orchestrator.parts import PartResult, Work, build_parts
-from orchestrator.progress import Display
-from orchestrator.step import Step
+from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.console import Display
+from orchestrator.engine.parts import PartResult, Work, build_parts
+from orchestrator.engine.ray_cluster import connect
 
 DISPLAY = Display()
 

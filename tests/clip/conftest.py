@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from orchestrator.clip.loop import Batch
 from orchestrator.clip.model import Clip, build
+from orchestrator.clip.train_step import Batch
 
 CAPTIONS = ["a red dog", "A photo of a cat!", "two zebras on a beach", "gramastar", "", "naïve café ☕", "1984", "sea"]
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from orchestrator.clip.loop import Batch, Learner, StepMetrics
 from orchestrator.clip.model import Clip, build
 from orchestrator.clip.recipe import Recipe
+from orchestrator.clip.train_step import Batch, Learner, StepMetrics
 
 CPU = torch.device("cpu")
 UNEVEN = torch.tensor([1, 1, 0, 1, 0, 1, 1, 1], dtype=torch.bool)

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from orchestrator.clip import checkpoint
-from orchestrator.clip.loop import Batch, Learner
 from orchestrator.clip.model import build
 from orchestrator.clip.recipe import Recipe
+from orchestrator.clip.train_step import Batch, Learner
 
 CPU = torch.device("cpu")
 

@@ -15,10 +15,11 @@ import torch
 from open_clip.loss import SigLipLoss
 
 import orchestrator
-from orchestrator.clip.loop import Batch, Learner
 from orchestrator.clip.model import Clip, build
 from orchestrator.clip.pixels import Normaliser
 from orchestrator.clip.recipe import LossName, Recipe
+from orchestrator.clip.train_step import Batch, Learner
+from tests.support import ddp_worker
 
 CPU = torch.device("cpu")
 # with two workers the even slots are rank 0's, with four the slots 0 and 4
@@ -103,7 +104,7 @@ def run_workers(folder: Path, inputs: dict[str, Any], num_workers: int) -> dict[
 
 def start_worker(folder: Path, rank: int, num_workers: int) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": str(Path(orchestrator.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(Path(__file__).with_name("ddp_worker.py")), str(folder), str(rank), str(num_workers)]
+    command = [sys.executable, str(Path(ddp_worker.__file__)), str(folder), str(rank), str(num_workers)]
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 

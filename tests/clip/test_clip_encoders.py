@@ -17,7 +17,7 @@ from PIL import Image
 
 from orchestrator.clip.encoders import LITE0, Encoder, efficientnet_lite0, open_clip_encoder, timm_encoder
 from orchestrator.clip.model import Clip, save
-from orchestrator.decode import decode, evaluation_crop
+from orchestrator.data.image_decode import decode, evaluation_crop
 
 DEMO_TABLE = Path(__file__).parents[2] / "orchestrator" / "demo" / "pool" / "train.parquet"
 CPU = torch.device("cpu")

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from orchestrator.clip.loop import Batch, Learner
 from orchestrator.clip.model import Clip, build
 from orchestrator.clip.recipe import Recipe
+from orchestrator.clip.train_step import Batch, Learner
 
 CPU = torch.device("cpu")
 

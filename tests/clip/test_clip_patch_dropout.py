@@ -10,11 +10,11 @@ import timm
 import torch
 from open_clip.transformer import PatchDropout
 
-from orchestrator.clip.loop import Batch, Learner
 from orchestrator.clip.model import Clip, build
 from orchestrator.clip.patch_dropout import KeyedPatchDropout, install
 from orchestrator.clip.randomness import mix
 from orchestrator.clip.recipe import Recipe
+from orchestrator.clip.train_step import Batch, Learner
 
 CPU = torch.device("cpu")
 

@@ -19,10 +19,10 @@ from PIL import Image
 from orchestrator.clip import model, preprocessing
 from orchestrator.clip.model import Clip
 from orchestrator.clip.pixels import Normaliser
-from orchestrator.decode import decode
+from orchestrator.data.image_decode import decode
 from orchestrator.errors import UserError
 from orchestrator.evaluation.embed import LoadedModels, Models
-from orchestrator.evaluation.pictures import read_pictures
+from orchestrator.evaluation.image_reader import read_pictures
 from orchestrator.evaluation.sets import Sample
 from orchestrator.training.start import build_model
 
@@ -53,7 +53,7 @@ def jpeg(width: int, height: int) -> bytes:
 def evaluated(models: Models | LoadedModels, data: bytes, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
     """The picture as the evaluation's reading tasks decode it: what `embed` asks them for, without the tasks."""
     monkeypatch.setattr(
-        "orchestrator.evaluation.pictures.read_samples", lambda uri, needs_label: [Sample("a", data, 0, "", -1)]
+        "orchestrator.evaluation.image_reader.read_samples", lambda uri, needs_label: [Sample("a", data, 0, "", -1)]
     )
     batch = next(read_pictures({"uri": ["a"]}, pictures=models.pictures(), batch_size=1, needs_label=True))
     return batch["image"][0]

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from open_clip.loss import SigLipLoss
 
-from orchestrator.clip.loop import Batch, Learner
 from orchestrator.clip.model import Clip, build
 from orchestrator.clip.recipe import Recipe
 from orchestrator.clip.siglip import MaskedSigLipLoss
+from orchestrator.clip.train_step import Batch, Learner
 
 CPU = torch.device("cpu")
 

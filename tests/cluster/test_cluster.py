@@ -9,8 +9,8 @@ from typing import Any, NoReturn
 
 import pytest
 
-from orchestrator import cluster
 from orchestrator.config import ClusterConfig
+from orchestrator.engine import ray_cluster as cluster
 from orchestrator.errors import UserError
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from commands import in_shell
-from local_cluster import LocalCluster
-from processes import called, descendants
-from training_runs import batches, command_of
+
+from tests.support.commands import in_shell
+from tests.support.local_cluster import LocalCluster
+from tests.support.processes import called, descendants
+from tests.support.training_runs import batches, command_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

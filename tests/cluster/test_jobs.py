@@ -12,10 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from commands import environment, in_shell
-from local_cluster import LocalCluster, local_cluster
-from processes import called, descendants
-from training_runs import STEPS, command_of, curve
+
+from tests.support.commands import environment, in_shell
+from tests.support.local_cluster import LocalCluster, local_cluster
+from tests.support.processes import called, descendants
+from tests.support.training_runs import STEPS, command_of, curve
 
 ROOT = Path(__file__).parent.parent.parent
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

@@ -10,13 +10,13 @@ from typing import Any
 import psutil
 import pyarrow.parquet as pq
 import pytest
-from commands import geometry_command
-from local_cluster import LocalCluster, local_cluster
-from pools import write_zero_shot
-from processes import descendants, kill, started, wait_for
-from training_runs import said
 
-from orchestrator.record import PHASES, RunRecord
+from orchestrator.engine.run_record import PHASES, RunRecord
+from tests.support.commands import geometry_command
+from tests.support.local_cluster import LocalCluster, local_cluster
+from tests.support.pools import write_zero_shot
+from tests.support.processes import descendants, kill, started, wait_for
+from tests.support.training_runs import said
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(1200)]
 # the kinds of artifacts, in the order in which they are made

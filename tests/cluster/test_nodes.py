@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from commands import Shell, in_shell
-from local_cluster import LocalCluster, local_cluster
-from pools import make_pairs, real_captions, write_table, write_tars
-from processes import called, descendants, kill, started, wait_for
-from training_runs import STEPS, batches, command_of, curve, said, wait_for_checkpoints
+
+from tests.support.commands import Shell, in_shell
+from tests.support.local_cluster import LocalCluster, local_cluster
+from tests.support.pools import make_pairs, real_captions, write_table, write_tars
+from tests.support.processes import called, descendants, kill, started, wait_for
+from tests.support.training_runs import STEPS, batches, command_of, curve, said, wait_for_checkpoints
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 WORKER = "RayTrainWorker"

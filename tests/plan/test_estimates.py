@@ -10,21 +10,21 @@ from typing import Any
 import polars as pl
 import pytest
 
-from orchestrator import store
-from orchestrator.artifacts import Artifact
-from orchestrator.catalog import Catalog
 from orchestrator.config import PlanConfig, TableSource
-from orchestrator.metering import Cost
-from orchestrator.parts import part_path
-from orchestrator.plan import table
+from orchestrator.data.catalog import Catalog
+from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.metering import Cost
+from orchestrator.engine.parts import part_path
+from orchestrator.engine.stage import Size, Stage, by_groups, by_part
+from orchestrator.plan import cost_table
 from orchestrator.plan.costs import Estimate, Estimates
-from orchestrator.plan.evaluating import SetSize
-from orchestrator.plan.measured import Measured, Probe, Trained
-from orchestrator.plan.pictures import Forward
+from orchestrator.plan.decode_rates import Forward
+from orchestrator.plan.evaluation_size import SetSize
+from orchestrator.plan.measurements import Measured, Probe, Trained
 from orchestrator.plan.rows import Reach, reaches
-from orchestrator.selection.words import count_stage, words_stage
+from orchestrator.selection.word_counts import count_stage, words_stage
 from orchestrator.source import open_source
-from orchestrator.stage import Size, Stage, by_groups, by_part
+from orchestrator.storage import files
 
 HOUR = 3600
 GB = 10**9
@@ -115,12 +115,12 @@ def test_one_task_is_not_spread() -> None:
 def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
     embed = stage("embed", "embedding", at=tmp_path)
     for part in range(NUM_PARTS // 4):
-        store.write_json(part_path(embed.artifact, part, "json"), {})
+        files.write_json(part_path(embed.artifact, part, "json"), {})
     probe = replace(PROBE, stages={"embed": measured(Cost(core_seconds=3.6))})
     found = estimate(probe, reach(embed, 1_000_000))
     assert found.core_hours == pytest.approx(0.75)
     pretrain = stage("pretrain", "pretrain", at=tmp_path, epochs=1)
-    store.write(pretrain.artifact.path("checkpoints", "step_000000000900.pt"), b"")
+    files.write(pretrain.artifact.path("checkpoints", "step_000000000900.pt"), b"")
     phase = reach(pretrain, 100_000, samples=100_000)
     found = estimate(replace(PROBE, phases={"pretrain": trained()}), phase)
     assert found.wall_hours == pytest.approx(10_000 / 400 / HOUR), "900 steps of 100 are behind it"
@@ -156,7 +156,7 @@ def test_groups_and_buckets_bound_it_too() -> None:
     assert of(300, by_groups(512)).bound == "300 tasks"
     assert of(300, by_groups(512, 500_000)).bound == "2 tasks", "of half a million pairs"
     assert of(10_000, by_part).bound == ""
-    shown = table.cost_rows(
+    shown = cost_table.cost_rows(
         Estimates(
             probe, 9, [one := reach(stage("count", num_tasks=by_part), 10)], CATALOG.artifact, batch_size=1, window=1
         ),
@@ -213,7 +213,7 @@ def test_on_gpus_the_pace_is_the_slower_of_computing_and_decoding() -> None:
     def of(cores: int, **changes: Any) -> tuple[Estimate, str]:
         phases = {"pretrain": trained(samples_per_second=2000.0, decode_seconds=0.01, **changes)}
         probe = replace(PROBE, num_gpus=4, decoding_cores=cores, phases=phases)
-        return estimate(probe, phase), "\n".join(table.notes(probe, estimates(probe, phase), [phase]))
+        return estimate(probe, phase), "\n".join(cost_table.notes(probe, estimates(probe, phase), [phase]))
 
     few, told = of(10, gpu_bytes=10**10, wait_share=0.3)
     assert few.wall_hours == pytest.approx(1), "ten cores decode a thousand pictures a second, 4 GPUs take 4000"
@@ -273,20 +273,20 @@ def test_the_table_sums_prices_and_names_what_was_not_measured() -> None:
     probe = replace(PROBE, stages={"score": measured(Cost(core_seconds=3.6, peak_bytes=10**8))})
     found = [replace(reach(stage("score"), 10_000_000), mark="<"), reach(stage("join"), 10)]
     prices = PlanConfig(core_hour_price=0.05)
-    assert table.columns(prices)[-1] == "dollars"
-    assert "dollars" not in table.columns(PlanConfig())
-    score, join, whole = table.cost_rows(estimates(probe, *found), found, prices)
+    assert cost_table.columns(prices)[-1] == "dollars"
+    assert "dollars" not in cost_table.columns(PlanConfig())
+    score, join, whole = cost_table.cost_rows(estimates(probe, *found), found, prices)
     assert score == ("score", "<10,000,000", "10", "", "1.0 h", "", "100.0 MB", "50.0 MB", "$0.50")
     assert join == ("join", "10", "not measured", *[""] * 6)
     assert whole == ("all that was measured", "", *score[2:])
-    assert table.cost_rows(estimates(probe, found[0]), found[:1], prices)[-1][0] == "all of it"
+    assert cost_table.cost_rows(estimates(probe, found[0]), found[:1], prices)[-1][0] == "all of it"
 
 
 def test_the_notes_compare_with_training_on_everything() -> None:
     phase = reach(stage("pretrain", "pretrain", epochs=10), 1000, samples=10_000)
     probe = replace(PROBE, phases={"pretrain": trained(full_share=512)})
     pool = replace(reach(CATALOG, 2000), left=2000)
-    measured_on, training, compared = table.notes(probe, estimates(probe, phase), [pool, phase])
+    measured_on, training, compared = cost_table.notes(probe, estimates(probe, phase), [pool, phase])
     assert "1,000 pairs" in measured_on
     assert "will have 512 each" in training
     assert "25.0 s of training" in compared
@@ -320,4 +320,4 @@ def test_what_follows_a_step_sees_what_that_step_left(tmp_path: Path) -> None:
     ("seconds", "shown"), [(0.2, "<1 s"), (59, "59.0 s"), (90, "1.5 min"), (7200, "2.0 h"), (864_000, "10.0 d")]
 )
 def test_durations(seconds: float, shown: str) -> None:
-    assert table.duration(seconds) == shown
+    assert cost_table.duration(seconds) == shown

@@ -10,19 +10,19 @@ from pathlib import Path
 import polars as pl
 import pytest
 import ray
-from commands import Shell, tiny_command
-from embedded import blobs, write_pool
-from pools import config_of, make_pairs, write_tars, write_zero_shot
 
-from orchestrator.catalog import catalog_stage
 from orchestrator.config import ClipScoreStep, DbpStep, KeepListStep, RandomStep, TableSource
 from orchestrator.config.source import WebDatasetSource
+from orchestrator.data.catalog import catalog_stage
+from orchestrator.engine.console import Display
+from orchestrator.engine.metering import Meter, current_meter, metering
 from orchestrator.errors import UserError
-from orchestrator.metering import Meter, current_meter, metering
-from orchestrator.plan import smaller
+from orchestrator.plan import probe_config
 from orchestrator.plan.subset import draw_parts
-from orchestrator.progress import Display
 from orchestrator.source import open_source
+from tests.support.commands import Shell, tiny_command
+from tests.support.embedded import blobs, write_pool
+from tests.support.pools import config_of, make_pairs, write_tars, write_zero_shot
 
 
 def costs(stdout: str) -> dict[str, list[str]]:
@@ -80,16 +80,16 @@ def test_a_pool_without_rows_is_told_as_select_tells_it(tmp_path: Path, kind: st
 
 
 def test_a_step_is_cut_down_to_the_probe() -> None:
-    assert smaller.step_of(KeepListStep(uri="x.npy"), 4000, math.inf) == RandomStep(keep_fraction=0.5)
-    score = smaller.step_of(ClipScoreStep(embedding="e", threshold=0.3), 4000, math.inf)
+    assert probe_config.step_of(KeepListStep(uri="x.npy"), 4000, math.inf) == RandomStep(keep_fraction=0.5)
+    score = probe_config.step_of(ClipScoreStep(embedding="e", threshold=0.3), 4000, math.inf)
     assert isinstance(score, ClipScoreStep)
     assert (score.threshold, score.keep_fraction) == (None, 0.5), "drawn vectors would all be below it"
-    dbp = smaller.step_of(DbpStep(embedding="e", keep_pairs=1_000_000), 4000, math.inf)
+    dbp = probe_config.step_of(DbpStep(embedding="e", keep_pairs=1_000_000), 4000, math.inf)
     assert isinstance(dbp, DbpStep)
     assert (dbp.keep_pairs, dbp.keep_fraction) == (None, 0.5)
-    assert (dbp.clustering.k, dbp.clustering.num_iterations) == (500, smaller.MAX_ITERATIONS)
-    assert smaller.step_of(DbpStep(embedding="e"), 800, math.inf).clustering.k == 100  # type: ignore[union-attr]
-    assert smaller.step_of(DbpStep(embedding="e"), 800, 4.7).clustering.k == 4  # type: ignore[union-attr]
+    assert (dbp.clustering.k, dbp.clustering.num_iterations) == (500, probe_config.MAX_ITERATIONS)
+    assert probe_config.step_of(DbpStep(embedding="e"), 800, math.inf).clustering.k == 100  # type: ignore[union-attr]
+    assert probe_config.step_of(DbpStep(embedding="e"), 800, 4.7).clustering.k == 4  # type: ignore[union-attr]
 
 
 def test_work_in_tasks_is_measured_the_second_time(ray_cluster: str) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from orchestrator.artifacts import Artifact
 from orchestrator.embedding.vectors import Embedding
+from orchestrator.engine.artifact import Artifact
 from orchestrator.plan import writing
 
 

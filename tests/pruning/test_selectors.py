@@ -11,10 +11,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import polars as pl
 import pytest
-from cuts import cut_parts
 from numpy.typing import NDArray
 
-from orchestrator.pruning.cut import budget, sortable
+from orchestrator.pruning.caption_words import caption_words
 from orchestrator.pruning.density import complexities, inter_distances, quotas, shares
 from orchestrator.pruning.filters import Reason, basic_reasons
 from orchestrator.pruning.metaclip import Matcher, entry_probabilities, keep
@@ -22,8 +21,9 @@ from orchestrator.pruning.order import order_keys
 from orchestrator.pruning.random import random_scores
 from orchestrator.pruning.semdedup import max_earlier_similarity
 from orchestrator.pruning.ssp import first_quotas
+from orchestrator.pruning.threshold import budget, sortable
 from orchestrator.pruning.wfpp import WordTable, count_words, discard_probabilities, merge_counts, scores
-from orchestrator.pruning.words import caption_words
+from tests.support.cuts import cut_parts
 
 Keys = NDArray[np.uint64]
 Ints = NDArray[np.int64]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from cuts import cut_parts
 from numpy.typing import NDArray
 
-from orchestrator.pruning.cut import sortable
 from orchestrator.pruning.ssp import first_quotas
+from orchestrator.pruning.threshold import sortable
+from tests.support.cuts import cut_parts
 
 Ints = NDArray[np.int64]
 

@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from orchestrator.pruning.caption_words import caption_words, reference_words
 from orchestrator.pruning.wfpp import (
     WordTable,
     count_words,
@@ -18,7 +19,6 @@ from orchestrator.pruning.wfpp import (
     scores,
     word_bucket,
 )
-from orchestrator.pruning.words import caption_words, reference_words
 
 EXAMPLE = (
     ["a dog on a beach"] * 6

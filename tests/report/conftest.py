@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from geometry_pool import prune
-from report_runs import CAPTIONS, evaluation_record, phase_record, select, write_tar
 
-from orchestrator.record import RunRecord
+from orchestrator.engine.run_record import RunRecord
+from tests.support.geometry_pool import prune
+from tests.support.report_runs import CAPTIONS, evaluation_record, phase_record, select, write_tar
 
 
 @pytest.fixture(scope="session")

@@ -7,22 +7,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from geometry_pool import NUM_COPIES, NUM_DISTINCT
 from markupsafe import escape
-from report_runs import HOSTILE, Elements
 
-from orchestrator.artifacts import Artifact
-from orchestrator.catalog import Catalog
 from orchestrator.clustering.assign import read_assigned
-from orchestrator.keeplist import KeepList
-from orchestrator.record import RunRecord
+from orchestrator.data.catalog import Catalog
+from orchestrator.data.keep_list import KeepList
+from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.run_record import RunRecord
 from orchestrator.report import build_report, write_report
 from orchestrator.report.clusters import PAIRS_PER_ROW
 from orchestrator.report.page import render
-from orchestrator.report.pictures import Pictures
 from orchestrator.report.schema import Report
 from orchestrator.report.schema_clusters import ClusterSheet
+from orchestrator.report.thumbnails import Pictures
 from orchestrator.selection.dbp import read_quotas
+from tests.support.geometry_pool import NUM_COPIES, NUM_DISTINCT
+from tests.support.report_runs import HOSTILE, Elements
 
 STEPS = {"semdedup": "pool", "dbp": "semdedup", "ssp": "dbp"}
 NUM_LEFT = NUM_DISTINCT + 3

@@ -8,15 +8,15 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from geometry_pool import COPIES, EPS, NUM_COPIES
 
-from orchestrator.catalog import Catalog
-from orchestrator.keeplist import KeepList
-from orchestrator.record import RunRecord
+from orchestrator.data.catalog import Catalog
+from orchestrator.data.keep_list import KeepList
+from orchestrator.engine.run_record import RunRecord
 from orchestrator.report import build_report
 from orchestrator.report.duplicates import BINS_EACH_SIDE, COPIES_SHOWN, GROUPS_SHOWN, Found, groups_of
 from orchestrator.report.schema_clusters import Duplicates
-from orchestrator.selection.compare import Compared, Similarity
+from orchestrator.selection.near_duplicates import Compared, Similarity
+from tests.support.geometry_pool import COPIES, EPS, NUM_COPIES
 
 
 @pytest.fixture(scope="module")

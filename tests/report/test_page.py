@@ -9,13 +9,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from browser import CHROMIUM, POLICY, QUIET
-from report_runs import HOSTILE, Elements
 
-from orchestrator.record import RunRecord
+from orchestrator.engine.run_record import RunRecord
 from orchestrator.report import build_report, write_report
 from orchestrator.report.page import render
-from orchestrator.report.pictures import Pictures
+from orchestrator.report.thumbnails import Pictures
+from tests.support.browser import CHROMIUM, POLICY, QUIET
+from tests.support.report_runs import HOSTILE, Elements
 
 MEASURE = """<script>document.title = JSON.stringify([document.title, document.documentElement.scrollWidth, innerWidth,
 [...document.images].map(image => image.naturalWidth)])</script>"""

@@ -8,17 +8,17 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from report_runs import CAPTIONS, LOGGED_STEPS, TORN, evaluation_record, phase_record, select
 
-from orchestrator.artifacts import Artifact
-from orchestrator.catalog import Catalog
-from orchestrator.keeplist import KeepList
-from orchestrator.record import RunRecord, StageRecord
+from orchestrator.data.catalog import Catalog
+from orchestrator.data.keep_list import KeepList
+from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.run_record import RunRecord, StageRecord
 from orchestrator.report import build_report, headline, write_report
 from orchestrator.report.schema import Report
 from orchestrator.report.selected import SelectedStep, num_captionless
 from orchestrator.report.trained import cost
 from orchestrator.selection.wfpp import read_scores
+from tests.support.report_runs import CAPTIONS, LOGGED_STEPS, TORN, evaluation_record, phase_record, select
 
 NUM_PAIRS = len(CAPTIONS)
 

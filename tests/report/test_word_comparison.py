@@ -10,13 +10,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from orchestrator import store
-from orchestrator.artifacts import Artifact
-from orchestrator.catalog import to_parquet
-from orchestrator.parts import part_path
+from orchestrator.data.catalog import to_parquet
+from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.parts import part_path
 from orchestrator.pruning.wfpp import COUNT_SCHEMA, word_bucket
 from orchestrator.report.schema import Words
-from orchestrator.report.words import compare_words
+from orchestrator.report.word_tables import compare_words
+from orchestrator.storage import files
 
 NUM_BUCKETS, MIN_COUNT = 3, 5
 
@@ -28,7 +28,7 @@ def words_artifact(folder: Path, counts: Counter[str], *, min_count: int) -> Art
     buckets = word_bucket(table["word"], NUM_BUCKETS)
     for index in range(NUM_BUCKETS):
         kept = table.filter((buckets == index) & (pl.col("count") >= min_count)).sort("count", descending=True)
-        store.write(part_path(artifact, index, "parquet"), to_parquet(kept.to_arrow()))
+        files.write(part_path(artifact, index, "parquet"), to_parquet(kept.to_arrow()))
     totals = {"words": len(counts), "occurrences": counts.total()}
     artifact.publish(totals=totals, parts=[{}] * NUM_BUCKETS, seconds=1.0)
     return artifact

@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
-from shard_files import pairs, picture, write_tar
 
-from orchestrator import remote
 from orchestrator.config import ParquetSource, TableSource, WebDatasetSource
 from orchestrator.source import open_source
+from orchestrator.storage import retry
+from tests.support.shard_files import pairs, picture, write_tar
 
 
 class Disk:
@@ -33,7 +33,7 @@ class Disk:
 def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
     """The memory file system, reading from a disk that can fail."""
     # a disk that has failed fails again: what is waited for between the tries is not what is tested
-    monkeypatch.setattr(remote, "LEAST", 0.001)
+    monkeypatch.setattr(retry, "LEAST", 0.001)
     disk, fs = Disk(), MemoryFileSystem
     cat_file, read, opened = fs.cat_file, MemoryFile.read, fs._open
 

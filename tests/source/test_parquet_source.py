@@ -6,10 +6,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from shard_files import all_images, picture
 
 from orchestrator.config import ConfigError, ParquetSource
 from orchestrator.source import CATALOG_SCHEMA, ParquetImages, Status, open_source, parquet
+from tests.support.shard_files import all_images, picture
 
 
 def rows_of(num_rows: int) -> list[dict[str, Any]]:

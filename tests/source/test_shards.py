@@ -7,11 +7,11 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from shard_files import all_images, pairs, write_sidecar, write_tar
 
 from orchestrator.config import ConfigError, WebDatasetSource
 from orchestrator.source import open_source
 from orchestrator.source.shards import digest, find_shards
+from tests.support.shard_files import all_images, pairs, write_sidecar, write_tar
 
 ENDINGS = (".tar", ".tgz")
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import fsspec
 import pytest
-from shard_files import all_images, pair, pairs, picture, write_sidecar, write_tar
 
 from orchestrator.config import WebDatasetSource
 from orchestrator.source import CATALOG_SCHEMA, PartCatalog, Status, open_source, webdataset
 from orchestrator.source.webdataset import WebDataset
+from tests.support.shard_files import all_images, pair, pairs, picture, write_sidecar, write_tar
 
 
 def catalog_of(path: Path | str) -> PartCatalog:

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pools import config_of
 
 from orchestrator.config import Config
+from orchestrator.engine.console import Display
 from orchestrator.errors import UserError
-from orchestrator.progress import Display
+from orchestrator.sweep.elapsed import Tally
 from orchestrator.sweep.folder import check_folder, claim_folder
 from orchestrator.sweep.schema import SharedStage
-from orchestrator.sweep.tally import Tally
+from tests.support.pools import config_of
 
 
 def config(out: Path, *, resume: bool = False, **groups: Any) -> Config:
@@ -62,7 +62,7 @@ def test_a_resumed_one_keeps_its_trials_but_no_page(out: Path) -> None:
 
 
 def test_what_was_spent_before_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.sweep.tally.NOTE_SECONDS", 0.01)
+    monkeypatch.setattr("orchestrator.sweep.elapsed.NOTE_SECONDS", 0.01)
     now = SharedStage(kind="keep", needed=4, distinct=3, computed=1, seconds=1.5)
     first = Tally(str(tmp_path), resume=False)
     with first.noted(lambda: [now]):

@@ -6,17 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pools import TINY_MODEL, config_of, make_pairs, write_tars, write_zero_shot
 
-from orchestrator import cluster, store
 from orchestrator.config import Config, ModelConfig, SweepConfig
+from orchestrator.engine import ray_cluster
 from orchestrator.report.schema import Report
-from orchestrator.sweep import run as sweep_run
+from orchestrator.storage import files
+from orchestrator.sweep import execute as sweep_run
 from orchestrator.sweep.board import Row
-from orchestrator.sweep.process import SETTINGS_FILE, STOPPED_FILE, metrics_of
 from orchestrator.sweep.results import trial_result
 from orchestrator.sweep.summary import metrics_shown
+from orchestrator.sweep.trial_worker import SETTINGS_FILE, STOPPED_FILE, metrics_of
 from orchestrator.sweep.trials import label, space_trials, suggested_job
+from tests.support.pools import TINY_MODEL, config_of, make_pairs, write_tars, write_zero_shot
 
 METRIC = "zero_shot/top1"
 
@@ -51,7 +52,7 @@ def test_who_never_runs_does_not_wait_on_the_board(config: Config, monkeypatch: 
     monkeypatch.setattr(sweep_run, "num_concurrent", lambda _: 1)
     trials, board = sweep_run._Trials(config), FakeBoard()
     stopped, refused = trials.space
-    store.write_json(store.join(stopped.out, STOPPED_FILE), {"samples_seen": 5})
+    files.write_json(files.join(stopped.out, STOPPED_FILE), {"samples_seen": 5})
     trials.shared.refused[refused.name] = "no room"
     results = trials._fixed("trials", trials.space, board)
     assert [one.state for one in results] == ["stopped", "failed"]
@@ -64,7 +65,7 @@ def test_who_never_runs_does_not_wait_on_the_board(config: Config, monkeypatch: 
 def test_a_stopped_trial_tells_how_good_it_was_and_what_it_cost(config: Config) -> None:
     trial = space_trials(config)[0]
     last = {"samples_seen": 640, "value": 0.125, "seconds": 3.456}
-    store.write_json(store.join(trial.out, STOPPED_FILE), last)
+    files.write_json(files.join(trial.out, STOPPED_FILE), last)
     result = trial_result(trial, None)
     assert result.reason == "others were better after 640 samples, where zero_shot/top1 was 12.5%"
     model = result.models["pretrain"]
@@ -85,8 +86,8 @@ def test_a_resumed_search_knows_its_trials_and_each_once(config: Config) -> None
     job = suggested_job(config, point, num_concurrent=1)
     # the second as an earlier version left it, which took a point's keys in the order of this file
     for folder in (job.out, f"{config.out}/trials/{label({**dict(sorted(point.items())), 'seed': 0})}"):
-        store.write_json(store.join(folder, SETTINGS_FILE), job.settings)
-    assert len(store.names(f"{config.out}/trials")) == 2
+        files.write_json(files.join(folder, SETTINGS_FILE), job.settings)
+    assert len(files.names(f"{config.out}/trials")) == 2
     (found,) = sweep_run._Trials(config)._suggested_before()
     assert (found.name, found.out, found.settings) == (job.name, job.out, point)
     assert suggested_job(config, dict(reversed(point.items())), num_concurrent=1).name == job.name
@@ -108,9 +109,8 @@ def test_benchmark_tasks_are_metrics() -> None:
 
 
 def test_averages_over_tasks_are_in_the_pages_table() -> None:
-    from sweep_reports import report_of, trial
-
     from orchestrator.sweep.summary import settings_of
+    from tests.support.sweep_reports import report_of, trial
 
     one = trial("one", 0.3, 0.5, finetune=False)
     model = one.models["pretrain"]
@@ -124,7 +124,7 @@ def test_training_holds_the_cores_that_its_threads_take(
     config: Config, monkeypatch: pytest.MonkeyPatch, at_once: int | None, devices: int
 ) -> None:
     for name, number in (("num_gpus", 0), ("num_cores", 64), ("num_cpus", 64), ("num_train_workers", 2)):
-        monkeypatch.setattr(cluster, name, lambda *_, number=number, **__: number)
+        monkeypatch.setattr(ray_cluster, name, lambda *_, number=number, **__: number)
     sweep = config.sweep.model_copy(update={"max_concurrent": at_once})
     training = config.training.model_copy(update={"cpus_per_worker": 2})
     found = sweep_run._devices(config.model_copy(update={"sweep": sweep, "training": training}))

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pools import config_of
 
 from orchestrator.config import Config, ConfigError, Dimension, SweepConfig
 from orchestrator.errors import UserError
 from orchestrator.sweep.space import check_space, configured, points, settings_of
+from tests.support.pools import config_of
 
 
 def sweep(**settings: Any) -> SweepConfig:

@@ -10,9 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import CHROMIUM, POLICY, QUIET
-from report_runs import Elements
-from sweep_reports import (
+
+from orchestrator.sweep.figures import grid_of
+from orchestrator.sweep.page import PAPERS, render, table_lines
+from orchestrator.sweep.schema import SweepReport
+from orchestrator.sweep.summary import settings_of
+from tests.support.browser import CHROMIUM, POLICY, QUIET
+from tests.support.report_runs import Elements
+from tests.support.sweep_reports import (
     DIMENSIONS,
     TOP1,
     control_trials,
@@ -23,11 +28,6 @@ from sweep_reports import (
     trial,
     whole_report,
 )
-
-from orchestrator.sweep.figures import grid_of
-from orchestrator.sweep.page import PAPERS, render, table_lines
-from orchestrator.sweep.schema import SweepReport
-from orchestrator.sweep.summary import settings_of
 
 EVIL = "_$x$<script>alert(1)</script>\"' \x07 \\frac{"
 # Chromium's narrowest window is wider than a phone, so the page measures itself in a frame

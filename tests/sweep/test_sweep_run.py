@@ -10,12 +10,12 @@ from typing import Any
 
 import polars as pl
 import pytest
-from commands import Shell
-from pools import write_zero_shot
-from processes import kill, started, wait_for
 
 from orchestrator.cli import main
 from orchestrator.sweep.schema import SweepReport
+from tests.support.commands import Shell
+from tests.support.pools import write_zero_shot
+from tests.support.processes import kill, started, wait_for
 
 METRIC = "sweep.metric=zero_shot/top1"
 PLAIN = "finetune.enabled=false training.num_workers=1 out=OUT store=STORE"

@@ -8,7 +8,18 @@ from statistics import mean, stdev
 
 import polars as pl
 import pytest
-from sweep_reports import (
+
+from orchestrator.sweep.summary import (
+    best_setting,
+    cost_rows,
+    headlines,
+    metrics_shown,
+    pareto,
+    settings_of,
+    short_names,
+)
+from orchestrator.sweep.trial_table import parquet, rows
+from tests.support.sweep_reports import (
     IMAGE_TO_TEXT,
     TEXT_TO_IMAGE,
     TOP1,
@@ -20,17 +31,6 @@ from sweep_reports import (
     trial,
     whole_report,
 )
-
-from orchestrator.sweep.summary import (
-    best_setting,
-    cost_rows,
-    headlines,
-    metrics_shown,
-    pareto,
-    settings_of,
-    short_names,
-)
-from orchestrator.sweep.table import parquet, rows
 
 
 def test_a_row_for_each_trial_and_model() -> None:

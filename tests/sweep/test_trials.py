@@ -7,20 +7,19 @@ from typing import Any
 
 import polars as pl
 import pytest
-from pools import config_of, make_pairs, write_tars
 from ray.exceptions import NodeDiedError, RayTaskError, WorkerCrashedError
 
-from orchestrator.artifacts import Artifact
 from orchestrator.config import Config, RandomStep
-from orchestrator.keeplist import KeepList
+from orchestrator.data.keep_list import KeepList
+from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.console import Display
+from orchestrator.engine.run_record import StageRecord
+from orchestrator.engine.stage import Stage
 from orchestrator.pipeline import build
-from orchestrator.progress import Display
-from orchestrator.record import StageRecord
 from orchestrator.source import open_source
-from orchestrator.stage import Stage
-from orchestrator.store import StoreError
-from orchestrator.sweep.prepare import Shared
-from orchestrator.sweep.process import reason
+from orchestrator.storage.files import StoreError
+from orchestrator.sweep.shared_stages import Shared
+from orchestrator.sweep.trial_worker import reason
 from orchestrator.sweep.trials import (
     Trial,
     full_controls,
@@ -31,6 +30,7 @@ from orchestrator.sweep.trials import (
     space_trials,
     suggested_job,
 )
+from tests.support.pools import config_of, make_pairs, write_tars
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 KEPT = {"kept": {"keys": "selection.wfpp.keep_fraction", "grid": [0.5, 0.75]}}
@@ -192,7 +192,7 @@ def fails_at(artifact: Artifact, error: Exception, monkeypatch: pytest.MonkeyPat
             raise error
         return build(stage, display)
 
-    monkeypatch.setattr("orchestrator.sweep.prepare.build", build_or_fail)
+    monkeypatch.setattr("orchestrator.sweep.shared_stages.build", build_or_fail)
 
 
 def test_jobs_know_their_samples_and_when_to_measure(config: Config, tmp_path: Path) -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import small_disk
 
-from orchestrator import store
-from orchestrator.store import StoreError
+from orchestrator.storage import files
+from orchestrator.storage.files import StoreError
 from orchestrator.training.checkpoints import Checkpoints
+from tests.support.processes import small_disk
 
 
 def saved(step: int) -> dict[str, object]:
@@ -52,9 +52,9 @@ def test_nothing_is_there_at_first(place: str) -> None:
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
 def test_one_cut_off_is_told_and_the_one_before_it_taken(place: str, share: float) -> None:
     checkpoints = written(place, 1, 2)
-    newest = store.join(place, "step_000000000002.pt")
-    whole = store.read(newest)
-    store.write(newest, whole[: int(share * len(whole))])
+    newest = files.join(place, "step_000000000002.pt")
+    whole = files.read(newest)
+    files.write(newest, whole[: int(share * len(whole))])
     name, _, (problem,) = checkpoints.newest()
     assert name == "step_000000000001.pt"
     assert "step_000000000002.pt" in problem
@@ -63,10 +63,10 @@ def test_one_cut_off_is_told_and_the_one_before_it_taken(place: str, share: floa
 
 def test_one_with_a_flipped_bit_is_told_too(place: str) -> None:
     checkpoints = written(place, 1, 2)
-    newest = store.join(place, "step_000000000002.pt")
-    whole = bytearray(store.read(newest))
+    newest = files.join(place, "step_000000000002.pt")
+    whole = bytearray(files.read(newest))
     whole[len(whole) // 2] ^= 1
-    store.write(newest, bytes(whole))
+    files.write(newest, bytes(whole))
     name, _, problems = checkpoints.newest()
     assert name == "step_000000000001.pt"
     assert len(problems) == 1
@@ -74,15 +74,15 @@ def test_one_with_a_flipped_bit_is_told_too(place: str) -> None:
 
 def test_what_is_newer_than_the_one_taken_goes(place: str) -> None:
     checkpoints = written(place, 1, 2)
-    newest = store.join(place, "step_000000000002.pt")
-    store.write(newest, store.read(newest)[:100])
-    store.write(store.join(place, ".step_000000000003.pt.77.partial"), b"a killed writer's")
-    store.write(store.join(place, "step_000000000004.pt.1a2b3c4d.tmp"), b"another's, where a store renames")
+    newest = files.join(place, "step_000000000002.pt")
+    files.write(newest, files.read(newest)[:100])
+    files.write(files.join(place, ".step_000000000003.pt.77.partial"), b"a killed writer's")
+    files.write(files.join(place, "step_000000000004.pt.1a2b3c4d.tmp"), b"another's, where a store renames")
     name = checkpoints.newest().name
     checkpoints.go_on_from(name)
-    assert store.names(place) == ["step_000000000001.pt"]
+    assert files.names(place) == ["step_000000000001.pt"]
     checkpoints.go_on_from(None)
-    assert store.names(place) == []
+    assert files.names(place) == []
 
 
 @pytest.fixture

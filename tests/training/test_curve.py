@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator import store
+from orchestrator.storage import files
 from orchestrator.training import tracking
 from orchestrator.training.tracking import FLUSH_SECONDS, Curve
 
@@ -27,14 +27,14 @@ class Slow:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: float):
         self.now, self.num_writes = 0.0, 0
-        write = store.write
+        write = files.write
 
         def slowly(uri: str, data: bytes) -> None:
             write(uri, data)
             self.now, self.num_writes = self.now + seconds, self.num_writes + 1
 
         monkeypatch.setattr(tracking, "time", SimpleNamespace(monotonic=lambda: self.now))
-        monkeypatch.setattr(store, "write", slowly)
+        monkeypatch.setattr(files, "write", slowly)
 
 
 def test_a_phase_that_is_resumed_has_the_lines_of_one_that_is_not(tmp_path: Path) -> None:

@@ -13,10 +13,11 @@ from typing import Any
 
 import psutil
 import pytest
-from commands import Shell
-from pools import Pair, make_pairs, write_tars
-from processes import called, descendants, kill, small_disk, started, wait_for
-from training_runs import (
+
+from tests.support.commands import Shell
+from tests.support.pools import Pair, make_pairs, write_tars
+from tests.support.processes import called, descendants, kill, small_disk, started, wait_for
+from tests.support.training_runs import (
     BATCH,
     CHECKPOINT_EVERY,
     NUM_PAIRS,

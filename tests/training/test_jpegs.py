@@ -12,11 +12,11 @@ import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
-from pools import bomb, torn
 
 from orchestrator.config import AugmentationConfig
 from orchestrator.training.decoding import Decoding, decode_block, decoded, handed_over
 from orchestrator.training.jpegs import JpegDecoder
+from tests.support.pools import bomb, torn
 
 SIZE = 32
 GPU = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import open_clip
 import pytest
-from commands import Shell, tiny_command
-from pools import config_of, write_zero_shot
 from safetensors.torch import load_file
 
 from orchestrator.config import ConfigError
 from orchestrator.errors import UserError
 from orchestrator.training.stage import check_evaluation
+from tests.support.commands import Shell, tiny_command
+from tests.support.pools import config_of, write_zero_shot
 
 ZERO_SHOT = {"evaluation": {"zero_shot": {"uri": "zs.tar"}, "retrieval": {"uri": "pairs.tar"}}}
 SOURCE = {"format": "webdataset", "uri": "pool"}

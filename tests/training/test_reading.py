@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from feeds import feed_over
-from pools import Pair, make_pairs, write_parquet_images, write_tars
 
 from orchestrator.config import ParquetSource
-from orchestrator.keeplist import KeepList, Mask
+from orchestrator.data.keep_list import KeepList, Mask
 from orchestrator.source import Part, Source, WebDataset, open_source
-from orchestrator.training import feed as feed_module
-from orchestrator.training.feed import Feed, read_window, tasks_at_once
+from orchestrator.training import reader as feed_module
+from orchestrator.training.reader import Feed, read_window, tasks_at_once
+from tests.support.feeds import feed_over
+from tests.support.pools import Pair, make_pairs, write_parquet_images, write_tars
 
 NUM_PAIRS, SHARDS, BATCH, LANES, WINDOW = 96, 3, 8, 4, 20
 WITHOUT_IMAGE = 40

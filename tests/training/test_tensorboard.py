@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import store
+from orchestrator.storage import files
 from orchestrator.training import tensorboard
 from orchestrator.training.tensorboard import TensorBoard
 
@@ -22,7 +22,7 @@ def test_two_sessions(s3_bucket: str, tmp_path: Path, monkeypatch: pytest.Monkey
         for step, value in values.items():
             board.log(step, {"train/loss": value})
         board.close()
-    assert len(store.names(uri)) == 2
-    store.copy(uri, str(tmp_path / "copy"))
+    assert len(files.names(uri)) == 2
+    files.copy(uri, str(tmp_path / "copy"))
     found = EventAccumulator(str(tmp_path / "copy")).Reload().Scalars("train/loss")
     assert {event.step: round(event.value, 3) for event in found} == {1: 0.1, 2: 0.2, 3: 3.0, 4: 4.0}

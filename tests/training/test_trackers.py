@@ -17,17 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import Shell, environment, tiny_command
-from pools import config_of, write_zero_shot
 
-from orchestrator import store
-from orchestrator.artifacts import Artifact
 from orchestrator.config import Config, TrackingConfig, ZeroShotConfig, parse
+from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.run_record import RunRecord, StageRecord
 from orchestrator.errors import UserError
-from orchestrator.record import RunRecord, StageRecord
+from orchestrator.storage import files
 from orchestrator.training import tracking
 from orchestrator.training.trackers import flat, mlflow_client
 from orchestrator.training.tracking import Curve, Trackers, attach_report, check_trackers
+from tests.support.commands import Shell, environment, tiny_command
+from tests.support.pools import config_of, write_zero_shot
 
 NOWHERE = "http://someone:secret@127.0.0.1:9"
 BLOCK = 32 * 1024
@@ -165,7 +165,7 @@ def finish(config: Config, phases: dict[str, str], *more: StageRecord, reused: b
     """The end of a run with those phases at their URIs, as the driver does it; what the user was told."""
     out = str(config.out)
     for name in ("report.html", "report.json"):
-        store.write(store.join(out, name), f"{name} of {config.name}".encode())
+        files.write(files.join(out, name), f"{name} of {config.name}".encode())
     stages = [
         StageRecord(name=name, kind=name, uri=uri, made_from={}, reused=reused, seconds=1.0)
         for name, uri in phases.items()
@@ -182,8 +182,8 @@ def wandb_runs(out: str | None) -> dict[str, list[Any]]:
     """What W&B wrote for `wandb sync`: the records of every session by folder, oldest first."""
     end = time.monotonic() + 20
     while True:
-        files = sorted(Path(str(out)).glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime)
-        found = {path.parent.name: list(wandb_records(path.read_bytes())) for path in files}
+        paths = sorted(Path(str(out)).glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime)
+        found = {path.parent.name: list(wandb_records(path.read_bytes())) for path in paths}
         # its own process writes, perhaps a moment after `finish`
         if all(of_kind(records, "exit") for records in found.values()) or time.monotonic() > end:
             return found

@@ -1,0 +1,146 @@
+"""A list of pairs from elsewhere, as far as matching it to a pool goes: files whose rows have a key, a uid or a URL.
+
+Parquet has it in a column; DataComp's `.npy` is an array of uids, each 128 bits in two numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from orchestrator.config import ConfigError, MatchBy
+from orchestrator.errors import UserError
+from orchestrator.source.columns import find, text_values
+from orchestrator.source.row_groups import NUM_THREADS, DamagedParquet, cut, cut_shards, open_parquet, read_part
+from orchestrator.source.schema import Part, Problems, Shard
+from orchestrator.source.shards import digest, find_shards
+from orchestrator.storage.npy import NpyRows, open_npy
+
+PARQUET, NPY = ".parquet", ".npy"
+ROWS_PER_PIECE = 1_000_000
+UID_BYTES = 16
+COLUMNS = {"key": ("key", "image_path"), "uid": ("uid", "sha256"), "url": ("url",)}
+"""What a column is called where its name is not set, in any case; clip-retrieval calls the key of a WebDataset sample
+`image_path`."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows of one of the files: what is read at once."""
+
+    file: int
+    part: Part
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """The list's files in order, and what in them names a pair. `setting` is the node of the configuration that the
+    messages name."""
+
+    files: tuple[Shard, ...]
+    match_by: MatchBy
+    match_column: str | None
+    setting: str
+
+    @classmethod
+    def find(
+        cls, uri: str | Sequence[str] | None, *, match_by: MatchBy, match_column: str | None, setting: str
+    ) -> Foreign:
+        """Lists the files. Errors: `ConfigError` if there are none, or `.npy` files that are not to match by uid."""
+        files = tuple(find_shards(uri, endings=(PARQUET, NPY), setting=f"{setting}.uri"))
+        if match_by != "uid" and any(_is_npy(file) for file in files):
+            raise ConfigError(
+                f"{setting}.match_by: got {match_by!r}, expected 'uid': an .npy file is a list of DataComp's uids"
+            )
+        return cls(files, match_by, match_column, setting)
+
+    def identity(self) -> dict[str, Any]:
+        """What makes the list what it is."""
+        return {
+            "match_by": self.match_by,
+            "match_column": self.match_column,
+            "num_files": len(self.files),
+            "files": digest(self.files),
+        }
+
+    def pieces(self) -> list[Piece]:
+        """The list in pieces of some rows, in order, from the headers of the files.
+
+        Errors: `ConfigError` for a file without the column; `UserError` for a damaged one, or an `.npy` of anything
+        else."""
+        numbers = {file.uri: number for number, file in enumerate(self.files)}
+        parts = cut_shards([file for file in self.files if not _is_npy(file)], ROWS_PER_PIECE, self._check)
+        if damaged := [part.shard.uri for part in parts if part.num_rows is None]:
+            raise UserError(f"{self.setting}.uri: {damaged[0]} is not readable as Parquet; get it again")
+        with ThreadPoolExecutor(NUM_THREADS) as pool:
+            for pieces in pool.map(self._npy_parts, filter(_is_npy, self.files)):
+                parts += pieces
+        found = [Piece(numbers[part.shard.uri], part) for part in parts]
+        return sorted(found, key=lambda piece: (piece.file, piece.part.first_row))
+
+    def num_rows(self) -> int:
+        """Of all files, by their headers. Errors: as of `pieces`."""
+        return sum(piece.part.num_rows or 0 for piece in self.pieces())
+
+    def values(self, piece: Piece) -> pl.Series:
+        """What the piece's rows are matched by: String [rows], null where a row has none.
+
+        Errors: `UserError` for a damaged file; `OSError` from reading."""
+        part = piece.part
+        if _is_npy(part.shard):
+            assert part.num_rows is not None
+            return _uid_texts(open_npy(part.shard.uri).read(part.first_row, part.num_rows))
+        try:
+            with open_parquet(part.shard.uri) as file:
+                column = self._column(part.shard, file.schema_arrow.names)
+                values = read_part(file, part, [column])[column]
+        except DamagedParquet as error:
+            raise UserError(f"{part.shard.uri} is not readable as Parquet: {error}") from None
+        return pl.Series(text_values(values, f"{self.setting}: {part.shard.name}: column {column}", Problems()))
+
+    def _check(self, shard: Shard, schema: pa.Schema) -> None:
+        self._column(shard, schema.names)
+
+    def _column(self, shard: Shard, names: Sequence[str]) -> str:
+        wanted = COLUMNS[self.match_by] if self.match_column is None else (self.match_column,)
+        column = find(names, wanted)
+        if column is None:
+            raise ConfigError(
+                f"{self.setting}.match_column: {shard.name} has no column {' or '.join(map(repr, wanted))}; "
+                f"its columns: {', '.join(names)}"
+            )
+        return column
+
+    def _npy_parts(self, shard: Shard) -> list[Part]:
+        array = open_npy(shard.uri)
+        _check_uids(array)
+        if shard.num_bytes < array.num_bytes:
+            raise UserError(f"{shard.uri}: got {shard.num_bytes:,} bytes, expected {array.num_bytes:,}; get it again")
+        ranges = cut([array.num_rows], ROWS_PER_PIECE)
+        return [Part(index=0, shard=shard, first_row=first, num_rows=num_rows) for first, num_rows in ranges]
+
+
+def _is_npy(shard: Shard) -> bool:
+    return shard.name.lower().endswith(NPY)
+
+
+def _check_uids(array: NpyRows) -> None:
+    fields = [array.dtype[name] for name in array.dtype.names or ()]
+    if len(array.shape) != 1 or fields != [np.dtype("u8")] * 2:
+        raise UserError(
+            f"{array.uri}: got {array.dtype} {array.shape}, expected DataComp's uids: one dimension of two u8 fields"
+        )
+
+
+def _uid_texts(uids: np.ndarray) -> pl.Series:
+    # the high half first, as hexadecimal digits: big-endian bytes are the digits' order
+    halves = np.stack([uids[name] for name in uids.dtype.names or ()], axis=1).astype(">u8")
+    digits = halves.tobytes().hex().encode()
+    ends = np.arange(len(uids) + 1, dtype=np.int64) * 2 * UID_BYTES
+    texts = pa.LargeStringArray.from_buffers(len(uids), pa.py_buffer(ends), pa.py_buffer(digits))
+    return pl.Series(texts)

@@ -1,0 +1,23 @@
+"""A selection step as every method gets it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from orchestrator.config import StepConfig
+from orchestrator.data.catalog import Catalog
+from orchestrator.engine.artifact import Artifact
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """`incoming` is the keep list that reaches the step, perhaps not computed yet; `embedding` is the one its settings
+    name; `num_actors` None: one for each CPU."""
+
+    name: str
+    settings: StepConfig
+    store_uri: str
+    catalog: Catalog
+    incoming: Artifact
+    num_actors: int | None
+    embedding: Artifact | None = None

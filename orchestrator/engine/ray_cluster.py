@@ -1,0 +1,278 @@
+"""The Ray cluster a command runs on: the one it is told, the one it is in, or one started on this machine; how large it
+is or may grow, and what its nodes see."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray._private import services
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from orchestrator.config import ClusterConfig
+from orchestrator.errors import UserError
+from orchestrator.storage import files
+
+# Train, its controller and a decode task must fit beside the workers: 2 workers on 2 logical CPUs would wait for ever
+LOCAL_MIN_CPUS = 4
+LOCAL_MAX_WORKERS = 2
+# what Ray sets for the process of a job, and the folder of its copies of working directories
+JOB, COPIES = "RAY_JOB_CONFIG_JSON_ENV_VAR", "working_dir_files"
+# for a head to accept a connection
+CONNECT_SECONDS = 10.0
+# for all nodes to say whether they see a folder
+ANSWER_SECONDS = 60
+# of processes that run models on CPUs: glibc gives the memory of large activations back to the system and faults it in
+# again at every layer; kept, the same forward pass took a third of the time (EfficientNet-Lite0, fp32)
+CPU_ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_ARENA_MAX": "1"}
+
+
+@dataclass
+class _Size:
+    """What a cluster may grow to; 0 where it stays as it is."""
+
+    num_cpus: int = 0
+    num_gpus: int = 0
+
+
+_grows_to = _Size()
+
+
+def connect(config: ClusterConfig, *, dashboard: bool = False) -> str | None:
+    """Connects to the cluster, or starts one here, with Ray's dashboard or without; a second call in one process only
+    sets up the process. The dashboard's host and port, where there is one."""
+    _quiet_data()
+    _grows_to.num_cpus, _grows_to.num_gpus = config.scales_to_cpus or 0, config.scales_to_gpus or 0
+    if ray.is_initialized():
+        return None
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    address = _address(config)
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address == "local":
+        # logical CPUs, not cores: stages take turns, and decode tasks share the cores with the training workers
+        num_cpus = config.num_cpus or max(2 * (os.cpu_count() or 1), LOCAL_MIN_CPUS)
+        start = partial(ray.init, address="local", num_cpus=num_cpus, include_dashboard=dashboard, **quiet)
+    else:
+        _check_answers(address)
+        start = partial(ray.init, address=address, **quiet)
+    try:
+        with _own_sigterm(), _stderr_closed():
+            return start().dashboard_url or None
+    except Exception as error:
+        if address == "local" and _is_late(error):
+            raise UserError(
+                f"Ray did not start on this machine: {_first_line(error)}; try again when the machine is less busy, "
+                "or type `ray start --head` before, whose cluster is used then"
+            ) from error
+        if address == "local" or not isinstance(error, (ValueError, ConnectionError, RuntimeError)):
+            raise
+        instead = "" if config.address or os.environ.get("RAY_ADDRESS") else "; cluster.address=local starts another"
+        raise UserError(f"cannot connect to the Ray cluster at {address}: {_first_line(error)}{instead}") from error
+
+
+def _address(config: ClusterConfig) -> str:
+    # as in `ray.init()`; a number of CPUs is that of a cluster that is started
+    told = config.address or os.environ.get("RAY_ADDRESS")
+    return told or ("auto" if config.num_cpus is None and _is_on_a_node() else "local")
+
+
+def _is_on_a_node() -> bool:
+    # what `ray start` has noted outlives its cluster, and the port may be another program's by then: a node of that
+    # cluster has to run on this machine
+    noted = services.find_bootstrap_address(None)
+    return bool(noted) and noted in services.find_gcs_addresses()
+
+
+def _is_late(error: Exception) -> bool:
+    # Ray gives its processes half a minute each and then raises this, once an Exception of no class. It is not tried
+    # again here: the processes of the first start stay until this one ends, and would be in the way of a second's
+    return type(error) is Exception or isinstance(error, (RuntimeError, TimeoutError, ConnectionError))
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".:")
+
+
+def _check_answers(address: str) -> None:
+    # Ray itself tries for minutes, and says why on the descriptor that is closed meanwhile
+    if address.startswith(("http://", "https://")):
+        raise UserError(
+            f"the Ray cluster's address is {address}, where jobs are submitted; expected HOST:PORT of its head, or "
+            "auto on one of its nodes; or `ray job submit -- orchestrator ...`"
+        )
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+    except OSError as error:
+        raise UserError(
+            f"no Ray cluster answers at {address} ({error.strerror or error}); expected HOST:PORT of a head that runs "
+            "(cluster.address= or RAY_ADDRESS), or neither, to start one on this machine"
+        ) from error
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    # Ray puts a handler of its own in place of the command line's, which says what to do next
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if callable(before) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _stderr_closed() -> Iterator[None]:
+    # Ray's core greets on the raw descriptor when its log level is set; what goes wrong comes as an exception
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+def _quiet_data() -> None:
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    # the cause as it was raised, so that a user's mistake in a task is still one line
+    context.raise_original_map_exception = True
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+
+
+def num_cpus() -> int:
+    """Logical CPUs of the whole cluster, once it has grown."""
+    return max(int(ray.cluster_resources().get("CPU", 1)), _grows_to.num_cpus)
+
+
+def num_cores() -> int:
+    """Cores of the whole cluster: one on this machine has more logical CPUs than there are."""
+    grows = _grows_to.num_cpus > 0
+    return min(num_cpus(), os.cpu_count() or 1) if _is_here() and not grows else num_cpus()
+
+
+def num_gpus() -> int:
+    """GPUs of the whole cluster, once it has grown."""
+    return max(int(ray.cluster_resources().get("GPU", 0)), _grows_to.num_gpus)
+
+
+def node_cpus() -> int:
+    """Logical CPUs of the largest node: what one task may ask for at most."""
+    return int(max(1, *(node["Resources"].get("CPU", 0) for node in _nodes())))
+
+
+def check_shared(places: Mapping[str, str]) -> None:
+    """Looks whether every node that is up sees the folders, by setting, that are given as local paths.
+
+    Errors: `UserError` for a folder that one of the nodes does not see: its tasks would write where nobody reads."""
+    nodes = _nodes()
+    folders = {key: place for key, place in places.items() if files.is_local(place)}
+    if len(nodes) == 1 or not folders:
+        return
+    marks = {key: files.join(folder, f".seen-{uuid.uuid4().hex[:8]}") for key, folder in folders.items()}
+    for mark in marks.values():
+        files.write(mark, b"")
+    try:
+        for node, key in _not_seen(nodes, marks):
+            raise UserError(
+                f"{key}={folders[key]} is a folder of one node: {node} does not see it; expected a place that all "
+                f"{len(nodes)} nodes share: s3://..., gs://... or a network folder"
+            )
+    finally:
+        for mark in marks.values():
+            files.remove(mark)
+
+
+def _not_seen(nodes: Sequence[Mapping[str, Any]], marks: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """The address of a node with the setting of a folder in which it does not see the mark."""
+    # all are asked at once
+    asked = [_seen_from.options(scheduling_strategy=_on(node)).remote(list(marks.values())) for node in nodes]
+    for node, answer in zip(nodes, asked, strict=True):
+        # one that is being lost says nothing
+        for key, is_there in zip(marks, _answer(answer), strict=False):
+            if not is_there:
+                yield node["NodeManagerAddress"], key
+
+
+def check_outlive_job(places: Mapping[str, str]) -> None:
+    """Looks whether the places, by setting, stay when this process is a job's of `ray job submit`, which runs in a copy
+    of its working directory that goes with it.
+
+    Errors: `UserError` for a place in that copy."""
+    copy = os.getcwd() if JOB in os.environ and COPIES in os.getcwd() else None
+    for key, place in places.items():
+        if copy is not None and files.is_local(place) and Path(place).is_relative_to(copy):
+            raise UserError(
+                f"{key}={os.path.relpath(place, copy)} lies in the job's copy of the working directory, which Ray "
+                f"removes after the job; expected a place that stays: {key}=s3://..., gs://... or an absolute path"
+            )
+
+
+@ray.remote(num_cpus=0)
+def _seen_from(paths: list[str]) -> list[bool]:
+    return [os.path.exists(path) for path in paths]
+
+
+def _answer(asked: ray.ObjectRef) -> list[bool]:
+    try:
+        found: list[bool] = ray.get(asked, timeout=ANSWER_SECONDS)
+    except ray.exceptions.RayError:
+        return []
+    return found
+
+
+def _on(node: Mapping[str, Any]) -> NodeAffinitySchedulingStrategy:
+    return NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+
+
+def _nodes() -> list[dict[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def _is_here() -> bool:
+    nodes = _nodes()
+    return len({node["NodeManagerHostname"] for node in nodes} | {socket.gethostname()}) == 1
+
+
+def num_train_workers(asked: int | None, *, lanes: int) -> int:
+    """Training workers: as asked, else one for each GPU, else up to 2 on CPU; `lanes` must be a multiple.
+
+    Errors: `UserError` when the cluster can never hold them (Ray would only wait)."""
+    workers = asked or num_gpus() or min(LOCAL_MAX_WORKERS, os.cpu_count() or 1)
+    if lanes % workers:
+        raise UserError(
+            f"training.lanes={lanes} must be a multiple of the {workers} training workers; "
+            f"set training.lanes or training.num_workers"
+        )
+    if num_gpus() and workers > num_gpus():
+        raise UserError(
+            f"training.num_workers={workers}, but the cluster has {num_gpus()} GPUs, one for each worker; set "
+            "fewer, or cluster.scales_to_gpus where an autoscaler adds nodes"
+        )
+    if not num_gpus() and workers + 2 > num_cpus():
+        raise UserError(
+            f"training.num_workers={workers} needs {workers + 2} logical CPUs (the workers and two for "
+            f"reading), but the cluster has {num_cpus()}; set fewer workers, cluster.num_cpus, or "
+            "cluster.scales_to_cpus where an autoscaler adds nodes"
+        )
+    return workers

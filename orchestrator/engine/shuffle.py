@@ -1,0 +1,112 @@
+"""A shuffle through the store: data by source becomes data by destination, with two passes of parts and no driver.
+
+Each source item writes one file that holds one table per destination; each destination reads its own slice of every
+source's file by range. A file is `num_destinations + 1` offsets (int64, little-endian) and then the tables as Arrow IPC
+streams, back to back; a destination that gets nothing has an empty slice. So there are as many files as sources and not
+sources x destinations, and what is in memory is one source's data while it writes, one destination's while it reads."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from orchestrator.storage import files
+
+IN_FLIGHT = 8
+"""Slices read ahead of the one in use: a request to an object store takes tens of milliseconds."""
+
+OFFSET = np.dtype("<i8")
+Vectors = NDArray[np.float16]
+
+
+def split(table: pa.Table, destination: NDArray[np.integer], num_destinations: int) -> list[pa.Table]:
+    """The rows of a table by destination, in the table's order within each.
+
+    `destination`: int [rows], in [0, num_destinations)."""
+    assert len(destination) == table.num_rows, f"{len(destination)} destinations for {table.num_rows} rows"
+    order = np.argsort(destination, kind="stable")
+    bounds = np.searchsorted(destination[order], np.arange(num_destinations + 1))
+    assert bounds[0] == 0, "a destination is negative"
+    assert bounds[-1] == len(order), f"a destination is not below {num_destinations}"
+    ordered = table.take(pa.array(order)).combine_chunks()
+    return [ordered.slice(start, stop - start) for start, stop in pairwise(bounds)]
+
+
+def pack(tables: Sequence[pa.Table]) -> bytes:
+    """A source's file: one table for each destination, in order."""
+    slices = [_stream(table) for table in tables]
+    sizes = [len(data) for data in slices]
+    first = OFFSET.itemsize * (len(tables) + 1)
+    offsets = first + np.concatenate([[0], np.cumsum(sizes)])
+    return b"".join([offsets.astype(OFFSET).tobytes(), *slices])
+
+
+def read_slice(uri: str, destination: int) -> pa.Table | None:
+    """What a source's file holds for a destination; `None` where it holds nothing. Errors: `OSError` from reading."""
+    (bounds,) = files.read_spans(uri, [(OFFSET.itemsize * destination, 2 * OFFSET.itemsize)])
+    start, end = np.frombuffer(bounds, OFFSET).tolist()
+    if start == end:
+        return None
+    (data,) = files.read_spans(uri, [(start, end - start)])
+    assert len(data) == end - start, f"{uri}: got {len(data)} of {end - start} bytes"
+    return pa.ipc.open_stream(data).read_all()
+
+
+def gather(uris: Sequence[str], destination: int) -> Iterator[pa.Table]:
+    """A destination's tables of all sources, in the sources' order, without the empty ones; a few are read ahead."""
+    waiting: deque[Future[pa.Table | None]] = deque()
+    with ThreadPoolExecutor(IN_FLIGHT) as pool:
+        for uri in uris:
+            waiting.append(pool.submit(read_slice, uri, destination))
+            if len(waiting) == IN_FLIGHT:
+                yield from _given(waiting.popleft())
+        while waiting:
+            yield from _given(waiting.popleft())
+
+
+def read_slices(uri: str) -> Iterator[pa.Table]:
+    """All tables of a source's file, in the destinations' order, without the empty ones. Errors: `OSError`."""
+    data = memoryview(files.read(uri))
+    first = np.frombuffer(data, OFFSET, count=1)[0]
+    offsets = np.frombuffer(data[:first], OFFSET).tolist()
+    for start, end in pairwise(offsets):
+        if start < end:
+            yield pa.ipc.open_stream(data[start:end]).read_all()
+
+
+def vectors_to_column(vectors: Vectors) -> pa.Array:
+    """Vectors, float16 [n, dim] and contiguous, as a column of n values of 2 * dim bytes; nothing is copied."""
+    assert vectors.dtype == np.float16, f"got {vectors.dtype}"
+    assert vectors.flags.c_contiguous, "the vectors are not contiguous"
+    num_rows, dim = vectors.shape
+    kind = pa.binary(dim * vectors.itemsize)
+    return pa.FixedSizeBinaryArray.from_buffers(kind, num_rows, [None, pa.py_buffer(vectors)])
+
+
+def column_to_vectors(column: pa.Array | pa.ChunkedArray) -> Vectors:
+    """The vectors, float16 [n, dim], of a column of `vectors_to_column`; a column in one piece is not copied."""
+    values = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    dim = column.type.byte_width // 2
+    flat = np.frombuffer(values.buffers()[1] or b"", np.float16)
+    return flat[values.offset * dim : (values.offset + len(values)) * dim].reshape(len(values), dim)
+
+
+def _stream(table: pa.Table) -> pa.Buffer | bytes:
+    if not table.num_rows:
+        return b""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
+def _given(found: Future[pa.Table | None]) -> Iterator[pa.Table]:
+    table = found.result()
+    if table is not None:
+        yield table

@@ -1,0 +1,93 @@
+"""The kept rows as one Parquet file, whose schema is that of all parts together."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from orchestrator.data.catalog import to_parquet
+from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.console import Display
+from orchestrator.engine.parts import PartResult, Work, part_path
+from orchestrator.errors import UserError
+from orchestrator.export.kept import Kept, build_kept
+from orchestrator.source import Part
+from orchestrator.source.row_groups import NUM_THREADS, open_parquet
+from orchestrator.storage import files
+
+WHAT_TO_DO = "give the column one type in all files and the run again, or export to .npy"
+
+
+def export_parquet(kept: Kept, parts: Sequence[Part], to: str, display: Display) -> None:
+    """Errors: `UserError` where the source's files have a column of types that no one type holds."""
+    beside = f"{to}.parts"
+    made = build_kept(kept, parts, beside, partial(_work, kept), display)
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "kept.parquet")
+        with pq.ParquetWriter(path, _schema(made, parts), compression="zstd") as writer:
+            for part in parts:
+                table = pq.read_table(pa.BufferReader(files.read(part_path(made, part.index, "parquet"))))
+                writer.write_table(_conformed(table, writer.schema, part))
+        files.put_file(path, to)
+    files.remove(beside)
+
+
+def _work(kept: Kept) -> Work:
+    def work(part: Part) -> PartResult:
+        table = kept.table(part)
+        return PartResult({"parquet": to_parquet(table)}, {"kept": table.num_rows})
+
+    return work
+
+
+def _schema(made: Artifact, parts: Sequence[Part]) -> pa.Schema:
+    # a text file's types follow from its values, so one file's column may be all null and another's numbers
+    def read(part: Part) -> pa.Schema:
+        with open_parquet(part_path(made, part.index, "parquet")) as file:
+            return file.schema_arrow
+
+    unified, seen = pa.schema([]), set[pa.Schema]()
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        for part, schema in zip(parts, pool.map(read, parts), strict=True):
+            if schema not in seen:
+                seen.add(schema)
+                unified = _unified(unified, schema, part)
+    return unified
+
+
+def _unified(before: pa.Schema, schema: pa.Schema, part: Part) -> pa.Schema:
+    # field by field, so that an error is of a column
+    for field in schema:
+        place = before.get_field_index(field.name)
+        known = [before.field(place)] if place >= 0 else []
+        try:
+            (both,) = pa.unify_schemas([pa.schema([one]) for one in (*known, field)], promote_options="permissive")
+        except (pa.ArrowTypeError, pa.ArrowInvalid) as error:
+            raise UserError(
+                f"{part.shard.uri}: got column {field.name!r} of {field.type}, expected {known[0].type} as in the "
+                f"files before it; {WHAT_TO_DO}"
+            ) from error
+        before = before.set(place, both) if known else before.append(both)
+    return before
+
+
+def _conformed(table: pa.Table, schema: pa.Schema, part: Part) -> pa.Table:
+    columns = {}
+    for field in schema:
+        if field.name not in table.column_names:
+            columns[field.name] = pa.nulls(table.num_rows, field.type)
+            continue
+        try:
+            columns[field.name] = table[field.name].cast(field.type)
+        except pa.ArrowException as error:
+            raise UserError(
+                f"{part.shard.uri}: got a value of column {field.name!r} that {field.type}, the type in all files "
+                f"together, does not hold ({error}); {WHAT_TO_DO}"
+            ) from error
+    return pa.table(columns, schema=schema)

@@ -1,0 +1,134 @@
+"""A run's configuration cut down to what a probe can do in a minute, with the same work for each pair."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from orchestrator.config import (
+    Budgeted,
+    ClipScoreStep,
+    ClusterConfig,
+    Clustering,
+    Config,
+    EvaluationConfig,
+    KeepListStep,
+    Limits,
+    ParquetSource,
+    RandomStep,
+    SourceConfig,
+    StepConfig,
+    TrackingConfig,
+    WebDatasetSource,
+)
+from orchestrator.config.embedding import EncoderConfig
+from orchestrator.engine import ray_cluster
+
+# of each worker's chunk of a batch, and steps of it: enough that a GPU is busy; a CPU is busy with less
+GPU_CHUNK, CPU_CHUNK = 2048, 64
+GPU_STEPS, CPU_STEPS = 40, 8
+# of each encoding actor; the first ones fill the pipeline
+GPU_BATCHES, CPU_BATCHES = 8, 2
+CPU_ENCODER_BATCH = 32
+MAX_ITERATIONS, MAX_CLUSTERS, PAIRS_PER_CLUSTER = 4, 2000, 8
+# of CPUs: those that read beside training workers, and what an autoscaler is to bring for the probe
+READING_CPUS, ENOUGH_CPUS = 2, 8
+KEEP_FRACTION = 0.5
+
+
+def cluster_of(config: Config) -> ClusterConfig:
+    """The nodes that are there; of what an autoscaler brings a first node or two."""
+    cpus, gpus = config.cluster.scales_to_cpus, config.cluster.scales_to_gpus
+    changes = {"scales_to_cpus": cpus and min(cpus, ENOUGH_CPUS), "scales_to_gpus": gpus and 1}
+    return config.cluster.model_copy(update=changes)
+
+
+def in_own_store(config: Config, place: str) -> Config:
+    """The run without trackers and evaluation, in a store of its own."""
+    limits = Limits(max_broken_shards=1, max_broken_pairs=1)
+    changes = {
+        "store": place,
+        "source": config.source.model_copy(update={"limits": limits} | _without_cache(config.source)),
+        "tracking": TrackingConfig(tensorboard=False),
+        "evaluation": EvaluationConfig(),
+        "training": config.training.model_copy(update={"evaluate_every_steps": None, "keep_model": "last"}),
+        "finetune": config.finetune.model_copy(update={"after": None}),
+    }
+    return config.model_copy(update=changes)
+
+
+def _without_cache(source: SourceConfig) -> dict[str, Any]:
+    return {"cache": None} if isinstance(source, (WebDatasetSource, ParquetSource)) else {}
+
+
+def with_steps(config: Config, steps: dict[str, StepConfig]) -> Config:
+    """The config with these selection steps alone."""
+    settings = {**config.selection.settings, **steps}
+    return config.model_copy(
+        update={"selection": config.selection.model_copy(update={"steps": tuple(steps), "settings": settings})}
+    )
+
+
+def step_of(step: StepConfig, num_pairs: int, num_clusters: float) -> StepConfig:
+    """A step for so many pairs: a budget of about half of them, about so many clusters. What its pairs cost does not
+    depend on how many are kept; a list brought along is a draw in its place."""
+    if isinstance(step, KeepListStep):
+        return RandomStep(keep_fraction=KEEP_FRACTION)
+    changes: dict[str, Any] = {}
+    clustering: Clustering | None = getattr(step, "clustering", None)
+    if clustering is not None:
+        smaller = {
+            "k": int(max(1, min(num_clusters, clustering.k, MAX_CLUSTERS, num_pairs // PAIRS_PER_CLUSTER))),
+            "num_iterations": min(clustering.num_iterations, MAX_ITERATIONS),
+        }
+        changes["clustering"] = clustering.model_copy(update=smaller)
+    if isinstance(step, Budgeted):
+        changes |= {"keep_pairs": None, "keep_fraction": KEEP_FRACTION}
+    if isinstance(step, ClipScoreStep):
+        changes["threshold"] = None
+    return step.model_copy(update=changes)
+
+
+def encoder_of(settings: EncoderConfig) -> EncoderConfig:
+    """On CPUs an encoder takes small batches; broken pairs are the run's to judge."""
+    batch_size = settings.batch_size if ray_cluster.num_gpus() else min(settings.batch_size, CPU_ENCODER_BATCH)
+    return settings.model_copy(update={"batch_size": batch_size, "max_bad_pairs": 1.0})
+
+
+def rows_to_encode(settings: EncoderConfig, num_actors: int, num_parts: int) -> int:
+    """Of each part, so that every actor has a few batches."""
+    batches = num_actors * (GPU_BATCHES if ray_cluster.num_gpus() else CPU_BATCHES)
+    return -(-batches * settings.batch_size // num_parts)
+
+
+def training_of(config: Config, num_pairs: int, full_workers: int) -> Config:
+    """A few steps of the workers that the nodes have room for, with the share of a batch that each will have, up to a
+    size; of the chunks that a share is computed in, two."""
+    training, has_gpus = config.training, ray_cluster.num_gpus() > 0
+    room = ray_cluster.num_gpus() or max(1, ray_cluster.num_cpus() - READING_CPUS)
+    workers = min(full_workers, room, num_pairs)
+    chunks = min(training.accumulation, 2)
+    chunk = min(share_of_batch(config, full_workers) // training.accumulation, GPU_CHUNK if has_gpus else CPU_CHUNK)
+    batch_size = workers * max(1, min(chunks * chunk, num_pairs // workers))
+    length = {"samples": batch_size * (GPU_STEPS if has_gpus else CPU_STEPS)}
+    changes = {
+        **length,
+        "num_workers": workers,
+        "global_batch_size": batch_size,
+        "lanes": workers,
+        "accumulation": chunks,
+        "log_every_steps": 1,
+        "record_batches": False,
+        "max_bad_pairs": 1.0,
+        "max_failures": 0,
+    }
+    return config.model_copy(
+        update={
+            "training": training.model_copy(update=changes),
+            "finetune": config.finetune.model_copy(update=length),
+        }
+    )
+
+
+def share_of_batch(config: Config, workers: int) -> int:
+    """Pairs of a global batch that each of so many workers has."""
+    return config.training.global_batch_size // workers

@@ -1,0 +1,1 @@
+"""The Python API: `Run` opens a finished run, `Sweep` a finished sweep."""

@@ -1,0 +1,49 @@
+"""A finished sweep, opened to be read.
+
+from orchestrator import Sweep
+
+sweep = Sweep("runs/demo_sweep")
+sweep.trials.group_by("keep_fraction", "model").agg(pl.mean("zero_shot/top1"))"""
+
+from __future__ import annotations
+
+import io
+import os
+from dataclasses import dataclass
+from functools import cached_property
+
+import polars as pl
+
+from orchestrator.errors import UserError
+from orchestrator.results.run import Run
+from orchestrator.storage import files
+from orchestrator.sweep.schema import JSON_FILE, TABLE_FILE, SweepReport
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The sweep in an `out=` folder. Errors: `UserError` where there is no finished one, or no such trial in it."""
+
+    out: str | os.PathLike[str]
+
+    @cached_property
+    def report(self) -> SweepReport:
+        """What `sweep.json` holds, as attributes."""
+        place = files.join(os.fspath(self.out), JSON_FILE)
+        if not files.exists(place):
+            raise UserError(f"no finished sweep at {self.out}: expected {JSON_FILE} in it; give the out= of a sweep")
+        return SweepReport.model_validate_json(files.read(place))
+
+    @cached_property
+    def trials(self) -> pl.DataFrame:
+        """A row for each trial and model: what it is (`trial`, `control`, `seed`, `state`, `reason`, `model`), a column
+        a dimension, `pairs`, `samples_seen`, seconds and hours of pruning and training, a column a metric."""
+        assert self.report
+        return pl.read_parquet(io.BytesIO(files.read(files.join(os.fspath(self.out), TABLE_FILE))))
+
+    def run(self, trial: str) -> Run:
+        """The run of a trial that is finished."""
+        finished = {one.name: one.out for one in self.report.trials if one.state == "finished"}
+        if trial not in finished:
+            raise UserError(f"{self.out} has no finished trial {trial!r}; it has: {', '.join(finished) or 'none'}")
+        return Run(finished[trial])

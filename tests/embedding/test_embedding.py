@@ -1,0 +1,419 @@
+"""The embedding stage against an obvious loop, on pools with broken pairs, parts of all sizes, and interruptions."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from orchestrator.clip import model
+from orchestrator.config import Config
+from orchestrator.config.embedding import Tower
+from orchestrator.data.catalog import Catalog, catalog_stage
+from orchestrator.data.image_decode import BadImage, Pictures, decode, evaluation_crop
+from orchestrator.embedding import embedding_stages, execution
+from orchestrator.embedding.actor import build_encoder, describe
+from orchestrator.embedding.execution import Pass
+from orchestrator.embedding.pool import Pool
+from orchestrator.embedding.vectors import Embedding, clip_scores, unit_vectors
+from orchestrator.engine.console import Display
+from orchestrator.engine.parts import done_summaries
+from orchestrator.engine.stage import Stage
+from orchestrator.errors import UserError
+from orchestrator.source import Source, open_source
+from orchestrator.storage import files
+from tests.support.pools import (
+    TINY_MODEL,
+    Pair,
+    bomb,
+    config_of,
+    make_pairs,
+    torn,
+    write_parquet_images,
+    write_table,
+    write_tars,
+)
+from tests.support.processes import kill, started, wait_for
+
+ROUNDING = 2e-3  # float16 of unit vectors, and of products of two
+MAX_PIXELS = 10**7
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny open_clip model."""
+    folder = tmp_path_factory.mktemp("clip")
+    sizes = {"image_size": None, "context_length": None}
+    model.save(model.build(name=None, config=TINY_MODEL["config"], pretrained=None, seed=0, **sizes), folder)
+    return str(folder)
+
+
+def odd_pairs(num_pairs: int) -> list[Pair]:
+    """Whole pairs but for some: a torn picture, a bomb, no picture, no caption, a blank caption, neither."""
+    pairs = make_pairs(num_pairs)
+    changes: dict[int, dict[str, Any]] = {
+        2: {"image": torn(pairs[2].image or b"")},
+        5: {"image": bomb()},
+        9: {"image": None},
+        10: {"caption": None},
+        13: {"caption": "   "},
+        17: {"caption": None, "image": torn(pairs[17].image or b"")},
+        18: {"image": b"no picture"},
+    }
+    for number, change in changes.items():
+        pairs[number] = Pair(**{**vars(pairs[number]), **change})
+    return pairs
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A catalogued pool, and its embedding stage by settings."""
+
+    config: Config
+    source: Source
+    catalog: Catalog
+
+    @classmethod
+    def of(cls, source: dict[str, Any], folder: Path, **embedding: Any) -> Bench:
+        config = config_of({"limits": {"max_broken_pairs": 1.0}, **source}, folder / "store", embedding=embedding)
+        opened = open_source(config.source)
+        read = catalog_stage(config.store, opened, config.source.limits)
+        if not read.artifact.is_complete():
+            read.build(Display())
+        return cls(config, opened, Catalog(read.artifact))
+
+    def stage(self) -> Stage:
+        """The only embedding's stage."""
+        (name,) = self.config.embedding
+        (stage,) = embedding_stages(self.config, name, self.source, self.catalog)
+        return stage
+
+    def build(self) -> Embedding:
+        """The embedding, what is missing of it computed."""
+        stage = self.stage()
+        stage.build(Display())
+        return Embedding(stage.artifact)
+
+
+def clip_settings(folder: str, **settings: Any) -> dict[str, Any]:
+    """The tiny model's two towers, few pairs a batch, many of them allowed to be bad."""
+    defaults = {"batch_size": 7, "max_image_pixels": MAX_PIXELS, "max_bad_pairs": 0.5}
+    return {"kind": "open_clip", "model": folder, "pretrained": None, **defaults, **settings}
+
+
+def one_by_one(settings: Any, pairs: Sequence[Pair]) -> dict[str, np.ndarray]:
+    """The obvious loop: each picture and each caption through the encoder alone."""
+    encoder = build_encoder(settings).place(torch.device("cpu"), settings.precision)
+    size, fraction = encoder.pictures.size, encoder.pictures.crop_fraction
+    vectors: dict[str, np.ndarray] = {
+        tower: np.zeros((len(pairs), dim), np.float32) for tower, dim in encoder.dims.items()
+    }
+    for row, pair in enumerate(pairs):
+        if "image" in vectors and pair.image is not None:
+            try:
+                pixels = decode(
+                    pair.image,
+                    size=size,
+                    crop=lambda w, h: evaluation_crop(w, h, size=size, fraction=fraction),
+                    max_pixels=MAX_PIXELS,
+                )
+                vectors["image"][row] = encoder.encode_images(torch.from_numpy(pixels.copy())[None].permute(0, 3, 1, 2))
+            except BadImage:
+                pass
+        if "text" in vectors and pair.caption and pair.caption.strip():
+            vectors["text"][row] = encoder.encode_texts([pair.caption])
+    return vectors
+
+
+def whole(embedding: Embedding, name: str) -> np.ndarray:
+    """All parts' rows of a file, in order."""
+    return np.concatenate([getattr(embedding, name)(index) for index in range(len(embedding.artifact.parts))])
+
+
+def times(embedding: Embedding) -> dict[Path, int]:
+    """Every file of the parts, with the time it was written."""
+    return {path: path.stat().st_mtime_ns for path in Path(embedding.artifact.path("parts")).iterdir()}
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("kind", ["webdataset", "parquet"])
+def test_both_towers_equal_the_obvious_loop(kind: str, clip_folder: str, tmp_path: Path) -> None:
+    pairs = odd_pairs(61)
+    write = write_tars if kind == "webdataset" else write_parquet_images
+    uri = write(tmp_path / "pool", pairs, num_shards=3)
+    bench = Bench.of({"format": kind, "uri": uri}, tmp_path, clip=clip_settings(clip_folder))
+    embedding = bench.build()
+    expected = one_by_one(bench.config.embedding["clip"], pairs)
+    towers: tuple[Tower, ...] = ("image", "text")
+    for tower in towers:
+        vectors = whole(embedding, tower)
+        assert vectors.dtype == np.float16
+        np.testing.assert_allclose(vectors.astype(np.float32), expected[tower], atol=ROUNDING)
+        assert (vectors.any(axis=1) == expected[tower].any(axis=1)).all(), "no row but the bad ones is zero"
+        norms = np.linalg.norm(vectors[vectors.any(axis=1)].astype(np.float32), axis=1)
+        np.testing.assert_allclose(norms, 1, atol=ROUNDING)
+        assert embedding.has(tower)
+        assert embedding.dim(tower) == vectors.shape[1]
+    scores, both = whole(embedding, "clip_score"), expected["image"].any(1) & expected["text"].any(1)
+    assert scores.dtype == np.float32
+    assert (np.isnan(scores) == ~both).all()
+    products = (whole(embedding, "image").astype(np.float32) * whole(embedding, "text").astype(np.float32)).sum(1)
+    np.testing.assert_allclose(scores[both], products[both], atol=1e-6)
+    totals = embedding.artifact.totals
+    assert totals["rows"] == 61
+    assert totals["image"] == 61 - 5
+    assert totals["text"] == 61 - 3
+    assert totals["problems"] == {"undecodable": 2, "too_large": 1}
+    assert sorted(totals["examples"]) == [
+        "000000002: undecodable",
+        "000000005: too_large",
+        "000000017: undecodable",
+    ]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_real_weights_on_parts_of_all_sizes(tmp_path: Path) -> None:
+    pairs, folder, first = make_pairs(24), tmp_path / "pool", 0
+    for number, size in enumerate((1, 9, 1, 12, 1)):
+        write_tars(tmp_path / "one", pairs[first : first + size])
+        folder.mkdir(exist_ok=True)
+        (tmp_path / "one" / "00000.tar").rename(folder / f"{number:05d}.tar")
+        first += size
+    settings = {"kind": "efficientnet_lite0", "image_size": 96, "batch_size": 5}
+    bench = Bench.of({"format": "webdataset", "uri": str(folder)}, tmp_path, lite=settings)
+    embedding = bench.build()
+    assert [part["rows"] for part in embedding.artifact.parts] == [1, 9, 1, 12, 1]
+    expected = one_by_one(bench.config.embedding["lite"], pairs)["image"]
+    np.testing.assert_allclose(whole(embedding, "image").astype(np.float32), expected, atol=ROUNDING)
+    assert not embedding.has("text")
+    again = expected @ expected.T
+    assert (np.sort(again, axis=1)[:, -2] > 0.5).all(), "pictures of the same kind are neighbours"
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_parts_with_nothing_to_embed_are_written(clip_folder: str, tmp_path: Path) -> None:
+    pairs = [Pair(f"{i:09d}", f"caption {i}", None) for i in range(6)] + make_pairs(12)[6:]
+    uri = write_tars(tmp_path / "pool", pairs, num_shards=4)
+    settings = clip_settings(clip_folder, towers=["image"])
+    embedding = Bench.of({"format": "webdataset", "uri": uri}, tmp_path, clip=settings).build()
+    assert [(part["rows"], part["image"]) for part in embedding.artifact.parts] == [(3, 0), (3, 0), (3, 3), (3, 3)]
+    assert embedding.image(0).shape == (3, 16)
+    assert not embedding.image(1).any()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize(("batch_size", "shards"), [(7, 30), (50, 4)])
+def test_batches_are_full_across_the_borders_of_parts(
+    batch_size: int, shards: int, clip_folder: str, tmp_path: Path
+) -> None:
+    uri = write_tars(tmp_path / "pool", make_pairs(61), num_shards=shards)
+    bench = Bench.of({"format": "webdataset", "uri": uri}, tmp_path, clip=clip_settings(clip_folder))
+    settings = bench.config.embedding["clip"].model_copy(update={"batch_size": batch_size})
+    described = describe(settings)  # type: ignore[arg-type]
+    pool = Pool(
+        source=bench.source,
+        parts=tuple(bench.source.parts()),
+        catalog=bench.catalog,
+        towers=("image", "text"),
+        pictures=Pictures(*described.pictures, max_pixels=MAX_PIXELS),
+    )
+    artifact = bench.stage().artifact
+    batches = list(Pass(artifact, settings, pool, described.dims).run(range(shards)))  # type: ignore[arg-type]
+    full, rest = divmod(61, batch_size)
+    assert batches == [batch_size] * full + [rest]
+    assert len(done_summaries(artifact)) == shards
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_neither_batches_nor_actors_change_the_vectors(
+    clip_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = write_tars(tmp_path / "pool", odd_pairs(61), num_shards=3)
+    source = {"format": "webdataset", "uri": uri}
+    first = Bench.of(source, tmp_path / "a", clip=clip_settings(clip_folder)).build()
+    monkeypatch.setattr(execution, "num_actors", lambda: 2)
+    second = Bench.of(source, tmp_path / "b", clip=clip_settings(clip_folder, batch_size=23)).build()
+    assert first.artifact.fingerprint == second.artifact.fingerprint
+    for name in ("image", "text", "clip_score"):
+        np.testing.assert_allclose(whole(first, name), whole(second, name), atol=ROUNDING)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_finished_parts_are_not_embedded_again(clip_folder: str, tmp_path: Path) -> None:
+    uri = write_tars(tmp_path / "pool", make_pairs(40), num_shards=4)
+    bench = Bench.of({"format": "webdataset", "uri": uri}, tmp_path, clip=clip_settings(clip_folder))
+    first = bench.build()
+    before, vectors = times(first), whole(first, "image")
+    Path(first.artifact.path("manifest.json")).unlink()
+    Path(first.artifact.path("parts", "000002.json")).unlink()
+    Path(first.artifact.path("parts", "000002.image.npy")).write_bytes(b"half")
+    after = times(bench.build())
+    assert {path.name.split(".")[0] for path in before if before[path] != after[path]} == {"000002"}
+    np.testing.assert_allclose(whole(bench.build(), "image"), vectors, atol=ROUNDING)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_too_many_bad_pairs(clip_folder: str, tmp_path: Path) -> None:
+    uri = write_tars(tmp_path / "pool", odd_pairs(40), num_shards=2)
+    source = {"format": "webdataset", "uri": uri}
+    strict = Bench.of(source, tmp_path, clip=clip_settings(clip_folder, max_bad_pairs=0.05))
+    with pytest.raises(UserError, match=r"embedding\.clip: 3 of 40 pairs .* at most 5\.0% .*embedding\.clip\.max_bad"):
+        strict.build()
+    assert not strict.stage().artifact.is_complete()
+    before = {path: path.stat().st_mtime_ns for path in Path(strict.stage().artifact.path("parts")).iterdir()}
+    assert times(Bench.of(source, tmp_path, clip=clip_settings(clip_folder, max_bad_pairs=0.1)).build()) == before
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_read_error_is_no_bad_pair(clip_folder: str, tmp_path: Path) -> None:
+    uri = write_tars(tmp_path / "pool", make_pairs(20))
+    bench = Bench.of({"format": "webdataset", "uri": uri}, tmp_path, clip=clip_settings(clip_folder))
+    tar = Path(uri) / "00000.tar"
+    tar.write_bytes(tar.read_bytes()[:8000])
+    with pytest.raises(OSError, match="changed since it was read"):
+        bench.build()
+    assert done_summaries(bench.stage().artifact) == {}
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_captions_alone_read_no_image(clip_folder: str, tmp_path: Path) -> None:
+    captions = ["a red square", None, "a blue stripe", "", "stripes"] * 5
+    uri = write_table(tmp_path / "table", captions, num_files=2)
+    source = {"format": "table", "uri": uri}
+    bench = Bench.of(source, tmp_path, clip=clip_settings(clip_folder, towers=["text"]))
+    embedding = bench.build()
+    pairs = [Pair(str(i), caption, None) for i, caption in enumerate(captions)]
+    expected = one_by_one(bench.config.embedding["clip"], pairs)["text"]
+    np.testing.assert_allclose(whole(embedding, "text").astype(np.float32), expected, atol=ROUNDING)
+    assert embedding.artifact.totals["text"] == 15
+    assert not files.exists(embedding.artifact.path("parts", "000000.clip_score.npy"))
+    with pytest.raises(UserError, match="a caption table, which has none"):
+        Bench.of(source, tmp_path, clip=clip_settings(clip_folder)).stage()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"kind": "timm", "model": "resnet_18"}, "embedding.odd: unknown timm model 'resnet_18': did you mean"),
+        ({"kind": "timm", "model": "resnet18", "checkpoint": "no.pth"}, "no such checkpoint"),
+        ({"kind": "open_clip", "model": "ViT-B-33", "pretrained": "openai"}, "unknown model 'ViT-B-33'"),
+        (
+            {"kind": "open_clip", "model": "ViT-B-32", "pretrained": "closedai"},
+            "closedai.* is neither a file nor a tag",
+        ),
+        ({"kind": "open_clip", "model": "ViT-B-32", "towers": []}, "embedding.odd.towers is empty"),
+    ],
+)
+def test_mistakes_are_one_line(settings: dict[str, Any], message: str, tar_pool: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        Bench.of({"format": "webdataset", "uri": tar_pool}, tmp_path, odd=settings).build()
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_what_changes_the_vectors_names_the_artifact(clip_folder: str, tar_pool: str, tmp_path: Path) -> None:
+    def fingerprint(**settings: Any) -> str:
+        embedding = {"clip": clip_settings(clip_folder, **settings)}
+        return Bench.of({"format": "webdataset", "uri": tar_pool}, tmp_path, **embedding).stage().artifact.fingerprint
+
+    first = fingerprint()
+    assert first == fingerprint(batch_size=99, max_bad_pairs=0.2, towers=["text", "image"])
+    assert len({first, fingerprint(precision="bf16"), fingerprint(towers=["image"])}) == 3
+    weights = Path(clip_folder) / model.WEIGHTS_FILE
+    data = weights.read_bytes()
+    os.utime(weights)
+    assert fingerprint() == first
+    weights.write_bytes(data[:-1] + b"\x01")
+    assert fingerprint() != first
+    weights.write_bytes(data)
+
+
+def test_unit_vectors_of_odd_rows() -> None:
+    rows = np.array([[3, 4], [0, 0], [np.nan, 1], [np.inf, 1], [1e-30, 0], [1e30, -1e30]], np.float32)
+    expected = np.array([[0.6, 0.8], [0, 0], [0, 0], [0, 0], [1, 0], [0.5**0.5, -(0.5**0.5)]])
+    np.testing.assert_allclose(unit_vectors(rows).astype(float), expected, atol=1e-3)
+    scores = clip_scores(unit_vectors(rows), unit_vectors(rows))
+    assert np.isnan(scores).tolist() == [False, True, True, True, False, False]
+
+
+DRIVER = """
+import sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from orchestrator.engine import ray_cluster
+from orchestrator.config import ClusterConfig
+from tests.embedding.test_embedding import Bench, clip_settings
+
+ray_cluster.connect(ClusterConfig(num_cpus=4))
+settings = clip_settings({clip!r}, batch_size=2)
+Bench.of({{"format": "webdataset", "uri": {uri!r}}}, Path({folder!r}), clip=settings).build()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_killed_in_the_middle(clip_folder: str, tmp_path: Path, ray_cluster: str) -> None:
+    uri = write_tars(tmp_path / "pool", make_pairs(240), num_shards=24)
+    tests = str(Path(__file__).parents[2])
+    script = tmp_path / "embed.py"
+    script.write_text(DRIVER.format(tests=tests, clip=clip_folder, uri=uri, folder=str(tmp_path)))
+    with started(f"{sys.executable} {script}", tmp_path) as process:
+        wait_for(lambda: len(list((tmp_path / "store" / "embedding").glob("*/parts/*.json"))) >= 5, process)
+        kill(process)
+    bench = Bench.of({"format": "webdataset", "uri": uri}, tmp_path, clip=clip_settings(clip_folder, batch_size=2))
+    artifact = bench.stage().artifact
+    assert not artifact.is_complete(), "killed in the middle"
+    marks = [f"{index:06d}" for index in done_summaries(artifact)]
+    before = {path: at for path, at in times(Embedding(artifact)).items() if path.name.split(".")[0] in marks}
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    after = times(Embedding(artifact))
+    assert 5 * 4 <= len(before) < len(after)
+    assert {path: after[path] for path in before} == before, "what was whole was not done again"
+    expected = one_by_one(bench.config.embedding["clip"], make_pairs(240))
+    np.testing.assert_allclose(whole(Embedding(artifact), "image"), expected["image"], atol=ROUNDING)
+
+
+def writers() -> list[psutil.Process]:
+    """This session's processes that write parts: Ray names them by what they run."""
+    return [one for one in psutil.Process().children(recursive=True) if "Writer" in " ".join(one.cmdline())]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_writer_that_dies_costs_only_its_open_parts(clip_folder: str, tmp_path: Path) -> None:
+    uri = write_tars(tmp_path / "pool", make_pairs(400), num_shards=10)
+    bench = Bench.of({"format": "webdataset", "uri": uri}, tmp_path, clip=clip_settings(clip_folder, batch_size=3))
+    artifact, killed = bench.stage().artifact, list[int]()
+
+    def kill_the_writer() -> None:
+        end = time.monotonic() + 120
+        while time.monotonic() < end and not killed:
+            if len(done_summaries(artifact)) >= 2:
+                for process in writers():
+                    process.send_signal(signal.SIGKILL)
+                    killed.append(process.pid)
+            time.sleep(0.05)
+
+    thread = threading.Thread(target=kill_the_writer)
+    thread.start()
+    embedding = bench.build()
+    thread.join()
+    assert len(killed) == 1
+    expected = one_by_one(bench.config.embedding["clip"], make_pairs(400))
+    np.testing.assert_allclose(whole(embedding, "text"), expected["text"], atol=ROUNDING)
+    assert [part["rows"] for part in artifact.parts] == [40] * 10

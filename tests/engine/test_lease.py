@@ -1,0 +1,310 @@
+"""Two runs and one artifact: one computes, the other waits; whoever is gone is replaced."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.engine import lease
+from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.lease_holder import Holder
+from orchestrator.errors import UserError
+from orchestrator.storage import files
+
+# a run of its own: waits for the signal to start, says what it does, and computes for as long as it is told, but until
+# the others have seen it
+RUN = """
+import sys, time
+from pathlib import Path
+from orchestrator.engine import lease
+from orchestrator.engine.artifact import Artifact
+
+store_uri, log, seconds = sys.argv[1], Path(sys.argv[2]), float(sys.argv[3])
+artifact = Artifact.of(store_uri, "numbers", version=1)
+
+def say(line):
+    with log.open("a") as file:
+        file.write(line + "\\n")
+
+say("ready")
+while log.read_text().count("ready") < int(sys.argv[4]):
+    time.sleep(0.005)
+with lease.held(artifact, name="numbers", told=say, poll_seconds=0.05) as mine:
+    say("computes" if mine else "reuses")
+    if mine:
+        while log.read_text().count("; waiting") < int(sys.argv[4]) - 1:
+            time.sleep(0.05)
+        time.sleep(seconds)
+        artifact.publish(totals={}, parts=[], seconds=seconds)
+"""
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path / "store") if request.param == "folder" else request.getfixturevalue("s3_bucket")
+
+
+@pytest.fixture
+def artifact(place: str) -> Artifact:
+    return Artifact.of(place, "numbers", version=1)
+
+
+class Said(list[str]):
+    """What the user was told."""
+
+    def hold(self, artifact: Artifact, **how: Any) -> Any:
+        return lease.held(artifact, name="numbers", told=self.append, **{"poll_seconds": 0.02, **how})
+
+
+def start(place: str, log: Path, *, seconds: float = 0.5, together: int = 1) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", RUN, place, str(log), str(seconds), str(together)])
+
+
+def wait_until_computing(log: Path) -> None:
+    end = time.monotonic() + 60
+    while not log.exists() or "computes" not in log.read_text():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def elsewhere(artifact: Artifact, *, expiry_seconds: float) -> Holder:
+    """A process of another host holds the artifact."""
+    here = Holder.here(expiry_seconds)
+    there = Holder(
+        owner="other", host="far", machine="far", pid=here.pid, process_start="1", expiry_seconds=expiry_seconds
+    )
+    files.write(artifact.path(lease.FILE), there.lease())
+    return there
+
+
+def test_of_several_runs_one_computes(place: str, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    runs = [start(place, log, together=3) for _ in range(3)]
+    assert [run.wait(timeout=120) for run in runs] == [0, 0, 0]
+    lines = log.read_text().splitlines()
+    assert (lines.count("computes"), lines.count("reuses")) == (1, 2)
+    pids = [run.pid for run in runs]
+    waiting = [line for line in lines if line.endswith("computes it; waiting")]
+    assert len(waiting) == 2, "each is told once"
+    assert any(f"pid {pid})" in waiting[0] for pid in pids)
+    assert not files.exists(files.join(Artifact.of(place, "numbers", version=1).uri, lease.FILE))
+
+
+def test_a_lease_is_created_once(place: str) -> None:
+    def create(uri: str) -> bool:
+        together.wait()
+        return lease._created(uri, b"a lease")
+
+    together = threading.Barrier(8)
+    with ThreadPoolExecutor(8) as threads:
+        for number in range(20):
+            uri = files.join(place, f"{number}", lease.FILE)
+            assert sum(threads.map(create, [uri] * 8)) == 1
+
+
+@pytest.mark.parametrize("is_reaped", [True, False])
+def test_one_killed_on_this_host_is_replaced_at_once(
+    artifact: Artifact, place: str, tmp_path: Path, is_reaped: bool
+) -> None:
+    log, said = tmp_path / "log", Said()
+    run = start(place, log, seconds=600)
+    wait_until_computing(log)
+    run.kill()
+    if is_reaped:
+        run.wait()
+    else:
+        os.waitid(os.P_PID, run.pid, os.WEXITED | os.WNOWAIT)
+    began = time.monotonic()
+    with said.hold(artifact) as mine:
+        assert mine
+    assert time.monotonic() - began < 5
+    assert said == [
+        f"numbers: the run that computed it (host {Holder.here(1).host}, pid {run.pid}) is gone; taking over"
+    ]
+    run.wait()
+
+
+def test_a_later_process_with_the_same_pid_is_another(artifact: Artifact) -> None:
+    here = Holder.here(60.0)
+    assert not here.is_gone()
+    before = Holder(**{**vars(here), "process_start": "1"})
+    assert before.is_gone()
+    files.write(artifact.path(lease.FILE), before.lease())
+    with Said().hold(artifact) as mine:
+        assert mine
+
+
+def test_one_that_proc_does_not_show_is_there_until_the_system_says_no(monkeypatch: pytest.MonkeyPatch) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        holder = Holder(**{**vars(Holder.here(60.0)), "pid": other.pid})
+        read = Path.read_text
+
+        def hiding(path: Path) -> str:
+            # as where it is mounted with hidepid=2
+            if str(path).startswith(f"/proc/{other.pid}/"):
+                raise FileNotFoundError(path)
+            return read(path)
+
+        def forbidden(pid: int, number: int) -> None:
+            raise PermissionError
+
+        monkeypatch.setattr(Path, "read_text", hiding)
+        assert not holder.is_gone()
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "kill", forbidden)
+            assert not holder.is_gone(), "another user's"
+    assert holder.is_gone()
+
+
+def test_one_of_another_host_expires(artifact: Artifact) -> None:
+    elsewhere(artifact, expiry_seconds=0.5)
+    said, began = Said(), time.monotonic()
+    with said.hold(artifact) as mine:
+        assert mine
+    assert time.monotonic() - began >= 0.5
+    assert said == [
+        f"numbers: another run (host far, pid {os.getpid()}) computes it; waiting",
+        f"numbers: the run that computed it (host far, pid {os.getpid()}) is gone; taking over",
+    ]
+
+
+def test_one_of_another_host_that_renews_is_waited_for(artifact: Artifact) -> None:
+    there, ended = elsewhere(artifact, expiry_seconds=1.0), threading.Event()
+
+    def compute() -> None:
+        while not ended.wait(0.1):
+            files.write(artifact.path(lease.FILE), there.lease())
+
+    computing = threading.Thread(target=compute)
+    computing.start()
+    threading.Timer(2.5, ended.set).start()
+    # completed only once it renews no more
+    threading.Timer(2.7, lambda: artifact.publish(totals={}, parts=[], seconds=1.0)).start()
+    said = Said()
+    with said.hold(artifact) as mine:
+        assert not mine
+    computing.join()
+    assert len(said) == 1
+
+
+def test_a_lease_that_is_not_whole_expires(artifact: Artifact) -> None:
+    files.write(artifact.path(lease.FILE), b'{"owner": ')
+    with Said().hold(artifact, expiry_seconds=0.3) as mine:
+        assert mine
+
+
+def test_it_is_renewed_while_one_computes(artifact: Artifact) -> None:
+    with Said().hold(artifact, expiry_seconds=0.3):
+        leases = []
+        for _ in range(6):
+            leases.append(files.read(artifact.path(lease.FILE)))
+            time.sleep(0.15)
+    assert len(set(leases)) > 2
+    assert len({Holder.of(one) for one in leases}) == 1
+
+
+def test_an_error_releases(artifact: Artifact) -> None:
+    with pytest.raises(RuntimeError, match="the build's"), Said().hold(artifact):
+        raise RuntimeError("the build's")
+    assert not files.exists(artifact.path(lease.FILE))
+    with Said().hold(artifact) as mine:
+        assert mine
+
+
+def test_what_is_complete_needs_no_lease(artifact: Artifact) -> None:
+    artifact.publish(totals={}, parts=[], seconds=0.0)
+    found = files.names(artifact.uri)
+    with Said().hold(artifact) as mine:
+        assert not mine
+        assert files.names(artifact.uri) == found
+
+
+def test_a_failing_renewal_is_told_once_and_kills_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifact, said = Artifact.of(str(tmp_path), "numbers", version=1), Said()
+
+    def fail(uri: str, data: bytes) -> None:
+        raise RuntimeError("no store")
+
+    with said.hold(artifact, expiry_seconds=0.1) as mine:
+        assert mine
+        monkeypatch.setattr(files, "write", fail)
+        time.sleep(0.3)
+    (line,) = said
+    assert "cannot renew" in line
+    assert line.endswith("no store")
+
+
+def test_who_lost_the_lease_stops_and_leaves_it_alone(artifact: Artifact) -> None:
+    said, stops = Said(), list[int]()
+
+    def terminated(number: int, frame: object) -> None:
+        stops.append(number)
+
+    terminated.__module__ = "orchestrator.cli"
+    before = signal.signal(signal.SIGTERM, terminated)
+
+    def lose() -> None:
+        with said.hold(artifact, expiry_seconds=3.0):
+            elsewhere(artifact, expiry_seconds=60.0)
+            time.sleep(0.8)
+
+    try:
+        with pytest.raises(UserError, match=r"another run \(host far, .*took over.*the same command waits"):
+            lose()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert stops == [signal.SIGTERM]
+    assert said[0].endswith("stopping")
+    found = Holder.of(files.read(artifact.path(lease.FILE)))
+    assert found is not None
+    assert found.owner == "other"
+
+
+def test_a_lease_that_was_removed_is_made_again(artifact: Artifact) -> None:
+    with Said().hold(artifact, expiry_seconds=0.2):
+        files.remove(artifact.path(lease.FILE))
+        time.sleep(0.2)
+        assert files.exists(artifact.path(lease.FILE))
+
+
+@pytest.mark.parametrize("place", ["folder"], indirect=True)
+def test_the_store_itself_stays(artifact: Artifact, place: str) -> None:
+    Path(place).mkdir()
+    with pytest.raises(RuntimeError), Said().hold(artifact):
+        raise RuntimeError
+    assert list(Path(place).iterdir()) == []
+
+
+def test_a_store_that_cannot_create_exclusively(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "SETTLE_SECONDS", 0.1)
+    monkeypatch.setattr(files, "is_local", lambda uri: False)
+    monkeypatch.setattr(lease, "_created_there", lambda uri, data: None)
+    artifact, together, held = Artifact.of(place, "numbers", version=1), threading.Barrier(4), list[bool]()
+
+    def run(_: int) -> None:
+        together.wait()
+        with Said().hold(artifact) as mine:
+            held.append(mine)
+            if mine:
+                time.sleep(0.3)
+                artifact.publish(totals={}, parts=[], seconds=0.3)
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(run, range(4)))
+    assert sorted(held) == [False, False, False, True]
+
+
+def test_where_nothing_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "store").write_text("a file")
+    artifact = Artifact.of(str(tmp_path / "store"), "numbers", version=1)
+    with pytest.raises(files.StoreError, match="cannot write"), Said().hold(artifact):
+        pass

@@ -1,0 +1,204 @@
+"""Evaluation sets as they lie on disk, and the verb that measures a checkpoint on them."""
+
+from __future__ import annotations
+
+import json
+import os
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from orchestrator.cli import compose_config
+from orchestrator.clip import model
+from orchestrator.clip.zero_shot import OPENAI_IMAGENET_TEMPLATES
+from orchestrator.errors import UserError
+from orchestrator.evaluation.sets import open_set, read_samples
+from orchestrator.evaluation.stage import checkpoint_stage
+from tests.support.pools import TINY_MODEL, add, make_pairs, picture, torn, write_tars, write_zero_shot
+
+
+@pytest.fixture(scope="module")
+def zero_shot(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_zero_shot(tmp_path_factory.mktemp("set"), range(24))
+
+
+def test_names_beside_the_tar_and_the_samples_in_it(zero_shot: Path) -> None:
+    found = open_set(str(zero_shot), needs_classes=True)
+    assert found.class_names[:2] == ("red square", "green square")
+    assert len(found.class_names) == 8
+    assert found.templates == ()
+    samples = list(read_samples(found.shard_uris[0], needs_label=True))
+    assert [sample.label for sample in samples] == [number % 8 for number in range(24)]
+    assert samples[3].image == picture(3)
+
+
+def test_clip_benchmarks_layout(zero_shot: Path, tmp_path: Path) -> None:
+    (tmp_path / "test").mkdir()
+    for number in range(2):
+        (tmp_path / "test" / f"{number}.tar").write_bytes(zero_shot.read_bytes())
+    (tmp_path / "classnames.txt").write_text("a\nb\n\nc\n")
+    (tmp_path / "zeroshot_classification_templates.txt").write_text("a photo of a {c}.\n{c}\n")
+    found = open_set(str(tmp_path), needs_classes=True)
+    assert (len(found.shard_uris), found.class_names) == (2, ("a", "b", "c"))
+    assert found.templates == ("a photo of a {c}.", "{c}")
+
+
+def test_the_identity_follows_names_and_files(zero_shot: Path, tmp_path: Path) -> None:
+    write_zero_shot(tmp_path, range(24))
+    identities = [open_set(str(tmp_path / "zs.tar"), needs_classes=True).identity for _ in range(2)]
+    (tmp_path / "zs.classnames.txt").write_text("\n".join("abcdefgh"))
+    identities.append(open_set(str(tmp_path / "zs.tar"), needs_classes=True).identity)
+    assert identities[0] == identities[1] != identities[2]
+
+
+@pytest.mark.parametrize(
+    ("members", "said"),
+    [
+        ([("0.jpg", picture(0)), ("0.cls", b"dog")], r"got class 'dog', expected an index"),
+        ([("0.jpg", picture(0))], r"zs\.tar/0 has no cls member"),
+        ([("0.cls", b"1")], r"has no image member"),
+    ],
+)
+def test_a_sample_that_cannot_be_judged_is_refused(members: list[tuple[str, bytes]], said: str, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "zs.tar", "w") as tar:
+        for name, data in members:
+            add(tar, name, data)
+    with pytest.raises(UserError, match=said):
+        list(read_samples(str(tmp_path / "zs.tar"), needs_label=True))
+
+
+def test_a_cut_set_is_refused(zero_shot: Path, tmp_path: Path) -> None:
+    (tmp_path / "zs.tar").write_bytes(zero_shot.read_bytes()[:20_000])
+    with pytest.raises(UserError, match="is damaged"):
+        list(read_samples(str(tmp_path / "zs.tar"), needs_label=True))
+
+
+def test_a_set_without_names_is_refused(zero_shot: Path, tmp_path: Path) -> None:
+    (tmp_path / "zs.tar").write_bytes(zero_shot.read_bytes())
+    with pytest.raises(UserError, match=r"expected zs\.classnames\.txt beside"):
+        open_set(str(tmp_path / "zs.tar"), needs_classes=True)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `OUT/model`, random weights that follow from the seed."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    clip = model.build(
+        name=TINY_MODEL["name"],
+        config=TINY_MODEL["config"],
+        pretrained=None,
+        image_size=None,  # type: ignore[arg-type]
+        context_length=None,
+        seed=0,
+    )
+    model.save(clip, folder / "OUT" / "model")
+    return folder
+
+
+def expected_hits(folder: Path, zero_shot: Path) -> dict[str, float]:
+    """Top-1, top-5 and mean per class by open_clip alone, with its own transform."""
+    import io
+
+    import open_clip
+
+    clip, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder / 'OUT' / 'model'}")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{folder / 'OUT' / 'model'}")
+    clip.eval()
+    names = (zero_shot.parent / "zs.classnames.txt").read_text().splitlines()
+    samples = list(read_samples(str(zero_shot), needs_label=True))
+    with torch.no_grad():
+        texts = [
+            clip.encode_text(
+                tokenizer([t.format(c=name) if "{c}" in t else t.format(name) for t in OPENAI_IMAGENET_TEMPLATES]),
+                normalize=True,
+            ).mean(0)
+            for name in names
+        ]
+        weights = torch.nn.functional.normalize(torch.stack(texts), dim=-1)
+        images = torch.stack([preprocess(Image.open(io.BytesIO(sample.image)).convert("RGB")) for sample in samples])
+        best = (clip.encode_image(images, normalize=True) @ weights.T).topk(5).indices
+    labels = torch.tensor([sample.label for sample in samples])
+    hits = best == labels[:, None]
+    per_class = [hits[labels == label, 0].float().mean().item() for label in range(8)]
+    return {
+        "top1": hits[:, 0].float().mean().item(),
+        "top5": hits.any(1).float().mean().item(),
+        "mean_per_class": sum(per_class) / 8,
+    }
+
+
+def test_evaluate_as_typed_gives_open_clips_numbers(typed: Any, checkpoint: Path, zero_shot: Path) -> None:
+    write_zero_shot(checkpoint, range(24))
+    done = typed(
+        "python -m orchestrator evaluate checkpoint=OUT/model evaluation.zero_shot.uri=zs.tar out=OUT2 store=STORE",
+        cwd=checkpoint,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads((checkpoint / "OUT2" / "report.json").read_text())["evaluation"]["checkpoint"]["zero_shot"]
+    assert (found["num_images"], found["num_classes"], found["skipped"]) == (24, 8, 0)
+    # one image more or less: Pillow rounds a resize differently from torchvision's
+    for name, value in expected_hits(checkpoint, zero_shot).items():
+        assert found[name] == pytest.approx(value, abs=1.01 / 24), name
+    assert {path.name for path in (checkpoint / "STORE").iterdir()} == {"evaluation"}, "nothing but what was asked for"
+
+
+def test_retrieval_and_pictures_that_cannot_be_decoded(typed: Any, checkpoint: Path) -> None:
+    pairs = make_pairs(12)
+    pairs[4] = type(pairs[4])(pairs[4].key, pairs[4].caption, torn(pairs[4].image or b""))
+    write_tars(checkpoint / "heldout", pairs)
+    done = typed(
+        "python -m orchestrator evaluate checkpoint=OUT/model evaluation.retrieval.uri=heldout out=OUT3 store=STORE",
+        cwd=checkpoint,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads((checkpoint / "OUT3" / "report.json").read_text())["evaluation"]["checkpoint"]["retrieval"]
+    assert (found["num_pairs"], found["skipped"]) == (11, 1)
+    for way in ("image_to_text", "text_to_image"):
+        assert 0 <= found[f"{way}_recall_at_1"] <= found[f"{way}_recall_at_5"] <= found[f"{way}_recall_at_10"] <= 1
+
+
+def test_a_folder_by_open_clips_scheme_is_the_folder(
+    checkpoint: Path, zero_shot: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made_from(reference: str) -> dict[str, Any]:
+        arguments = [f"checkpoint={reference}", f"evaluation.zero_shot.uri={zero_shot}", "store=STORE"]
+        return checkpoint_stage(compose_config(arguments, needs_source=False)).artifact.made_from
+
+    monkeypatch.chdir(checkpoint)
+    plain = made_from("OUT/model")
+    assert made_from("local-dir:OUT/model") == made_from(f"local-dir:{checkpoint / 'OUT' / 'model'}") == plain
+    # another file at the same place is another model
+    os.utime(checkpoint / "OUT" / "model" / model.WEIGHTS_FILE, (1, 1))
+    assert made_from("local-dir:OUT/model")["models"] != plain["models"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("checkpoint=nowhere/model evaluation.zero_shot.uri=zs.tar", "nowhere/model"),
+        ("checkpoint=OUT/model", "evaluation.zero_shot.uri="),
+        ("checkpoint=OUT/model evaluation.zero_shot.uri=nowhere.tar", "evaluation.zero_shot.uri: no such path"),
+        ("checkpoint=ViT-B-99 evaluation.zero_shot.uri=zs.tar", "ViT-B-99"),
+        ("checkpoint=local-dir:nowhere evaluation.zero_shot.uri=zs.tar", "no model folder at nowhere: expected"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_one_line(typed: Any, checkpoint: Path, arguments: str, said: str) -> None:
+    write_zero_shot(checkpoint, range(24))
+    done = typed(f"python -m orchestrator evaluate {arguments} out=BAD", cwd=checkpoint)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+    assert done.stderr.strip().count("\n") == 0
+
+
+@pytest.mark.slow
+def test_the_model_of_a_run_is_evaluated_as_the_run_did(typed: Any, tiny_run: Path) -> None:
+    done = typed(
+        "python -m orchestrator evaluate checkpoint=OUT/model evaluation.zero_shot.uri=zs.tar out=OUT2", cwd=tiny_run
+    )
+    assert done.returncode == 0, done.stderr
+    there, here = (json.loads((tiny_run / out / "report.json").read_text())["evaluation"] for out in ("OUT", "OUT2"))
+    assert here["checkpoint"]["zero_shot"] == there["finetune"]["zero_shot"]

@@ -1,0 +1,37 @@
+"""How large evaluation sets are, by their listings and the first samples of their first tar."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.config import EvaluationConfig
+from orchestrator.errors import UserError
+from orchestrator.plan.evaluation_size import NUM_TEMPLATES, set_sizes
+from tests.support.pools import write_zero_shot
+
+
+def test_small_sets_are_counted(tmp_path: Path) -> None:
+    tar = write_zero_shot(tmp_path)
+    settings = EvaluationConfig.model_validate({"zero_shot": {"uri": str(tar)}})
+    (size,) = set_sizes(settings)
+    assert (size.images, size.num_shards, size.num_bytes) == (16, 1, tar.stat().st_size)
+    assert (size.texts, size.shares_texts) == (8 * NUM_TEMPLATES, True)
+    own = EvaluationConfig.model_validate({"zero_shot": {"uri": str(tar), "templates": ["a {c}", "the {c}"]}})
+    assert set_sizes(own)[0].texts == 16
+    assert set_sizes(EvaluationConfig()) == []
+
+
+def test_large_ones_by_their_first_samples(tmp_path: Path) -> None:
+    tar = write_zero_shot(tmp_path, numbers=range(400))
+    (size,) = set_sizes(EvaluationConfig.model_validate({"zero_shot": {"uri": str(tar)}}))
+    assert size.images == pytest.approx(400, rel=0.05)
+
+
+@pytest.mark.parametrize("content", [b"<html>404 Not Found</html>" * 100, b"", None])
+def test_a_damaged_first_tar_is_one_line(tmp_path: Path, content: bytes | None) -> None:
+    tar = write_zero_shot(tmp_path)
+    tar.write_bytes(tar.read_bytes()[:2000] if content is None else content)
+    with pytest.raises(UserError, match=r"zs\.tar is damaged; an evaluation set must be whole"):
+        set_sizes(EvaluationConfig.model_validate({"zero_shot": {"uri": str(tar)}}))

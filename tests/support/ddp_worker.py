@@ -1,0 +1,83 @@
+"""One of N gloo workers: for each case the loss and the gradients after the averaging, or a few steps; rank 0 writes.
+
+Run as `python ddp_worker.py FOLDER RANK NUM_WORKERS`; FOLDER/inputs.pt says what to do."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from orchestrator.clip.model import build
+from orchestrator.clip.recipe import Recipe
+from orchestrator.clip.sharding import full
+from orchestrator.clip.train_step import Batch, Learner
+
+CPU = torch.device("cpu")
+
+
+def make_learner(config: dict[str, Any], settings: dict[str, Any]) -> Learner:
+    recipe = Recipe(grad_clip_norm=1.0, **settings)
+    clip = build(
+        name=None, config=config, pretrained=None, image_size=None, context_length=None, seed=0, loss=recipe.loss
+    )
+    return Learner(clip, recipe, device=CPU, rank=dist.get_rank(), num_ranks=dist.get_world_size())
+
+
+def own_slots(inputs: dict[str, Any], mask: str) -> Batch:
+    ranks = slice(dist.get_rank(), None, dist.get_world_size())
+    return Batch(*(tensor[ranks] for tensor in (*inputs["batch"], inputs["masks"][mask])))
+
+
+def run_case(inputs: dict[str, Any], case: dict[str, Any]) -> dict[str, Any]:
+    """A step at learning rate 0 leaves its gradients, clipped; then some steps of a fresh learner."""
+    batch = own_slots(inputs, case["mask"])
+    learner = make_learner(inputs["config"], case["settings"])
+    losses = [torch.zeros(()) for _ in range(dist.get_world_size())]
+    metrics = learner.step(batch, lr=0.0, step=0)
+    dist.all_gather(losses, metrics.loss)
+    gradients = {
+        name: full(weight.grad) for name, weight in learner.model.named_parameters() if weight.grad is not None
+    }
+    result = {"losses": losses, "gradients": gradients, "grad_norm": metrics.grad_norm}
+    if case["num_steps"]:
+        result |= run_steps(inputs, case, batch)
+    return result
+
+
+def run_steps(inputs: dict[str, Any], case: dict[str, Any], batch: Batch) -> dict[str, Any]:
+    learner = make_learner(inputs["config"], case["settings"])
+    losses = [learner.step(batch, lr=1e-3, step=step).loss for step in range(case["num_steps"])]
+    assert learner.first_bad_step() is None
+    state, exported = learner.state(), learner.export()
+    return {"step_losses": losses, "weights": dict(exported.model.state_dict()), "state": state}
+
+
+def continue_case(inputs: dict[str, Any], case: dict[str, Any], saved: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """One more step after a state that any number of workers, DDP or FSDP, has saved."""
+    learner = make_learner(inputs["config"], case["settings"])
+    learner.restore(saved)
+    learner.step(own_slots(inputs, case["mask"]), lr=1e-3, step=case["num_steps"])
+    return dict(learner.export().model.state_dict())
+
+
+def main(folder: Path, rank: int, num_workers: int) -> None:
+    torch.set_num_threads(1)
+    rendezvous = f"file://{folder}/rendezvous_{num_workers}"
+    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=num_workers)
+    inputs = torch.load(folder / "inputs.pt")
+    cases = {name: case for name, case in inputs["cases"].items() if num_workers in case["workers"]}
+    results = {name: run_case(inputs, case) for name, case in cases.items()}
+    continued = {
+        name: continue_case(inputs, case, inputs["saved"]) for name, case in cases.items() if case.get("continues")
+    }
+    if rank == 0:
+        torch.save({"results": results, "continued": continued}, folder / f"results_{num_workers}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

@@ -1,0 +1,45 @@
+"""What a trial warns of reaches the sweep's user, and stays in the trial's folder."""
+
+from __future__ import annotations
+
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from orchestrator.engine.console import Display
+from orchestrator.sweep import board as sweep_board
+from orchestrator.sweep.board import Board, TrialDisplay, watched
+from orchestrator.sweep.warnings import FILE
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_each_kind_of_warning_is_told_once_and_counted(
+    ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_terminal: bool
+) -> None:
+    monkeypatch.setattr(sweep_board, "POLL_SECONDS", 0.1)
+    shown, board = StringIO(), Board.remote()  # type: ignore[attr-defined]
+    names = ["one", "two"]
+    with watched(board, names, "m", Display(Console(file=shown, force_terminal=is_terminal, width=120))):
+        for name in names:
+            trial = TrialDisplay(
+                name, board, out=str(tmp_path / name), total=1, metric="m", measured=lambda record: None
+            )
+            trial.line("a line of its progress")
+            trial.warn(f"W&B does not answer at step {len(name) * 7}")
+            trial.warn("W&B does not answer at step 9")
+            if name == "two":
+                trial.warn("Cars: skipped, not there")
+    told = shown.getvalue()
+    assert told.count("one: W&B does not answer at step 21") == 1
+    assert "two: W&B" not in told
+    assert "two: Cars: skipped, not there" in told
+    assert f"4 warnings like one's ({FILE} in the trials' folders): W&B does not answer at step 21" in told
+    assert "warnings like two's" not in told
+    assert "a line of its progress" not in told
+    assert (tmp_path / "two" / FILE).read_text().splitlines() == [
+        "W&B does not answer at step 21",
+        "W&B does not answer at step 9",
+        "Cars: skipped, not there",
+    ]

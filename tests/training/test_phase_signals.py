@@ -1,0 +1,59 @@
+"""The line between drivers and workers, as a sweep uses it that is told to stop."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import ray
+
+from orchestrator.training import phase_signals
+from orchestrator.training.phase_signals import start_ticker, stop_phases
+from tests.support.pools import write_zero_shot
+from tests.support.processes import started, wait_for
+from tests.support.training_runs import checkpoints, command_of, said
+
+
+def test_every_phase_is_asked_and_waited_for(ray_cluster: str) -> None:
+    running, ended = start_ticker(), start_ticker()
+    ray.get(ended.read.remote())
+
+    def train() -> None:
+        while not ray.get(running.read.remote()).stop:
+            time.sleep(0.05)
+        ray.kill(ended)
+        time.sleep(0.2)
+        ray.get(running.stopped.remote(7))
+
+    worker = threading.Thread(target=train)
+    worker.start()
+    stop_phases()
+    assert ray.get(running.read.remote()).stopped_at == 7
+    worker.join()
+
+
+def test_a_phase_that_does_not_answer_keeps_nobody(ray_cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(phase_signals, "LONGEST_STOP", 0.0)
+    waiting = start_ticker()
+    stop_phases()
+    assert ray.get(waiting.read.remote()).stop
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_sigterm_of_a_sweep_is_a_checkpoint_of_its_trial(tiny_conf: str, tmp_path: Path) -> None:
+    write_zero_shot(tmp_path)
+    space = "'sweep.space={training.lr: {grid: [1e-3]}}' 'sweep.controls={full: false, random: false}'"
+    judged = "evaluation.zero_shot.uri=zs.tar sweep.metric=zero_shot/top1 training.checkpoint_every_steps=10000"
+    command = (
+        command_of(tiny_conf, tmp_path).replace("orchestrator run", "orchestrator sweep") + " training.num_workers=1"
+    )
+    with started(f"{command} {space} {judged}", tmp_path) as process:
+        wait_for(lambda: list(tmp_path.glob("STORE/pretrain/*/tensorboard/*")), process)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=300) == 143, said(tmp_path)
+    assert "stopped by SIGTERM; the same command with resume=true goes on" in said(tmp_path)
+    assert len(checkpoints(tmp_path)) == 1

@@ -1,0 +1,239 @@
+"""The training stream as it is read: the same pairs in every global batch for any number of ranks and from any step,
+with the same pixels; what cannot be used keeps a masked slot and is named."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import torch
+
+from orchestrator.config import AugmentationConfig
+from orchestrator.training.decoding import NO_CAPTION, Decoding, Rows
+from orchestrator.training.jpegs import JpegDecoder
+from orchestrator.training.reader import Feed, batch_keys, rank_batches
+from orchestrator.training.sample_order import Stream
+from tests.support.pools import (
+    Pair,
+    bomb,
+    build_selection,
+    config_of,
+    make_pairs,
+    torn,
+    write_parquet_images,
+    write_tars,
+)
+
+NUM_PAIRS, BATCH, EPOCHS = 90, 16, 2
+TORN, SILENT, BLANK, BOMB = 7, 23, 24, 61
+pytestmark = pytest.mark.usefixtures("in_order")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def in_order(ray_cluster: str) -> Iterator[None]:
+    """Ray Data keeps the order, as it does in a training worker."""
+    options = ray.data.DataContext.get_current().execution_options
+    before, options.preserve_order = options.preserve_order, True
+    yield
+    options.preserve_order = before
+
+
+@pytest.fixture(scope="module")
+def pairs() -> list[Pair]:
+    """Whole pairs but for four: a torn picture, no caption, a blank one, and a bomb."""
+    pairs = make_pairs(NUM_PAIRS)
+    whole = pairs[TORN].image
+    assert whole is not None
+    pairs[TORN] = Pair(pairs[TORN].key, "a torn picture", torn(whole))
+    pairs[SILENT] = Pair(pairs[SILENT].key, None, pairs[SILENT].image)
+    pairs[BLANK] = Pair(pairs[BLANK].key, " \n", pairs[BLANK].image)
+    pairs[BOMB] = Pair(pairs[BOMB].key, "a bomb", bomb())
+    return pairs
+
+
+def feed_of(source: dict[str, Any], store: Path, *, window: int = 20, seed: int = 3) -> Feed:
+    """The feed over every pair but those that random pruning leaves out (one in ten)."""
+    selection = {"steps": ["random"], "random": {"keep_fraction": 0.9, "seed": 0}}
+    found = build_selection(config_of(source, store, selection=selection))
+    stream = Stream(
+        kept_per_part=found.keep.kept_per_part,
+        num_samples=EPOCHS * found.keep.num_pairs,
+        global_batch_size=BATCH,
+        num_lanes=4,
+        window=window,
+        seed=seed,
+    )
+    return Feed(
+        source=found.source,
+        parts=tuple(found.source.parts()),
+        catalog=found.catalog,
+        keep=found.keep,
+        stream=stream,
+        decoding=Decoding(
+            image_size=24,
+            seed=seed,
+            decode_in="tasks",
+            draft_decoding=True,
+            max_image_pixels=89_478_485,
+            augmentation=AugmentationConfig(scale=(0.4, 1.0), horizontal_flip=True),
+        ),
+    )
+
+
+@pytest.fixture(scope="module")
+def feed(pairs: list[Pair], tmp_path_factory: pytest.TempPathFactory) -> Feed:
+    folder = tmp_path_factory.mktemp("feed")
+    return feed_of({"format": "webdataset", "uri": write_tars(folder / "tars", pairs, num_shards=3)}, folder / "store")
+
+
+def read(feed: Feed, *, rank: int = 0, num_ranks: int = 1, first_step: int = 0) -> list[Rows]:
+    return list(rank_batches(feed, rank=rank, num_ranks=num_ranks, first_step=first_step))
+
+
+@pytest.fixture(scope="module")
+def alone(feed: Feed) -> list[Rows]:
+    """Every batch of one rank."""
+    return read(feed)
+
+
+def same(ours: Rows, theirs: Rows) -> bool:
+    return all(np.array_equal(ours[name], theirs[name]) for name in ("key", "image", "caption", "valid", "problem"))
+
+
+def by_key(batches: list[Rows]) -> dict[str, tuple[bytes, str, bool]]:
+    """Pixels, caption and validity by key: one global batch, where a pair may come twice only at an epoch's border."""
+    return {
+        f"{key}-{image.tobytes().hex()[:40]}": (image.tobytes(), text, bool(valid))
+        for rows in batches
+        for key, image, text, valid in zip(rows["key"], rows["image"], rows["caption"], rows["valid"], strict=True)
+    }
+
+
+def test_the_batches_are_those_of_the_stream(feed: Feed, alone: list[Rows]) -> None:
+    stream = feed.stream
+    assert len(alone) == stream.num_steps == -(-EPOCHS * 81 // BATCH)
+    kept = [np.flatnonzero(feed.keep.mask(part, rows)) for part, rows in enumerate(feed.catalog.rows_per_part)]
+    keys = [feed.catalog.table(part, ("key",))["key"].to_pylist() for part in range(len(kept))]
+    for step, rows in enumerate(alone):
+        pairs = stream.batch(step)
+        expected = [
+            keys[part][kept[part][ordinal]] for part, ordinal in zip(pairs.part, pairs.kept_ordinal, strict=True)
+        ]
+        assert sorted(rows["key"].tolist()) == sorted(expected)
+    assert [len(rows["key"]) for rows in alone[:-1]] == [BATCH] * (stream.num_steps - 1)
+
+
+def test_the_keys_of_a_batch_are_known_without_reading_it(feed: Feed, alone: list[Rows]) -> None:
+    for step in (0, 3, len(alone) - 1):
+        assert sorted(batch_keys(feed, step)) == sorted(alone[step]["key"].tolist())
+
+
+def test_a_pair_is_named_by_its_place_in_the_pool(feed: Feed, alone: list[Rows]) -> None:
+    keys = [
+        key
+        for part, _ in enumerate(feed.catalog.rows_per_part)
+        for key in feed.catalog.table(part, ("key",))["key"].to_pylist()
+    ]
+    for epoch, rows in [(0, alone[0]), (EPOCHS - 1, alone[-1])]:
+        assert rows["epoch"].tolist() == [epoch] * len(rows["key"])
+        assert [keys[ordinal] for ordinal in rows["ordinal"]] == rows["key"].tolist()
+
+
+def test_each_kept_pair_comes_once_an_epoch(alone: list[Rows]) -> None:
+    keys = [key for rows in alone for key in rows["key"]]
+    assert len(keys) == EPOCHS * 81
+    assert all(keys.count(key) == EPOCHS for key in set(keys))
+
+
+def test_two_ranks_share_every_batch_of_one(feed: Feed, alone: list[Rows]) -> None:
+    ranks = [read(feed, rank=rank, num_ranks=2) for rank in range(2)]
+    assert all(len(rows["key"]) == BATCH // 2 for rank in ranks for rows in rank[:-1])
+    for step, whole in enumerate(alone):
+        shares = [rank[step] for rank in ranks if step < len(rank)]
+        together = [key for rows in shares for key in rows["key"]]
+        assert sorted(together) == sorted(whole["key"].tolist()), step
+        # the same augmented pixels, captions and masks, whichever rank decodes them
+        assert by_key(shares) == by_key([whole])
+
+
+@pytest.mark.parametrize("first_step", [1, 5, 6, 10])
+def test_resuming_gives_the_very_next_batches(feed: Feed, alone: list[Rows], first_step: int) -> None:
+    resumed = read(feed, first_step=first_step)
+    assert len(resumed) == len(alone) - first_step
+    assert all(same(ours, theirs) for ours, theirs in zip(resumed, alone[first_step:], strict=True))
+
+
+def test_a_rank_resumes_too(feed: Feed) -> None:
+    whole, resumed = (read(feed, rank=1, num_ranks=2, first_step=step) for step in (0, 4))
+    assert all(same(ours, theirs) for ours, theirs in zip(resumed, whole[4:], strict=True))
+
+
+def test_what_cannot_be_used_keeps_a_masked_slot_and_is_named(feed: Feed, alone: list[Rows]) -> None:
+    found: dict[str, set[str]] = {}
+    for rows in alone:
+        for key, valid, problem, image in zip(rows["key"], rows["valid"], rows["problem"], rows["image"], strict=True):
+            assert valid == (problem == "")
+            if not valid:
+                assert not image.any()
+                found.setdefault(key, set()).add(problem)
+    kept = {key for rows in alone for key in rows["key"]}
+    expected = {f"{number:09d}" for number in (TORN, SILENT, BLANK, BOMB)} & kept
+    assert len(expected) >= 3
+    assert set(found) == expected
+    for key, problems in found.items():
+        (problem,) = problems
+        number = int(key)
+        reason = {TORN: "undecodable", SILENT: NO_CAPTION, BLANK: NO_CAPTION, BOMB: "too_large"}[number]
+        assert problem.startswith(reason), problem
+
+
+def test_a_pair_looks_different_in_the_next_epoch(alone: list[Rows]) -> None:
+    views: dict[str, list[bytes]] = {}
+    for rows in alone:
+        for key, image, valid in zip(rows["key"], rows["image"], rows["valid"], strict=True):
+            if valid:
+                views.setdefault(key, []).append(image.tobytes())
+    differ = sum(len(set(seen)) == EPOCHS for seen in views.values())
+    assert differ >= 0.95 * len(views)
+
+
+@pytest.mark.parametrize("kind", ["compressed", "parquet"])
+def test_other_forms_of_the_pool_give_the_same_batches(
+    pairs: list[Pair],
+    alone: list[Rows],
+    tmp_path: Path,
+    kind: str,
+) -> None:
+    if kind == "compressed":
+        source = {"format": "webdataset", "uri": write_tars(tmp_path / "pool", pairs, num_shards=3, compressed=True)}
+    else:
+        source = {"format": "parquet", "uri": write_parquet_images(tmp_path / "pool", pairs, num_shards=3)}
+    other = read(feed_of(source, tmp_path / "store"))
+    assert len(other) == len(alone)
+    assert all(same(ours, theirs) for ours, theirs in zip(other, alone, strict=True))
+
+
+def test_a_shard_that_is_gone_is_a_failure_not_a_bad_pair(pairs: list[Pair], tmp_path: Path) -> None:
+    uri = write_tars(tmp_path / "pool", pairs, num_shards=3)
+    feed = feed_of({"format": "webdataset", "uri": uri}, tmp_path / "store")
+    (tmp_path / "pool" / "00001.tar").unlink()
+    with pytest.raises(Exception, match=r"00001\.tar"):
+        read(feed)
+
+
+def test_the_workers_decode_the_same_batches(feed: Feed, alone: list[Rows]) -> None:
+    size, limit = feed.decoding.image_size, feed.decoding.max_image_pixels
+    decoder = JpegDecoder(size, limit, torch.device("cpu"))
+    handed_over = read(replace(feed, decoding=replace(feed.decoding, decode_in="workers")))
+    assert len(handed_over) == len(alone)
+    for read_rows, theirs in zip(handed_over, alone, strict=True):
+        rows, images = decoder(read_rows)
+        for name in ("key", "caption", "valid", "epoch", "ordinal"):
+            assert np.array_equal(rows[name], theirs[name]), name
+        assert [text.split(":")[0] for text in rows["problem"]] == [text.split(":")[0] for text in theirs["problem"]]
+        assert np.abs(images.permute(0, 2, 3, 1).numpy().astype(int) - theirs["image"]).mean() <= 1
