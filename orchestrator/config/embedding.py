@@ -21,7 +21,7 @@ class Encoding(Section):
     precision: Precision = "fp32"
     """The autocast precision of the forward pass."""
     max_image_pixels: Positive = 89_478_485
-    """A larger image counts as a bad pair and is not decoded. Unit: pixels (width x height)."""
+    """A larger image counts as a bad pair and is not decoded. Unit: pixels, width x height."""
     max_bad_pairs: Share = 0.1
     """The run fails if a larger share of the pairs cannot be decoded. Unit: fraction of the pairs."""
 

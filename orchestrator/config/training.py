@@ -169,7 +169,7 @@ class TrainingConfig(PhaseConfig):
     draft_decoding: bool = True
     """Decode JPEGs that are much larger than needed at a fraction of their size."""
     max_image_pixels: Positive = 89_478_485
-    """A larger image counts as a bad pair and is not decoded. Unit: pixels (width x height)."""
+    """A larger image counts as a bad pair and is not decoded. Unit: pixels, width x height."""
     max_bad_pairs: Share = 0.05
     """The run fails if a larger share of the samples is unreadable. Each one is counted and masked. Unit: fraction of
     the samples."""
