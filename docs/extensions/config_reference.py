@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-import annotated_types
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from pydantic.fields import FieldInfo
@@ -166,7 +165,8 @@ def type_text(annotation: Any, metadata: list[Any] | tuple[Any, ...] = ()) -> st
 
 
 def _bounds(one: Any) -> list[Any]:
-    return list(one.metadata) if isinstance(one, FieldInfo) else [one] if isinstance(one, annotated_types.BaseMetadata) else []
+    # pydantic's Field holds a list of bounds; annotated_types' own are one each
+    return list(getattr(one, "metadata", [one]))
 
 
 def _plural(text: str) -> str:
