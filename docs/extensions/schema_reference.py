@@ -15,7 +15,7 @@ NAMES = {str: "string", bool: "boolean", int: "integer", float: "number", Any: "
 
 
 def markdown(path: str) -> str:
-    """The reference of a class and of all classes that it holds, such as "orchestrator.report.schema.Report"."""
+    """The reference of a class and of all classes that it holds, such as "orchestrator.results.run.Report"."""
     module, _, name = path.rpartition(".")
     return "\n\n".join(_class(kind) for kind in _reached(getattr(import_module(module), name)))
 

@@ -11,7 +11,6 @@ from typing import Any, Literal
 from pydantic import ValidationError, field_serializer, field_validator, model_validator
 
 from orchestrator.config.embedding import (
-    BroughtConfig,
     ClipRetrievalEmbedding,
     ColumnEmbedding,
     EfficientNetLite0Encoder,
@@ -19,6 +18,7 @@ from orchestrator.config.embedding import (
     EncoderConfig,
     MatchBy,
     OpenClipEncoder,
+    PrecomputedConfig,
     TimmEncoder,
 )
 from orchestrator.config.evaluation import (
@@ -68,7 +68,6 @@ __all__ = [
     "AshaConfig",
     "AugmentationConfig",
     "BasicStep",
-    "BroughtConfig",
     "Budgeted",
     "ClipRetrievalEmbedding",
     "ClipScoreStep",
@@ -95,6 +94,7 @@ __all__ = [
     "ParquetSource",
     "PhaseConfig",
     "PlanConfig",
+    "PrecomputedConfig",
     "RandomStep",
     "RetrievalConfig",
     "Section",
@@ -218,6 +218,8 @@ class Config(Section):
     `hf-hub:ORGANISATION/NAME`."""
     resume: bool = False
     """For `sweep`: continue the interrupted sweep in `out`."""
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """The least severe messages that `OUT/run.log` gets."""
 
     @model_validator(mode="after")
     def _embeddings_are_declared(self) -> Config:

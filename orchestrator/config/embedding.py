@@ -97,5 +97,5 @@ class ColumnEmbedding(Section):
 
 
 EncoderConfig = OpenClipEncoder | TimmEncoder | EfficientNetLite0Encoder
-BroughtConfig = ClipRetrievalEmbedding | ColumnEmbedding
-EmbeddingConfig = Annotated[EncoderConfig | BroughtConfig, Field(discriminator="kind")]
+PrecomputedConfig = ClipRetrievalEmbedding | ColumnEmbedding
+EmbeddingConfig = Annotated[EncoderConfig | PrecomputedConfig, Field(discriminator="kind")]
