@@ -16,7 +16,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.config import BroughtConfig, ClipRetrievalEmbedding, ColumnEmbedding, Config
+from orchestrator.config import ClipRetrievalEmbedding, ColumnEmbedding, Config, PrecomputedConfig
 from orchestrator.config.embedding import Tower
 from orchestrator.data.catalog import Catalog, PartRows, part_rows
 from orchestrator.data.join import WITHOUT_IMAGE, Aligned, Match, align_stages
@@ -80,7 +80,7 @@ def brought_stages(config: Config, name: str, catalog: Catalog) -> list[Stage]:
     return [replace(first, build=build_first), *others, gather]
 
 
-def _check_missing(settings: BroughtConfig, name: str, aligned: Aligned) -> None:
+def _check_missing(settings: PrecomputedConfig, name: str, aligned: Aligned) -> None:
     totals = aligned.totals
     usable, missing = totals["usable"], totals["usable_unmatched"]
     if missing > settings.max_missing * usable:

@@ -178,7 +178,7 @@ def test_the_lists_are_datacomps() -> None:
             "+evaluation=datacomp38 evaluation.root=nowhere",
             "none of the 38 tasks can be measured; imagenet1k: not there",
         ),
-        ("evaluation=vtab", "evaluation.root is not set; expected the folder that holds the 13 tasks' folders"),
+        ("evaluation=vtab", "evaluation.root is not set; expected the folder that holds the folders of the 13 tasks"),
         ("evaluation.root=nowhere", "there are no tasks; name a list, evaluation=datacomp38 say"),
         ("+evaluation=datacomp evaluation.root=nowhere", "Available options in 'evaluation': datacomp38, default"),
     ],
