@@ -89,7 +89,7 @@ def evaluate(config: Config) -> None:
 
 def report(config: Config) -> None:
     """Rebuilds the report of a finished run from its artifacts."""
-    from orchestrator.report import write_report
+    from orchestrator.report.write import write_report
 
     out = files.absolute(config.run) if config.run else _out(config)
     record = RunRecord.read(out)
@@ -227,7 +227,7 @@ def _show_costs(pipeline: Pipeline, found: list[Reach], display: Display) -> Non
 
 
 def _finish(config: Config, stages: Sequence[Stage], verb: str, display: Display) -> None:
-    from orchestrator.report import write_report
+    from orchestrator.report.write import write_report
     from orchestrator.training.tracking import attach_report
 
     started, clock = datetime.now(UTC), time.monotonic()
@@ -278,7 +278,7 @@ def build(stage: Stage, display: Display) -> StageRecord:
 
 
 def _summary(record: RunRecord, out: str, display: Display) -> None:
-    from orchestrator.report import headline
+    from orchestrator.report.write import headline
 
     rows = [*headline(out), ("report", files.join(out, "report.html")), ("numbers", files.join(out, "report.json"))]
     if files.exists(files.join(out, "model")):

@@ -14,12 +14,12 @@ from orchestrator.data.catalog import Catalog
 from orchestrator.data.keep_list import KeepList
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.run_record import RunRecord
-from orchestrator.report import build_report, write_report
 from orchestrator.report.clusters import PAIRS_PER_ROW
 from orchestrator.report.page import render
 from orchestrator.report.schema import Report
 from orchestrator.report.schema_clusters import ClusterSheet
 from orchestrator.report.thumbnails import Pictures
+from orchestrator.report.write import build_report, write_report
 from orchestrator.selection.dbp import read_quotas
 from tests.support.geometry_pool import NUM_COPIES, NUM_DISTINCT
 from tests.support.report_runs import HOSTILE, Elements

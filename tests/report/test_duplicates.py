@@ -12,9 +12,9 @@ import pytest
 from orchestrator.data.catalog import Catalog
 from orchestrator.data.keep_list import KeepList
 from orchestrator.engine.run_record import RunRecord
-from orchestrator.report import build_report
 from orchestrator.report.duplicates import BINS_EACH_SIDE, COPIES_SHOWN, GROUPS_SHOWN, Found, groups_of
 from orchestrator.report.schema_clusters import Duplicates
+from orchestrator.report.write import build_report
 from orchestrator.selection.near_duplicates import Compared, Similarity
 from tests.support.geometry_pool import COPIES, EPS, NUM_COPIES
 

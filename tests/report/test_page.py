@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator.engine.run_record import RunRecord
-from orchestrator.report import build_report, write_report
 from orchestrator.report.page import render
 from orchestrator.report.thumbnails import Pictures
+from orchestrator.report.write import build_report, write_report
 from tests.support.browser import CHROMIUM, POLICY, QUIET
 from tests.support.report_runs import HOSTILE, Elements
 

@@ -13,10 +13,10 @@ from orchestrator.data.catalog import Catalog
 from orchestrator.data.keep_list import KeepList
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.run_record import RunRecord, StageRecord
-from orchestrator.report import build_report, headline, write_report
 from orchestrator.report.schema import Report
 from orchestrator.report.selected import SelectedStep, num_captionless
 from orchestrator.report.trained import cost
+from orchestrator.report.write import build_report, headline, write_report
 from orchestrator.selection.wfpp import read_scores
 from tests.support.report_runs import CAPTIONS, LOGGED_STEPS, TORN, evaluation_record, phase_record, select
 

@@ -1,0 +1,89 @@
+"""Write the report of a run: `report.json` for machines and one self-contained `report.html` for people."""
+
+from __future__ import annotations
+
+import ray
+
+from orchestrator.engine.run_record import RunRecord
+from orchestrator.report.clusterings import clusterings
+from orchestrator.report.clusters import cluster_prunings
+from orchestrator.report.duplicates import duplicates
+from orchestrator.report.examples import example_pairs
+from orchestrator.report.files import JSON_FILE, PAGE_FILE
+from orchestrator.report.page import render
+from orchestrator.report.pairs import pairs_shown
+from orchestrator.report.schema import Fingerprint, Report, Skipped
+from orchestrator.report.selected import catalog_skips, funnel, num_captionless, selected_steps, step_reports
+from orchestrator.report.summary import headlines
+from orchestrator.report.thumbnails import Pictures, pictures_of
+from orchestrator.report.trained import (
+    cost,
+    evaluation_skips,
+    evaluations,
+    phase_report,
+    phases,
+    stage_time,
+    task_tables,
+    training_skips,
+)
+from orchestrator.report.word_tables import compare_words, word_tables
+from orchestrator.storage import files
+
+
+def write_report(out: str, record: RunRecord) -> None:
+    """Writes both files into the run's folder; the cluster is connected.
+
+    Errors: `StoreError` when the folder cannot be written."""
+    # in a task: the example pairs' parts and a bucket of words at a time have no place in the driver's memory
+    numbers, page = ray.get(ray.remote(num_cpus=0)(_make).remote(record))
+    files.write(files.join(out, JSON_FILE), numbers)
+    files.write(files.join(out, PAGE_FILE), page)
+
+
+def _make(record: RunRecord) -> tuple[bytes, bytes]:
+    report, pictures = build_report(record), Pictures()
+    if pairs := pairs_shown(report):
+        pictures = pictures_of(record, record.of_kind("catalog")[0], pairs)
+    return report.model_dump_json(indent=1).encode(), render(report, pictures).encode()
+
+
+def headline(out: str) -> list[tuple[str, str]]:
+    """Two to five rows (what, number) of the report in a run's folder, for the command's last table."""
+    report = Report.model_validate_json(files.read(files.join(out, JSON_FILE)))
+    return [(row.label, f"{row.value} ({row.note})" if row.note else row.value) for row in headlines(report)]
+
+
+def build_report(record: RunRecord) -> Report:
+    """Everything that `report.json` holds, from the artifacts of the run; as far as its verb went."""
+    steps, trained, tables = selected_steps(record), phases(record), word_tables(record)
+    results = evaluations(record)
+    return Report(
+        name=record.name,
+        verb=record.verb,
+        started=record.started,
+        wall_seconds=record.wall_seconds,
+        funnel=funnel(record, steps),
+        steps=step_reports(steps),
+        captionless=num_captionless(record, steps),
+        clusterings=clusterings(record, steps),
+        clusters=cluster_prunings(record, steps),
+        duplicates=duplicates(record, steps),
+        skipped=Skipped(
+            catalog=catalog_skips(record),
+            training={name: training_skips(phase) for name, phase in trained.items()},
+            evaluation={name: evaluation_skips(result) for name, result in results.items()},
+        ),
+        words=compare_words(*tables) if tables else None,
+        training={name: phase_report(phase) for name, phase in trained.items()},
+        cost=cost(record, steps),
+        evaluation=results,
+        tasks=task_tables(record),
+        examples=example_pairs(steps),
+        stages=[stage_time(stage) for stage in record.stages],
+        fingerprints={
+            stage.name: Fingerprint(kind=stage.kind, uri=stage.uri, fingerprint=stage.artifact.fingerprint)
+            for stage in record.stages
+        },
+        versions=record.versions,
+        config=record.config,
+    )
