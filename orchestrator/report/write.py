@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import ray
 
 from orchestrator.engine.run_record import RunRecord
@@ -12,7 +14,7 @@ from orchestrator.report.examples import example_pairs
 from orchestrator.report.files import JSON_FILE, PAGE_FILE
 from orchestrator.report.page import render
 from orchestrator.report.pairs import pairs_shown
-from orchestrator.report.schema import Fingerprint, Report, Skipped
+from orchestrator.report.schema import Fingerprint, Report, Skips
 from orchestrator.report.selected import catalog_skips, funnel, num_captionless, selected_steps, step_reports
 from orchestrator.report.summary import headlines
 from orchestrator.report.thumbnails import Pictures, pictures_of
@@ -29,15 +31,18 @@ from orchestrator.report.trained import (
 from orchestrator.report.word_tables import compare_words, word_tables
 from orchestrator.storage import files
 
+logger = logging.getLogger(__name__)
+
 
 def write_report(out: str, record: RunRecord) -> None:
-    """Writes both files into the run's folder; the cluster is connected.
+    """Write both files into the run's folder. Needs a connected cluster.
 
-    Errors: `StoreError` when the folder cannot be written."""
-    # in a task: the example pairs' parts and a bucket of words at a time have no place in the driver's memory
+    Errors: `StoreError` if the folder cannot be written."""
+    # runs in a task, because it reads parts with example pairs and buckets of words, which the driver should not hold
     numbers, page = ray.get(ray.remote(num_cpus=0)(_make).remote(record))
     files.write(files.join(out, JSON_FILE), numbers)
     files.write(files.join(out, PAGE_FILE), page)
+    logger.info("wrote %s and %s to %s", JSON_FILE, PAGE_FILE, out)
 
 
 def _make(record: RunRecord) -> tuple[bytes, bytes]:
@@ -48,13 +53,13 @@ def _make(record: RunRecord) -> tuple[bytes, bytes]:
 
 
 def headline(out: str) -> list[tuple[str, str]]:
-    """Two to five rows (what, number) of the report in a run's folder, for the command's last table."""
+    """Return two to five rows (label, number) of the report in a run's folder, for the command's last table."""
     report = Report.model_validate_json(files.read(files.join(out, JSON_FILE)))
     return [(row.label, f"{row.value} ({row.note})" if row.note else row.value) for row in headlines(report)]
 
 
 def build_report(record: RunRecord) -> Report:
-    """Everything that `report.json` holds, from the artifacts of the run; as far as its verb went."""
+    """Build the content of `report.json` from the artifacts of a run. Sections that its verb did not reach stay empty."""
     steps, trained, tables = selected_steps(record), phases(record), word_tables(record)
     results = evaluations(record)
     return Report(
@@ -68,7 +73,7 @@ def build_report(record: RunRecord) -> Report:
         clusterings=clusterings(record, steps),
         clusters=cluster_prunings(record, steps),
         duplicates=duplicates(record, steps),
-        skipped=Skipped(
+        skipped=Skips(
             catalog=catalog_skips(record),
             training={name: training_skips(phase) for name, phase in trained.items()},
             evaluation={name: evaluation_skips(result) for name, result in results.items()},
