@@ -97,7 +97,7 @@ class WordChange(Entry):
 
 
 class FrequencyBand(Entry):
-    """Words with `at_least` to less than `below` occurrences before pruning: their number, occurrences before and after."""
+    """Words with `at_least` to less than `below` occurrences before pruning, and their occurrences before and after."""
 
     at_least: int
     below: int

@@ -80,7 +80,7 @@ class SimilarityHistogram(Entry):
 
 
 class DuplicateGroup(Entry):
-    """A kept pair and its `num_copies` duplicates, direct or through other duplicates; some `copies`, drawn at random."""
+    """A kept pair and its `num_copies` duplicates, direct or through other duplicates; random `copies` as examples."""
 
     kept: Example
     num_copies: int

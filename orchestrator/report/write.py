@@ -17,7 +17,7 @@ from orchestrator.report.pairs import pairs_shown
 from orchestrator.report.schema import Fingerprint, Report, Skips
 from orchestrator.report.selected import catalog_skips, funnel, num_captionless, selected_steps, step_reports
 from orchestrator.report.summary import headlines
-from orchestrator.report.thumbnails import Pictures, pictures_of
+from orchestrator.report.thumbnails import Thumbnails, read_thumbnails
 from orchestrator.report.trained import (
     cost,
     evaluation_skips,
@@ -46,10 +46,10 @@ def write_report(out: str, record: RunRecord) -> None:
 
 
 def _make(record: RunRecord) -> tuple[bytes, bytes]:
-    report, pictures = build_report(record), Pictures()
+    report, thumbnails = build_report(record), Thumbnails()
     if pairs := pairs_shown(report):
-        pictures = pictures_of(record, record.of_kind("catalog")[0], pairs)
-    return report.model_dump_json(indent=1).encode(), render(report, pictures).encode()
+        thumbnails = read_thumbnails(record, record.of_kind("catalog")[0], pairs)
+    return report.model_dump_json(indent=1).encode(), render(report, thumbnails).encode()
 
 
 def headline(out: str) -> list[tuple[str, str]]:
@@ -59,7 +59,7 @@ def headline(out: str) -> list[tuple[str, str]]:
 
 
 def build_report(record: RunRecord) -> Report:
-    """Build the content of `report.json` from the artifacts of a run. Sections that its verb did not reach stay empty."""
+    """Build `report.json` from the artifacts of a run. Sections beyond the end of its verb stay empty."""
     steps, trained, tables = selected_steps(record), phases(record), word_tables(record)
     results = evaluations(record)
     return Report(

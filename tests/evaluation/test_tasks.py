@@ -35,7 +35,7 @@ from orchestrator.evaluation.task_stage import measure_tasks, task_artifacts
 from orchestrator.evaluation.tasks import Task, Tasks, open_tasks
 from orchestrator.report.page import render
 from orchestrator.report.schema import Report, TaskTable
-from orchestrator.report.thumbnails import Pictures
+from orchestrator.report.thumbnails import Thumbnails
 from orchestrator.storage import files
 from orchestrator.storage.files import StoreError
 from tests.support.pools import TINY_MODEL, add, kind_of, picture, torn
@@ -57,7 +57,7 @@ def write_split(folder: Path, samples: Sequence[Mapping[str, bytes]], *, num_sha
 
 
 def labelled(numbers: Sequence[int], *, grouped: bool = False) -> list[dict[str, bytes]]:
-    """Pictures with their class; some labels are wrong, so that classes differ. The group is in the npy."""
+    """Thumbnails with their class; some labels are wrong, so that classes differ. The group is in the npy."""
     samples = []
     for number in numbers:
         label = number % 8 if number % 3 else (number + number // 8) % 8
@@ -517,11 +517,11 @@ def test_the_page_names_what_is_missing() -> None:
         versions={},
         config={},
     )
-    page = render(report, Pictures())
+    page = render(report, Thumbnails())
     for said in ("1 of 2, incomplete", "B: not there", "acc5 50.00%", "1 undecodable images left out", "fine-tuned"):
         assert said in page
     assert "<script" not in page
-    assert "Benchmark tasks" not in render(report.model_copy(update={"tasks": {}}), Pictures())
+    assert "Benchmark tasks" not in render(report.model_copy(update={"tasks": {}}), Thumbnails())
 
 
 def test_no_tasks_is_no_work() -> None:
