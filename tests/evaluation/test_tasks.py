@@ -518,7 +518,7 @@ def test_the_page_names_what_is_missing() -> None:
         config={},
     )
     page = render(report, Thumbnails())
-    for said in ("1 of 2, incomplete", "B: not there", "acc5 50.00%", "1 undecodable images left out", "fine-tuned"):
+    for said in ("1 of 2, incomplete", "B: not there", "acc5 50.00%", "1 undecodable images skipped", "fine-tuned"):
         assert said in page
     assert "<script" not in page
     assert "Benchmark tasks" not in render(report.model_copy(update={"tasks": {}}), Thumbnails())
