@@ -11,6 +11,7 @@ from typing import Any
 from orchestrator.config import Config, EvaluationConfig
 from orchestrator.engine.artifact import Artifact, fingerprint
 from orchestrator.engine.console import Display
+from orchestrator.engine.role import Role
 from orchestrator.engine.stage import Stage
 from orchestrator.errors import UserError
 from orchestrator.evaluation.sets import evaluation_sets, measured_on
@@ -98,4 +99,5 @@ def _stage(
         return artifact
 
     on = [name.replace("_", "-") for name in sets] + ([f"{len(of_tasks)} tasks"] if of_tasks else [])
-    return Stage(name="evaluate", does=f"{' and '.join(on)} of {', '.join(references)}", artifact=artifact, build=build)
+    does = f"{' and '.join(on)} of {', '.join(references)}"
+    return Stage(name="evaluate", role=Role.EVALUATE, does=does, artifact=artifact, build=build)

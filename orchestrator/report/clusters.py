@@ -18,6 +18,7 @@ from orchestrator.data.catalog import PartRows, part_rows
 from orchestrator.data.keep_list import KeepList
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.parts import over_blocks
+from orchestrator.engine.role import Role
 from orchestrator.engine.run_record import RunRecord
 from orchestrator.pruning.random import random_scores
 from orchestrator.report.entry import Example
@@ -63,7 +64,7 @@ def cluster_table(record: RunRecord, step: str) -> pl.DataFrame | None:
     """Return the clusters of a step that are not empty, densest first; None for a step without a clustering.
 
     Columns: `cluster`, `size`, `d_intra`; for a step with quotas also `d_inter`, `complexity`, `quota`."""
-    stats, quotas = record.named(f"measure clusters, {step}"), record.named(f"quotas, {step}")
+    stats, quotas = record.find(Role.CLUSTER_STATS, step), record.find(Role.QUOTAS, step)
     if stats is None:
         return None
     if quotas is not None:

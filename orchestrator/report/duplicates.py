@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from orchestrator.data.catalog import Catalog
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.parts import over_blocks
+from orchestrator.engine.role import Role
 from orchestrator.engine.run_record import RunRecord
 from orchestrator.pruning.random import random_keys
 from orchestrator.report.entry import Example
@@ -68,7 +69,7 @@ def _rank(group: Group) -> tuple[int, int]:
 
 def duplicates(record: RunRecord, steps: list[SelectedStep]) -> dict[str, Duplicates]:
     """Return the duplicates that each step found, by step."""
-    compared = ((step, record.named(f"compare, {step.name}")) for step in steps)
+    compared = ((step, record.find(Role.COMPARE, step.name)) for step in steps)
     return {
         step.name: _duplicates(step.catalog, artifact, step.settings["eps"])
         for step, artifact in compared

@@ -10,6 +10,7 @@ import numpy as np
 
 from orchestrator.data.keep_list import KeepList
 from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.role import TRAINING_ROLES, Role
 from orchestrator.engine.run_record import PHASES, RunRecord, StageRecord
 from orchestrator.report.schema import (
     CurvePoint,
@@ -23,10 +24,11 @@ from orchestrator.report.schema import (
 from orchestrator.report.selected import SelectedStep, captioned, pool
 from orchestrator.storage import files
 
-# stages before training that a run on everything has, too, or that are for the report
+# stages that a run without pruning has too, and those that only the report needs
 NOT_PRUNING = (
-    *("catalog", "pool", "captioned"),
-    *("count words, before", "sum words, before", "count words, after", "sum words, after"),
+    *(Role.CATALOG, Role.POOL, Role.CAPTIONED),
+    *(Role.COUNT_WORDS_BEFORE, Role.SUM_WORDS_BEFORE, Role.COUNT_WORDS_AFTER, Role.SUM_WORDS_AFTER),
+    *(*TRAINING_ROLES, Role.EVALUATE),
 )
 MAX_CURVE_POINTS = 500
 
@@ -76,12 +78,8 @@ def cost(record: RunRecord, steps: list[SelectedStep]) -> TrainingCost | None:
         full_samples=full,
         samples_fraction=seen / full,
         paper_fraction=kept + _finetuned(trained, num_pairs) / epochs,
-        pruning_seconds=_seconds(
-            stage
-            for stage in record.stages
-            if stage.kind not in (*PHASES, "evaluation") and stage.name not in NOT_PRUNING
-        ),
-        training_seconds=_seconds(stage for stage in record.stages if stage.kind in PHASES),
+        pruning_seconds=_seconds(stage for stage in record.stages if stage.role not in NOT_PRUNING),
+        training_seconds=_seconds(stage for stage in record.stages if stage.role in TRAINING_ROLES),
     )
 
 
@@ -101,7 +99,7 @@ def stage_time(stage: StageRecord) -> StageTime:
     """Return a stage's time, in this run and when it was computed."""
     # another run may have computed a part of the stage before it was interrupted
     computed = stage.artifact.manifest["seconds"]
-    if not stage.reused and stage.kind not in PHASES:
+    if not stage.reused and stage.role not in TRAINING_ROLES:
         computed = max(computed, stage.seconds)
     return StageTime(name=stage.name, reused=stage.reused, seconds=stage.seconds, computed_seconds=computed)
 

@@ -13,6 +13,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.role import Role
 from orchestrator.engine.run_record import RunRecord
 from orchestrator.report.schema import FrequencyBand, WordChange, Words, WordStatistics
 from orchestrator.selection.word_counts import read_bucket
@@ -26,8 +27,8 @@ CHANGE_SCHEMA = {"word": pl.String, "before": pl.Int64, "after": pl.Int64}
 
 def word_tables(record: RunRecord) -> tuple[Artifact, Artifact] | None:
     """Return the word tables before and after pruning. If WFPP is the first step, its own table is the one before."""
-    after = record.named("sum words, after")
-    before = record.named("sum words, before") or next(iter(record.of_kind("words")), None)
+    after = record.find(Role.SUM_WORDS_AFTER)
+    before = record.find(Role.SUM_WORDS_BEFORE) or next(iter(record.of_kind("words")), None)
     return None if before is None or after is None else (before, after)
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from orchestrator.data.catalog import Catalog
 from orchestrator.data.keep_list import KeepList
+from orchestrator.engine.role import Role
 from orchestrator.engine.run_record import RunRecord
 from orchestrator.report.duplicates import BINS_EACH_SIDE, COPIES_SHOWN, GROUPS_SHOWN, GroupSummary, groups_of
 from orchestrator.report.schema_clusters import Duplicates
@@ -95,7 +96,7 @@ def test_planted_copies_are_the_groups(found: Duplicates) -> None:
 
 
 def test_the_first_of_a_group_is_the_one_that_was_kept(clustered: RunRecord, found: Duplicates) -> None:
-    keep = clustered.named("semdedup")
+    keep = clustered.find(Role.KEEP, "semdedup")
     assert keep is not None
     rows = Catalog(clustered.of_kind("catalog")[0]).rows_per_part
     for group in found.largest:
@@ -104,7 +105,7 @@ def test_the_first_of_a_group_is_the_one_that_was_kept(clustered: RunRecord, fou
 
 
 def test_the_histogram_holds_every_compared_pair(clustered: RunRecord, found: Duplicates) -> None:
-    collected, catalog = clustered.named("collect, semdedup"), Catalog(clustered.of_kind("catalog")[0])
+    collected, catalog = clustered.find(Role.COLLECT_SIMILARITY, "semdedup"), Catalog(clustered.of_kind("catalog")[0])
     assert collected is not None
     similarity = Similarity(collected, catalog)
     cosines = np.concatenate([similarity.of_part(part)[0] for part in range(len(catalog.rows_per_part))])

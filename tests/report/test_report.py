@@ -12,6 +12,7 @@ import pytest
 from orchestrator.data.catalog import Catalog
 from orchestrator.data.keep_list import KeepList
 from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.role import role_and_step
 from orchestrator.engine.run_record import RunRecord, StageRecord
 from orchestrator.report.schema import Report
 from orchestrator.report.selected import SelectedStep, num_captionless
@@ -119,8 +120,16 @@ def test_fine_tuning_after_a_step_does_not_see_everything(
 
 
 def record_of(name: str, artifact: Artifact) -> StageRecord:
+    role, step = role_and_step(artifact.kind, name)
     return StageRecord(
-        name=name, kind=artifact.kind, uri=artifact.uri, made_from=artifact.made_from, reused=True, seconds=0.0
+        name=name,
+        role=role,
+        step=step,
+        kind=artifact.kind,
+        uri=artifact.uri,
+        made_from=artifact.made_from,
+        reused=True,
+        seconds=0.0,
     )
 
 
