@@ -95,7 +95,7 @@ def evaluate(config: Config, *, on_lost: Callable[[], None] | None = None) -> No
 
 def report(config: Config) -> None:
     """Rebuilds the report of a finished run from its artifacts."""
-    from orchestrator.report import write_report
+    from orchestrator.report.write import write_report
 
     out = files.absolute(config.run) if config.run else _out(config)
     record = RunRecord.read(out)
@@ -245,7 +245,7 @@ def _show_costs(pipeline: Pipeline, found: list[Reach], display: Display) -> Non
 def _finish(
     config: Config, stages: Sequence[Stage], verb: str, display: Display, on_lost: Callable[[], None] | None
 ) -> None:
-    from orchestrator.report import write_report
+    from orchestrator.report.write import write_report
     from orchestrator.training.tracking import attach_report
 
     started, clock = datetime.now(UTC), time.monotonic()
@@ -292,7 +292,7 @@ def build(stage: Stage, display: Display, on_lost: Callable[[], None] | None = N
 
 
 def _summary(record: RunRecord, out: str, display: Display) -> None:
-    from orchestrator.report import headline
+    from orchestrator.report.write import headline
 
     rows = [*headline(out), ("report", files.join(out, "report.html")), ("numbers", files.join(out, "report.json"))]
     if files.exists(files.join(out, "model")):

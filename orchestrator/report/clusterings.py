@@ -1,4 +1,4 @@
-"""The report's account of the clusterings that steps went by."""
+"""Build the report's section on the clusterings that steps use."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from orchestrator.report.selected import SelectedStep
 
 
 def clusterings(record: RunRecord, steps: list[SelectedStep]) -> dict[str, ClusteringReport]:
-    """Of every step that went by one, its clustering."""
+    """Return the clustering of each step that uses one."""
     reports = {}
     for step in steps:
         centroids = record.find(Role.TRAIN_CENTROIDS, step.name)

@@ -34,8 +34,8 @@ from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.role import Role
 from orchestrator.engine.run_record import RunRecord
 from orchestrator.errors import UserError
-from orchestrator.report import JSON_FILE
 from orchestrator.report.clusters import cluster_table
+from orchestrator.report.files import JSON_FILE
 from orchestrator.report.schema import Report
 from orchestrator.report.trained import phases
 from orchestrator.report.word_tables import word_tables

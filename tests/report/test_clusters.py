@@ -15,12 +15,12 @@ from orchestrator.data.keep_list import KeepList
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.role import Role
 from orchestrator.engine.run_record import RunRecord
-from orchestrator.report import build_report, write_report
 from orchestrator.report.clusters import PAIRS_PER_ROW
 from orchestrator.report.page import render
 from orchestrator.report.schema import Report
 from orchestrator.report.schema_clusters import ClusterSheet
-from orchestrator.report.thumbnails import Pictures
+from orchestrator.report.thumbnails import Thumbnails
+from orchestrator.report.write import build_report, write_report
 from orchestrator.selection.dbp import read_quotas
 from tests.support.geometry_pool import NUM_COPIES, NUM_DISTINCT
 from tests.support.report_runs import HOSTILE, Elements
@@ -146,12 +146,12 @@ def test_the_page_shows_pictures_and_escapes_captions(out: Path, report: Report)
     labels = ("cosine to the nearest earlier pair", "d_inter", "d_intra", "share of the cluster kept", "quota = size")
     assert all(label in "".join(plots) for label in labels)
     assert set(re.findall(r"#[0-9a-f]{6}\b", "".join(plots))) <= {"#000000", "#ffffff"}
-    assert "near-duplicates of an earlier pair" in page
-    assert f"copies of {report.duplicates['semdedup'].num_groups} pairs that stayed" in page
+    assert "near-duplicate of an earlier pair" in page
+    assert f"copies of {report.duplicates['semdedup'].num_groups} kept pairs" in page
 
 
 def test_without_pictures_the_page_shows_captions_escaped(report: Report) -> None:
-    page = render(report, Pictures(missing="<b>gone</b>"))
+    page = render(report, Thumbnails(missing="<b>gone</b>"))
     assert "<img" not in page
     assert "<b>gone" not in page
     assert all(str(escape(caption)) in page for caption in HOSTILE)
