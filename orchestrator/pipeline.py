@@ -5,10 +5,11 @@ the same list, built in order."""
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -20,8 +21,10 @@ from orchestrator.demo.source import embed_demo
 from orchestrator.engine import lease, ray_cluster
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
+from orchestrator.engine.log import UPLOAD, run_log
+from orchestrator.engine.role import Role
 from orchestrator.engine.run_record import RunRecord, StageRecord
-from orchestrator.engine.stage import Stage
+from orchestrator.engine.stage import PairFlow, Stage
 from orchestrator.errors import UserError
 from orchestrator.plan.rows import COLUMNS, Reach, plan_rows, reaches, training_cost
 from orchestrator.selection import selection_stages
@@ -29,6 +32,8 @@ from orchestrator.selection.pool_mask import pool_mask_stage
 from orchestrator.selection.word_counts import count_stage, words_stage
 from orchestrator.source import Source, open_source, with_cache
 from orchestrator.storage import files
+
+logger = logging.getLogger(__name__)
 
 LIBRARIES = ("open_clip_torch", "polars", "pyarrow", "ray", "timm", "torch")
 MIN_COUNT = 5
@@ -49,12 +54,12 @@ class Pipeline:
     kept: Artifact
 
 
-def run(config: Config) -> None:
-    """Everything, then the report."""
+def run(config: Config, *, on_lost: Callable[[], None] | None = None) -> None:
+    """Build every stage, then write the report. `on_lost` is called when another run takes over a lease."""
     from orchestrator.training.tracking import check_trackers
 
     check_trackers(config.tracking)
-    execute(planned(prepare(config)), "run", Display())
+    execute(planned(prepare(config)), "run", Display(), on_lost=on_lost)
 
 
 def planned(config: Config, source: Source | None = None) -> Pipeline:
@@ -63,10 +68,10 @@ def planned(config: Config, source: Source | None = None) -> Pipeline:
     return _training(_selection(config, source or open_source(config.source)))
 
 
-def select(config: Config) -> None:
-    """Up to the keep list, and the report of that much."""
+def select(config: Config, *, on_lost: Callable[[], None] | None = None) -> None:
+    """Build the stages up to the keep list, then write their report."""
     config = prepare(config)
-    execute(_selection(config, open_source(config.source)), "select", Display())
+    execute(_selection(config, open_source(config.source)), "select", Display(), on_lost=on_lost)
 
 
 def plan(config: Config) -> None:
@@ -74,22 +79,23 @@ def plan(config: Config) -> None:
     config, display = prepare(config), Display()
     pipeline = _stages(config, open_source(config.source))
     found = _show_plan(pipeline, display)
-    left = [stage for stage in pipeline.stages if stage.artifact.kind != "evaluation"]
+    left = [stage for stage in pipeline.stages if stage.role != Role.EVALUATE]
     if config.plan.probe and not all(stage.artifact.is_complete() for stage in left):
         _show_costs(pipeline, found, display)
 
 
-def evaluate(config: Config) -> None:
-    """A checkpoint on the evaluation sets of the config."""
+def evaluate(config: Config, *, on_lost: Callable[[], None] | None = None) -> None:
+    """Evaluate a checkpoint on the evaluation sets of the config."""
     from orchestrator.evaluation.stage import checkpoint_stage
 
     config = prepare(config)
-    _finish(config, [checkpoint_stage(config)], "evaluate", Display())
+    with run_log(_out(config), config.log_level):
+        _finish(config, [checkpoint_stage(config)], "evaluate", Display(), on_lost)
 
 
 def report(config: Config) -> None:
     """Rebuilds the report of a finished run from its artifacts."""
-    from orchestrator.report import write_report
+    from orchestrator.report.write import write_report
 
     out = files.absolute(config.run) if config.run else _out(config)
     record = RunRecord.read(out)
@@ -145,12 +151,20 @@ def _report_words(config: Config, catalog: Catalog, steps: Sequence[Stage]) -> l
     stages, pool, kept = [], steps[0].artifact, steps[-1].artifact
     first = config.selection.settings[config.selection.steps[0]] if config.selection.steps else None
     min_count = first.min_count if isinstance(first, WfppStep) else MIN_COUNT
-    before = count_stage(config.store, catalog, pool, label="before")
+    before = count_stage(config.store, catalog, pool, label="before", role=Role.COUNT_WORDS_BEFORE)
     if before.artifact not in [stage.artifact for stage in steps]:
-        summed = words_stage(config.store, catalog, before.artifact, min_count=min_count, label="before")
-        stages += [replace(stage, on_whole_pool=True) for stage in (before, summed)]
-    after = count_stage(config.store, catalog, kept, label="after")
-    return [*stages, after, words_stage(config.store, catalog, after.artifact, min_count=1, label="after")]
+        summed = words_stage(
+            config.store,
+            catalog,
+            before.artifact,
+            min_count=min_count,
+            label="before",
+            role=Role.SUM_WORDS_BEFORE,
+        )
+        stages += [replace(stage, flow=PairFlow(on_whole_pool=True)) for stage in (before, summed)]
+    after = count_stage(config.store, catalog, kept, label="after", role=Role.COUNT_WORDS_AFTER)
+    summed = words_stage(config.store, catalog, after.artifact, min_count=1, label="after", role=Role.SUM_WORDS_AFTER)
+    return [*stages, after, summed]
 
 
 def _training(pipeline: Pipeline) -> Pipeline:
@@ -173,25 +187,27 @@ def _training(pipeline: Pipeline) -> Pipeline:
         whole = pool_mask_stage(config.store, catalog, has_images=True, needs_caption=True, among=among)
         phase = Phase(name="finetune", config=config.finetune, keep=whole.artifact, start=pretrain.artifact)
         for stage in (whole, training_stage(config, phase, cached, catalog)):
-            stages.append(replace(stage, on_whole_pool=among is None, follows=config.finetune.after))
-    trained = [stage for stage in stages if stage.epochs]
+            flow = replace(stage.flow, on_whole_pool=among is None, follows=config.finetune.after)
+            stages.append(replace(stage, flow=flow))
+    trained = [stage for stage in stages if stage.trains]
     stages += models_stage(config, {stage.name: stage.artifact for stage in trained})
     return replace(pipeline, stages=stages)
 
 
 def _left_by(step: str | None, stages: Sequence[Stage]) -> Artifact | None:
-    keeps = {stage.name: stage.artifact for stage in stages if stage.artifact.kind == "keep"}
+    keeps = {stage.step or stage.role: stage.artifact for stage in stages if stage.role in (Role.POOL, Role.KEEP)}
     if step is not None and step not in keeps:
         raise UserError(f"finetune.after={step}: no such step; this run's steps: {', '.join(keeps)}")
     return keeps[step] if step else None
 
 
-def execute(pipeline: Pipeline, verb: str, display: Display) -> None:
-    """Builds the stages in order, then writes the record and the report of the run."""
-    _show_plan(pipeline, display)
-    if pipeline.catalog.artifact.is_complete():
-        check_catalog(pipeline.catalog.artifact, pipeline.config.source.limits)
-    _finish(pipeline.config, pipeline.stages, verb, display)
+def execute(pipeline: Pipeline, verb: str, display: Display, *, on_lost: Callable[[], None] | None = None) -> None:
+    """Build the stages in order, then write the run's record and report; everything is logged to `run.log`."""
+    with run_log(_out(pipeline.config), pipeline.config.log_level):
+        _show_plan(pipeline, display)
+        if pipeline.catalog.artifact.is_complete():
+            check_catalog(pipeline.catalog.artifact, pipeline.config.source.limits)
+        _finish(pipeline.config, pipeline.stages, verb, display, on_lost)
 
 
 def _show_plan(pipeline: Pipeline, display: Display) -> list[Reach]:
@@ -200,7 +216,7 @@ def _show_plan(pipeline: Pipeline, display: Display) -> list[Reach]:
     cost = training_cost(found, pipeline.source, pipeline.catalog)
     if cost:
         display.line(cost)
-    if cost and not any(stage.artifact.kind == "evaluation" for stage in pipeline.stages):
+    if cost and not any(stage.role == Role.EVALUATE for stage in pipeline.stages):
         display.line(NOT_EVALUATED)
     return found
 
@@ -226,19 +242,21 @@ def _show_costs(pipeline: Pipeline, found: list[Reach], display: Display) -> Non
         display.line(line)
 
 
-def _finish(config: Config, stages: Sequence[Stage], verb: str, display: Display) -> None:
-    from orchestrator.report import write_report
+def _finish(
+    config: Config, stages: Sequence[Stage], verb: str, display: Display, on_lost: Callable[[], None] | None
+) -> None:
+    from orchestrator.report.write import write_report
     from orchestrator.training.tracking import attach_report
 
     started, clock = datetime.now(UTC), time.monotonic()
-    # a place that cannot be written is told before hours of work, not after
+    # a folder that cannot be written is an error before hours of work, not after
     files.write_json(files.join(_out(config), "config.json"), config.model_dump(mode="json"))
     ray_cluster.connect(config.cluster)
     ray_cluster.check_shared({"out": _out(config), "store": config.store})
-    if any(stage.epochs and not stage.artifact.is_complete() for stage in stages):
-        # so are workers that the cluster cannot hold
+    if any(stage.trains and not stage.artifact.is_complete() for stage in stages):
+        # and so are more workers than the cluster can hold
         ray_cluster.num_train_workers(config.training.num_workers, lanes=config.training.lanes)
-    records = [build(stage, display) for stage in stages]
+    records = [build(stage, display, on_lost) for stage in stages]
     record = RunRecord(
         name=config.name,
         verb=verb,
@@ -249,7 +267,7 @@ def _finish(config: Config, stages: Sequence[Stage], verb: str, display: Display
         wall_seconds=round(time.monotonic() - clock, 1),
     )
     out = _out(config)
-    trained = record.named("finetune") or record.named("pretrain")
+    trained = record.find(Role.FINETUNE) or record.find(Role.PRETRAIN)
     if trained is not None:
         files.copy(trained.path("model"), files.join(out, "model"))
     record.write(out)
@@ -259,26 +277,22 @@ def _finish(config: Config, stages: Sequence[Stage], verb: str, display: Display
     _summary(record, out, display)
 
 
-def build(stage: Stage, display: Display) -> StageRecord:
-    """Builds a stage, or finds it there."""
+def build(stage: Stage, display: Display, on_lost: Callable[[], None] | None = None) -> StageRecord:
+    """Build a stage, or reuse its artifact. `on_lost` is called when another run takes over the lease."""
     clock = time.monotonic()
-    with lease.held(stage.artifact, name=stage.name, told=display.line) as mine:
+    with lease.held(stage.artifact, name=stage.name, show=display.line, on_lost=on_lost) as mine:
         if mine:
+            logger.info("%s: building %s", stage.name, stage.artifact.uri)
             stage.build(display)
+            logger.info("%s: complete", stage.name, extra=UPLOAD)
         else:
+            logger.info("%s: cache hit, %s", stage.name, stage.artifact.uri)
             display.line(f"{stage.name}: reused")
-    return StageRecord(
-        name=stage.name,
-        kind=stage.artifact.kind,
-        uri=stage.artifact.uri,
-        made_from=stage.artifact.made_from,
-        reused=not mine,
-        seconds=round(time.monotonic() - clock, 2),
-    )
+    return StageRecord.of(stage, reused=not mine, seconds=round(time.monotonic() - clock, 2))
 
 
 def _summary(record: RunRecord, out: str, display: Display) -> None:
-    from orchestrator.report import headline
+    from orchestrator.report.write import headline
 
     rows = [*headline(out), ("report", files.join(out, "report.html")), ("numbers", files.join(out, "report.json"))]
     if files.exists(files.join(out, "model")):

@@ -8,6 +8,8 @@ from operator import add
 
 from orchestrator.config import PlanConfig
 from orchestrator.engine.metering import peak_bytes
+from orchestrator.engine.role import Role
+from orchestrator.engine.stopwatch import duration
 from orchestrator.plan.costs import HOUR, Estimate, Estimates
 from orchestrator.plan.measurements import Probe, Trained
 from orchestrator.plan.rows import Reach
@@ -24,7 +26,6 @@ COLUMNS = (
 )
 NOT_MEASURED = "not measured"
 LEAST = 0.001
-TIMES = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 BYTES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
@@ -44,9 +45,9 @@ def cost_rows(estimates: Estimates, found: Sequence[Reach], prices: PlanConfig) 
 
 def scale(one: Reach) -> str:
     """The samples of a phase, or the pairs that reach a stage; `<`: at most, as filters are still to come."""
-    if one.stage.artifact.kind == "evaluation":
+    if one.stage.role == Role.EVALUATE:
         return ""
-    mark = "" if one.stage.samples else one.mark
+    mark = "" if one.stage.flow.samples else one.mark
     return f"{mark}{one.reached if one.samples is None else one.samples:,}"
 
 
@@ -118,10 +119,12 @@ def _compared(phases: Sequence[Reach], estimates: Estimates, found: Sequence[Rea
     rest = total(estimate for name, estimate in estimates.by_stage.items() if name not in names)
     told = f"wall: {duration(training.wall_hours * HOUR)} of training, {duration(rest.wall_hours * HOUR)} of the rest"
     first = phases[0].stage
-    if first.samples:
+    if first.flow.samples:
         return told
-    whole = estimates.of_samples(first.name, first.epochs * found[0].left)
-    return f"{told}; training for {first.epochs} epochs on every pair would take {duration(whole.wall_hours * HOUR)}"
+    whole = estimates.of_samples(first.name, first.flow.epochs * found[0].left)
+    return (
+        f"{told}; training for {first.flow.epochs} epochs on every pair would take {duration(whole.wall_hours * HOUR)}"
+    )
 
 
 def _priced(prices: PlanConfig) -> bool:
@@ -135,14 +138,6 @@ def number(value: float) -> str:
     if value < LEAST:
         return f"<{LEAST:g}"
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def duration(seconds: float) -> str:
-    """In the largest unit that leaves at least one."""
-    for length, unit in TIMES:
-        if seconds >= length:
-            return f"{seconds / length:,.1f} {unit}"
-    return "<1 s"
 
 
 def size(num_bytes: float) -> str:

@@ -13,11 +13,11 @@ from orchestrator.data.catalog import Catalog, PartRows, part_rows
 from orchestrator.data.keep_list import KeepList
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.parts import over_blocks
+from orchestrator.engine.role import Role
 from orchestrator.engine.run_record import RunRecord
 from orchestrator.pruning.threshold import budget
 from orchestrator.report.schema import CatalogSkips, FunnelRow, StepReport
 from orchestrator.selection import finished_steps, score_of
-from orchestrator.selection.pool_mask import CAPTIONED
 from orchestrator.selection.score_column import ScoreColumn
 
 NO_EMBEDDING, BELOW_THE_CUT = "no_embedding", "below_the_cut"
@@ -67,13 +67,13 @@ def _last_kept(step: SelectedStep, parts: list[PartRows]) -> dict[int, float]:
 
 def pool(record: RunRecord) -> Artifact | None:
     """The keep list of the whole pool, where selection began."""
-    return next(iter(record.of_kind("keep")), None)
+    return record.find(Role.POOL)
 
 
 def captioned(record: RunRecord) -> Artifact | None:
     """The keep list of every pair of the pool with an image and a caption; None where fine-tuning begins from what a
     step left (`finetune.after`), whose captioned pairs are not all."""
-    found, whole = record.named(CAPTIONED), pool(record)
+    found, whole = record.find(Role.CAPTIONED), pool(record)
     if found is None or whole is None:
         return None
     return found if found.made_from.get("among") in (None, whole.fingerprint) else None
@@ -89,7 +89,7 @@ def selected_steps(record: RunRecord) -> list[SelectedStep]:
             incoming=step.incoming,
             outgoing=step.outgoing,
             scored=score_of(step),
-            assigned=record.named(f"assign, {step.name}"),
+            assigned=record.find(Role.ASSIGN_CLUSTERS, step.name),
         )
         for step in finished_steps(record)
     ]

@@ -1,15 +1,16 @@
-"""The few numbers a reader wants first: on top of the page, and in the command's last table."""
+"""The headline numbers, shown at the top of the page and in the command's last table."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from orchestrator.engine.stopwatch import duration
 from orchestrator.report.schema import Report
 
 
 @dataclass(frozen=True)
 class Headline:
-    """A number, what it is of, and what to compare it with."""
+    """A number with its label, and a note to compare it with."""
 
     label: str
     value: str
@@ -17,7 +18,7 @@ class Headline:
 
 
 def headlines(report: Report) -> list[Headline]:
-    """Two to five numbers, by what the verb has done."""
+    """Return two to five headlines, depending on the verb."""
     rows: list[Headline] = []
     if report.steps:
         pool, kept = report.steps[0].pairs_in, report.steps[-1].pairs_out
@@ -63,10 +64,3 @@ def _results(report: Report) -> list[Headline]:
             )
         )
     return rows
-
-
-def duration(seconds: float) -> str:
-    """Seconds as one reads them: 4.2 s, 5.7 min, 12.3 h."""
-    if seconds < 100:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:,.1f} h"

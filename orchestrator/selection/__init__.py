@@ -15,9 +15,10 @@ from orchestrator.data.catalog import Catalog
 from orchestrator.data.step import Step
 from orchestrator.embedding import embedding_stages
 from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.role import Role
 from orchestrator.engine.run_record import RunRecord
 from orchestrator.engine.stage import Stage
-from orchestrator.selection.pool_mask import CAPTIONED, POOL, pool_mask_stage
+from orchestrator.selection.pool_mask import pool_mask_stage
 from orchestrator.selection.score_column import FinishedStep, ScoreColumn
 from orchestrator.source import Source
 
@@ -61,7 +62,7 @@ def selection_stages(config: Config, source: Source, catalog: Catalog) -> list[S
 
 def selection_keep_lists(record: RunRecord) -> list[tuple[str, Artifact]]:
     """A run's keep lists by stage name, from the pool to the last step: the funnel of counts."""
-    return [(stage.name, stage.artifact) for stage in record.stages if stage.kind == "keep" and stage.name != CAPTIONED]
+    return [(stage.name, stage.artifact) for stage in record.stages if stage.role in (Role.POOL, Role.KEEP)]
 
 
 def final_keep_list(record: RunRecord) -> Artifact | None:
@@ -73,11 +74,11 @@ def final_keep_list(record: RunRecord) -> Artifact | None:
 def finished_steps(record: RunRecord) -> list[FinishedStep]:
     """The steps of a finished run, in order. A step without a keep list of its own (`all`) passes on the one that
     reached it."""
-    lists = dict(selection_keep_lists(record))
-    incoming = lists.get(POOL)
+    incoming = record.find(Role.POOL)
     if incoming is None:
         return []
     catalog = Catalog(record.of_kind("catalog")[0])
+    lists = {stage.step: stage.artifact for stage in record.with_role(Role.KEEP)}
     artifacts = {stage.artifact.fingerprint: stage.artifact for stage in record.stages}
     selection, steps = record.config["selection"], []
     for name in selection["steps"]:

@@ -18,7 +18,8 @@ from orchestrator.engine import ray_cluster
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
 from orchestrator.engine.parts import PartResult, build_parts
-from orchestrator.engine.stage import Stage, by_part, in_blocks
+from orchestrator.engine.role import Role
+from orchestrator.engine.stage import CostScaling, PairFlow, Stage, by_part, in_blocks
 from orchestrator.selection.score_column import ScoreColumn
 
 logger = logging.getLogger(__name__)
@@ -60,8 +61,16 @@ def filter_stage(
         logger.info("%s: kept %d of %d pairs; dropped by reason: %s", step.name, *counts)
         return artifact
 
-    num_tasks = by_part if loads else in_blocks
-    return Stage(name=step.name, does=does, artifact=artifact, build=build, is_filter=True, num_tasks=num_tasks)
+    return Stage(
+        name=step.name,
+        role=Role.KEEP,
+        step=step.name,
+        does=does,
+        artifact=artifact,
+        build=build,
+        flow=PairFlow(is_filter=True),
+        scaling=CostScaling(num_tasks=by_part if loads else in_blocks),
+    )
 
 
 @dataclass(frozen=True)

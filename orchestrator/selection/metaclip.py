@@ -23,7 +23,8 @@ from orchestrator.engine import ray_cluster
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
 from orchestrator.engine.parts import PartResult, build_parts, part_path
-from orchestrator.engine.stage import Stage, by_groups
+from orchestrator.engine.role import Role
+from orchestrator.engine.stage import CostScaling, Stage, by_groups
 from orchestrator.errors import UserError
 from orchestrator.pruning.metaclip import Matcher, entry_probabilities, keep
 from orchestrator.selection.filter import Verdict, filter_stage
@@ -106,11 +107,12 @@ def _count_stage(step: Step, uri: str) -> Stage:
 
     return Stage(
         name=name,
+        role=Role.COUNT_ENTRIES,
+        step=step.name,
         does="count the captions that contain each entry",
         artifact=artifact,
         build=build,
-        stores=lambda _: 1,
-        num_tasks=by_groups(MAX_GROUPS),
+        scaling=CostScaling(stores=lambda _: 1, num_tasks=by_groups(MAX_GROUPS)),
     )
 
 
@@ -147,12 +149,12 @@ def _sum_stage(step: Step, counts: Artifact) -> Stage:
 
     return Stage(
         name=name,
+        role=Role.SUM_ENTRIES,
+        step=step.name,
         does="sum the counts of all groups",
         artifact=artifact,
         build=build,
-        work=lambda _: 1,
-        stores=lambda _: 1,
-        one_task=True,
+        scaling=CostScaling(work=lambda _: 1, stores=lambda _: 1, one_task=True),
     )
 
 

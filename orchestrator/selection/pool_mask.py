@@ -14,12 +14,12 @@ from orchestrator.data.keep_list import KeepList, pack
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
 from orchestrator.engine.parts import PartResult, build_parts
+from orchestrator.engine.role import Role
 from orchestrator.engine.stage import Stage
 from orchestrator.source import Status
 
 logger = logging.getLogger(__name__)
 VERSION = 1
-POOL, CAPTIONED = "pool", "captioned"
 
 
 def pool_mask_stage(
@@ -42,15 +42,15 @@ def pool_mask_stage(
 
     def build(display: Display) -> Artifact:
         work = partial(UsablePairs, catalog, has_images, needs_caption, among)
-        build_parts(artifact, part_rows(catalog), work, display=display, name=name)
-        logger.info("%s: %d of %d pairs are usable", name, artifact.totals["kept"], artifact.totals["rows"])
+        build_parts(artifact, part_rows(catalog), work, display=display, name=role.value)
+        logger.info("%s: %d of %d pairs are usable", role.value, artifact.totals["kept"], artifact.totals["rows"])
         return artifact
 
-    name = CAPTIONED if needs_caption else POOL
+    role = Role.CAPTIONED if needs_caption else Role.POOL
     does = "mark the pairs with " + (
         "an image and a caption" if needs_caption else "an image" if has_images else "a row"
     )
-    return Stage(name=name, does=does, artifact=artifact, build=build)
+    return Stage(name=role.value, role=role, does=does, artifact=artifact, build=build)
 
 
 @dataclass(frozen=True)
