@@ -222,13 +222,14 @@ def _show_plan(pipeline: Pipeline, display: Display) -> list[Reach]:
 
 
 def _show_costs(pipeline: Pipeline, found: list[Reach], display: Display) -> None:
-    from orchestrator.plan import cost_table, costs
+    from orchestrator.plan import cost_table
+    from orchestrator.plan.estimates import Estimates
     from orchestrator.plan.probe import probe
 
     config, source = pipeline.config, pipeline.source
-    display.line("measuring rates on a few parts of the pool (plan.probe=false leaves that out)")
+    display.line("measuring the stages on a few parts of the pool (plan.probe=false skips this)")
     measured = probe(config, source, _stages, found, display)
-    estimates = costs.Estimates(
+    estimates = Estimates(
         measured,
         len(source.parts()),
         found,
@@ -237,7 +238,7 @@ def _show_costs(pipeline: Pipeline, found: list[Reach], display: Display) -> Non
         window=config.training.window,
     )
     rows = cost_table.cost_rows(estimates, found, config.plan)
-    display.table("what is still to be computed would take, about", cost_table.columns(config.plan), rows)
+    display.table("estimated cost of the remaining stages", cost_table.columns(config.plan), rows)
     for line in cost_table.notes(measured, estimates, found):
         display.line(line)
 

@@ -18,10 +18,8 @@ from orchestrator.engine.parts import part_path
 from orchestrator.engine.role import role_and_step
 from orchestrator.engine.stage import CostScaling, PairFlow, Size, Stage, by_groups, by_part
 from orchestrator.plan import cost_table
-from orchestrator.plan.costs import Estimate, Estimates
-from orchestrator.plan.decode_rates import Forward
-from orchestrator.plan.evaluation_size import SetSize
-from orchestrator.plan.measurements import Measured, Probe, Trained
+from orchestrator.plan.estimates import Estimate, Estimates
+from orchestrator.plan.measurements import ForwardPass, MeasuredPhase, MeasuredStage, Measurements, SetSize
 from orchestrator.plan.rows import Reach, reaches
 from orchestrator.selection.word_counts import count_stage, words_stage
 from orchestrator.source import open_source
@@ -54,21 +52,21 @@ def reach(of: Stage, reached: int, samples: int | None = None) -> Reach:
     return Reach(stage=of, reached=reached, left=reached, mark="", samples=samples)
 
 
-def measured(cost: Cost, pairs: int = 1000, **changes: Any) -> Measured:
-    return Measured(**{"cost": cost, "work": pairs, "stores": pairs, "holds": 0, "num_bytes": 5000} | changes)
+def measured(cost: Cost, pairs: int = 1000, **changes: Any) -> MeasuredStage:
+    return MeasuredStage(**{"cost": cost, "work": pairs, "stores": pairs, "holds": 0, "num_bytes": 5000} | changes)
 
 
 CATALOG = stage("catalog", "catalog")
-PROBE = Probe(
+PROBE = Measurements(
     num_cores=10, node_cores=5, num_gpus=0, shares_cores=False, num_workers=4, num_pairs=1000, image_bytes=2e4
 )
 
 
-def estimates(probe: Probe, *found: Reach) -> Estimates:
+def estimates(probe: Measurements, *found: Reach) -> Estimates:
     return Estimates(probe, NUM_PARTS, found, CATALOG.artifact, batch_size=100, window=1000)
 
 
-def estimate(probe: Probe, one: Reach) -> Estimate:
+def estimate(probe: Measurements, one: Reach) -> Estimate:
     found = estimates(probe, one).by_stage[one.stage.name]
     assert found is not None
     return found
@@ -206,9 +204,9 @@ def test_nothing_to_scale_from_is_not_measured() -> None:
     }
 
 
-def trained(**changes: Any) -> Trained:
+def trained(**changes: Any) -> MeasuredPhase:
     numbers = {"samples_per_second": 200.0, "num_workers": 2, "batch_share": 64, "full_share": 64}
-    return Trained(**numbers | {"peak_bytes": 9, "gpu_bytes": 0, "num_bytes": 6 * 10**8} | changes)
+    return MeasuredPhase(**numbers | {"peak_bytes": 9, "gpu_bytes": 0, "num_bytes": 6 * 10**8} | changes)
 
 
 def test_training_by_samples_and_by_workers() -> None:
@@ -245,12 +243,12 @@ def test_on_gpus_the_pace_is_the_slower_of_computing_and_decoding() -> None:
 def test_evaluation_is_the_forward_passes_of_all_models_on_all_sets() -> None:
     shot = SetSize(num_bytes=5 * GB, num_shards=2, images=50_000, texts=80_000, shares_texts=True)
     pairs = SetSize(num_bytes=GB, num_shards=1, images=5_000, texts=5_000, shares_texts=False)
-    forward = Forward(image_seconds=0.01, text_seconds=0.001, decode_seconds=0.02, peak_bytes=7)
+    forward = ForwardPass(image_seconds=0.01, text_seconds=0.001, decode_seconds=0.02, peak_bytes=7)
     models = [reach(stage(name, name, epochs=1), 10) for name in ("pretrain", "finetune")]
     evaluation = reach(stage("evaluate", "evaluation"), 10)
     probe = replace(PROBE, sets=[shot, pairs], forward=forward)
 
-    def of(probe: Probe) -> Estimate:
+    def of(probe: Measurements) -> Estimate:
         found = estimates(probe, *models, evaluation).by_stage["evaluate"]
         assert found is not None
         return found
