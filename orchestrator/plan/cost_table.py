@@ -12,7 +12,7 @@ from orchestrator.engine.role import Role
 from orchestrator.engine.stopwatch import duration
 from orchestrator.plan.estimates import HOUR, Estimate, Estimates
 from orchestrator.plan.measurements import MeasuredPhase, Measurements
-from orchestrator.plan.rows import Reach
+from orchestrator.plan.rows import Reach, epochs
 
 COLUMNS = (
     "stage",
@@ -123,9 +123,7 @@ def _compared(phases: Sequence[Reach], estimates: Estimates, found: Sequence[Rea
     if first.flow.samples:
         return times
     whole = estimates.of_samples(first.name, first.flow.epochs * found[0].left)
-    return (
-        f"{times}; training for {first.flow.epochs} epochs on every pair would take {duration(whole.wall_hours * HOUR)}"
-    )
+    return f"{times}; training for {epochs(first.flow.epochs)} on every pair would take {duration(whole.wall_hours * HOUR)}"
 
 
 def _priced(prices: PlanConfig) -> bool:

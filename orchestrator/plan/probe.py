@@ -24,7 +24,7 @@ from orchestrator.storage import files
 def probe(
     config: Config, source: Source, list_stages: ListStages, found: Sequence[Reach], display: Display
 ) -> Measurements:
-    """Measure the remaining stages of a run. `found` are its stages; `list_stages` lists the stages of a config and a source.
+    """Measure the remaining stages of a run. `found` are its stages; `list_stages` lists those of a config and source.
 
     Errors: those of the run itself."""
     started = time.monotonic()

@@ -103,7 +103,7 @@ def training_cost(found: Sequence[Reach], source: Source, catalog: Catalog) -> s
     """Return a line that compares the samples of all phases with training on every pair; None without training."""
     total, exact = num_pairs(source, catalog)
     seen = sum(one.samples for one in found if one.samples is not None)
-    epochs = max((one.stage.flow.epochs for one in found), default=0)
+    most_epochs = max((one.stage.flow.epochs for one in found), default=0)
     if not seen:
         return None
     sign = "" if exact else "~"
@@ -111,4 +111,10 @@ def training_cost(found: Sequence[Reach], source: Source, catalog: Catalog) -> s
     samples = f"samples seen: {bound}{sign}{seen:,}"
     if any(one.stage.flow.samples for one in found):
         return samples
-    return f"{samples}, {seen / (epochs * total):.1%} of the {sign}{epochs * total:,} samples in {epochs} epochs on every pair"
+    full = most_epochs * total
+    return f"{samples}, {seen / full:.1%} of the {sign}{full:,} samples in {epochs(most_epochs)} on every pair"
+
+
+def epochs(number: int) -> str:
+    """Return the number with its unit."""
+    return f"{number} epoch{'' if number == 1 else 's'}"

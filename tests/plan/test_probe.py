@@ -27,7 +27,7 @@ from tests.support.pools import config_of, make_pairs, write_tars, write_zero_sh
 
 def costs(stdout: str) -> dict[str, list[str]]:
     """The cells of the second table, by stage."""
-    lines = stdout.split("what is still to be computed would take")[1].splitlines()
+    lines = stdout.split("estimated cost of the remaining stages")[1].splitlines()
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
     return {cells[0]: cells[1:] for cells in rows}
 
@@ -126,16 +126,16 @@ def test_a_run_is_estimated_stage_by_stage(typed: Shell, tiny_conf: str, tar_poo
     found = costs(done.stdout)
     assert {"catalog", "score, wfpp", "embed, lite", "dbp", "pretrain", "finetune"} <= set(found)
     assert float(found["evaluate"][1].removeprefix("<")) > 0
-    assert "not estimated: evaluation on the way" in done.stdout
+    assert "not estimated: evaluation during training" in done.stdout
     assert all(cells[1] and not cells[2] for cells in found.values()), "core-hours, and no GPU-hours"
     dollars = {name: float(cells[-1].strip("$").replace(",", "")) for name, cells in found.items()}
     assert dollars["pretrain"] == pytest.approx(2 * 36 / 96 * dollars["finetune"], rel=0.01), "by the samples of each"
-    total = dollars.pop("all that was measured")
+    total = dollars.pop("total of measured stages")
     assert total == pytest.approx(sum(dollars.values()), rel=0.01)
     assert dollars["embed, lite"] > 36000 * 96 * 0.001 / 3600, "milliseconds a picture at the least"
     reads = {name for name, cells in found.items() if cells[4]}
-    assert reads == {"catalog", "embed, lite", "pretrain", "finetune", "evaluate", "all that was measured"}
-    assert "samples/s by 2 workers with 8 pairs of a batch each" in done.stdout
+    assert reads == {"catalog", "embed, lite", "pretrain", "finetune", "evaluate", "total of measured stages"}
+    assert "samples/s with 2 workers and 8 pairs per worker and batch" in done.stdout
     assert "64 pairs of the pool" in done.stdout
     left = [path for path in tmp_path.rglob("*") if path not in before]
     assert not [path for path in left if path.is_file()], "nothing is left"
