@@ -123,7 +123,8 @@ def _compared(phases: Sequence[Reach], estimates: Estimates, found: Sequence[Rea
     if first.flow.samples:
         return times
     whole = estimates.of_samples(first.name, first.flow.epochs * found[0].left)
-    return f"{times}; training for {epochs(first.flow.epochs)} on every pair would take {duration(whole.wall_hours * HOUR)}"
+    full = duration(whole.wall_hours * HOUR)
+    return f"{times}; training for {epochs(first.flow.epochs)} on every pair would take {full}"
 
 
 def _priced(prices: PlanConfig) -> bool:
