@@ -17,7 +17,7 @@ import polars as pl
 from orchestrator.errors import UserError
 from orchestrator.results.run import Run
 from orchestrator.storage import files
-from orchestrator.sweep.schema import JSON_FILE, TABLE_FILE, SweepReport
+from orchestrator.sweep.report.schema import JSON_FILE, TABLE_FILE, SweepReport
 
 
 @dataclass(frozen=True)

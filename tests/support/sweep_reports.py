@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from orchestrator.sweep.schema import ModelResult, SharedStage, SweepReport, TrialResult
+from orchestrator.sweep.report.schema import ModelResult, SharedStage, SweepReport, TrialResult
 
 POOL = 10_000
 KEEP, CLUSTERS, SEEDS = [0.25, 0.5, 0.75], [16, 64], [0, 1, 2]

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from orchestrator.sweep.figures import grid_of
-from orchestrator.sweep.page import PAPERS, render, table_lines
-from orchestrator.sweep.schema import SweepReport
-from orchestrator.sweep.summary import settings_of
+from orchestrator.sweep.report.figures import grid_of
+from orchestrator.sweep.report.page import PAPERS, render, table_lines
+from orchestrator.sweep.report.schema import SweepReport
+from orchestrator.sweep.report.summary import settings_of
 from tests.support.browser import CHROMIUM, POLICY, QUIET
 from tests.support.report_runs import Elements
 from tests.support.sweep_reports import (

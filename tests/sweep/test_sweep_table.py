@@ -9,7 +9,7 @@ from statistics import mean, stdev
 import polars as pl
 import pytest
 
-from orchestrator.sweep.summary import (
+from orchestrator.sweep.report.summary import (
     best_setting,
     cost_rows,
     headlines,
@@ -18,7 +18,7 @@ from orchestrator.sweep.summary import (
     settings_of,
     short_names,
 )
-from orchestrator.sweep.trial_table import parquet, rows
+from orchestrator.sweep.report.trial_table import parquet, rows
 from tests.support.sweep_reports import (
     IMAGE_TO_TEXT,
     TEXT_TO_IMAGE,

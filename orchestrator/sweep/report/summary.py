@@ -12,7 +12,7 @@ from statistics import fmean, stdev
 from typing import Any, Literal
 
 from orchestrator.report.summary import Headline, duration
-from orchestrator.sweep.schema import AVERAGE, SweepReport, TrialResult
+from orchestrator.sweep.report.schema import AVERAGE, SweepReport, TrialResult
 
 # those of the table, where measured
 METRICS = {

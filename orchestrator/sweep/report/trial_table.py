@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from orchestrator.sweep.schema import ModelResult, SweepReport, TrialResult
+from orchestrator.sweep.report.schema import ModelResult, SweepReport, TrialResult
 
 TRIAL_COLUMNS: dict[str, Any] = {
     "trial": pl.String,

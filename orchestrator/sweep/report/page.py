@@ -14,9 +14,9 @@ from typing import Any
 from markupsafe import Markup
 
 from orchestrator.report.page import MODEL_NAMES, page_environment, page_style
-from orchestrator.sweep import figures
-from orchestrator.sweep.schema import SweepReport
-from orchestrator.sweep.summary import (
+from orchestrator.sweep.report import figures
+from orchestrator.sweep.report.schema import SweepReport
+from orchestrator.sweep.report.summary import (
     ModelSummary,
     Setting,
     Spread,
@@ -106,7 +106,7 @@ def render(report: SweepReport) -> str:
     metrics, costs = metrics_shown(report, settings), cost_rows(settings)
     grid = figures.grid_of(settings, report.metric, report.dimensions)
     longest = max((row.total for row in costs), default=0.0) or 1.0
-    environment = page_environment("orchestrator.sweep", "orchestrator.report")
+    environment = page_environment("orchestrator.sweep.report", "orchestrator.report")
     environment.filters |= {
         "spread": spread_text,
         "hours": partial(hours_text, digits=max(0, 2 - math.floor(math.log10(longest)))),

@@ -13,7 +13,7 @@ from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 from orchestrator.report.figures import AFTER, BEFORE, INK, PAPER, RAMP, THIRD, short, svg
-from orchestrator.sweep.summary import Setting, Spread, is_keep, metric_title, pareto, short_names, value_text
+from orchestrator.sweep.report.summary import Setting, Spread, is_keep, metric_title, pareto, short_names, value_text
 
 HEIGHT_INCHES = 3.5
 COLOURS, MARKERS = (AFTER, THIRD, INK), "osD^vPX"
