@@ -1,7 +1,7 @@
-"""What `sweep.json` holds: these classes are the schema, their attributes the keys, in this order.
+"""The schema of `sweep.json`: each class is a mapping, its attributes are the keys in order.
 
-All fractions and metrics lie in [0, 1], all times are wall seconds. A key is never renamed or given another meaning
-without a new `schema_version`; new keys may come."""
+All fractions and metrics lie in [0, 1], all times are wall seconds. New keys may be added; a key is renamed or changes
+its meaning only with a new `schema_version`."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class ModelResult(Entry):
     """A model of a trial.
 
     Keys: `samples_seen` and `training_seconds`, of all phases up to this model; `metrics` by "SET/METRIC", such as
-    "zero_shot/top1" and "retrieval/text_to_image_recall_at_1", the main ones of benchmark tasks as "tasks/KEY" and
-    their averages as "tasks/average, NAME". Of a trial that was stopped: the metric that trials are compared by when it
-    was last measured, the samples by then, and the seconds since the trial began."""
+    "zero_shot/top1" and "retrieval/text_to_image_recall_at_1", the main metric of a benchmark task as "tasks/KEY" and
+    averages over tasks as "tasks/average, NAME". For a stopped trial: the last value of the sweep's metric, the samples
+    seen until then, and the seconds since the trial started."""
 
     samples_seen: int
     training_seconds: float
@@ -32,10 +32,11 @@ class ModelResult(Entry):
 class TrialResult(Entry):
     """One trial: a whole run with its own settings.
 
-    Keys: `name`; `settings` by dimension (empty for a control); `control`, what it is compared with: "full" trains on
-    every pair, "random" on as many random ones as other trials keep; `seed`; `state`; `reason`, why it is not finished;
-    `out`, the run's folder; `pairs` it pre-trains on, and which fraction of the pool's that is; `pruning_seconds`, what
-    the stages that choose its pairs took when they were computed; `models` by phase, "pretrain" and "finetune"."""
+    Keys: `name`; `settings` by dimension (empty for a control); `control`, the kind of control, null for other trials:
+    "full" trains on every pair, "random" on as many random pairs as other trials keep; `seed`; `state`; `reason`, why
+    it did not finish; `out`, the run's folder; `pairs`, the number that it pre-trains on; `kept_fraction`, their share
+    of the pool; `pruning_seconds`, the time to compute the stages that select its pairs, also if it reused them;
+    `models` by phase, "pretrain" and "finetune"."""
 
     name: str
     settings: dict[str, Any]
@@ -51,10 +52,10 @@ class TrialResult(Entry):
 
 
 class SharedStage(Entry):
-    """The stages of a kind that come before training.
+    """The stages of one kind before training.
 
-    Keys: `kind`, such as "embedding"; `needed`, by how many trials in all; `distinct` ones among those; `computed` by
-    this sweep, the others were in the store; `seconds` they took."""
+    Keys: `kind`, such as "embedding"; `needed`, how often a trial needs one; `distinct`, how many different ones there
+    are; `computed`, how many of them this sweep built (the others were in the store); `seconds`, the time that took."""
 
     kind: str
     needed: int
@@ -67,10 +68,10 @@ class SweepReport(Entry):
     """The whole of `sweep.json`.
 
     Keys: `schema_version`; the sweep's `name`, when it first `started` (ISO 8601), how often it was `resumed`, and the
-    `wall_seconds` of it all; `metric` that trials are compared by; `dimensions`, the values of each that trials have,
-    in order; `seeds`; `equal_samples` or `equal_epochs`, the budget of pre-training (null: as configured); `cores` of
-    the cluster, that pruning runs on; `devices`, GPUs or cores that train one trial, and `device`, which of the two;
-    `trials`; `sharing`; `versions` of the libraries; `config`, whole."""
+    `wall_seconds` of all starts; `metric`, by which trials are compared; `dimensions`, the values of each, sorted;
+    `seeds`; `equal_samples` or `equal_epochs`, the budget of pre-training (null: as configured); `cores` of the
+    cluster, on which pruning runs; `devices`, how many GPUs or cores train one trial, and `device`, "GPU" or "core";
+    `trials`; `sharing`, the stages before training; `versions` of the libraries; `config`, the whole configuration."""
 
     schema_version: int = SCHEMA_VERSION
     name: str
