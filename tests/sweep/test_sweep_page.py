@@ -1,4 +1,4 @@
-"""The page of a sweep, parsed and opened: every kind of sweep renders, hostile text stays text, the page fits a phone."""
+"""The page of a sweep, parsed and opened: all kinds of sweeps render, hostile text stays text, it fits a phone."""
 
 from __future__ import annotations
 
@@ -177,9 +177,7 @@ def test_hostile_names_settings_and_reasons_are_escaped(pages: dict[str, str]) -
     assert "<script" not in pages["hostile"]
     assert pages["hostile"].count("&lt;script&gt;") >= 20
     plots = "".join(re.findall(r"<svg.*?</svg>", pages["hostile"], re.DOTALL))
-    assert plots.count("_$x$&lt;script&gt;") == 3 * 4, (
-        "a dollar starts no formula, and labels cut to the same text are not merged"
-    )
+    assert plots.count("_$x$&lt;script&gt;") == 3 * 4, "a dollar starts no formula; equal short labels are not merged"
 
 
 def test_series_beyond_the_first_few_are_labelled_others(pages: dict[str, str]) -> None:
