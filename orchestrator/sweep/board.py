@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
@@ -18,6 +19,7 @@ from rich.table import Table
 from orchestrator.engine.console import Display, StageProgress
 from orchestrator.sweep.warnings import WarningCounts, WarningKind, WarningsFile, repeated, show_new
 
+logger = logging.getLogger(__name__)
 POLL_SECONDS = 2.0
 SEND_SECONDS = 1.0
 PLAIN_SECONDS = 60.0
@@ -98,6 +100,7 @@ class TrialDisplay(Display):
 
     def warn(self, text: str) -> None:
         """Send a warning to the user of the sweep, and keep it in the trial's folder."""
+        logger.warning("%s", text)
         self.warnings.add(text)
         self.board.warn.remote(self.name, text)
 

@@ -31,16 +31,12 @@ class Elapsed(Entry):
     seconds: dict[str, float] = Field(default={})
 
 
-def _nothing_shared() -> list[SharedStage]:
-    return []
-
-
 class SweepTimer:
     """Counts from now on; if the sweep is resumed, on top of what its folder says."""
 
     def __init__(self, out: str, *, resume: bool):
         self.path, self.started = files.join(out, ELAPSED_FILE), time.monotonic()
-        self.counts: Callable[[], list[SharedStage]] = _nothing_shared
+        self.counts: Callable[[], list[SharedStage]] = list
         self.before = Elapsed(started=datetime.now(UTC).isoformat(timespec="seconds"))
         if resume and files.exists(self.path):
             found = Elapsed.model_validate_json(files.read(self.path))

@@ -108,9 +108,7 @@ class SweepTrials:
         self._share(drawn, display)
         self.controls += drawn
         for one in self.shared.counts():
-            line = f"shared {one.kind}: {one.distinct} for {one.needed} uses, {one.computed} computed"
-            logger.info(line)
-            display.line(line)
+            display.line(f"shared {one.kind}: {one.distinct} for {one.needed} uses, {one.computed} computed")
 
     def _share(self, trials: list[Trial], display: Display) -> None:
         self.shared.add(trials)
@@ -213,7 +211,6 @@ def write_sweep(out: str, report: SweepReport) -> None:
     files.write(files.join(out, JSON_FILE), report.model_dump_json(indent=1).encode())
     files.write(files.join(out, TABLE_FILE), parquet(report))
     files.write(files.join(out, PAGE_FILE), render(report).encode())
-    logger.info("report: %s", files.join(out, PAGE_FILE))
 
 
 def _summary(report: SweepReport, out: str, display: Display) -> None:
@@ -225,7 +222,6 @@ def _summary(report: SweepReport, out: str, display: Display) -> None:
     display.table(f"{report.name}: done in {report.wall_seconds:,.0f} s", columns, rows)
     for trial in report.trials:
         if trial.state == "failed":
-            logger.error("%s failed: %s", trial.name, trial.reason)
             display.line(f"{trial.name} failed: {trial.reason}")
     for what, file in (("report", PAGE_FILE), ("numbers", JSON_FILE), ("table", TABLE_FILE)):
         display.line(f"{what}: {files.join(out, file)}")

@@ -20,6 +20,7 @@ CONFIG_FILE = "config.json"
 MAY_DIFFER = (
     "resume",
     "cluster",
+    "log_level",
     "tracking",
     "plan",
     "source.cache",

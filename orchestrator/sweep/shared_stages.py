@@ -60,7 +60,7 @@ class SharedStages:
             # one value of the space may need more memory than there is: the trials with other values still run
             if ends_sweep(error):
                 raise
-            logger.error("%s: failed: %s", stage.name, reason(error))
+            logger.error("%s: failed", stage.name, exc_info=error)
             return {stage.artifact.uri: reason(error)}
         return {}
 

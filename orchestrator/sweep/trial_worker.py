@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -14,11 +13,10 @@ from orchestrator.report.schema import Report
 from orchestrator.storage import files
 from orchestrator.sweep.board import TrialDisplay
 from orchestrator.sweep.report.results import metrics_of
-from orchestrator.sweep.state import TrialState, fail, read_state, reason, start, write_state
+from orchestrator.sweep.state import TrialState, fail, read_state, start, write_state
 from orchestrator.sweep.trials import TrialJob
 from orchestrator.sweep.warnings import FILE as WARNINGS_FILE
 
-logger = logging.getLogger(__name__)
 SAMPLES = "samples_seen"
 
 
@@ -35,16 +33,13 @@ def run_trial(job: TrialJob, board: Any, measured: Callable[[dict[str, float]], 
         job.name, board, out=job.out, total=job.num_samples or 0, metric=job.metric, measured=measured
     )
     try:
-        logger.info("%s: started", job.name)
         ray_cluster.connect(job.config.cluster)
         execute(planned(job.config), "run", display)
     except Exception as error:
-        logger.error("%s: failed: %s", job.name, reason(error))
         fail(job.out, job.settings, error)
         raise
     # after the report: this state says that the report is there
     write_state(job.out, TrialState(state="finished", settings=job.settings))
-    logger.info("%s: finished", job.name)
     report = Report.model_validate_json(files.read(files.join(job.out, JSON_FILE)))
     values = metrics_of(report, "pretrain")
     known = {"metric": values[job.metric]} if job.metric in values else {}

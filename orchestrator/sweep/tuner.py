@@ -209,15 +209,24 @@ def _tune_storage(uri: str) -> tuple[str, Any]:
 
 
 class _TrialEnds(Callback):
-    """Writes to the board and to the trial's folder how Tune ended a trial."""
+    """Logs how trials start and end, and writes to the board and to a trial's folder how Tune ended it."""
 
     def __init__(self, search: Search):
         self.search = search
 
+    def on_trial_start(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:
+        logger.info("%s: started", self.search.job(trial.config).name)
+
+    def on_trial_recover(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:
+        job = self.search.job(trial.config)
+        logger.warning("%s: failed, trying again: %s", job.name, _reason(job))
+
     def on_trial_complete(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:
         job = self.search.job(trial.config)
         state = read_state(job.out)
-        if state is None or state.state != "finished":
+        if state is not None and state.state == "finished":
+            logger.info("%s: finished", job.name)
+        else:
             last = trial.last_result
             stopped = TrialState(
                 state="stopped",
@@ -232,6 +241,11 @@ class _TrialEnds(Callback):
         ray.get(self.search.board.end.remote(job.name, "stopped early"))
 
     def on_trial_error(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:
-        name = self.search.job(trial.config).name
-        logger.error("%s: failed, no attempts left", name)
-        ray.get(self.search.board.end.remote(name, "failed"))
+        job = self.search.job(trial.config)
+        logger.error("%s: failed: %s", job.name, _reason(job))
+        ray.get(self.search.board.end.remote(job.name, "failed"))
+
+
+def _reason(job: TrialJob) -> str:
+    state = read_state(job.out)
+    return state.reason if state is not None and state.reason is not None else "its process died"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -12,7 +11,6 @@ from orchestrator.engine.console import Display
 from orchestrator.storage import files
 from orchestrator.storage.files import StoreError
 
-logger = logging.getLogger(__name__)
 FILE = "warnings.txt"
 # warnings of one kind differ only in numbers: ports, steps, counts
 DIGITS = re.compile(r"\d+")
@@ -64,8 +62,7 @@ class WarningsFile:
 def show_new(kinds: Sequence[WarningKind], display: Display, *, num_shown: int) -> int:
     """Print the kinds that came after the first `num_shown`; return how many are shown now."""
     for kind in kinds[num_shown:]:
-        logger.warning("%s: %s", kind.trial, kind.text)
-        display.line(f"{kind.trial}: {kind.text}")
+        display.warn(f"{kind.trial}: {kind.text}")
     return len(kinds)
 
 

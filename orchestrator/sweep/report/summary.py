@@ -97,14 +97,8 @@ class CostRow:
 
 def metric_title(name: str) -> str:
     """Return the title of a metric."""
-    plain = (
-        name.removeprefix("retrieval/")
-        .removeprefix("tasks/")
-        .replace("_recall_at_", " R@")
-        .replace("/", ", ")
-        .replace("_", " ")
-    )
-    return METRICS.get(name, plain)
+    plain = name.removeprefix("retrieval/").removeprefix("tasks/").replace("_recall_at_", " R@")
+    return METRICS.get(name, plain.replace("/", ", ").replace("_", " "))
 
 
 def value_text(value: Any) -> str:
@@ -283,10 +277,8 @@ def headlines(report: SweepReport) -> list[Headline]:
         rows.append(
             Headline("stages computed", f"{computed} of {needed}", "needed before training; the others were shared")
         )
-    times = (
-        "" if not report.resumed else ", resumed once" if report.resumed == 1 else f", resumed {report.resumed} times"
-    )
-    return [*rows, Headline("wall time", duration(report.wall_seconds), f"on {report.cores} cores{times}")]
+    resumed = {0: "", 1: ", resumed once"}.get(report.resumed, f", resumed {report.resumed} times")
+    return [*rows, Headline("wall time", duration(report.wall_seconds), f"on {report.cores} cores{resumed}")]
 
 
 def _best_headlines(report: SweepReport, settings: Sequence[Setting]) -> list[Headline]:
