@@ -38,7 +38,7 @@ def points(sweep: SweepConfig) -> Iterator[dict[str, Any]]:
 def ordered(sweep: SweepConfig, point: Mapping[str, Any]) -> dict[str, Any]:
     """Return the point with its dimensions, mappings and lists in the order that the space gives them.
 
-    The name of a trial's folder depends on both, and a file or a searcher may give keys in another order."""
+    The name of a trial's folder depends on that order, and a file or a searcher may give keys in another order."""
     return {name: _as_listed(one, point[name]) for name, one in sweep.space.items() if name in point}
 
 
