@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import platform
+from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -13,6 +14,7 @@ from ray.tune import Result
 from orchestrator.config import Config
 from orchestrator.engine import ray_cluster
 from orchestrator.engine.console import Display
+from orchestrator.engine.log import run_log
 from orchestrator.errors import UserError
 from orchestrator.evaluation.sets import metrics
 from orchestrator.pipeline import LIBRARIES, prepare
@@ -34,15 +36,21 @@ from orchestrator.training.tracking import check_trackers
 logger = logging.getLogger(__name__)
 
 
-def sweep(config: Config) -> None:
-    """Run every trial, then write the report of all.
+def sweep(config: Config, *, on_lost: Callable[[], None] | None = None) -> None:
+    """Run every trial, then write the report of all. `on_lost` is called when another run takes over a lease.
 
     Errors: `UserError` for settings that cannot work, before anything is computed, and if every trial failed."""
     config, display = _prepared(config), Display()
     timer = SweepTimer(str(config.out), resume=config.resume)
     _check(config)
     check_folder(config)
-    trials = SweepTrials(config)
+    trials = SweepTrials(config, on_lost)
+    with run_log(str(config.out), config.log_level):
+        _run(trials, timer, display)
+
+
+def _run(trials: SweepTrials, timer: SweepTimer, display: Display) -> None:
+    config = trials.config
     # with the dashboard off, Ray leaks the placement groups of trials that ASHA stops
     dashboard = ray_cluster.connect(config.cluster, dashboard=config.sweep.early_stopping == "asha")
     ray_cluster.check_shared({"out": str(config.out), "store": config.store})
@@ -85,7 +93,7 @@ class SweepTrials:
     If Optuna suggests the trials one by one, the space holds one trial with the unchanged configuration: the suggested
     trials share most of its stages."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, on_lost: Callable[[], None] | None = None):
         self.config = config
         self.planner = TrialPlanner(config)
         self.suggests = config.sweep.search == "optuna"
@@ -93,7 +101,7 @@ class SweepTrials:
         if self.suggests:
             check_space(config)
         self.controls = self.planner.full_controls()
-        self.shared = SharedStages()
+        self.shared = SharedStages(on_lost)
 
     def share(self, display: Display) -> None:
         """Build the stages before training. The sizes of random controls depend on the trials' keep lists, so the

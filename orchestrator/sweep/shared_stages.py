@@ -4,7 +4,7 @@ it needs."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from orchestrator.engine.console import Display
@@ -22,9 +22,10 @@ logger = logging.getLogger(__name__)
 class SharedStages:
     """The stages before training of all trials so far, by the URI of the artifact that they make.
 
-    `failed`: by the name of a trial, why a stage that it needs failed, such as more clusters than pairs. The other
-    trials still run."""
+    `on_lost` is called when another run takes over a lease. `failed`: by the name of a trial, why a stage that it needs
+    failed, such as more clusters than pairs. The other trials still run."""
 
+    on_lost: Callable[[], None] | None = None
     stages: dict[str, Stage] = field(default_factory=dict)
     num_uses: dict[str, int] = field(default_factory=dict)
     built: dict[str, StageRecord] = field(default_factory=dict)
@@ -55,7 +56,7 @@ class SharedStages:
 
     def _build_one(self, stage: Stage, display: Display) -> dict[str, str]:
         try:
-            self.built[stage.artifact.uri] = build(stage, display)
+            self.built[stage.artifact.uri] = build(stage, display, self.on_lost)
         except Exception as error:
             # one value of the space may need more memory than there is: the trials with other values still run
             if ends_sweep(error):

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ray import exceptions
 
-from orchestrator.errors import UserError, causes
+from orchestrator.errors import UserError, causes, one_line
 from orchestrator.report.files import JSON_FILE as REPORT_FILE
 from orchestrator.storage import files
 from orchestrator.storage.files import StoreError
@@ -27,7 +27,6 @@ LOST = (
     exceptions.RpcError,
 )
 NODE_DIED = "node has died"
-MAX_REASON_CHARS = 500
 
 
 class TrialState(BaseModel):
@@ -142,5 +141,6 @@ def reason(error: BaseException) -> str:
     """Return the innermost cause on one line, without Ray's traces."""
     cause = first_cause(error)
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    text = lines[-1] if lines and "Traceback" in lines[0] else " ".join(lines)[:MAX_REASON_CHARS]
-    return text if isinstance(cause, UserError) else f"{type(cause).__name__}: {text}"
+    text = lines[-1] if lines and "Traceback" in lines[0] else one_line(cause)
+    name = type(cause).__name__
+    return text if isinstance(cause, UserError) or text == name else f"{name}: {text}"

@@ -1,4 +1,4 @@
-"""The masked loss against open_clip's own, on one worker; `test_clip_ddp` has the many."""
+"""Compare the masked loss with open_clip's loss on one worker. `test_clip_ddp` covers several workers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def loss_and_gradients(valid: torch.Tensor) -> list[torch.Tensor]:
     return [loss.detach(), images.grad, texts.grad, scale.grad]
 
 
-def test_with_all_slots_valid_it_is_open_clips_loss() -> None:
+def test_with_all_slots_valid_it_equals_open_clips_loss() -> None:
     images, texts = features()
     scale = torch.tensor(SCALE, requires_grad=True)
     expected = open_clip.ClipLoss()(images, texts, scale)
@@ -37,7 +37,7 @@ def test_with_all_slots_valid_it_is_open_clips_loss() -> None:
 
 
 @pytest.mark.parametrize("masked", [[0], [3, 11], [0, 1, 2, 3, 4, 5], list(range(11))])
-def test_masked_slots_are_as_if_they_were_not_there(masked: list[int]) -> None:
+def test_masked_slots_do_not_change_loss_or_gradients(masked: list[int]) -> None:
     valid = torch.ones(12, dtype=torch.bool)
     valid[masked] = False
     images, texts = features()
@@ -56,7 +56,7 @@ def test_no_valid_slot_gives_zero_and_zero_gradients() -> None:
         assert torch.equal(value, torch.zeros_like(value))
 
 
-def test_a_logit_bias_changes_nothing_but_has_a_gradient() -> None:
+def test_a_logit_bias_has_a_gradient_but_does_not_change_the_loss() -> None:
     images, texts = features()
     valid = torch.ones(12, dtype=torch.bool)
     bias = torch.tensor(-10.0, requires_grad=True)

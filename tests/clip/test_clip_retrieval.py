@@ -1,4 +1,4 @@
-"""Ranks and recall against an oracle that sorts every row, ties and odd tile sizes included."""
+"""Compare ranks and recall with an oracle that sorts each row, with ties and odd tile sizes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def pairs(num: int, dim: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(num)
     images = torch.randn(num, dim, generator=generator)
     texts = images + torch.randn(num, dim, generator=generator)
-    texts[num // 2 :] = texts[: num - num // 2].clone()  # duplicated captions: real ties
+    texts[num // 2 :] = texts[: num - num // 2].clone()  # duplicate captions give ties
     return F.normalize(images, dim=1), F.normalize(texts, dim=1)
 
 
@@ -28,14 +28,14 @@ def slow_ranks(queries: torch.Tensor, gallery: torch.Tensor) -> list[int]:
 
 
 @pytest.mark.parametrize("tile_rows", [1, 7, 64, 4096])
-def test_ranks_are_those_of_a_stable_sort(tile_rows: int) -> None:
+def test_ranks_equal_those_of_a_stable_sort(tile_rows: int) -> None:
     images, texts = pairs(101)
     own = torch.arange(101)
     assert target_ranks(images, texts, own, tile_rows=tile_rows).tolist() == slow_ranks(images, texts)
     assert target_ranks(texts, images, own, tile_rows=tile_rows).tolist() == slow_ranks(texts, images)
 
 
-def test_recall_counts_the_ranks_both_ways() -> None:
+def test_recall_counts_the_ranks_in_both_directions() -> None:
     images, texts = pairs(60)
     recall = recall_at_k(images, texts, ks=(1, 10))
     forward, backward = np.array(slow_ranks(images, texts)), np.array(slow_ranks(texts, images))
@@ -55,7 +55,7 @@ def test_a_model_that_scores_all_pairs_alike_is_at_chance() -> None:
     assert recall["image_to_text_recall_at_10"] == 10 / 50
 
 
-def test_diverged_features_and_no_pairs_are_errors() -> None:
+def test_nan_features_and_wrong_numbers_of_pairs_are_errors() -> None:
     images, texts = pairs(10)
     images[3, 0] = float("nan")
     with pytest.raises(ValueError, match="diverged"):

@@ -1,4 +1,4 @@
-"""The masked sigmoid loss against open_clip's own, on one worker; `test_clip_ddp` has the many."""
+"""Compare the masked sigmoid loss with open_clip's loss on one worker. `test_clip_ddp` covers several workers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def values(num: int = 12, dim: int = 16) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("masked", [[], [0], [3, 11], [0, 1, 2, 3, 4, 5], list(range(11))])
-def test_it_is_open_clips_loss_of_the_valid_slots(masked: list[int]) -> None:
+def test_it_equals_open_clips_loss_of_the_valid_slots(masked: list[int]) -> None:
     valid = torch.ones(12, dtype=torch.bool)
     valid[masked] = False
     images, texts, scale, bias = values()
@@ -45,7 +45,7 @@ def test_no_valid_slot_gives_zero_and_zero_gradients() -> None:
     assert all(not gradient.any() for gradient in torch.autograd.grad(loss, [images, texts, scale, bias]))
 
 
-def test_a_model_for_it_starts_as_open_clip_trains_it(tiny_config: dict[str, Any], batch: Batch) -> None:
+def test_a_new_siglip_model_starts_with_open_clips_scale_and_bias(tiny_config: dict[str, Any], batch: Batch) -> None:
     def make(config: dict[str, Any]) -> Clip:
         return build(
             name=None, config=config, pretrained=None, image_size=None, context_length=None, seed=0, loss="siglip"

@@ -75,6 +75,11 @@ def test_a_killed_sweep_resumes_and_a_trial_without_memory_harms_no_other(
     table = pl.read_parquet(tmp_path / "OUT" / "sweep.parquet")
     assert table.filter(pl.col("state") == "finished")["zero_shot/top1"].is_not_null().all()
     assert failed in (tmp_path / "OUT" / "sweep.html").read_text()
+    log = (tmp_path / "OUT" / "run.log").read_text()
+    assert f"{first.parent.name}: already finished" in log
+    assert f"{failed}: failed: {reason}" in log
+    assert "finished" in (first.parent / "run.log").read_text()
+    assert "Traceback" in (first.parent.parent / failed / "run.log").read_text()
 
 
 @pytest.mark.slow

@@ -182,7 +182,7 @@ def test_lost_storage_or_a_lost_node_ends_the_sweep(
 
 
 def fails_at(artifact: Artifact, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    def build_or_fail(stage: Stage, display: Display) -> StageRecord:
+    def build_or_fail(stage: Stage, display: Display, on_lost: None) -> StageRecord:
         if stage.artifact == artifact:
             raise error
         return build(stage, display)
@@ -225,6 +225,7 @@ def test_the_reason_of_a_failure_is_its_first_cause_on_one_line() -> None:
     error = RuntimeError("a worker died")
     error.__cause__ = MemoryError("no room\nfor it")
     assert reason(error) == "MemoryError: no room for it"
+    assert reason(MemoryError()) == "MemoryError"
     of_workers = RuntimeError("Training failed due to worker errors: a long trace")
     of_workers.worker_failures = {0: error}  # type: ignore[attr-defined]
     assert reason(of_workers) == "MemoryError: no room for it"

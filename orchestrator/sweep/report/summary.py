@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any, Literal
 
-from orchestrator.report.summary import Headline, duration
+from orchestrator.engine.stopwatch import duration
+from orchestrator.report.summary import Headline
 from orchestrator.sweep.report.schema import AVERAGE, SweepReport, TrialResult
 
 # the headline metrics: columns of the table if they were measured
