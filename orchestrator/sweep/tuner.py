@@ -112,7 +112,7 @@ def _quiet_tune() -> Iterator[None]:
 
 
 def _train(chosen: dict[str, Any], *, search: Search) -> None:
-    """Tune's trainable: run the pipeline in a thread and report what it measures from this one.
+    """Tune's trainable: run the pipeline in a thread and report its evaluations from this one.
 
     Tune may stop a trial only in the thread that reports."""
     messages: Messages = queue.SimpleQueue()

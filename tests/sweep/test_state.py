@@ -1,4 +1,4 @@
-"""The state of a trial: who writes it when, kills between any two writes, and folders that version 0.1 left."""
+"""The state of a trial: its writers, kills between any two writes, and folders of version 0.1."""
 
 from __future__ import annotations
 

@@ -170,7 +170,7 @@ def test_any_error_of_a_stage_fails_the_trials_that_need_it(
 
 
 @pytest.mark.parametrize(
-    "error", [StoreError("the disk is full"), as_task_error(StoreError("no place")), NodeDiedError("gone")]
+    "error", [StoreError("the disk is full"), as_task_error(StoreError("no such bucket")), NodeDiedError("gone")]
 )
 def test_lost_storage_or_a_lost_node_ends_the_sweep(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
