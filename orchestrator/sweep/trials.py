@@ -14,16 +14,16 @@ from orchestrator.config import Config, PhaseConfig, SourceConfig
 from orchestrator.config.paths import absolute_places
 from orchestrator.data.keep_list import KeepList
 from orchestrator.engine.artifact import Artifact, fingerprint
+from orchestrator.engine.role import TRAINING_ROLES, Role
 from orchestrator.engine.stage import Stage
 from orchestrator.pipeline import Pipeline, planned
-from orchestrator.selection.pool_mask import CAPTIONED
 from orchestrator.source import Source, open_source
 from orchestrator.storage import files
 from orchestrator.sweep.space import configured, ordered, points, settings_of
 
 Control = Literal["full", "random"]
-# kinds of artifacts that no other trial shares
-TRAINED = ("pretrain", "finetune", "evaluation")
+# roles of stages that no other trial shares
+TRAINED = (*TRAINING_ROLES, Role.EVALUATE)
 TRIALS = "trials"
 # controls have other selection steps, so they cannot fine-tune on what a step left
 ANY_STEP = {"finetune.after": None}
@@ -50,7 +50,7 @@ class Trial:
     @property
     def shared_stages(self) -> list[Stage]:
         """The stages before training, which other trials may need too."""
-        return [stage for stage in self.pipeline.stages if stage.artifact.kind not in TRAINED]
+        return [stage for stage in self.pipeline.stages if stage.role not in TRAINED]
 
     @property
     def num_samples(self) -> int | None:
@@ -60,13 +60,13 @@ class Trial:
     @property
     def num_finetune_samples(self) -> int | None:
         """Samples that the fine-tune epoch sees, 0 without one; None as for `num_samples`."""
-        captioned = [stage.artifact for stage in self.pipeline.stages if stage.name == CAPTIONED]
+        captioned = [stage.artifact for stage in self.pipeline.stages if stage.role == Role.CAPTIONED]
         return _num_samples(self.config.finetune, captioned[0]) if captioned else 0
 
     @property
     def model_uris(self) -> list[str]:
         """The artifacts that it trains and measures; two trials with the same ones are one."""
-        return [stage.artifact.uri for stage in self.pipeline.stages if stage.artifact.kind in TRAINED]
+        return [stage.artifact.uri for stage in self.pipeline.stages if stage.role in TRAINED]
 
 
 @dataclass(frozen=True, kw_only=True)

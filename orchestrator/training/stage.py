@@ -14,7 +14,8 @@ from orchestrator.data.keep_list import KeepList
 from orchestrator.engine import ray_cluster
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
-from orchestrator.engine.stage import Stage
+from orchestrator.engine.role import Role
+from orchestrator.engine.stage import PairFlow, Stage
 from orchestrator.errors import Stopped, UserError
 from orchestrator.evaluation.sets import evaluation_sets, measured_on, metrics
 from orchestrator.source import Source
@@ -94,12 +95,11 @@ def training_stage(config: Config, phase: Phase, source: Source, catalog: Catalo
     what = config.model.name or "the configured model"
     return Stage(
         name=phase.name,
+        role=Role(phase.name),
         does=f"train {what} for {how_long} at lr {phase.config.lr:g}, batches of {config.training.global_batch_size:,}",
         artifact=artifact,
         build=build,
-        epochs=phase.config.epochs,
-        samples=phase.config.samples,
-        on_whole_pool=phase.start is not None,
+        flow=PairFlow(epochs=phase.config.epochs, samples=phase.config.samples, on_whole_pool=phase.start is not None),
     )
 
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.config import Config, TrackingConfig, without_password
-from orchestrator.engine.run_record import PHASES, RunRecord, StageRecord
+from orchestrator.engine.role import TRAINING_ROLES
+from orchestrator.engine.run_record import RunRecord, StageRecord
 from orchestrator.errors import UserError
 from orchestrator.evaluation.sets import named_results
 from orchestrator.storage import files
@@ -167,16 +168,16 @@ def attach_report(config: Config, out: str, record: RunRecord, told: Callable[[s
     the settings and the evaluation's numbers join them."""
     settings = config.model_dump(mode="json")
     for stage in record.stages:
-        if stage.name not in PHASES:
+        if stage.role not in TRAINING_ROLES:
             continue
         results = _results(config, record, stage)
         events = stage.artifact.path("tensorboard")
         if config.tracking.tensorboard and files.exists(events):
-            place = files.join(out, "tensorboard", stage.name)
+            place = files.join(out, "tensorboard", stage.role.value)
             files.remove(place)
             files.copy(events, place)
             _add_to_tensorboard(place, settings, results)
-        run = PhaseRun(phase=stage.name, uri=stage.uri, settings=settings)
+        run = PhaseRun(phase=stage.role.value, uri=stage.uri, settings=settings)
         for title, tracker in _asked(config.tracking).items():
             try:
                 _attach(tracker(config.tracking, run), record, stage, results, out)
@@ -187,8 +188,8 @@ def attach_report(config: Config, out: str, record: RunRecord, told: Callable[[s
 def _results(config: Config, record: RunRecord, stage: StageRecord) -> Record:
     # what was measured of the phase's model, at its last step; nothing without an evaluation
     for evaluation in record.of_kind("evaluation"):
-        if stage.name in evaluation.totals:
-            values = named_results(config.evaluation, evaluation.totals[stage.name])
+        if stage.role.value in evaluation.totals:
+            values = named_results(config.evaluation, evaluation.totals[stage.role.value])
             return {"step": stage.artifact.totals["steps"], **values}
     return {}
 
