@@ -11,7 +11,7 @@ import torch
 
 from orchestrator.clip import model, precision
 from orchestrator.clip.model import Clip
-from orchestrator.clip.preprocessing import pictures_of
+from orchestrator.clip.preprocessing import image_input
 from orchestrator.clip.recipe import Recipe
 from orchestrator.storage import files
 from orchestrator.training.agreement import from_first
@@ -42,7 +42,7 @@ def build_model(job: Job) -> Clip:
     if job.sets:
         # told now, not after hours, at the first evaluation
         name = job.config.model.name or "the configured model"
-        pictures_of(name, clip.preprocess_cfg["size"], clip.preprocess_cfg["resize_mode"])
+        image_input(name, clip.preprocess_cfg["size"], clip.preprocess_cfg["resize_mode"])
     return clip
 
 

@@ -13,7 +13,7 @@ import ray.train.torch
 import torch
 
 from orchestrator.clip.model import Clip
-from orchestrator.clip.train_step import Learner, StepMetrics
+from orchestrator.clip.train_step import StepMetrics, TrainStep
 from orchestrator.errors import UserError
 from orchestrator.storage import files
 from orchestrator.storage.files import StoreError
@@ -63,7 +63,7 @@ class _Worker:
         self.clip = self._build_model()
         try:
             recipe = agreed_recipe(job, self.device, self.num_ranks)
-            self.learner = Learner(self.clip, recipe, device=self.device, rank=self.rank, num_ranks=self.num_ranks)
+            self.train_step = TrainStep(self.clip, recipe, device=self.device, rank=self.rank, num_ranks=self.num_ranks)
         except ValueError as error:
             raise AgreedError(f"training: {error}") from error
         self.feed = job.feed(self.clip)
@@ -98,7 +98,7 @@ class _Worker:
             return 0
         saved = newest.saved if newest else self.checkpoints.load(name)
         self.skips.restore(saved["skips"])
-        self.learner.restore(saved["learner"])
+        self.train_step.restore(saved["learner"])
         self.seconds_before = saved["seconds"]
         return saved["step"]
 
@@ -127,7 +127,7 @@ class _Worker:
             self.skips.add(loaded.rows)
             if self.record is not None:
                 self.record.add(step, loaded.rows)
-            metrics = self.learner.step(loaded.batch, lr=job.lr(step), step=step)
+            metrics = self.train_step.run(loaded.batch, lr=job.lr(step), step=step)
             if self._after_step(step + 1, metrics, pace):
                 return self._stop(step + 1)
         self._finish()
@@ -196,7 +196,7 @@ class _Worker:
         return agreed
 
     def _wishes(self) -> Wishes:
-        bad_step = self.learner.first_bad_step()
+        bad_step = self.train_step.first_bad_step()
         if bad_step is not None:
             return Wishes(mistake=self._not_finite(bad_step))
         if self.rank != 0:
@@ -228,7 +228,7 @@ class _Worker:
         # a copy on the CPU, which rank 0 alone needs; a sharded model takes all ranks to copy
         if self.rank != 0 and self.job.recipe.parallel == "ddp":
             return None
-        exported = self.learner.export()
+        exported = self.train_step.export()
         return exported if self.rank == 0 else None
 
     def _seconds(self) -> float:
@@ -244,7 +244,7 @@ class _Worker:
     def _checkpoint(self, done: int) -> None:
         if self.record is not None:
             self.record.flush(done)
-        state = self.learner.state()
+        state = self.train_step.state()
         self.clock.restart()
         if self.log is None or state is None:
             return
@@ -274,7 +274,7 @@ class _Worker:
                 "samples_seen": stream.num_samples,
                 "pairs": stream.num_pairs,
                 "epochs": round(stream.num_epochs, 4),
-                "precision": self.learner.recipe.precision,
+                "precision": self.train_step.recipe.precision,
                 "seconds": self._seconds(),
                 **self.skips.state(),
             }

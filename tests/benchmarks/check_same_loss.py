@@ -1,7 +1,7 @@
 """Ours and open_clip_train's own loop on the same pairs, from the same weights: the same loss, step by step?
 
 Theirs is `train_one_epoch` as it is, with arguments from its own parser, its schedule, loss and parameter groups, and
-the evaluation transform that open_clip makes for the model (full decoding, centre crop). Ours is `Learner`, with
+the evaluation transform that open_clip makes for the model (full decoding, centre crop). Ours is `TrainStep`, with
 `decode` and captions trimmed as in training. Both get the batches of the training stream from the same JPEG bytes.
 
 Where theirs is given the pixels that ours made, all is arithmetic in fp32: a loss of 4 has a spacing of 5e-7, and what
@@ -37,7 +37,7 @@ from orchestrator.clip import model
 from orchestrator.clip.model import Clip
 from orchestrator.clip.recipe import Recipe
 from orchestrator.clip.schedule import learning_rate
-from orchestrator.clip.train_step import Batch, Learner
+from orchestrator.clip.train_step import Batch, TrainStep
 from orchestrator.data.image_decode import decode
 from orchestrator.demo.shards import POOL_PATH
 from orchestrator.training.sample_order import Stream
@@ -94,7 +94,7 @@ def build() -> Clip:
 
 def our_losses(clip: Clip, pairs: list[list[Pair]], *, lr_factor: float = 1.0) -> list[float]:
     """The loss of each step; trains the model. `lr_factor` spoils the learning rate, to see whether it is found."""
-    learner = Learner(clip, Recipe(weight_decay=WEIGHT_DECAY), device=torch.device("cpu"))
+    train_step = TrainStep(clip, Recipe(weight_decay=WEIGHT_DECAY), device=torch.device("cpu"))
     losses = []
     for step, batch in enumerate(pairs):
         lr = learning_rate(
@@ -104,7 +104,7 @@ def our_losses(clip: Clip, pairs: list[list[Pair]], *, lr_factor: float = 1.0) -
             num_steps=NUM_STEPS,
             num_warmup_steps=WARMUP_STEPS,
         )
-        losses.append(learner.step(_our_batch(clip, batch), lr=lr, step=step).loss.item())
+        losses.append(train_step.run(_our_batch(clip, batch), lr=lr, step=step).loss.item())
     return losses
 
 

@@ -1,6 +1,6 @@
 """Where the time of a training step goes: a whole `run` whose workers carry marks, as a table and a picture.
 
-The marks are put on the parts of the real worker: its loader, its learner, the towers. Gradients travel while others
+The marks are put on the parts of the real worker: its loader, its train step, the towers. Gradients travel while others
 are still computed, so the cost of the exchange is what it adds: every other step is taken without it, and the mean of
 those is taken from the mean of the rest (which leaves the ranks with weights of their own: the model is thrown away).
 Tokenising goes on in a thread beside the steps and is given apart. Rank 0's means over the steady steps.
@@ -30,8 +30,8 @@ import torch
 
 from orchestrator import pipeline
 from orchestrator.cli import compose_config
-from orchestrator.clip import captions, gradients, parallel
-from orchestrator.clip.train_step import Learner
+from orchestrator.clip import optimiser, parallel, towers
+from orchestrator.clip.train_step import TrainStep
 from orchestrator.training import device_loader, driver, worker
 
 WAIT, NORMALISE, IMAGE, TEXT, LOSS = "data wait", "normalise", "image tower", "text tower", "loss"
@@ -79,20 +79,20 @@ class Marks:
         self.ended = now
 
 
-def mark_learner(marks: Marks, learner: Learner) -> None:
-    """Marks the parts of a learner; every second step is taken without exchange."""
-    model = learner.model
+def mark_train_step(marks: Marks, train_step: TrainStep) -> None:
+    """Marks the parts of a train step; every second step is taken without exchange."""
+    model = train_step.model
     object.__setattr__(model, "encode_image", marks.on(IMAGE, model.encode_image))
     object.__setattr__(model, "encode_text", marks.on(TEXT, model.encode_text))
-    learner.normalise = marks.on(NORMALISE, learner.normalise)  # type: ignore[assignment]
-    learner.loss = marks.on(LOSS, learner.loss)  # type: ignore[assignment]
-    learner.scaler.step = marks.on(OPTIMISER, learner.scaler.step)  # type: ignore[method-assign]
-    backward, step = learner._backward, learner.step
+    train_step.normalise = marks.on(NORMALISE, train_step.normalise)  # type: ignore[assignment]
+    train_step.loss = marks.on(LOSS, train_step.loss)  # type: ignore[assignment]
+    train_step.scaler.step = marks.on(OPTIMISER, train_step.scaler.step)  # type: ignore[method-assign]
+    backward, step = train_step._backward, train_step.run
 
     def exchanging_every_other(batch: Any, number: int) -> torch.Tensor:
         if number % 2 == 0:
             return backward(batch, number)
-        with parallel.no_sync(learner.wrapped):
+        with parallel.no_sync(train_step.wrapped):
             return backward(batch, number)
 
     def ended(*args: Any, **kwargs: Any) -> Any:
@@ -100,26 +100,26 @@ def mark_learner(marks: Marks, learner: Learner) -> None:
         marks.end_step()
         return metrics
 
-    learner._backward = exchanging_every_other  # type: ignore[method-assign]
-    learner.step = ended  # type: ignore[method-assign]
+    train_step._backward = exchanging_every_other  # type: ignore[method-assign]
+    train_step.run = ended  # type: ignore[method-assign]
 
 
 def marked_worker(loop_config: dict[str, Any], path: str) -> None:
     """Ray Train's entry on a worker: the real one, with marks; rank 0 writes the steps."""
     marks = Marks()
-    load, make = worker.load, worker.Learner
+    load, make = worker.load, worker.TrainStep
 
-    def marked_learner(*args: Any, rank: int, **kwargs: Any) -> Learner:
-        learner = make(*args, rank=rank, **kwargs)
-        mark_learner(marks, learner)
+    def marked_train_step(*args: Any, rank: int, **kwargs: Any) -> TrainStep:
+        train_step = make(*args, rank=rank, **kwargs)
+        mark_train_step(marks, train_step)
         marks.is_first = rank == 0
-        return learner
+        return train_step
 
     worker.load = lambda *args, **kwargs: marks.waiting(load(*args, **kwargs))  # type: ignore[assignment]
-    worker.Learner = marked_learner  # type: ignore[misc, assignment]
+    worker.TrainStep = marked_train_step  # type: ignore[misc, assignment]
     device_loader.to_batch = marks.on(TOKENISE, device_loader.to_batch)
-    captions.encode = marks.on(TEXT, captions.encode)
-    gradients.total_norm = marks.on(NORM, gradients.total_norm)
+    towers.encode_trimmed = marks.on(TEXT, towers.encode_trimmed)
+    optimiser.total_norm = marks.on(NORM, optimiser.total_norm)
     torch.Tensor.backward = marks.on(BACKWARD, torch.Tensor.backward)  # type: ignore[method-assign]
     worker.train_worker(loop_config["job"])
     if marks.is_first:
