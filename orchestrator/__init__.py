@@ -1,9 +1,11 @@
 """Data-pruned CLIP training on Ray, end to end.
 
-`Run` opens a finished run, `Sweep` a finished sweep; everything else is the command line's."""
+The Python API is `Run`, which opens a finished run, and `Sweep`, which opens a finished sweep. Everything else belongs
+to the command line."""
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,9 +15,12 @@ if TYPE_CHECKING:
 __all__ = ["Run", "Sweep", "__version__"]
 __version__ = "0.1.0"
 
+# without a handler Python prints warnings of this package to stderr; `engine.log` writes them to the run's log
+logging.getLogger(__name__).addHandler(logging.NullHandler())
+
 
 def __getattr__(name: str) -> Any:
-    # once it is asked for: a command's help needs no Polars
+    # imported on first use: the help of a command needs no Polars
     if name == "Run":
         from orchestrator.results.run import Run
 

@@ -1,5 +1,6 @@
-"""The command line: a verb, then Hydra overrides. The only file that imports Hydra, and nothing heavy before it
-must."""
+"""The command line: a verb, then Hydra overrides.
+
+This is the only file that imports Hydra. Heavy modules are imported when a verb needs them."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ import sys
 import threading
 import traceback
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
@@ -23,14 +25,16 @@ from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from orchestrator.config import Config, parse
-from orchestrator.errors import Stopped, UserError, causes, line_of
+from orchestrator.errors import Stopped, UserError, causes, is_ray_wrapper, one_line
 
-# where the verb's function lives, imported only once it is needed
+# the module of each verb's function, imported when the verb runs
 VERBS = dict.fromkeys(("run", "plan", "select", "evaluate", "report", "export"), "orchestrator.pipeline")
 VERBS["sweep"] = "orchestrator.sweep.execute"
-# what a verb does without arguments
+# the experiment of a verb without arguments
 DEMOS = {"run": "demo", "plan": "demo", "select": "demo", "sweep": "demo_sweep"}
 NEED_NO_SOURCE = ("evaluate", "report", "export")
+# verbs that build stages under leases, and stop when a lease is lost
+BUILD = ("run", "select", "evaluate", "sweep")
 PATH_KEYS = (
     "uri",
     "root",
@@ -47,40 +51,40 @@ PATH_KEYS = (
 )
 USAGE_ERROR, FAILURE = 2, 1
 TERMINATED = 128 + signal.SIGTERM
-# Ray reads it when it is imported: training workers and reading tasks are more processes than a laptop has cores
+# Ray reads this variable at import and hides the warning: a run starts more processes than a laptop has cores
 RAY_NOISE = "worker processes have been started on node"
-# what Ray raises in the driver when a node or process is gone that no retry brings back, such as the driver's own node;
-# unless it was our code in it that failed
+# Ray raises these in the driver when it has lost a node or process for good, such as the driver's own node. An error in
+# our own code inside an actor has one of these classes too, and OWN_FAULT in its message
 LOST = ("ActorDiedError", "LocalRayletDiedError", "NodeDiedError", "OwnerDiedError", "WorkerCrashedError")
 OWN_FAULT = "creation task"
-# all that tells apart the words that a shell makes of {00000..00999}
+# a shell expands {00000..00999} to words that differ in their digits only
 DIGITS = re.compile(r"\d+")
-# a list, or a value quoted whole: these the user wrote in Hydra's grammar
+# a list, or a quoted value: the user wrote Hydra's grammar
 HYDRA_SYNTAX = re.compile(r"\[.*\]|'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
 
 
 def conf_dir() -> str:
-    """The folder of configuration groups: beside the package in a checkout, inside it in a wheel."""
+    """Return the folder of configuration groups: beside the package in a checkout, inside it in a wheel."""
     here = Path(__file__).resolve().parent
     beside = here.parent / "conf"
     return str(beside if beside.is_dir() else here / "conf")
 
 
 def for_hydra(overrides: Sequence[str]) -> list[str]:
-    """Overrides as Hydra's grammar takes them: with the value quoted where the key takes a path.
+    """Return the overrides in Hydra's grammar: values of keys that take a path are quoted.
 
-    A shell strips the user's quotes, and the grammar then rejects raw `{`, `=` and blanks, and takes `2024` for a
-    number; `null`, lists and quoted values stay as they are."""
+    A shell removes the user's quotes. The grammar then rejects `{`, `=` and blanks, and reads `2024` as a number.
+    `null`, lists and quoted values stay as they are."""
     return [_quote(one) for override in overrides for one in _with_plus(override)]
 
 
 def _with_plus(override: str) -> list[str]:
-    # what a space holds is the user's to name, which Hydra asks a + for; a whole one takes the place of what was there
+    # users name the dimensions of a sweep's space, and Hydra wants a + for new keys; a whole space replaces the default
     if override.startswith("sweep.space="):
         return ["~sweep.space", f"+{override}"]
     if override.startswith("sweep.space."):
         return [f"++{override}"]
-    # a list of tasks is added to a command like an experiment, though for Hydra it takes the place of the default
+    # users write +evaluation=imagenet like +exp=...; for Hydra it replaces the default group and takes no +
     return [override.removeprefix("+") if override.startswith("+evaluation=") else override]
 
 
@@ -90,14 +94,14 @@ def _quote(override: str) -> str:
         return override
     if value == "null" or HYDRA_SYNTAX.fullmatch(value):
         return override
-    # the grammar halves backslashes before a quote, and only there
+    # the grammar halves backslashes before a quote, and nowhere else
     escaped = re.sub(r"(\\+)$", r"\1\1", re.sub(r"(\\*)'", r"\1\1\\'", value))
     return f"{key}='{escaped}'"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs a verb and exits: 0, 2 for a user's mistake (one line on stderr), 1 for a fault of ours (with its trace),
-    143 after SIGTERM."""
+    """Run a verb and exit with code 0, 2 for a user's mistake (one line on stderr), 1 for an internal error (with its
+    traceback), or 143 after SIGTERM."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     verb = arguments[0] if arguments and not arguments[0].startswith("-") else None
     if verb is not None and verb not in VERBS:
@@ -113,48 +117,59 @@ def main(argv: Sequence[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, _sweep_terminated if verb == "sweep" else _terminated)
     try:
         config = compose_config(overrides, folder, needs_source=verb not in NEED_NO_SOURCE)
-        getattr(import_module(VERBS[verb]), verb)(config)
+        _function(verb)(config)
     except KeyboardInterrupt:
-        _fail(f"interrupted; {_goes_on(verb)}", FAILURE)
+        _fail(f"interrupted; {_how_to_resume(verb)}", FAILURE)
     except Stopped as stopped:
-        _tell_stopped(stopped, verb)
-    except Exception as error:  # noqa: BLE001 the last door: whatever comes is told, and ends with a code that is not 0
-        # what a handler raises in one of Ray's calls comes out of it as the cause of a SystemError
+        _exit_stopped(stopped, verb)
+    except Exception as error:  # noqa: BLE001 every error is explained here and ends with an exit code that is not 0
+        # an exception that a signal handler raises inside one of Ray's calls becomes the cause of a SystemError
         if isinstance(error.__cause__, Stopped):
-            _tell_stopped(error.__cause__, verb)
+            _exit_stopped(error.__cause__, verb)
         _explain(error, verb)
 
 
-def _goes_on(verb: str) -> str:
-    return f"the same command {'with resume=true ' if verb == 'sweep' else ''}goes on where it stopped"
+def _function(verb: str) -> Callable[[Config], None]:
+    function: Any = getattr(import_module(VERBS[verb]), verb)
+    # a lost lease stops the command as SIGTERM does: training ends with a checkpoint
+    return partial(function, on_lost=_terminate_self) if verb in BUILD else function
+
+
+def _terminate_self() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _how_to_resume(verb: str) -> str:
+    return f"run the same command again{' with resume=true' if verb == 'sweep' else ''} to resume"
 
 
 def _sweep_terminated(number: int, frame: FrameType | None) -> NoReturn:
     from orchestrator.training.phase_signals import stop_phases
 
-    # who asks again means at once
+    # a second SIGTERM ends the process at once
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    # while Tune waits: once it knows it ends its trials. Not in this thread, which may be in one of Ray's calls
+    # the phases stop before Tune learns of the signal, because Tune then ends its trials; in a thread, because this one
+    # may be inside one of Ray's calls
     asking = threading.Thread(target=stop_phases, daemon=True)
     asking.start()
     asking.join()
     _terminated(number, frame)
 
 
-def _tell_stopped(stopped: Stopped, verb: str) -> NoReturn:
+def _exit_stopped(stopped: Stopped, verb: str) -> NoReturn:
     if verb == "plan":
         _fail("stopped by SIGTERM", TERMINATED)
-    _fail(str(stopped) if verb != "sweep" else f"stopped by SIGTERM; {_goes_on(verb)}", TERMINATED)
+    _fail(str(stopped) if verb != "sweep" else f"stopped by SIGTERM; {_how_to_resume(verb)}", TERMINATED)
 
 
 def _terminated(number: int, frame: FrameType | None) -> NoReturn:
-    raise Stopped(f"stopped by SIGTERM; {_goes_on('run')}")
+    raise Stopped(f"stopped by SIGTERM; {_how_to_resume('run')}")
 
 
 def compose_config(overrides: Sequence[str], folder: str | None = None, *, needs_source: bool = True) -> Config:
-    """The typed configuration that the overrides make.
+    """Return the typed configuration of the overrides.
 
-    Errors: `UserError` with one line for what Hydra or the types refuse."""
+    Errors: `UserError` with one line for an override that Hydra or the types refuse."""
     _check_once(overrides)
     missing = [] if needs_source else ["++source.uri=null"]
     try:
@@ -165,25 +180,25 @@ def compose_config(overrides: Sequence[str], folder: str | None = None, *, needs
         key = error.full_key
         raise UserError(f"{key} is missing: set {key}=...") from error
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(_one_line(error, folder)) from error
+        raise UserError(_hydra_message(error, folder)) from error
     return parse(raw)
 
 
 def _check_once(overrides: Sequence[str]) -> None:
-    # of several Hydra takes the last: a shell that expanded the braces would leave one shard of a pool
+    # Hydra uses the last of several values, so a pattern that a shell expanded would leave one shard of the pool
     alike = Counter(DIGITS.sub("0", override) for override in dict.fromkeys(overrides))
     for override, times in alike.items():
         key = override.partition("=")[0]
         if times > 1 and key.rsplit(".", 1)[-1] in PATH_KEYS:
             raise UserError(
-                f"{key} is given {times:,} times with other numbers: a shell expands {{...}} that is not quoted, in "
-                f"`ray job submit` a second one: quote it twice there, {key}=\"'...'\""
+                f"{key} is given {times:,} times with different numbers: the shell expands {{...}} that is not quoted. "
+                f"`ray job submit` runs a second shell: quote the value twice there, {key}=\"'...'\""
             )
 
 
-def _one_line(error: BaseException, folder: str | None) -> str:
-    told = str(error).split("Config search path:")[0].split("Set the environment variable")[0]
-    lines = [line.strip() for line in told.splitlines() if "object_type" not in line and "full_key" not in line]
+def _hydra_message(error: BaseException, folder: str | None) -> str:
+    message = str(error).split("Config search path:")[0].split("Set the environment variable")[0]
+    lines = [line.strip() for line in message.splitlines() if "object_type" not in line and "full_key" not in line]
     text = " ".join(line for line in lines if line).removeprefix("In 'config': ")
     options = re.search(r"(Available options in '[^']+':)(.*)", text)
     if options:
@@ -230,18 +245,16 @@ def _hydra_cli(verb: str | None, arguments: list[str], folder: str | None) -> No
 def _explain(error: BaseException, verb: str) -> NoReturn:
     lost = ""
     for one in causes(error, contexts=True):
-        # Ray wraps what a task raised: the wrapper is of its class but tells the whole trace, `cause` is the original
-        is_wrapper = getattr(one, "cause", None) is not None
-        if isinstance(one, UserError) and not is_wrapper:
-            _fail(line_of(one))
-        if isinstance(one, OSError) and one.filename is not None and not is_wrapper:
-            _fail(f"{one.strerror}: {one.filename}", FAILURE)
+        if isinstance(one, UserError) and not is_ray_wrapper(one):
+            _fail(one_line(one))
+        if isinstance(one, OSError) and one.filename is not None and not is_ray_wrapper(one):
+            _fail(one_line(one), FAILURE)
         if type(one).__name__ in LOST and OWN_FAULT not in str(one):
             lost = type(one).__name__
     if lost:
-        _fail(f"the cluster lost a node or process that this command was on ({lost}); {_goes_on(verb)}", FAILURE)
+        _fail(f"the cluster lost a node or process that this command needs ({lost}); {_how_to_resume(verb)}", FAILURE)
     traceback.print_exception(error)
-    _fail(f"this is a fault of the orchestrator's: {type(error).__name__}", FAILURE)
+    _fail(f"internal error ({type(error).__name__}): please report it with the traceback above", FAILURE)
 
 
 def _fail(message: str, code: int = USAGE_ERROR) -> NoReturn:

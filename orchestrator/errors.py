@@ -1,42 +1,62 @@
-"""What a user's mistake looks like: one line that says what was wrong, what was expected and what to do."""
+"""Errors that a user can act on, and how any error becomes one line."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-# what Ray Data appends to the message of an error in a task: advice on retries
+# Ray Data appends advice on retries to the message of an error in a task
 RAY_ADDS = "Failed to apply UDF transform"
+# the rest of a library's message is seldom of use on the console; the log has all of it
+MAX_CHARS = 500
 
 
 class UserError(Exception):
-    """Ends the command with its message and exit code 2; anything else that is raised is a fault of ours."""
+    """A mistake that the user can correct. It ends the command with its message on one line and exit code 2."""
 
 
 class Stopped(BaseException):
-    """Ends the command with its message and exit code 143, as SIGTERM does: nothing is lost, and nothing was wrong.
+    """A stop request (SIGTERM). It ends the command with its message and exit code 143; nothing is lost.
 
-    No `Exception`: it is raised from a signal's handler, wherever the program is, and nobody is to catch it there."""
+    It is no `Exception`: a signal handler raises it anywhere in the program, and no code may swallow it there."""
 
 
 def causes(error: BaseException, *, contexts: bool = False) -> Iterator[BaseException]:
-    """The error and, one after the other, what Ray and others have wrapped in it, down to what began it; with
-    `contexts` also what it was raised in the handling of."""
+    """Yield the error and the errors that Ray and others have wrapped in it, from the outermost to the first cause.
+
+    `contexts`: also follow the errors during whose handling another one was raised."""
     one: BaseException | None = error
     while one is not None:
         yield one
-        # Ray Train tells each worker's failure; one of them is the cause of the others
+        # Ray Train reports the failure of each worker; any of them leads to the cause
         failures = getattr(one, "worker_failures", None)
         wrapped = next(iter(failures.values())) if failures else getattr(one, "cause", None)
         one = wrapped or one.__cause__ or (one.__context__ if contexts else None)
 
 
+def is_ray_wrapper(error: BaseException) -> bool:
+    """Return whether Ray made this error around another one: it has the class of the original, which is `cause`."""
+    return getattr(error, "cause", None) is not None
+
+
 def mistake_in(error: BaseException) -> UserError | None:
-    """The user's mistake under what Ray has wrapped around it, if it is one."""
-    # Ray's wrapper is of its class but tells the whole trace, `cause` is the original
-    own = (one for one in causes(error) if isinstance(one, UserError) and getattr(one, "cause", None) is None)
+    """Return the user's mistake inside Ray's wrappers; `None` if the error has another cause."""
+    own = (one for one in causes(error) if isinstance(one, UserError) and not is_ray_wrapper(one))
     return next(own, None)
 
 
-def line_of(mistake: UserError) -> str:
-    """Its message on one line."""
-    return " ".join(str(mistake).split(RAY_ADDS)[0].split())
+def one_line(error: BaseException) -> str:
+    """Return the error's message on one line: a system error's reason, or the class's name if there is no message.
+
+    Messages of libraries are cut after 500 characters, those of `UserError` are not."""
+    text = " ".join(str(error).split(RAY_ADDS)[0].split())
+    if isinstance(error, UserError):
+        return text
+    if isinstance(error, OSError) and error.strerror:
+        text = error.strerror if error.filename is None else f"{error.strerror}: {error.filename}"
+    return text[:MAX_CHARS] or type(error).__name__
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of a library's message, for messages that continue with advice of their own."""
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return line.rstrip(".:") or type(error).__name__

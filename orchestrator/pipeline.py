@@ -5,10 +5,11 @@ the same list, built in order."""
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -20,6 +21,7 @@ from orchestrator.demo.source import embed_demo
 from orchestrator.engine import lease, ray_cluster
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
+from orchestrator.engine.log import UPLOAD, run_log
 from orchestrator.engine.run_record import RunRecord, StageRecord
 from orchestrator.engine.stage import Stage
 from orchestrator.errors import UserError
@@ -29,6 +31,8 @@ from orchestrator.selection.pool_mask import valid_stage
 from orchestrator.selection.word_counts import count_stage, words_stage
 from orchestrator.source import Source, open_source, with_cache
 from orchestrator.storage import files
+
+logger = logging.getLogger(__name__)
 
 LIBRARIES = ("open_clip_torch", "polars", "pyarrow", "ray", "timm", "torch")
 MIN_COUNT = 5
@@ -49,12 +53,12 @@ class Pipeline:
     kept: Artifact
 
 
-def run(config: Config) -> None:
-    """Everything, then the report."""
+def run(config: Config, *, on_lost: Callable[[], None] | None = None) -> None:
+    """Build every stage, then write the report. `on_lost` is called when another run takes over a lease."""
     from orchestrator.training.tracking import check_trackers
 
     check_trackers(config.tracking)
-    execute(planned(prepare(config)), "run", Display())
+    execute(planned(prepare(config)), "run", Display(), on_lost=on_lost)
 
 
 def planned(config: Config, source: Source | None = None) -> Pipeline:
@@ -63,10 +67,10 @@ def planned(config: Config, source: Source | None = None) -> Pipeline:
     return _training(_selection(config, source or open_source(config.source)))
 
 
-def select(config: Config) -> None:
-    """Up to the keep list, and the report of that much."""
+def select(config: Config, *, on_lost: Callable[[], None] | None = None) -> None:
+    """Build the stages up to the keep list, then write their report."""
     config = prepare(config)
-    execute(_selection(config, open_source(config.source)), "select", Display())
+    execute(_selection(config, open_source(config.source)), "select", Display(), on_lost=on_lost)
 
 
 def plan(config: Config) -> None:
@@ -79,12 +83,13 @@ def plan(config: Config) -> None:
         _show_costs(pipeline, found, display)
 
 
-def evaluate(config: Config) -> None:
-    """A checkpoint on the evaluation sets of the config."""
+def evaluate(config: Config, *, on_lost: Callable[[], None] | None = None) -> None:
+    """Evaluate a checkpoint on the evaluation sets of the config."""
     from orchestrator.evaluation.stage import checkpoint_stage
 
     config = prepare(config)
-    _finish(config, [checkpoint_stage(config)], "evaluate", Display())
+    with run_log(_out(config), config.log_level):
+        _finish(config, [checkpoint_stage(config)], "evaluate", Display(), on_lost)
 
 
 def report(config: Config) -> None:
@@ -186,12 +191,13 @@ def _left_by(step: str | None, stages: Sequence[Stage]) -> Artifact | None:
     return keeps[step] if step else None
 
 
-def execute(pipeline: Pipeline, verb: str, display: Display) -> None:
-    """Builds the stages in order, then writes the record and the report of the run."""
-    _show_plan(pipeline, display)
-    if pipeline.catalog.artifact.is_complete():
-        check_catalog(pipeline.catalog.artifact, pipeline.config.source.limits)
-    _finish(pipeline.config, pipeline.stages, verb, display)
+def execute(pipeline: Pipeline, verb: str, display: Display, *, on_lost: Callable[[], None] | None = None) -> None:
+    """Build the stages in order, then write the run's record and report; everything is logged to `run.log`."""
+    with run_log(_out(pipeline.config), pipeline.config.log_level):
+        _show_plan(pipeline, display)
+        if pipeline.catalog.artifact.is_complete():
+            check_catalog(pipeline.catalog.artifact, pipeline.config.source.limits)
+        _finish(pipeline.config, pipeline.stages, verb, display, on_lost)
 
 
 def _show_plan(pipeline: Pipeline, display: Display) -> list[Reach]:
@@ -226,19 +232,21 @@ def _show_costs(pipeline: Pipeline, found: list[Reach], display: Display) -> Non
         display.line(line)
 
 
-def _finish(config: Config, stages: Sequence[Stage], verb: str, display: Display) -> None:
+def _finish(
+    config: Config, stages: Sequence[Stage], verb: str, display: Display, on_lost: Callable[[], None] | None
+) -> None:
     from orchestrator.report import write_report
     from orchestrator.training.tracking import attach_report
 
     started, clock = datetime.now(UTC), time.monotonic()
-    # a place that cannot be written is told before hours of work, not after
+    # a folder that cannot be written is an error before hours of work, not after
     files.write_json(files.join(_out(config), "config.json"), config.model_dump(mode="json"))
     ray_cluster.connect(config.cluster)
     ray_cluster.check_shared({"out": _out(config), "store": config.store})
     if any(stage.epochs and not stage.artifact.is_complete() for stage in stages):
-        # so are workers that the cluster cannot hold
+        # and so are more workers than the cluster can hold
         ray_cluster.num_train_workers(config.training.num_workers, lanes=config.training.lanes)
-    records = [build(stage, display) for stage in stages]
+    records = [build(stage, display, on_lost) for stage in stages]
     record = RunRecord(
         name=config.name,
         verb=verb,
@@ -259,13 +267,16 @@ def _finish(config: Config, stages: Sequence[Stage], verb: str, display: Display
     _summary(record, out, display)
 
 
-def build(stage: Stage, display: Display) -> StageRecord:
-    """Builds a stage, or finds it there."""
+def build(stage: Stage, display: Display, on_lost: Callable[[], None] | None = None) -> StageRecord:
+    """Build a stage, or reuse its artifact. `on_lost` is called when another run takes over the lease."""
     clock = time.monotonic()
-    with lease.held(stage.artifact, name=stage.name, told=display.line) as mine:
+    with lease.held(stage.artifact, name=stage.name, show=display.line, on_lost=on_lost) as mine:
         if mine:
+            logger.info("%s: building %s", stage.name, stage.artifact.uri)
             stage.build(display)
+            logger.info("%s: complete", stage.name, extra=UPLOAD)
         else:
+            logger.info("%s: cache hit, %s", stage.name, stage.artifact.uri)
             display.line(f"{stage.name}: reused")
     return StageRecord(
         name=stage.name,

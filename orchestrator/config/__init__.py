@@ -184,6 +184,7 @@ class Config(Section):
     to: str | None = None
     checkpoint: str | None = None
     resume: bool = False
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     @model_validator(mode="after")
     def _embeddings_are_declared(self) -> Config:

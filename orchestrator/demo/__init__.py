@@ -1,1 +1,2 @@
-"""The pool that ships with the package: Parquet made by `build_pool`, written as LAION-shaped shards by `shards`."""
+"""The demo pool that ships with the package. `build_pool` makes its Parquet files; `shards` writes them as LAION-shaped
+shards."""

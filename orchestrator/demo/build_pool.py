@@ -1,10 +1,14 @@
-"""Makes the shipped Parquet files from the collected sources: `python -m orchestrator.demo.build_pool SOURCES OUT`.
+"""Make the Parquet files of the demo pool from the collected sources.
 
-The pool is Open Clip Art with its captions as they are, and two emoji styles; Noto is captioned by its name alone and
-Twemoji by name and tags, so that a class is met under its short name and among its synonyms. Held out for retrieval are
-pairs without a near-duplicate in the rest; a held-out emoji is taken in one style and its other style is dropped, since
-the two share their words. Fluent 3D, a style never trained on, is the zero-shot set. MetaCLIP's metadata are the
-keywords and tags that at least two drawings or emoji share."""
+    python -m orchestrator.demo.build_pool SOURCES OUT
+
+The pool holds Open Clip Art with its original captions, and two emoji styles. The caption of a Noto emoji is its name;
+the caption of a Twemoji is its name and tags. So a model sees each class by its short name and together with synonyms.
+
+The retrieval set holds pairs without a near-duplicate in the rest of the pool. An emoji in this set appears in one
+style. Its other style is removed from the pool, because both styles share their words. The zero-shot set is Fluent 3D,
+a style that is never trained on. MetaCLIP's metadata are the keywords and tags that at least two drawings or emoji
+share."""
 
 from __future__ import annotations
 
@@ -31,6 +35,7 @@ Row = dict[str, Any]
 
 
 def main() -> None:
+    """Write the training, retrieval and zero-shot sets and the metadata."""
     parser = argparse.ArgumentParser(description="Make the demo's Parquet files from openclipart and emoji.")
     parser.add_argument("sources", type=Path, help="folder with openclipart.parquet and emoji.parquet")
     parser.add_argument("out", type=Path, help="folder for train.parquet, heldout.parquet and zero_shot.parquet")
@@ -48,13 +53,19 @@ def main() -> None:
 
 
 def split(pool: list[Row]) -> tuple[list[Row], list[Row]]:
-    """(train, held out), both in seeded order, of rows with `image`, `caption`, `source` and `family`."""
+    """Split the pool into training and retrieval rows.
+
+    Args:
+        pool: Rows with `image`, `caption`, `source` and `family`. Rows of one family show the same emoji.
+
+    Returns:
+        (training rows, retrieval rows), both in a seeded random order."""
     rng = np.random.default_rng(SEED)
     families = [row["family"] for row in pool]
     lone = lone_pairs([row["image"] for row in pool], [row["caption"] for row in pool], families)
     crowded = {family for family, is_lone in zip(families, lone, strict=True) if not is_lone}
     order = rng.permutation(len(pool))
-    candidates = {family: i for i in order if (family := families[i]) not in crowded}  # an emoji in one of its styles
+    candidates = {family: i for i in order if (family := families[i]) not in crowded}  # one style per emoji
     clipart = [i for i in candidates.values() if pool[i]["source"] == "openclipart"][:NUM_HELDOUT_CLIPART]
     emoji = [i for i in candidates.values() if pool[i]["source"] != "openclipart"][:NUM_HELDOUT_EMOJI]
     taken = {families[i] for i in clipart + emoji}
@@ -63,7 +74,7 @@ def split(pool: list[Row]) -> tuple[list[Row], list[Row]]:
 
 
 def entries(drawings: list[Row], emoji: list[Row]) -> list[str]:
-    """The keywords and tags that at least `MIN_SHARED` drawings or emoji have, sorted; an emoji counts once."""
+    """Return the keywords and tags of at least `MIN_SHARED` drawings or emoji, sorted. An emoji counts once."""
     keywords = [set(row["keywords"] or []) for row in drawings]
     tags = {row["hexcode"]: set((row["tags"] or "").split(", ")) for row in emoji}
     counts = Counter(word.strip() for words in [*keywords, *tags.values()] for word in words)
@@ -114,7 +125,7 @@ def _write(rows: list[Row], path: Path) -> None:
     columns = [name for name in rows[0] if name != "family"]
     table = pa.table({name: [row[name] for row in rows] for name in columns})
     text_columns = [name for name in columns if name != "image"]
-    # WebP does not compress further: zstd would only cost time to read
+    # WebP data does not compress further, so zstd would only make reading slower
     compression = {name: "none" if name == "image" else "zstd" for name in columns}
     pq.write_table(table, path, compression=compression, use_dictionary=text_columns)
 

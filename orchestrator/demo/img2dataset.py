@@ -1,5 +1,6 @@
-"""One shard as img2dataset writes it: the tar, the Parquet beside it, the statistics. The bytes depend on the rows
-alone: tar headers have no time and no owner, and nothing is said of downloads, which there were none of."""
+"""Write a shard as img2dataset does: a tar, a Parquet file with metadata, and a JSON file with counts.
+
+The bytes depend only on the rows: tar headers have no time and no owner, and there are no download times."""
 
 from __future__ import annotations
 
@@ -18,7 +19,12 @@ Row = dict[str, Any]
 
 
 def write_shard(folder: Path, shard: int, rows: list[Row]) -> None:
-    """`rows` hold `key`, `image`, `caption` and what else is to be carried along (img2dataset's additional columns)."""
+    """Write the three files of a shard.
+
+    Args:
+        folder: An existing folder.
+        shard: The number of the shard, which gives the file names and the first five digits of each key.
+        rows: Rows with `key`, `image` and `caption`. Other keys become additional columns, as in img2dataset."""
     metadata = [_metadata(row, key=f"{shard:05d}{position:04d}") for position, row in enumerate(rows)]
     with deterministic_tar(folder / f"{shard:05d}.tar") as tar:
         for row, record in zip(rows, metadata, strict=True):
@@ -37,12 +43,13 @@ def write_shard(folder: Path, shard: int, rows: list[Row]) -> None:
 
 
 def deterministic_tar(path: Path) -> tarfile.TarFile:
-    """An open tar for `add_member`, in the format that WebDataset writes."""
+    """Open a tar for `add_member`, in the format that WebDataset writes."""
     return tarfile.open(path, "w", format=tarfile.USTAR_FORMAT)
 
 
 def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    header = tarfile.TarInfo(name)  # owner, group and time are zero unless set
+    """Add a file to the tar. Owner, group and time are zero, which keeps the bytes deterministic."""
+    header = tarfile.TarInfo(name)
     header.size = len(data)
     header.mode = 0o444
     tar.addfile(header, io.BytesIO(data))

@@ -1,7 +1,9 @@
-"""Which pairs have no near-duplicate, neither in picture nor in caption, so that they may be held out. Pictures are
-compared as 16 x 16 colour thumbnails less the pool's mean thumbnail (all lie on white, which would otherwise make them
-all alike), by cosine; at 0.9 and above lie the recoloured, moved and retouched copies, and a few chance likenesses.
-Captions are compared as word sets, by Jaccard index |A & B| / |A | B|."""
+"""Find pairs without a near-duplicate, in image and in caption. Only these pairs can go into the retrieval set.
+
+Images are compared as 16 x 16 colour thumbnails, by cosine. The mean thumbnail of the pool is subtracted first, because
+all images have a white background and would look alike otherwise. A cosine of 0.9 or more marks recoloured, moved and
+retouched copies, and a few images that are alike by chance. Captions are compared as sets of words, by the Jaccard
+index |A & B| / |A | B|."""
 
 from __future__ import annotations
 
@@ -19,9 +21,15 @@ ROWS_PER_TILE = 1024
 
 
 def lone_pairs(images: Sequence[bytes], captions: Sequence[str], families: Sequence[str]) -> np.ndarray:
-    """bool [n]: True where no pair of another family is a near-duplicate.
+    """Mark the pairs without a near-duplicate in another family.
 
-    `families` [n] names what is allowed to be alike (the same emoji in two styles)."""
+    Args:
+        images: Encoded images [n].
+        captions: Captions [n].
+        families: Names [n]. Pairs of one family may be alike (the same emoji in two styles).
+
+    Returns:
+        bool [n], true for pairs without a near-duplicate."""
     pictures = _thumbnails(images)
     words, num_words = _word_incidence(captions)
     family = np.unique(np.asarray(families), return_inverse=True)[1]
@@ -36,7 +44,7 @@ def lone_pairs(images: Sequence[bytes], captions: Sequence[str], families: Seque
 
 
 def _thumbnails(images: Sequence[bytes]) -> np.ndarray:
-    """Unit-norm float32 [n, side * side * 3]."""
+    """Return unit-norm thumbnails, float32 [n, side * side * 3]."""
     side = (THUMBNAIL_SIDE, THUMBNAIL_SIDE)
     decoded = (Image.open(io.BytesIO(image)).convert("RGB") for image in images)
     pixels = np.stack([np.asarray(image.resize(side, Image.Resampling.BOX)) for image in decoded])
@@ -46,7 +54,7 @@ def _thumbnails(images: Sequence[bytes]) -> np.ndarray:
 
 
 def _word_incidence(captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """float32 [n, vocabulary] of zeros and ones, and its row sums [n]."""
+    """Return a word matrix of zeros and ones, float32 [n, vocabulary], and its row sums [n]."""
     word_sets = [set(re.findall(r"\w+", caption.lower())) for caption in captions]
     column = {word: j for j, word in enumerate(sorted(set().union(*word_sets)))}
     incidence = np.zeros((len(captions), len(column)), dtype=np.float32)

@@ -1,12 +1,13 @@
-"""Writes the shipped pool as shards, laid out as img2dataset lays them out (github.com/rom1504/img2dataset, webdataset
-output with the sha256 column), so that the demo takes the road that LAION-shaped data takes:
+"""Write the demo pool as shards in the layout of img2dataset, so that the demo uses the same code as LAION-shaped data.
+
+The layout is that of github.com/rom1504/img2dataset, webdataset output with the sha256 column:
 
     FOLDER/train/00000.tar          000000000.json .txt .webp, 000000001.json ...: 5 digits of the shard, 4 of the pair
-    FOLDER/train/00000.parquet      a row per pair: url, caption, key, status, sizes, sha256
+    FOLDER/train/00000.parquet      one row per pair: url, caption, key, status, sizes, sha256
     FOLDER/train/00000_stats.json   counts
-    FOLDER/retrieval/...            the same for the held-out pairs
-    FOLDER/zero_shot/00000.tar      000000000.cls (class index) and 000000000.webp, with 00000.classnames.txt and
-                                    00000.templates.txt beside it, a line each
+    FOLDER/retrieval/...            the same for the pairs of the retrieval set
+    FOLDER/zero_shot/00000.tar      000000000.cls (class index) and 000000000.webp
+    FOLDER/zero_shot/00000.classnames.txt, 00000.templates.txt   one class name or template per line
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from orchestrator.demo.img2dataset import Row, add_member, deterministic_tar, wr
 POOL_PATH = Path(__file__).parent / "pool"
 MAX_PAIRS_PER_SHARD = 10_000
 TEMPLATES = ("{c}",)
-"""The bare name: the emoji of the pool are captioned so, and no pair of it speaks of `a photo of`."""
+"""Only the class name, as in the captions of the pool. No caption contains `a photo of`."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +40,16 @@ class DemoPool:
 
 
 def write_shards(folder: str | os.PathLike[str], *, pairs_per_shard: int = 1000) -> DemoPool:
-    """Write the pool below the local `folder`, unless it is there already; the bytes depend on the pool alone.
+    """Write the pool into the local `folder`, unless it is already there. The bytes depend only on the pool.
 
-    All appears at once, by renaming a temporary folder beside `folder`: a killed call leaves nothing in `folder`,
-    and of two calls at once one wins. Errors: `ValueError` for `pairs_per_shard` outside 1..10,000, or a folder that
-    holds anything else (shards of another size included)."""
+    A temporary folder beside `folder` is filled and then renamed, so all files appear at once. A killed call leaves
+    nothing in `folder`. If two calls run at the same time, one of them wins.
+
+    Raises:
+        ValueError: `pairs_per_shard` is outside 1..10,000, or the folder holds other files, for example shards of
+            another size."""
     if not 1 <= pairs_per_shard <= MAX_PAIRS_PER_SHARD:
-        raise ValueError(f"pairs_per_shard is {pairs_per_shard}: keys have room for 1 to {MAX_PAIRS_PER_SHARD}")
+        raise ValueError(f"pairs_per_shard must be 1 to {MAX_PAIRS_PER_SHARD}, got {pairs_per_shard}")
     target = Path(folder)
     num_pairs = pq.read_metadata(POOL_PATH / "train.parquet").num_rows
     pairs_per_shard = min(pairs_per_shard, num_pairs)
@@ -68,7 +72,7 @@ def _write_whole(target: Path, pairs_per_shard: int) -> None:
         _write_pairs(POOL_PATH / "heldout.parquet", temporary / "retrieval", MAX_PAIRS_PER_SHARD)
         _write_zero_shot(temporary / "zero_shot")
         temporary.chmod(0o755)
-        # an empty folder is replaced; one that another call has filled in the meantime is not
+        # rename replaces an empty folder, but not a folder that another call has filled in the meantime
         temporary.rename(target)
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
@@ -105,8 +109,8 @@ def _check_complete(target: Path, num_shards: int, pairs_per_shard: int) -> None
     present = len(list((target / "train").glob("*.tar")))
     if not stats_path.is_file() or present != num_shards or _count(stats_path) != pairs_per_shard:
         raise ValueError(
-            f"{target} holds something else than the demo's {num_shards} shards of {pairs_per_shard} pairs: "
-            "choose another folder, or remove it"
+            f"{target} does not hold the demo's {num_shards} shards of {pairs_per_shard} pairs: "
+            "choose another folder, or delete this one"
         )
 
 

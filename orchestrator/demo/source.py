@@ -1,5 +1,4 @@
-"""The embedded pool as a run's source: written into the store as LAION-shaped shards, so that the demo takes the road
-that a user's own shards take."""
+"""Make the demo pool the source of a run: write it into the store as LAION-shaped shards, like a user's own data."""
 
 from __future__ import annotations
 
@@ -14,10 +13,11 @@ METADATA_PATH = Path(__file__).parent / "pool" / "metadata.txt"
 
 
 def embed_demo(config: Config) -> Config:
-    """The config with the demo source and the evaluation sets named `demo` replaced by shards in the store, and the
-    metadata named `demo` by the shipped entries.
+    """Return the config with every `demo` replaced by files: the source and the evaluation sets by shards in the store,
+    the metadata of MetaCLIP by the list that ships with the package.
 
-    Errors: `UserError` when the store is not on this machine's disk."""
+    Raises:
+        UserError: The store is not a local folder."""
     config = _with_metadata(config)
     sets = config.evaluation
     wants_set = DEMO in (sets.zero_shot.uri, sets.retrieval.uri)
@@ -25,7 +25,7 @@ def embed_demo(config: Config) -> Config:
         return config
     if not files.is_local(config.store):
         raise UserError(
-            f"the demo writes its shards into the store, which must be a local folder; got store={config.store}"
+            f"the demo writes shards into the store, so the store must be a local folder, got store={config.store}"
         )
     from orchestrator.demo.shards import write_shards
 

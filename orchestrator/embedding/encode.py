@@ -22,7 +22,7 @@ from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display, StageProgress
 from orchestrator.engine.parts import Summary, done_summaries
 from orchestrator.engine.stage import Size, Stage
-from orchestrator.engine.stopwatch import Elapsed
+from orchestrator.engine.stopwatch import Stopwatch
 from orchestrator.errors import UserError
 from orchestrator.source import Source
 from orchestrator.storage import files
@@ -59,7 +59,7 @@ def encode_stage(config: Config, name: str, source: Source, catalog: Catalog) ->
     )
 
     def build(display: Display) -> Artifact:
-        elapsed = Elapsed(artifact)
+        elapsed = Stopwatch(artifact)
         described = _describe(name, settings)
         pictures = Pictures(*described.pictures, max_pixels=settings.max_image_pixels)
         pool = Pool(
@@ -71,7 +71,7 @@ def encode_stage(config: Config, name: str, source: Source, catalog: Catalog) ->
             _check_bad_pairs(name, settings, summaries)
             totals = embedding_totals(summaries, described.dims)
             artifact.publish(totals=totals, parts=summaries, seconds=elapsed.seconds)
-            elapsed.forget()
+            elapsed.remove()
         return artifact
 
     def num_batches(size: Size) -> int:
@@ -84,7 +84,7 @@ def encode_stage(config: Config, name: str, source: Source, catalog: Catalog) ->
     return stage
 
 
-def _embed(execution: Pass, progress: StageProgress, elapsed: Elapsed) -> list[Summary]:
+def _embed(execution: Pass, progress: StageProgress, elapsed: Stopwatch) -> list[Summary]:
     """Rounds over the parts that are missing: a writer that had to be started anew has lost the parts it held."""
     num_parts = len(execution.pool.parts)
     done, fruitless = done_summaries(execution.artifact), 0
@@ -94,7 +94,7 @@ def _embed(execution: Pass, progress: StageProgress, elapsed: Elapsed) -> list[S
         for num_rows in execution.run(missing):
             rows += num_rows
             progress.update(rows)
-            elapsed.note()
+            elapsed.save()
         before, done = len(done), done_summaries(execution.artifact)
         fruitless = fruitless + 1 if len(done) == before else 0
         if fruitless == MAX_FRUITLESS:

@@ -1,19 +1,19 @@
-"""Two runs that need one artifact at the same time: one computes it, the others wait for it and reuse it.
+"""Leases: when two runs need one artifact at the same time, one computes it and the other waits and reuses it.
 
-Who computes holds `lease.json` in the artifact's folder and renews it. Who waits watches it change, by a clock of its
-own, so that the clocks of two hosts need not agree: a lease that stood still for as long as it says is anybody's. That
-of a process which is gone from this very machine is so at once.
+The run that computes holds `lease.json` in the artifact's folder and renews it. A waiting run watches the file change
+and measures the time with its own clock, so the clocks of two hosts need not agree. A lease expires when it has not
+changed for as long as it says. The lease of a process that ended on this machine expires at once.
 
-A lease is created exclusively where the store can do that: O_EXCL on disks, a conditional put on S3, GCS and Azure.
-Where it cannot, who wrote last has it. So for a moment, as when two waiters take away one abandoned lease, two runs may
-compute the same. The parts of an artifact are written whole and are the same whoever writes them: that costs time and
-corrupts nothing. Two trainings in one folder do remove each other's records; so who finds the lease to be another's
-stops, at the next renewal."""
+A lease is created exclusively where the store supports it: O_EXCL on disks, a conditional put on S3, GCS and Azure.
+Elsewhere the last writer holds it. Two runs may then compute the same artifact for a moment, for example when two
+waiting runs take over one expired lease. That costs time and corrupts nothing, because parts are written whole and have
+the same content. Two trainings in one folder do remove each other's records, so a run stops when another run holds its
+lease. It notices at the next renewal, after at most a sixth of the expiry time."""
 
 from __future__ import annotations
 
+import logging
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,11 +26,13 @@ from orchestrator.errors import UserError
 from orchestrator.storage import files
 from orchestrator.storage.retry import status_of, tried
 
+logger = logging.getLogger(__name__)
+
 FILE = "lease.json"
 EXPIRY_SECONDS = 60.0
 RENEWALS_PER_EXPIRY = 6
 POLL_SECONDS = 1.0
-# after a write that was not exclusive, for that of another to be seen
+# pause after a write that was not exclusive, until the write of another run is visible
 SETTLE_SECONDS = 1.0
 NOT_IMPLEMENTED, PRECONDITION_FAILED = 501, 412
 
@@ -40,29 +42,33 @@ def held(
     artifact: Artifact,
     *,
     name: str,
-    told: Callable[[str], None],
+    show: Callable[[str], None],
+    on_lost: Callable[[], None] | None = None,
     expiry_seconds: float = EXPIRY_SECONDS,
     poll_seconds: float = POLL_SECONDS,
 ) -> Iterator[bool]:
-    """Around what computes an artifact; `False` when it is there already, or another run completed it meanwhile.
+    """Hold the artifact's lease while the block computes it; wait first if another run holds the lease.
 
-    `name` is the stage's, for the lines that `told` passes on to the user. Errors: `StoreError` where nothing can be
-    written; `UserError` when another run has taken the lease meanwhile."""
+    Yields `False` when the artifact is complete and there is nothing to compute. `name` is the stage's name in the
+    lines passed to `show`. `on_lost` is called once, in the renewing thread, when another run has taken the lease over:
+    it asks the command to stop. Errors: `StoreError` if the store cannot be written; `UserError` at the end of the
+    block if the lease was lost."""
     uri, holder = artifact.path(FILE), Holder.here(expiry_seconds)
-    if not _acquired(artifact, holder, name, told, poll_seconds):
+    if not _acquire(artifact, holder, name, show, poll_seconds):
         yield False
         return
-    with _renewed(uri, holder, name, told):
-        # it may have been completed between the look at it and the lease
+    with _Renewal(uri, holder, name, show, on_lost):
+        # another run may have completed the artifact between the first check and the lease
         yield not _is_complete(artifact)
 
 
-def _acquired(artifact: Artifact, holder: Holder, name: str, told: Callable[[str], None], poll_seconds: float) -> bool:
-    # until the artifact is complete (False) or the lease is ours (True)
+def _acquire(artifact: Artifact, holder: Holder, name: str, show: Callable[[str], None], poll_seconds: float) -> bool:
+    """Wait until the artifact is complete (False) or the lease is ours (True)."""
     uri, seen, changed = artifact.path(FILE), b"", time.monotonic()
     is_waiting = False
     while not _is_complete(artifact):
         if _created(uri, holder.lease()):
+            logger.debug("%s: lease %s acquired", name, uri)
             return True
         lease = _read(uri)
         if lease is None:
@@ -71,61 +77,75 @@ def _acquired(artifact: Artifact, holder: Holder, name: str, told: Callable[[str
             seen, changed = lease, time.monotonic()
         other = Holder.of(lease)
         if other and other.owner == holder.owner:
-            # written all the same: by a client that tried again what had passed, or not exclusively
+            # a failed write that succeeded after all, or a store without exclusive writes
             return True
-        who = _who(other)
         expiry_seconds = other.expiry_seconds if other else holder.expiry_seconds
         if (other and other.is_gone()) or time.monotonic() - changed > expiry_seconds:
-            told(f"{name}: the run that computed it ({who}) is gone; taking over")
+            show(f"{name}: the run that computed it ({_describe(other)}) has ended; taking over its lease")
             _take_away(uri, lease)
             continue
-        # one that is just being written says it a poll later
+        # `other` is None while the file is being written; the next poll reads it whole
         if other and not is_waiting:
-            told(f"{name}: another run ({who}) computes it; waiting")
+            show(f"{name}: waiting for another run ({_describe(other)}) that computes it")
             is_waiting = True
         time.sleep(poll_seconds)
     return False
 
 
-@contextmanager
-def _renewed(uri: str, holder: Holder, name: str, told: Callable[[str], None]) -> Iterator[None]:
-    ended, lost = threading.Event(), list[str]()
-    stop = _stopper()
+class _Renewal:
+    """Renews a lease in a thread while a block runs, and removes it at the end."""
 
-    def keep() -> None:
-        was_told = False
-        while not ended.wait(holder.expiry_seconds / RENEWALS_PER_EXPIRY):
+    def __init__(
+        self,
+        uri: str,
+        holder: Holder,
+        name: str,
+        show: Callable[[str], None],
+        on_lost: Callable[[], None] | None,
+    ):
+        self.uri, self.holder, self.name, self.show, self.on_lost = uri, holder, name, show, on_lost
+        self.ended, self.lost_to = threading.Event(), ""
+        self.thread = threading.Thread(target=self._keep, daemon=True, name="lease")
+
+    def __enter__(self) -> None:
+        self.thread.start()
+
+    def __exit__(self, *error: object) -> None:
+        self.ended.set()
+        self.thread.join()
+        # a lease that cannot be removed expires
+        with suppress(Exception):
+            if _is_ours(self.uri, self.holder):
+                files.remove(self.uri)
+                _remove_empty_folders(self.uri)
+        if self.lost_to:
+            raise UserError(f"{self.lost_to}; run the same command again to wait for that run and reuse its result")
+
+    def _keep(self) -> None:
+        is_reported = False
+        while not self.ended.wait(self.holder.expiry_seconds / RENEWALS_PER_EXPIRY):
             try:
-                taken = _renewal(uri, holder)
-            except Exception as error:  # noqa: BLE001 a store's own errors are of any kind, and what is built is worth more
-                if not was_told:
-                    told(f"{name}: cannot renew {uri}, so another run may compute the same: {error}")
-                was_told = True
+                taken = _renew(self.uri, self.holder)
+            except Exception as error:  # noqa: BLE001 stores raise errors of any class; the computation is worth more
+                if not is_reported:
+                    self.show(f"{self.name}: cannot renew {self.uri}, so another run may compute the same: {error}")
+                is_reported = True
                 continue
             if taken is not None:
-                lost.append(f"{name}: another run ({_who(taken)}) took over, as this one was not heard of in time")
-                told(f"{lost[0]}; stopping")
-                stop()
+                self.lost_to = (
+                    f"{self.name}: another run ({_describe(taken)}) took over the lease, because this run did not "
+                    "renew it in time"
+                )
+                self.show(f"{self.lost_to}; stopping")
+                if self.on_lost is not None:
+                    self.on_lost()
                 return
 
-    renewing = threading.Thread(target=keep, daemon=True, name="lease")
-    renewing.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        renewing.join()
-        # left behind it expires
-        with suppress(Exception):
-            if _is_ours(uri, holder):
-                files.remove(uri)
-                _forget_empty(uri)
-        if lost:
-            raise UserError(f"{lost[0]}; the same command waits for that one and uses what it makes")
 
+def _renew(uri: str, holder: Holder) -> Holder | None:
+    """Renew the lease; return the other holder if it is no longer ours.
 
-def _renewal(uri: str, holder: Holder) -> Holder | None:
-    # who has the lease in our place; one that was removed is nobody's, and one that is just being written is read later
+    A lease that was removed is created again. A lease that is being written is checked at the next renewal."""
     lease = _read(uri)
     if lease is None:
         _created(uri, holder.lease())
@@ -137,24 +157,12 @@ def _renewal(uri: str, holder: Holder) -> Holder | None:
     return None
 
 
-def _stopper() -> Callable[[], None]:
-    # what stops a command of ours in its main thread, as a cluster does: training then ends with a checkpoint
-    is_main = threading.current_thread() is threading.main_thread()
-
-    def stop() -> None:
-        handler = signal.getsignal(signal.SIGTERM)
-        if is_main and getattr(handler, "__module__", "").startswith("orchestrator."):
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    return stop
-
-
-def _who(holder: Holder | None) -> str:
+def _describe(holder: Holder | None) -> str:
     return f"host {holder.host}, pid {holder.pid}" if holder else "unknown"
 
 
-def _forget_empty(uri: str) -> None:
-    # what was refused before anything was computed leaves no folder behind, but the store itself is the user's
+def _remove_empty_folders(uri: str) -> None:
+    # a stage that was refused before it computed anything leaves no folder behind; the store itself stays
     if files.is_local(uri):
         folder = Path(files.filesystem(uri)[1]).parent
         with suppress(OSError):
@@ -163,7 +171,7 @@ def _forget_empty(uri: str) -> None:
 
 
 def _is_complete(artifact: Artifact) -> bool:
-    # a listing that the file system has kept is older than what another run has just written
+    # a cached listing may be older than the manifest that another run has just written
     fs, path = files.filesystem(artifact.uri)
     fs.invalidate_cache(path)
     return artifact.is_complete()
@@ -189,7 +197,7 @@ def _read(uri: str) -> bytes | None:
 
 
 def _created(uri: str, lease: bytes) -> bool:
-    # False also after a write that was not exclusive: whose it is then shows when it is read
+    # also False after a write that was not exclusive: reading the file then shows who holds the lease
     if files.is_local(uri):
         return _created_here(uri, lease)
     created = tried(lambda: _created_there(uri, lease), uri, doing="write")
@@ -217,10 +225,10 @@ def _created_here(uri: str, lease: bytes) -> bool:
 
 
 def _created_there(uri: str, lease: bytes) -> bool | None:
-    # None: the store cannot create exclusively, or there is no folder or bucket
+    # None: the store cannot create a file exclusively, or the folder or bucket does not exist
     fs, path = files.filesystem(uri)
     try:
-        # not `pipe_file`, which looks and then writes where a file system has nothing better of its own
+        # `pipe_file` checks and then writes on file systems without exclusive creation, so it is no lock
         with fs.open(path, "xb") as file:
             file.write(lease)
         return True
@@ -229,7 +237,7 @@ def _created_there(uri: str, lease: bytes) -> bool | None:
     except (FileNotFoundError, ValueError, TypeError, NotImplementedError):
         return None
     except OSError as error:
-        # anything else passes, or is told: to write then what another may just have created would make two holders
+        # every other error is raised: writing here what another run may have just created would make two holders
         if status_of(error) not in (NOT_IMPLEMENTED, PRECONDITION_FAILED):
             raise
         return None if status_of(error) == NOT_IMPLEMENTED else False

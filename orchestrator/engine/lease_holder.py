@@ -1,4 +1,4 @@
-"""Who holds a lease (`lease`): a process, told apart from any other on this machine or another."""
+"""The holder of a lease: a process, with what identifies it on this machine and among hosts."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-# states of a process in /proc that has ended, though its parent has not asked about it yet
+# states in /proc of a process that has ended and that its parent has not waited for
 ENDED = ("Z", "X")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Holder:
-    """Who computes an artifact.
+    """The process that computes an artifact.
 
-    `machine` tells apart hosts, and containers on them, that share a name; `process_start` a process from a later one
-    with its pid. Both are null on systems without /proc, where only the expiry counts."""
+    `machine` distinguishes hosts, and containers on them, that share a name. `process_start` distinguishes a process
+    from a later one with the same pid. Both are null on systems without /proc, where only the expiry time counts."""
 
     owner: str
     host: str
@@ -32,7 +32,7 @@ class Holder:
 
     @classmethod
     def here(cls, expiry_seconds: float) -> Holder:
-        """This process, for one artifact."""
+        """Return this process as the holder of one lease."""
         return cls(
             owner=uuid.uuid4().hex,
             host=socket.gethostname(),
@@ -44,22 +44,22 @@ class Holder:
 
     @classmethod
     def of(cls, lease: bytes) -> Holder | None:
-        """Who wrote a lease; `None` for one that is not whole."""
+        """Return the holder in a lease file; `None` if the file is incomplete."""
         with suppress(ValueError, TypeError, AttributeError):
             return cls(**{key: value for key, value in json.loads(lease).items() if key in cls.__dataclass_fields__})
         return None
 
     def lease(self) -> bytes:
-        """What the file holds; no two are the same."""
+        """Return the content of the lease file. No two calls return the same bytes."""
         return json.dumps({**asdict(self), "renewed": datetime.now(UTC).isoformat()}, indent=1).encode()
 
     def is_gone(self) -> bool:
-        """Whether this is a process of this machine that has ended."""
+        """Return whether the holder is a process of this machine that has ended."""
         if self.machine is None or self.machine != _machine():
             return False
         seen = _stat(self.pid)
         if seen is None:
-            # /proc may hide the processes of other users (hidepid), which is no word on whether they run
+            # /proc may hide the processes of other users (hidepid): without an entry the process may still run
             return not _is_there(self.pid)
         return seen.state in ENDED or self.process_start not in (None, seen.start)
 
@@ -73,14 +73,14 @@ def _machine() -> str | None:
 
 
 class _Stat(NamedTuple):
-    """Of a process, as /proc has it: its state, and when it began, in ticks since boot."""
+    """A process in /proc: its state and its start time in ticks since boot."""
 
     state: str
     start: str
 
 
 def _stat(pid: int) -> _Stat | None:
-    # the 3rd and the 22nd field; the 2nd is the program's name in parentheses, which may hold anything
+    # fields 3 and 22; field 2 is the program's name in parentheses and may hold any character
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     except OSError:
@@ -92,6 +92,6 @@ def _is_there(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except OSError as error:
-        # nothing may be sent to one of another user, which is there all the same
+        # PermissionError: the process exists and belongs to another user
         return not isinstance(error, ProcessLookupError)
     return True

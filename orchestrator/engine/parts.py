@@ -22,7 +22,7 @@ from orchestrator.engine import ray_cluster
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
 from orchestrator.engine.metering import Meter, current_meter
-from orchestrator.engine.stopwatch import Elapsed
+from orchestrator.engine.stopwatch import Stopwatch
 from orchestrator.storage import files
 
 Summary = dict[str, Any]
@@ -109,7 +109,7 @@ def build_parts(
     `make_work()` is called once an item (a run, of `InRuns`) in tasks, or once an actor with `num_actors` (each with
     `num_gpus`); `count` names the summary's field that the display counts; `check` may refuse what came out before the
     manifest is written; `totals` replaces the sums. Errors: whatever the work raises, through Ray."""
-    elapsed = Elapsed(artifact)
+    elapsed = Stopwatch(artifact)
     with display.stage(name) as progress:
         done = done_summaries(artifact)
         counted = sum(summary.get(count, 0) for summary in done.values())
@@ -119,12 +119,12 @@ def build_parts(
             done[summary["index"]] = summary
             counted += summary.get(count, 0)
             progress.update(counted)
-            elapsed.note()
+            elapsed.save()
         summaries = [done[index] for index in range(len(items))]
         if check is not None:
             check(summaries)
         artifact.publish(totals=(totals or sums)(summaries), parts=summaries, seconds=elapsed.seconds)
-        elapsed.forget()
+        elapsed.remove()
     return artifact
 
 

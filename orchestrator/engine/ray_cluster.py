@@ -22,7 +22,7 @@ from ray._private import services
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.config import ClusterConfig
-from orchestrator.errors import UserError
+from orchestrator.errors import UserError, first_line
 from orchestrator.storage import files
 
 # Train, its controller and a decode task must fit beside the workers: 2 workers on 2 logical CPUs would wait for ever
@@ -74,13 +74,13 @@ def connect(config: ClusterConfig, *, dashboard: bool = False) -> str | None:
     except Exception as error:
         if address == "local" and _is_late(error):
             raise UserError(
-                f"Ray did not start on this machine: {_first_line(error)}; try again when the machine is less busy, "
+                f"Ray did not start on this machine: {first_line(error)}; try again when the machine is less busy, "
                 "or type `ray start --head` before, whose cluster is used then"
             ) from error
         if address == "local" or not isinstance(error, (ValueError, ConnectionError, RuntimeError)):
             raise
         instead = "" if config.address or os.environ.get("RAY_ADDRESS") else "; cluster.address=local starts another"
-        raise UserError(f"cannot connect to the Ray cluster at {address}: {_first_line(error)}{instead}") from error
+        raise UserError(f"cannot connect to the Ray cluster at {address}: {first_line(error)}{instead}") from error
 
 
 def _address(config: ClusterConfig) -> str:
@@ -100,10 +100,6 @@ def _is_late(error: Exception) -> bool:
     # Ray gives its processes half a minute each and then raises this, once an Exception of no class. It is not tried
     # again here: the processes of the first start stay until this one ends, and would be in the way of a second's
     return type(error) is Exception or isinstance(error, (RuntimeError, TimeoutError, ConnectionError))
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".:")
 
 
 def _check_answers(address: str) -> None:

@@ -1,5 +1,7 @@
-"""The seconds that a stage takes, over all the commands that it takes: noted beside its parts until it is whole, so
-that a stage that was killed and went on costs in the report what it cost."""
+"""Durations: a stage's computing time over all commands that worked on it, and seconds as text.
+
+The time so far is saved beside the parts until the stage is complete, so the report counts a stage that was interrupted
+and resumed in full."""
 
 from __future__ import annotations
 
@@ -8,31 +10,40 @@ import time
 from orchestrator.engine.artifact import Artifact
 from orchestrator.storage import files
 
-# a kill loses as much, and the note costs one request in as long
+# a killed command loses at most this many seconds of the count, and one write per interval is cheap in an object store
 NOTE_SECONDS = 10.0
+UNITS = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 
-class Elapsed:
-    """A stopwatch that goes on where the one of an interrupted command was noted last."""
+def duration(seconds: float) -> str:
+    """Return seconds as text in the largest unit that gives at least 1: `<1 s`, `59.0 s`, `1.5 min`, `2.0 h`."""
+    for length, unit in UNITS:
+        if seconds >= length:
+            return f"{seconds / length:,.1f} {unit}"
+    return "<1 s"
+
+
+class Stopwatch:
+    """Counts the seconds of a stage, starting at what an interrupted command has saved."""
 
     def __init__(self, artifact: Artifact):
         self.uri = artifact.path("elapsed.json")
-        self.is_noted = files.exists(self.uri)
-        self.before = files.read_json(self.uri)["seconds"] if self.is_noted else 0.0
-        self.started = self.noted = time.monotonic()
+        self.is_saved = files.exists(self.uri)
+        self.before = files.read_json(self.uri)["seconds"] if self.is_saved else 0.0
+        self.started = self.saved = time.monotonic()
 
     @property
     def seconds(self) -> float:
-        """So far."""
+        """The seconds so far, earlier commands included."""
         return self.before + time.monotonic() - self.started
 
-    def note(self) -> None:
-        """Writes them down, every `NOTE_SECONDS`; to be called as work gets done."""
-        if time.monotonic() - self.noted >= NOTE_SECONDS:
+    def save(self) -> None:
+        """Save the count at most every `NOTE_SECONDS`. Call it as parts complete."""
+        if time.monotonic() - self.saved >= NOTE_SECONDS:
             files.write_json(self.uri, {"seconds": round(self.seconds, 3)})
-            self.is_noted, self.noted = True, time.monotonic()
+            self.is_saved, self.saved = True, time.monotonic()
 
-    def forget(self) -> None:
-        """Removes the note: the manifest has them."""
-        if self.is_noted:
+    def remove(self) -> None:
+        """Remove the saved count once the manifest holds it."""
+        if self.is_saved:
             files.remove(self.uri)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.config import EvaluationConfig
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display, StageProgress
-from orchestrator.errors import UserError, line_of, mistake_in
+from orchestrator.errors import UserError, mistake_in, one_line
 from orchestrator.evaluation.task_metrics import averages
 from orchestrator.evaluation.tasks import Task, Tasks
 from orchestrator.storage.files import StoreError
@@ -94,7 +94,7 @@ def _measure(
         mistake = mistake_in(error)
         if mistake is None or isinstance(mistake, StoreError):
             raise
-        return line_of(mistake).removeprefix(f"{task.config.name}: ")
+        return one_line(mistake).removeprefix(f"{task.config.name}: ")
     artifact.publish(totals=found, parts=[], seconds=time.monotonic() - started)
     return None
 

@@ -8,6 +8,7 @@ from operator import add
 
 from orchestrator.config import PlanConfig
 from orchestrator.engine.metering import peak_bytes
+from orchestrator.engine.stopwatch import duration
 from orchestrator.plan.costs import HOUR, Estimate, Estimates
 from orchestrator.plan.measurements import Probe, Trained
 from orchestrator.plan.rows import Reach
@@ -24,7 +25,6 @@ COLUMNS = (
 )
 NOT_MEASURED = "not measured"
 LEAST = 0.001
-TIMES = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 BYTES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
@@ -135,14 +135,6 @@ def number(value: float) -> str:
     if value < LEAST:
         return f"<{LEAST:g}"
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def duration(seconds: float) -> str:
-    """In the largest unit that leaves at least one."""
-    for length, unit in TIMES:
-        if seconds >= length:
-            return f"{seconds / length:,.1f} {unit}"
-    return "<1 s"
 
 
 def size(num_bytes: float) -> str:

@@ -13,10 +13,11 @@ from typing import Any
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from orchestrator.engine.stopwatch import duration
 from orchestrator.report import cluster_figures
 from orchestrator.report.figures import PHASE_NAMES, kept_by_frequency, loss_curves, word_frequency
 from orchestrator.report.schema import ModelEvaluation, Report, TaskAverage, TaskResult, TaskTable
-from orchestrator.report.summary import duration, headlines
+from orchestrator.report.summary import headlines
 from orchestrator.report.thumbnails import Pictures
 
 MODEL_NAMES = {"pretrain": "pre-trained", "finetune": "fine-tuned", "checkpoint": "checkpoint"}

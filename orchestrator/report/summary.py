@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from orchestrator.engine.stopwatch import duration
 from orchestrator.report.schema import Report
 
 
@@ -63,10 +64,3 @@ def _results(report: Report) -> list[Headline]:
             )
         )
     return rows
-
-
-def duration(seconds: float) -> str:
-    """Seconds as one reads them: 4.2 s, 5.7 min, 12.3 h."""
-    if seconds < 100:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:,.1f} h"

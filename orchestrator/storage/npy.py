@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.errors import UserError
+from orchestrator.errors import UserError, first_line
 from orchestrator.storage import files
 from orchestrator.storage.ranges import MAX_REQUEST, read_spans
 
@@ -97,7 +97,7 @@ def open_npy(uri: str) -> NpyRows:
             raise UserError(f"{uri}: got .npy format {version}, expected one of {sorted(HEADERS)}")
         shape, in_fortran_order, dtype = HEADERS[version](file)
     except ValueError as error:
-        raise UserError(f"{uri} is no .npy file: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{uri} is no .npy file: {first_line(error)}") from None
     if dtype.hasobject or not shape or (in_fortran_order and len(shape) > 1):
         order = "Fortran" if in_fortran_order else "C"
         raise UserError(f"{uri}: got {dtype} {shape} in {order} order, expected rows of plain values in C order")

@@ -127,7 +127,7 @@ class _TrialStage(StageProgress):
         super().__init__(name, unit, total, None, display.console)
         self.display = display
 
-    def update(self, done: int, note: str = "", total: int | None = None) -> None:
+    def update(self, done: int, note: str = "", total: int | None = None, rate: float | None = None) -> None:
         self.done = done
         if self.unit == "samples":
             self.display.tell(seen=self.display.before + done)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -39,7 +40,7 @@ from orchestrator.sweep.tuner import Search, check_optuna, num_concurrent, searc
 from orchestrator.training.tracking import check_trackers
 
 
-def sweep(config: Config) -> None:
+def sweep(config: Config, *, on_lost: Callable[[], None] | None = None) -> None:
     """Every trial, then the report of them all."""
     config, display = _prepared(config), Display()
     tally = Tally(str(config.out), resume=config.resume)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any, Literal
 
-from orchestrator.report.summary import Headline, duration
+from orchestrator.engine.stopwatch import duration
+from orchestrator.report.summary import Headline
 from orchestrator.sweep.schema import AVERAGE, SweepReport, TrialResult
 
 # those of the table, where measured

@@ -102,7 +102,9 @@ class Checkpoints:
             # torch's writer replaces the system's error by one of its own
             cause = error.__context__ if isinstance(error.__context__, OSError) else error
             reason = getattr(cause, "strerror", None) or " ".join(str(cause).split())
-            raise StoreError(f"cannot write the checkpoint {target}: {reason}; expected a writable path with room") from error
+            raise StoreError(
+                f"cannot write the checkpoint {target}: {reason}; expected a writable path with room"
+            ) from error
         logger.info("wrote checkpoint %s", target)
         # a file that cannot be removed now is removed after the next checkpoint
         with suppress(OSError):

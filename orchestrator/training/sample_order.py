@@ -151,9 +151,7 @@ class SampleOrder:
             window = start // window_length
             first = max(window * window_length, self._lane_start(epoch, lane))
             last = min((window + 1) * window_length, self._lane_start(epoch + 1, lane))
-            yield Span(
-                lane=lane, epoch=epoch, window=window, first=first, last=last, start=start, stop=min(stop, last)
-            )
+            yield Span(lane=lane, epoch=epoch, window=window, first=first, last=last, start=start, stop=min(stop, last))
             start = last
 
     def _span_pairs(self, span: Span) -> Pairs:

@@ -1,4 +1,4 @@
-"""What checkpoints cost: samples/s of pre-training with one every so many steps, and with none, in turns.
+"""Measure the cost of checkpoints: samples/s of pre-training with a checkpoint every N steps, and with none, in turns.
 
 python tests/benchmarks/bench_checkpoints.py --every 50 --epochs 4 --rounds 2
 """
@@ -15,15 +15,15 @@ NEVER = 1_000_000
 
 
 def main() -> None:
-    """Prints a Markdown row a round."""
+    """Print one Markdown row per round."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--every", type=int, default=50, help="steps between checkpoints")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("overrides", nargs="*", help="further settings of the run, such as model=vit_b_32")
+    parser.add_argument("overrides", nargs="*", help="more settings of the run, such as model=vit_b_32")
     asked = parser.parse_args()
     for number in range(asked.rounds):
-        # which comes first alternates
+        # the order alternates, so that a drift of the machine affects both
         order = [asked.every, NEVER][:: 1 if number % 2 else -1]
         rates = {}
         for every in order:

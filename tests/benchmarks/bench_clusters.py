@@ -1,9 +1,9 @@
-"""k-means and assignment against raw faiss on the same vectors, one after the other in one run.
+"""Compare k-means and assignment with raw faiss on the same vectors, one after the other in one run.
 
-Raw: the float16 files are read and widened, `faiss.Kmeans` trained on the same sample with the same settings and
-threads, and its index searched file by file. Ours: the stages, with Ray's tasks and actors, unit norms, distances
-summed row by row, columns written. Each is timed for a little and for a lot of work: the difference is the steady
-state, what is left of the stage's time is its start-up.
+Raw faiss reads the float16 files and converts them to float32. It trains `faiss.Kmeans` on the same sample, with the
+same settings and threads, and searches the index file by file. Ours runs the stages, with Ray tasks and actors, unit
+norms, distances summed row by row, and columns written to the store. Each runs on a small and a large task. The
+difference of the two is the steady state; the rest of a stage's time is its start-up.
 
     python tests/benchmarks/bench_clusters.py --pairs 100000 700000 --iterations 5 40
 """
@@ -32,9 +32,14 @@ DIM, PAIRS_PER_PART, THREADS = 512, 10_000, os.cpu_count() or 1
 
 
 def main() -> None:
+    """Print a Markdown row for each task: vectors/s of raw faiss and of ours, the ratio, the start-up."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, nargs=2, default=[100_000, 700_000], help="few and many, to assign")
-    parser.add_argument("--iterations", type=int, nargs=2, default=[5, 40], help="few and many, to train")
+    parser.add_argument(
+        "--pairs", type=int, nargs=2, default=[100_000, 700_000], help="pairs to assign: the small and the large task"
+    )
+    parser.add_argument(
+        "--iterations", type=int, nargs=2, default=[5, 40], help="k-means iterations: the small and the large task"
+    )
     parser.add_argument("--k", type=int, default=500)
     arguments = parser.parse_args()
     few, many = zip(arguments.pairs, arguments.iterations, strict=True)
@@ -46,7 +51,7 @@ def main() -> None:
 
 
 def measure(k: int, num_pairs: int, num_iterations: int) -> dict[str, tuple[int, float, float]]:
-    """By task: how many vectors it goes over, seconds of raw faiss, seconds of the stage."""
+    """Return, by task, the number of vectors processed, the seconds of raw faiss and the seconds of the stage."""
     with tempfile.TemporaryDirectory() as folder:
         clustering = Clustering(k=k, num_iterations=num_iterations)
         step = synthetic_step(
@@ -70,14 +75,14 @@ def measure(k: int, num_pairs: int, num_iterations: int) -> dict[str, tuple[int,
 
 
 def timed(run: Callable[[], object]) -> float:
-    """Seconds."""
+    """Return the wall seconds of a call."""
     started = time.perf_counter()
     run()
     return time.perf_counter() - started
 
 
 def raw_kmeans(sample: Artifact, k: int, num_iterations: int) -> None:
-    """faiss as its documentation calls it, on all of the sample."""
+    """Train faiss as its documentation does, on the whole sample."""
     faiss.omp_set_num_threads(THREADS)
     vectors = np.concatenate(list(read_sample(sample, range(len(sample.parts))))).astype(np.float32)
     settings = {"niter": num_iterations, "seed": 1234, "spherical": True, "max_points_per_centroid": len(vectors)}
@@ -85,7 +90,7 @@ def raw_kmeans(sample: Artifact, k: int, num_iterations: int) -> None:
 
 
 def raw_search(centroids: np.ndarray, parts: list[Callable[[], np.ndarray]]) -> None:
-    """Reads and searches, file by file."""
+    """Read and search the parts, file by file."""
     faiss.omp_set_num_threads(THREADS)
     index = faiss.IndexFlatIP(centroids.shape[1])
     index.add(centroids)

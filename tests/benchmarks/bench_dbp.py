@@ -1,4 +1,4 @@
-"""DBP's selection on made-up clusters and distances: seconds and peak memory of the driver as the pool grows.
+"""Measure DBP selection on made-up clusters and distances: time and peak memory of the driver as the pool grows.
 
 python tests/benchmarks/bench_dbp.py --millions 1 10
 """
@@ -26,6 +26,7 @@ K, DIM, PAIRS_PER_PART = 500, 512, 10_000
 
 
 def main() -> None:
+    """Measure each size in a process, because peak memory is that of the whole process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--millions", type=float, nargs="+", default=[1, 10])
     parser.add_argument("--one", action="store_true", help="measure one size in this process")
@@ -38,7 +39,7 @@ def main() -> None:
 
 
 def measure(num_pairs: int) -> None:
-    """Builds what comes after the assignment, and prints a row."""
+    """Build the stages after the assignment, and print a Markdown row."""
     with tempfile.TemporaryDirectory() as folder:
         settings = DbpStep(embedding="none", keep_fraction=0.4)
         step = synthetic_step(folder, settings, sizes_of(num_pairs, PAIRS_PER_PART), DIM)
@@ -49,15 +50,15 @@ def measure(num_pairs: int) -> None:
             stage.artifact.publish(totals={}, parts=[], seconds=0)
         write_assigned(assign.artifact, step, K)
         started = time.perf_counter()
-        told = []
+        times = []
         for stage in selection:
             begin = time.perf_counter()
             stage.build(DISPLAY)
-            told.append(f"{stage.name} {time.perf_counter() - begin:.1f} s")
+            times.append(f"{stage.name} {time.perf_counter() - begin:.1f} s")
         seconds = time.perf_counter() - started
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         cells = [f"{num_pairs / 1e6:g} M", f"{seconds:.1f} s", f"{num_pairs / seconds:,.0f}", f"{peak:.0f} MiB"]
-        print(f"| {' | '.join([*cells, ', '.join(told)])} |")
+        print(f"| {' | '.join([*cells, ', '.join(times)])} |")
 
 
 if __name__ == "__main__":

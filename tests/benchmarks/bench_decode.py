@@ -1,4 +1,4 @@
-"""What draft decoding saves: pictures/s of one core with and without it, in turns, for a large JPEG.
+"""Measure draft decoding: the time to decode a large JPEG on one core with and without it, in turns.
 
 python tests/benchmarks/bench_decode.py --side 1024
 """
@@ -19,9 +19,9 @@ MAX_PIXELS = 10**8
 
 
 def main() -> None:
-    """Prints a Markdown row a size."""
+    """Print one Markdown row per target size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--side", type=int, default=1024, help="of the JPEG, in pixels")
+    parser.add_argument("--side", type=int, default=1024, help="side of the JPEG, in pixels")
     parser.add_argument("--rounds", type=int, default=15)
     asked = parser.parse_args()
     picture = smooth_picture(asked.side)
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def smooth_picture(side: int) -> bytes:
-    """A JPEG of random colours, blurred as photographs are."""
+    """Return a JPEG of random colours, smooth like a photograph."""
     colours = np.random.default_rng(0).integers(0, 256, (side // 16, side // 16, 3), np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(colours).resize((side, side), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)

@@ -1,9 +1,10 @@
-"""DBP's arithmetic on the clusters: d_inter and quotas by number of clusters.
+"""Measure DBP's arithmetic on clusters: the time of d_inter and of quotas by number of clusters.
 
     python tests/benchmarks/bench_density.py
 
-Sizes are log-normal with a few empty clusters, complexities uniform, tau 0.1, 40% of the pairs kept. Every sum is
-checked. Wall time, the best of 5 rounds for quotas, one round for d_inter (centroids of 512 dimensions, 20 neighbours).
+Cluster sizes are log-normal, with a few empty clusters. Complexities are uniform, tau is 0.1, and 40% of the pairs are
+kept. The script checks that the quotas add up to the budget. It reports wall time: the best of 5 rounds for quotas, and
+one round for d_inter (centroids of 512 dimensions, 20 neighbours).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ DIM = 512
 
 
 def quota_seconds(num_clusters: int) -> tuple[int, float]:
-    """The pool's size and the best time."""
+    """Return the number of pairs of the pool and the best time of 5 rounds, in seconds."""
     rng = np.random.default_rng(0)
     sizes = rng.lognormal(np.log(400e6 / num_clusters), 1, num_clusters).astype(np.int64)
     sizes[rng.integers(0, num_clusters, num_clusters // 100)] = 0
@@ -37,6 +38,7 @@ def quota_seconds(num_clusters: int) -> tuple[int, float]:
 
 
 def inter_seconds(num_clusters: int) -> float:
+    """Return the seconds that the distances between centroids take."""
     vectors = np.random.default_rng(0).standard_normal((num_clusters, DIM), dtype=np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     start = time.perf_counter()
@@ -45,6 +47,7 @@ def inter_seconds(num_clusters: int) -> float:
 
 
 def main() -> None:
+    """Print one Markdown row per number of clusters."""
     print("| clusters | pairs | quotas | d_inter |")
     print("|---|---|---|---|")
     for num_clusters in QUOTAS_OF:

@@ -1,16 +1,17 @@
-"""What the embedding stage costs beside its encoder: images/s of the stage against bare loops of the same encoder.
+"""Measure the overhead of the embedding stage: images/s of the stage and of bare loops with the same encoder.
 
-The bare loops read the same shards, decode with the same function and run the same encoder in batches of the same size
-on as many torch threads as the stage's actors have together, without Ray: one in a single process, one with a PyTorch
-DataLoader of `NUM_WORKERS` processes that decode beside it. All figures are the steady state, between the marks of
-20% and 100% of the pairs; what the stage takes beyond that, at its start, is given apart. On a GPU its utilisation is
-told as well.
+The bare loops run without Ray. They read the same shards, decode with the same function and run the same encoder with
+the same batch size. They use as many torch threads as all actors of the stage together. One loop is a single process;
+the other has a PyTorch DataLoader with `NUM_WORKERS` processes that decode in parallel. All figures are the steady
+state, between 20% and 100% of the pairs. The start-up of the stage is shown separately. On a GPU the script also shows
+the utilisation.
 
     python tests/benchmarks/bench_embedding.py --encoder lite --pairs 6000
     python tests/benchmarks/bench_embedding.py --encoder vit_b_32 --pairs 1000
 
-The writer alone, at a store where every put takes `--put-ms`; each part waited for before the next one is begun, and
-not; vectors of both towers, 512 dimensions, parts of `--part-pairs`:
+With `--put-ms` the script measures the writer alone, with a store where every put takes that long. It compares parts
+written one after another with parts written in parallel (vectors of both towers, 512 dimensions, parts of
+`--part-pairs`):
 
     python tests/benchmarks/bench_embedding.py --put-ms 50 --pairs 100000
 """
@@ -67,7 +68,7 @@ Marks = list[tuple[float, int]]
 
 
 def write_pool(folder: Path, num_pairs: int) -> str:
-    """The demo's pictures as JPEGs of 256 pixels, as img2dataset writes them, with their captions."""
+    """Write the demo's images as JPEGs of 256 pixels with their captions, in tars like those of img2dataset."""
     folder.mkdir()
     table = pl.read_parquet(DEMO_TABLE, columns=["image", "caption"])
     for first in range(0, num_pairs, SHARD_PAIRS):
@@ -84,7 +85,7 @@ def write_pool(folder: Path, num_pairs: int) -> str:
 
 
 class Stream(IterableDataset):
-    """Pixels and captions in batches; with loader processes each takes every n-th shard."""
+    """Batches of pixels and captions. With N loader processes, each process takes every N-th shard."""
 
     def __init__(self, source: Source, parts: list[Part], pictures: Pictures, batch_size: int):
         self.source, self.parts, self.pictures, self.batch_size = source, parts, pictures, batch_size
@@ -105,7 +106,7 @@ class Stream(IterableDataset):
 
 
 def bare_loop(settings: EncoderConfig, uri: str, pictures: Pictures, num_threads: int, num_workers: int) -> Marks:
-    """When how many pairs were embedded, in this process."""
+    """Embed the pool in this process. Return pairs of (time, number of pairs embedded so far)."""
     torch.set_num_threads(num_threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder = build_encoder(settings).place(device, settings.precision)
@@ -124,7 +125,7 @@ def bare_loop(settings: EncoderConfig, uri: str, pictures: Pictures, num_threads
 
 
 def stage_marks(settings: EncoderConfig, uri: str, pictures: Pictures, described: Description, scratch: Path) -> Marks:
-    """When how many pairs were with the stage's writer."""
+    """Run the stage. Return pairs of (time, number of pairs that have reached the writer)."""
     source = open_source(WebDatasetSource(uri=uri))
     read = catalog_stage(str(scratch / "store"), source, Limits())
     read.build(Display())
@@ -144,7 +145,7 @@ def stage_marks(settings: EncoderConfig, uri: str, pictures: Pictures, described
 
 
 def steady(marks: Marks) -> tuple[float, float]:
-    """Pairs a second after the first 20%, and the seconds that the start took beyond that pace."""
+    """Return pairs/s after the first 20%, and the start-up: the seconds that the first 20% took beyond that rate."""
     total = marks[-1][1]
     began, first = next(mark for mark in marks if mark[1] >= SKIPPED_SHARE * total)
     rate = (total - first) / (marks[-1][0] - began)
@@ -152,7 +153,7 @@ def steady(marks: Marks) -> tuple[float, float]:
 
 
 class GpuUse(threading.Thread):
-    """Samples of the GPUs' utilisation in percent, with their times, until `stop`."""
+    """A thread that samples the utilisation of the GPUs, in percent, until `mean` is called."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -161,13 +162,13 @@ class GpuUse(threading.Thread):
         self.samples: list[tuple[float, float]] = []
 
     def run(self) -> None:
-        """Reads until the process ends."""
+        """Read samples until the nvidia-smi process ends."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self.samples.append((time.monotonic(), float(line)))
 
     def mean(self, marks: Marks) -> float:
-        """Ends sampling; the mean over the steady state."""
+        """Stop sampling. Return the mean utilisation over the steady state, in percent."""
         self.process.terminate()
         self.join()
         began = next(at for at, done in marks if done >= SKIPPED_SHARE * marks[-1][1])
@@ -175,7 +176,7 @@ class GpuUse(threading.Thread):
 
 
 def vectors_of(num_pairs: int, part_pairs: int, batch_size: int) -> Iterator[Rows]:
-    """What embedders send: batches across the borders of parts, in order."""
+    """Yield batches as embedders send them: in order, across the borders of parts."""
     block = np.random.default_rng(0).normal(size=(batch_size, DIM)).astype(np.float16)
     for first in range(0, num_pairs, batch_size):
         part, row = np.divmod(np.arange(first, min(first + batch_size, num_pairs)), part_pairs)
@@ -185,7 +186,7 @@ def vectors_of(num_pairs: int, part_pairs: int, batch_size: int) -> Iterator[Row
 
 
 def writer_alone(num_pairs: int, part_pairs: int, batch_size: int, put_seconds: float) -> None:
-    """A row for the writer that waits for each part, one for the writer as it is."""
+    """Print a row for a writer that waits for each part, and a row for the real writer."""
     num_pairs -= num_pairs % part_pairs
     parts, put, took = range(num_pairs // part_pairs), files.write, list[float]()
 
@@ -193,23 +194,23 @@ def writer_alone(num_pairs: int, part_pairs: int, batch_size: int, put_seconds: 
         time.sleep(put_seconds)
         put(uri, data)
 
-    for name, one_by_one in (("one part after another", True), ("beside one another", False)):
+    for name, one_by_one in (("one part after another", True), ("parallel puts", False)):
         with tempfile.TemporaryDirectory() as folder, patch.object(files, "write", slow_put):
             artifact = Artifact.of(folder, "embedding", version=1)
             write = Writer(artifact, (part_pairs,) * len(parts), {"image": DIM, "text": DIM}, parts)
-            # as an actor that was started anew it waits at every call
+            # a restarted writer waits for its writes at every call
             write.started_anew = one_by_one
             began = time.monotonic()
             for batch in vectors_of(num_pairs, part_pairs, batch_size):
                 write(batch)
             took.append(time.monotonic() - began)
             assert num_done(artifact) == len(parts)
-        told = f"{len(parts) / took[-1]:.1f} parts/s | {num_pairs / took[-1]:,.0f} pairs/s | {took[0] / took[-1]:.1f}"
-        print(f"| {name} | {told} |", flush=True)
+        rates = f"{len(parts) / took[-1]:.1f} parts/s | {num_pairs / took[-1]:,.0f} pairs/s | {took[0] / took[-1]:.1f}"
+        print(f"| {name} | {rates} |", flush=True)
 
 
 def settings_of(encoder: str, scratch: Path, batch_size: int) -> EncoderConfig:
-    """The encoder's settings; ViT-B-32 has random weights, whose arithmetic is the same."""
+    """Return the settings of the encoder. ViT-B-32 gets random weights: their arithmetic costs the same."""
     if encoder == "lite":
         return EfficientNetLite0Encoder(batch_size=batch_size)
     sizes: dict[str, Any] = {"image_size": None, "context_length": None}
@@ -218,19 +219,19 @@ def settings_of(encoder: str, scratch: Path, batch_size: int) -> EncoderConfig:
 
 
 def alone(function: Any, environment: Mapping[str, str]) -> Any:
-    """The result of a function in a fresh process, with nothing of the others in its memory."""
+    """Call a function in a new process, so that its memory holds nothing else. Return the result."""
     with patch.dict(os.environ, environment), ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
         return process.submit(function).result()
 
 
 def main() -> None:
-    """Prints a Markdown row for each way of embedding, one round after the other."""
+    """Print a Markdown row for each way of embedding, in every round."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--encoder", choices=["lite", "vit_b_32"], default="lite")
     parser.add_argument("--pairs", type=int, default=6000)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--put-ms", type=float, help="the writer alone: how long a put takes")
+    parser.add_argument("--put-ms", type=float, help="measure the writer alone, with puts that take this long")
     parser.add_argument("--part-pairs", type=int, default=1000)
     asked = parser.parse_args()
     if asked.put_ms is not None:
@@ -244,7 +245,7 @@ def main() -> None:
 
 
 def one_round(encoder: str, settings: EncoderConfig, uri: str, scratch: Path) -> None:
-    """The stage, then each bare loop."""
+    """Measure the stage, then each bare loop."""
     described: Description = alone(partial(describe, settings), {})
     pictures = Pictures(*described.pictures, max_pixels=settings.max_image_pixels)
     ray_cluster.connect(ClusterConfig())
@@ -255,8 +256,8 @@ def one_round(encoder: str, settings: EncoderConfig, uri: str, scratch: Path) ->
         use.start()
     marks = stage_marks(settings, uri, pictures, described, scratch)
     ours, start = steady(marks)
-    told = f", GPU {use.mean(marks):.0f}%" if use else ""
-    print(f"| {encoder} | stage | {ours:.1f}/s | start {start:.1f} s{told} |", flush=True)
+    gpu_use = f", GPU {use.mean(marks):.0f}%" if use else ""
+    print(f"| {encoder} | stage | {ours:.1f}/s | start {start:.1f} s{gpu_use} |", flush=True)
     ray.shutdown()
     for num_workers, name in ((0, "one process"), (NUM_WORKERS, f"DataLoader of {NUM_WORKERS}")):
         loop = partial(bare_loop, settings, uri, pictures, num_threads, num_workers)

@@ -1,16 +1,17 @@
-"""Samples/s against open_clip_train, side by side: the same tars, model, batch, precision and machine, in alternating
-rounds, each started as its users start it.
+"""Compare samples/s with open_clip_train: the same tars, model, batch, precision and machine, in alternating rounds.
 
-Theirs is one process with its DataLoader, with 1 and with 2 reading processes; the faster counts. (torchrun with two
-gloo processes is no choice on a CPU: open_clip_train gives DDP `device_ids`, which DDP refuses for CPU modules.) Ours
-is `run` with its own number of workers. Both make random resized crops and log every step; the steady state is what
-follows the first steps, from each one's own log.
+Each program starts as its users start it. open_clip_train runs as one process with its DataLoader, with 1 and with 2
+reading processes; the faster one counts. torchrun with two gloo processes does not work on a CPU: open_clip_train
+passes `device_ids` to DDP, and DDP refuses them for CPU modules. Ours is `run` with its default number of workers. Both
+make random resized crops and log every step. The steady state starts after the first steps and is read from the log of
+each program.
 
-The machine must be idle: the threads of one process spin while they wait for one another, so that other work costs
-their two-thread process far more than our one-thread workers (6 times the processor time of a step, measured at load
-10), and the ratio says nothing. The load before each start is printed with its figure.
+The machine must be idle. The threads of a process spin while they wait for each other, so other work slows down the
+two-thread process of open_clip_train much more than our one-thread workers (6 times the processor time of a step,
+measured at load 10). The ratio then has no meaning. The script prints the load before each start.
 
-Their data module needs webdataset 0.2.86; with 1.0.2 it dies of `KeyError: fname`. It goes into a folder of its own:
+The data module of open_clip_train needs webdataset 0.2.86. With 1.0.2 it fails with `KeyError: fname`. Install it in a
+separate folder:
 
     pip install --no-deps --target /tmp/open_clip webdataset==0.2.86
     python tests/benchmarks/bench_open_clip.py --open-clip-path /tmp/open_clip --case demo
@@ -42,7 +43,7 @@ from orchestrator.demo.shards import POOL_PATH
 NUM_SHARDS = 8
 PICTURE_SIDE = 256
 LR, WARMUP_STEPS, WEIGHT_DECAY, BETA1, BETA2, EPS = 5e-4, 10, 0.2, 0.9, 0.98, 1e-6
-# its own entry knows only the models that ship with open_clip
+# the command line of open_clip_train knows only the models that ship with open_clip
 WITH_CONFIG = (
     "import sys, open_clip; open_clip.add_model_config(sys.argv[1]); "
     "from open_clip_train.main import main; main(sys.argv[2:])"
@@ -52,7 +53,7 @@ STEP_LINE = re.compile(r"Data \(t\): ([\d.]+) Batch \(t\): [\d.]+, ([\d.e+]+)/s,
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """What is trained."""
+    """A model and how both programs train it."""
 
     model: str
     precision: str
@@ -87,8 +88,10 @@ CASES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
-    """Samples/s of the steady steps and of all steps (the first wait for data included), and the share of the steady
-    time that waited for data."""
+    """Samples/s of one program.
+
+    `steady` covers the steady steps and `whole` all steps, including the first wait for data. `waited` is the share of
+    the steady time that waited for data."""
 
     steady: float
     whole: float
@@ -96,9 +99,9 @@ class Pace:
 
 
 def pace(samples_per_second: Sequence[float], waited: Sequence[float], case: Case) -> Pace:
-    """From each step's samples/s and seconds of waiting."""
+    """Compute the pace from the samples/s and the seconds of waiting of each step."""
     if len(samples_per_second) < case.num_steps:
-        raise RuntimeError(f"{len(samples_per_second)} steps in the log, expected {case.num_steps}")
+        raise RuntimeError(f"the log has {len(samples_per_second)} steps, expected {case.num_steps}")
     seconds = [case.batch_size / speed for speed in samples_per_second]
     steady = seconds[case.num_left_out :]
     return Pace(
@@ -109,10 +112,10 @@ def pace(samples_per_second: Sequence[float], waited: Sequence[float], case: Cas
 
 
 def write_tars(folder: Path, num_pairs: int) -> str:
-    """The demo's pairs as 256 px JPEG and text, in tars; their brace pattern."""
+    """Write the demo's pairs as 256 px JPEGs and texts in tars. Return the brace pattern of the tars."""
     rows = pl.read_parquet(POOL_PATH / "train.parquet", columns=["image", "caption"]).head(num_pairs).to_dicts()
     if len(rows) < num_pairs:
-        raise ValueError(f"the pool has {len(rows):,} pairs, {num_pairs:,} are needed: ask for fewer steps")
+        raise ValueError(f"the pool has {len(rows):,} pairs, but {num_pairs:,} are needed: lower --num-steps")
     folder.mkdir()
     for shard in range(NUM_SHARDS):
         with deterministic_tar(folder / f"{shard:05d}.tar") as tar:
@@ -131,7 +134,7 @@ def _jpeg(data: bytes) -> bytes:
 
 
 def theirs(case: Case, uri: str, scratch: Path, *, open_clip_path: Path, readers: int) -> Pace:
-    """One epoch of open_clip_train."""
+    """Train one epoch with open_clip_train."""
     model = compose_config([f"model={case.model}", "source=demo"]).model
     entry = ["-m", "open_clip_train.main"]
     name = model.name
@@ -157,7 +160,7 @@ def theirs(case: Case, uri: str, scratch: Path, *, open_clip_path: Path, readers
 
 
 def ours(case: Case, uri: str, scratch: Path, *, overrides: list[str]) -> Pace:
-    """The pre-training phase of a run."""
+    """Train one epoch with the pre-training phase of a run."""
     settings = [
         "source=webdataset", f"source.uri='{uri}'", f"model={case.model}", f"training.precision={case.precision}",
         f"model.context_length={case.context_length}", "selection.steps=[all]", "finetune.enabled=false",
@@ -177,8 +180,8 @@ def ours(case: Case, uri: str, scratch: Path, *, overrides: list[str]) -> Pace:
 
 
 def rounds(arguments: argparse.Namespace, case: Case) -> dict[str, Pace]:
-    """The median paces of every contestant, which take turns."""
-    found: dict[str, list[Pace]] = {"theirs, 1 reader": [], "theirs, 2 readers": [], "ours": []}
+    """Run all programs in turns. Return the median pace of each."""
+    found: dict[str, list[Pace]] = {"open_clip_train, 1 reader": [], "open_clip_train, 2 readers": [], "ours": []}
     with tempfile.TemporaryDirectory() as folder:
         uri = write_tars(Path(folder) / "tars", case.num_steps * case.batch_size)
         for number in range(arguments.rounds):
@@ -200,29 +203,31 @@ def rounds(arguments: argparse.Namespace, case: Case) -> dict[str, Pace]:
 
 
 def median(paces: list[Pace]) -> Pace:
-    """The median of the rounds, figure by figure."""
+    """Return the median of each figure over the rounds."""
     return Pace(
         **{name: statistics.median(getattr(one, name) for one in paces) for name in ("steady", "whole", "waited")}
     )
 
 
 def chosen_case(arguments: argparse.Namespace) -> Case:
-    """The case with the arguments' changes."""
+    """Return the case, changed by the command line."""
     names = ("num_steps", "batch_size", "context_length")
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     return replace(CASES[arguments.case], **given)
 
 
 def main() -> None:
-    """Prints Markdown: steady samples/s, ours against theirs, the same with the first steps counted, the waiting."""
+    """Print Markdown: steady samples/s and their ratio, the same with the first steps, and the wait for data."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--open-clip-path", type=Path, required=True, help="folder with webdataset 0.2.86")
     parser.add_argument("--case", choices=list(CASES), required=True)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--num-steps", type=int, help="in place of the case's own, the ones left out included")
-    parser.add_argument("--batch-size", type=int, help="in place of the case's own")
-    parser.add_argument("--context-length", type=int, help="in place of the case's own; the same for both")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="more settings of ours")
+    parser.add_argument(
+        "--num-steps", type=int, help="number of steps, including the first ones that do not count; default: the case's"
+    )
+    parser.add_argument("--batch-size", type=int, help="default: the case's")
+    parser.add_argument("--context-length", type=int, help="tokens, for both programs; default: the case's")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="more settings of our run")
     arguments = parser.parse_args()
     case = chosen_case(arguments)
     paces = rounds(arguments, case)
@@ -231,7 +236,7 @@ def main() -> None:
         f"{case.model}, batch {case.batch_size}, {case.precision}, {case.context_length} tokens, "
         f"{case.num_steps - case.num_left_out} steps after the first {case.num_left_out}, "
         f"median of {arguments.rounds} rounds\n\n"
-        "| | samples/s | ours / it | first steps counted | ours / it | waits for data |\n|---|---|---|---|---|---|"
+        "| | samples/s | ours / this | with the first steps | ours / this | waits for data |\n|---|---|---|---|---|---|"
     )
     for name, pace in paces.items():
         label = f"**{name}**" if pace is best else name

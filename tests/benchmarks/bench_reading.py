@@ -1,8 +1,9 @@
-"""The memory that a reading task of training takes for one window of local tars, above what it has before.
+"""Measure the memory of a reading task: the increase of resident memory for one window of local tars.
 
 PYTHONPATH=. python tests/benchmarks/bench_reading.py --folder runs/reading
 
-Tables are dropped as they come, as Ray does with those it has put into its store; no Ray is started."""
+The first run writes the tars. The second run measures. Tables are dropped as they arrive, as Ray drops a table that it
+has put into its object store. Ray itself does not start."""
 
 from __future__ import annotations
 
@@ -24,15 +25,15 @@ LANES, WINDOW = 20, 1_000
 
 
 class EveryPair(KeepList):
-    """Keeps all."""
+    """A keep list that keeps every pair."""
 
     def mask(self, index: int, num_rows: int) -> Mask:
-        """The whole part."""
+        """Return a mask that is true for the whole part."""
         return np.ones(num_rows, bool)
 
 
 def main() -> None:
-    """Prints the highest resident memory, the seconds and the tables."""
+    """Print the increase of resident memory, the time and the number of tables."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--folder", type=Path, required=True)
     feed = feed_of(parser.parse_args().folder)
@@ -40,16 +41,16 @@ def main() -> None:
     for table in read_window(feed, 0, rank=0, num_ranks=1, first_step=0):
         sizes.append(table["image"].nbytes)
     print(f"{TARS * ROWS:,} pairs, {sum(sizes) / 1e6:,.0f} MB of images in {len(sizes)} tables")
-    print(f"{(peak_bytes() - before) / 1e6:,.0f} MB more at most, {time.monotonic() - started:.1f} s")
+    print(f"{(peak_bytes() - before) / 1e6:,.0f} MB more memory at the peak, {time.monotonic() - started:.1f} s")
 
 
 def feed_of(folder: Path) -> Feed:
-    """A feed whose one window is every pair of tars of random bytes, in lanes that are shuffled."""
+    """Return a feed with one window: every pair of tars of random bytes, in shuffled lanes."""
     if not (folder / "tars").exists():
         draw = np.random.default_rng(0)
         pairs = [Pair(f"{row:09d}", "a photo", draw.bytes(IMAGE_BYTES)) for row in range(TARS * ROWS)]
         write_tars(folder / "tars", pairs, num_shards=TARS)
-        raise SystemExit("the tars are written: give the command again, in a process that has not held them")
+        raise SystemExit("the tars are written: run the command again to measure in a new process")
     source = WebDataset.open(str(folder / "tars"))
     return feed_over(source, folder / "catalog", EveryPair, epochs=1, batch=LANES, lanes=LANES, window=WINDOW)
 

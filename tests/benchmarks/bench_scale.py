@@ -1,11 +1,12 @@
-"""`select` as the pool grows, 1 : 10 : 100: the wall may grow with the pairs, the memory of the driver must not.
+"""Measure `select` as the pool grows, 1 : 10 : 100. Wall time may grow with the pairs; driver memory must not.
 
 python tests/benchmarks/bench_scale.py --folder runs/scale --captions 1 10 100 --embeddings 0.1 1 10
 python tests/benchmarks/bench_scale.py --folder runs/scale --captions 10 --part-rows 1000
 
-Captions are Zipf-distributed words in caption tables, pruned by WFPP; embeddings are brought along as columns of
-Parquet files, matched by key, clustered and pruned by DBP. Millions each; what is made up is deleted after each size.
-With few rows a part there are as many parts as a pool of tars has, and what is held for each of them shows.
+`--captions` and `--embeddings` take millions of pairs. Caption pools are tables of Zipf-distributed words, pruned by
+WFPP. Embedding pools have precomputed vectors in columns of Parquet files, matched by key, then clustered and pruned by
+DBP. The generated pool is deleted after each size. A small `--part-rows` gives as many parts as a pool of tars has, and
+shows what each part costs.
 """
 
 from __future__ import annotations
@@ -36,21 +37,21 @@ MIB = 2**20
 
 @dataclass
 class Peak:
-    """Resident memory at its highest, in bytes: of the driver, and of the largest other process of its cluster."""
+    """Peak resident memory in bytes: of the driver, and of the largest other process of its cluster."""
 
     driver: int = 0
     worker: int = 0
 
 
 def main() -> None:
-    """Prints a Markdown row for each size."""
+    """Print one Markdown row per size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="an empty folder, with room")
+    parser.add_argument("--folder", type=Path, required=True, help="an empty folder on a disk with free space")
     parser.add_argument("--captions", type=float, nargs="*", default=[])
     parser.add_argument("--embeddings", type=float, nargs="*", default=[])
     parser.add_argument("--part-rows", type=int, default=ROWS_PER_FILE)
     asked = parser.parse_args()
-    print("| pool | parts | `plan` said | wall | pairs/s | driver | largest worker | on disk | store | keep list |")
+    print("| pool | parts | `plan` estimate | wall | pairs/s | driver | largest worker | on disk | store | keep list |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     for millions in asked.captions:
         row(asked.folder, round(millions * 1e6), asked.part_rows, "captions, WFPP", [], vectors=False)
@@ -66,22 +67,22 @@ def main() -> None:
 
 
 def row(folder: Path, num_pairs: int, part_rows: int, what: str, overrides: Sequence[str], *, vectors: bool) -> None:
-    """Makes a pool up, prunes it, and prints what it took."""
+    """Generate a pool, prune it, and print time, memory and disk space."""
     pool, store = folder / "pool", folder / "STORE"
     pool.mkdir(parents=True)
     files = list(sizes(num_pairs))
     with ProcessPoolExecutor() as processes:
         list(processes.map(partial(write_file, pool, vectors, min(part_rows, GROUP_ROWS)), range(len(files)), files))
-    what_for = [f"source.uri={pool}", f"source.part_rows={part_rows}", f"out={folder / 'OUT'}", f"store={store}"]
-    what_for += overrides
-    said = planned(what_for)
-    peak, seconds = peak_of_select(what_for)
+    settings = [f"source.uri={pool}", f"source.part_rows={part_rows}", f"out={folder / 'OUT'}", f"store={store}"]
+    settings += overrides
+    estimate = planned(settings)
+    peak, seconds = peak_of_select(settings)
     mib = [peak.driver / MIB, peak.worker / MIB, bytes_of(pool) / MIB, bytes_of(store) / MIB]
     memory = " | ".join(f"{value:,.0f} MiB" for value in mib)
     speed = f"{seconds:,.0f} s | {num_pairs / seconds:,.0f}"
     keep, parts = bytes_of(store / "keep") / MIB, -(-num_pairs // min(part_rows, ROWS_PER_FILE))
     print(
-        f"| {num_pairs / 1e6:g} M {what} | {parts:,} | {said} | {speed} | {memory} | {keep:,.1f} MiB |",
+        f"| {num_pairs / 1e6:g} M {what} | {parts:,} | {estimate} | {speed} | {memory} | {keep:,.1f} MiB |",
         flush=True,
     )
     for each in (pool, store, folder / "OUT"):
@@ -89,13 +90,13 @@ def row(folder: Path, num_pairs: int, part_rows: int, what: str, overrides: Sequ
 
 
 def sizes(num_pairs: int) -> Iterator[int]:
-    """Rows of each file."""
+    """Yield the number of rows of each file."""
     for first in range(0, num_pairs, ROWS_PER_FILE):
         yield min(ROWS_PER_FILE, num_pairs - first)
 
 
 def write_file(pool: Path, vectors: bool, group_rows: int, number: int, num_rows: int) -> None:
-    """A file of the pool: captions of 4 to 16 words, and vectors around some hundred directions."""
+    """Write a file of the pool: captions of 4 to 16 words, and vectors around `NUM_KINDS` directions."""
     rng = np.random.default_rng(number)
     columns = {"caption": captions(rng, num_rows)}
     if vectors:
@@ -108,7 +109,7 @@ def write_file(pool: Path, vectors: bool, group_rows: int, number: int, num_rows
 
 
 def captions(rng: np.random.Generator, num_rows: int) -> pa.Array:
-    """Zipf-distributed words of any rank, as in real text: the more captions, the more words."""
+    """Return captions of Zipf-distributed words of any rank. As in real text, more text has more distinct words."""
     lengths = rng.integers(4, 17, num_rows)
     ranks, drawn = np.unique(rng.zipf(1.2, lengths.sum()) - 1, return_inverse=True)
     words = np.array([f"{chr(97 + i % 26)}{np.base_repr(i, 26).lower()}" for i in ranks.tolist()], object)
@@ -118,7 +119,7 @@ def captions(rng: np.random.Generator, num_rows: int) -> pa.Array:
 
 
 def planned(overrides: Sequence[str]) -> str:
-    """The wall time and the store that `plan` estimates."""
+    """Return the wall time and the store size that `plan` estimates, as it prints them."""
     command = [sys.executable, "-m", "orchestrator", "plan", "+exp=wfpp", "source=table", *overrides]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     (line,) = [line for line in shown.splitlines() if line.startswith("│ all ")]
@@ -127,7 +128,7 @@ def planned(overrides: Sequence[str]) -> str:
 
 
 def peak_of_select(overrides: Sequence[str]) -> tuple[Peak, float]:
-    """Peaks of memory and the wall seconds."""
+    """Run `select`. Return its peak memory and its wall seconds."""
     command = [sys.executable, "-m", "orchestrator", "select", "+exp=wfpp", "source=table", *overrides]
     started, peak = time.monotonic(), Peak()
     driver = subprocess.Popen(command, stdout=subprocess.DEVNULL)
@@ -146,7 +147,7 @@ def peak_of_select(overrides: Sequence[str]) -> tuple[Peak, float]:
 
 
 def own_bytes(process: psutil.Process) -> int:
-    """Without what it shares with others: Ray's object store is mapped into every process."""
+    """Return resident memory minus shared memory, because every process maps Ray's object store."""
     try:
         memory = process.memory_info()
         return memory.rss - memory.shared
@@ -155,7 +156,7 @@ def own_bytes(process: psutil.Process) -> int:
 
 
 def bytes_of(folder: Path) -> int:
-    """All files below a folder."""
+    """Return the total size of all files below a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 

@@ -1,11 +1,12 @@
-"""SemDeDup's comparison on one core: pairs/s and peak memory beside the vectors, for clusters of several sizes.
+"""Measure SemDeDup's comparison on one core: pairs/s and peak memory without the vectors, by cluster size.
 
     python tests/benchmarks/bench_semdedup.py
 
-Against one full float32 product per cluster, alone (of the vectors and a copy of them: of a matrix and itself NumPy
-computes one half) and with what it takes to be the obvious implementation: X @ X.T, then the largest entry above the
-diagonal. Those that look for similarities find the same. Each figure comes from a process of its own, whose BLAS has
-one thread; time is processor time, so that other load on the machine matters little. Peak memory is Linux's.
+There are two references. One is the obvious implementation: X @ X.T, then the largest entry above the diagonal. The
+other is one full float32 product of the vectors and a copy of them. (NumPy computes only one half of the product of a
+matrix and itself.) The script checks that ours finds the same similarities as the obvious implementation. Each figure
+comes from a separate process with one BLAS thread. Time is processor time, which other load on the machine hardly
+changes. Peak memory is read from Linux's /proc.
 """
 
 from __future__ import annotations
@@ -31,19 +32,22 @@ Vectors = NDArray[np.float32]
 
 
 def ours(vectors: Vectors) -> Vectors:
+    """Return the largest similarity of each vector to an earlier one, from float32 [n, d]."""
     return max_earlier_similarity(vectors)[0][1:]
 
 
 def float16(vectors: Vectors) -> Vectors:
-    """Of the vectors as they are stored, widened tile by tile, as of clusters that are too large to be so at once."""
+    """Do the same with the stored float16 vectors, widened tile by tile, as for very large clusters."""
     return max_earlier_similarity(vectors.astype(np.float16))[0][1:]
 
 
 def obvious(vectors: Vectors) -> Vectors:
+    """Do the same with the whole similarity matrix in memory."""
     return np.triu(vectors @ vectors.T, 1).max(axis=0)[1:]
 
 
 def product(vectors: Vectors) -> Vectors:
+    """Compute one full product and nothing else."""
     return (vectors @ vectors.copy().T)[0]
 
 
@@ -56,7 +60,7 @@ WAYS: dict[str, Callable[[Vectors], Vectors]] = {
 
 
 def make_vectors(num_items: int) -> Vectors:
-    """Unit vectors [n, 512], a tenth of them near copies."""
+    """Return unit vectors, float32 [n, 512]. A tenth of them are near copies of others."""
     rng = np.random.default_rng(0)
     vectors = rng.standard_normal((num_items, DIM), dtype=np.float32)
     vectors[: num_items // 10] += 5 * vectors[-(num_items // 10) :]
@@ -65,9 +69,9 @@ def make_vectors(num_items: int) -> Vectors:
 
 
 def measure(way: str, num_items: int) -> None:
-    """In a process of its own: prints seconds, MiB at the peak beside the vectors, and the similarities' sum."""
+    """Print the seconds, the peak MiB without the vectors and the sum of the similarities, as JSON."""
     vectors = make_vectors(num_items)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = memory("VmRSS")
     seconds = []
     for _ in range(max(1, min(20, 30_000 // num_items))):
@@ -79,12 +83,13 @@ def measure(way: str, num_items: int) -> None:
 
 
 def memory(field: str) -> int:
-    """A field of the process's status, in KiB."""
+    """Return a memory field of this process's status, in KiB."""
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(lines[field].split()[0])
 
 
 def measured(way: str, num_items: int) -> dict[str, float]:
+    """Run `measure` in a new process with one BLAS thread."""
     command = [sys.executable, __file__, "--measure", way, str(num_items)]
     env = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     answer: dict[str, float] = json.loads(subprocess.run(command, env=env, check=True, capture_output=True).stdout)
@@ -92,6 +97,7 @@ def measured(way: str, num_items: int) -> dict[str, float]:
 
 
 def row(num_items: int, ways: list[str]) -> str:
+    """Return the Markdown row of a cluster size."""
     found = {way: measured(way, num_items) for way in ways}
     pairs = num_items * (num_items - 1) / 2
     rates = {way: pairs / one["seconds"] for way, one in found.items()}
@@ -105,13 +111,14 @@ def row(num_items: int, ways: list[str]) -> str:
 
 
 def main() -> None:
+    """Print one Markdown row per cluster size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measure", nargs=2, metavar=("WAY", "SIZE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
         measure(arguments.measure[0], int(arguments.measure[1]))
         return
-    titles = ("items", "ours, pairs/s", "of float16", "X @ X.T and its triangle", "one full product")
+    titles = ("items", "ours, pairs/s", "float16, tile by tile", "X @ X.T and its upper triangle", "one full product")
     print(f"| {' | '.join((*titles, 'ours / product', 'ours / triangle'))} |")
     print("|---|---|---|---|---|---|---|")
     for num_items in SIZES:

@@ -1,12 +1,13 @@
-"""How well the training stream mixes, against open_clip_train's buffer and a full shuffle, and what its order costs.
+"""Compare the sample order of training with open_clip_train's shuffle buffer and a full shuffle, and time it.
 
-A pool of 1,000 shards of 10,000 pairs, batches of 32,768. Two pairs that lie next to one another in a shard land how
-far apart in the epoch, and in the same batch how often? From how many shards does a batch come? open_clip_train (8
-ranks of 4 readers) shuffles its shards, deals them out to the readers, and each reader draws from a buffer of 5,000
-pairs, which begins to give at 1,000. A full shuffle's median distance is 1 - 1 / sqrt(2) = 29.3% of the epoch.
+The pool has 1,000 shards of 10,000 pairs; a batch has 32,768 pairs. The script takes two neighbouring pairs of a shard.
+How far apart are they in the epoch, and how often are they in the same batch? From how many shards does a batch come?
+open_clip_train (8 ranks with 4 readers each) shuffles its shards and deals them out to the readers. Each reader draws
+from a buffer of 5,000 pairs, and starts when the buffer holds 1,000. The median distance of a full shuffle is
+1 - 1 / sqrt(2) = 29.3% of the epoch.
 
-`--train`: is a model trained on shards sorted by where their captions come from as good as on shards of the same pairs
-fully shuffled? The stream is set so that a window is two batches long, as it is by default at 32,768.
+With `--train` the script trains one model on shards sorted by the source of their captions, and one on shards of the
+same pairs, fully shuffled. A window is two batches long, as it is by default with batches of 32,768.
 
     python tests/benchmarks/bench_shuffle.py
     python tests/benchmarks/bench_shuffle.py --train --out runs/shuffle --samples 15000 --seeds 0 1
@@ -44,7 +45,7 @@ TRAINED_STREAM = {"global_batch_size": 128, "lanes": 8, "window": 32}
 
 
 def made_up_stream(window: int) -> Stream:
-    """One epoch of the pool in the default's lanes and batches."""
+    """Return one epoch of the pool, in lanes and batches of the default sizes."""
     settings = TrainingConfig()
     return Stream(
         kept_per_part=(SHARD_PAIRS,) * NUM_SHARDS,
@@ -57,7 +58,7 @@ def made_up_stream(window: int) -> Stream:
 
 
 def our_places(order: Stream) -> Int:
-    """Where each pair of the pool stands in the epoch, int64 [pairs]."""
+    """Return the position of each pair in the epoch, int64 [pairs]."""
     places = np.empty(order.num_samples, np.int64)
     for lane in range(order.num_lanes):
         pairs = order.pairs(lane, 0, order.lane_length(lane))
@@ -66,12 +67,12 @@ def our_places(order: Stream) -> Int:
 
 
 def full_places() -> Int:
-    """The same of a full shuffle."""
+    """Return the positions in a full shuffle."""
     return np.random.default_rng(0).permutation(NUM_SHARDS * SHARD_PAIRS)
 
 
 def their_places(batch_size: int) -> Int:
-    """The same of open_clip_train: its pipeline on the numbers of the pairs, a reader's batch after the other's."""
+    """Return the positions in open_clip_train: its pipeline on pair numbers, with the readers' batches in turns."""
     rng = random.Random(0)
     shards = list(range(NUM_SHARDS))
     rng.shuffle(shards)
@@ -86,7 +87,7 @@ def their_places(batch_size: int) -> Int:
 
 
 def _buffered(shards: list[int], rng: random.Random) -> Iterator[int]:
-    # webdataset.filters._shuffle: takes two for each one given until the buffer is full
+    # like webdataset.filters._shuffle: reads two pairs for each one that it yields, until the buffer is full
     pairs = (shard * SHARD_PAIRS + row for shard in shards for row in range(SHARD_PAIRS))
     buffer: list[int] = []
     for pair in pairs:
@@ -106,7 +107,7 @@ def _drawn(buffer: list[int], rng: random.Random) -> int:
 
 
 def row(name: str, places: Int, batch_size: int) -> str:
-    """A Markdown row of an order."""
+    """Return the Markdown row of an order."""
     in_shards = places.reshape(NUM_SHARDS, SHARD_PAIRS)
     apart = np.abs(np.diff(in_shards, axis=1)).ravel()
     together = np.mean(in_shards[:, 1:] // batch_size == in_shards[:, :-1] // batch_size)
@@ -118,7 +119,7 @@ def row(name: str, places: Int, batch_size: int) -> str:
 
 
 def pairs_per_second(order: Stream, steps: list[int]) -> float:
-    """Of processor time: how fast the batches of these steps are put in order, with nothing remembered from before."""
+    """Return how many pairs a second of processor time orders, for the batches of these steps, with empty caches."""
     sample_order._permutation.cache_clear()
     sample_order._part_order.cache_clear()
     started = time.process_time()
@@ -128,10 +129,10 @@ def pairs_per_second(order: Stream, steps: list[int]) -> float:
 
 
 def mixing(windows: list[int]) -> None:
-    """Prints the table of distances and the speed of the order."""
+    """Print the table of distances and the speed of ordering."""
     settings = TrainingConfig()
     print(
-        "| order | neighbours in one batch | distance, median | 5th percentile | shards in a batch, median | least |\n"
+        "| order | neighbours in one batch | distance, median | 5th percentile | shards per batch, median | minimum |\n"
         "|---|---|---|---|---|---|"
     )
     for window in windows:
@@ -144,17 +145,17 @@ def mixing(windows: list[int]) -> None:
     one_by_one = pairs_per_second(order, list(range(TIMED_STEPS)))
     scattered = np.random.default_rng(0).choice(order.num_steps - 1, TIMED_STEPS, replace=False).tolist()
     print(
-        f"\nThe order of a batch, in processor time: {one_by_one / 1e6:,.1f} M pairs/s one batch after the other, "
-        f"{pairs_per_second(order, scattered) / 1e6:,.1f} M pairs/s at steps taken at random"
+        f"\nSpeed of ordering a batch, in processor time: {one_by_one / 1e6:,.1f} M pairs/s for consecutive steps, "
+        f"{pairs_per_second(order, scattered) / 1e6:,.1f} M pairs/s for random steps"
     )
 
 
 def trained(out: Path, samples: int, seeds: list[int]) -> None:
-    """Prints what models are worth that saw sorted shards, and shuffled ones."""
+    """Print the accuracy of models trained on sorted shards and on shuffled shards."""
     print("| shards | top-1 | top-5 | recall@1, text to image | recall@1, image to text |\n|---|---|---|---|---|")
     for name in ("sorted by source", "fully shuffled"):
         found = [_measures(_run(out, name, samples, seed)) for seed in seeds]
-        print(f"| {name} | {' | '.join(_told(values) for values in zip(*found, strict=True))} |", flush=True)
+        print(f"| {name} | {' | '.join(_mean_and_spread(values) for values in zip(*found, strict=True))} |", flush=True)
 
 
 def _run(out: Path, name: str, samples: int, seed: int) -> dict[str, Any]:
@@ -187,19 +188,21 @@ def _measures(report: dict[str, Any]) -> list[float]:
     return [zero_shot["top1"], zero_shot["top5"], *recalls]
 
 
-def _told(values: tuple[float, ...]) -> str:
+def _mean_and_spread(values: tuple[float, ...]) -> str:
     spread = f" ± {statistics.stdev(values):.1%}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.1%}{spread}"
 
 
 def main() -> None:
-    """Prints Markdown."""
+    """Print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--windows", type=int, nargs="+", default=[TrainingConfig().window, 8_192, 65_536])
     parser.add_argument("--train", action="store_true", help="train on sorted and on shuffled shards instead")
-    parser.add_argument("--out", type=Path, default=Path("runs/shuffle"), help="of --train: folder of runs and store")
-    parser.add_argument("--samples", type=int, default=15_000, help="of --train: samples seen by each model")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of --train")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/shuffle"), help="with --train: folder for runs and store"
+    )
+    parser.add_argument("--samples", type=int, default=15_000, help="with --train: samples seen by each model")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="with --train: one model per seed")
     arguments = parser.parse_args()
     if arguments.train:
         trained(arguments.out, arguments.samples, arguments.seeds)

@@ -1,5 +1,4 @@
-"""What sharing saves: the wall seconds of a sweep against those of the same runs, one by one, each with a store of its
-own, as without a sweep one would type them.
+"""Measure what shared artifacts save: the wall time of a sweep and of the same runs one by one, without a shared store.
 
 python tests/benchmarks/bench_sweep.py --out runs/bench_sweep --keep 0.3 0.7 --clusters 20 100 --samples 6400
 """
@@ -18,12 +17,12 @@ COMMON = ("training.num_workers=1", "cluster.num_cpus=6", "finetune.enabled=fals
 
 
 def main() -> None:
-    """Prints a Markdown row."""
+    """Print a Markdown table of one row."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="an empty folder")
     parser.add_argument("--keep", type=float, nargs="+", default=[0.3, 0.7])
     parser.add_argument("--clusters", type=int, nargs="+", default=[20, 100])
-    parser.add_argument("--samples", type=int, default=6_400, help="of each pre-training")
+    parser.add_argument("--samples", type=int, default=6_400, help="samples of each pre-training")
     asked = parser.parse_args()
     together = seconds_of("sweep", *sweep_settings(asked), *places(asked.out / "sweep"))
     apart = 0.0
@@ -39,7 +38,7 @@ def main() -> None:
 
 
 def sweep_settings(asked: argparse.Namespace) -> tuple[str, ...]:
-    """The space, without controls."""
+    """Return the overrides that set the search space, without controls."""
     return (
         f"sweep.space.keep_fraction.grid={asked.keep}".replace(" ", ""),
         f"sweep.space.num_clusters.grid={asked.clusters}".replace(" ", ""),
@@ -49,12 +48,12 @@ def sweep_settings(asked: argparse.Namespace) -> tuple[str, ...]:
 
 
 def places(folder: Path) -> tuple[str, str]:
-    """Where a command leaves its results, with a store that no other has."""
+    """Return overrides that give a command its own output folder and store."""
     return f"out={folder / 'OUT'}", f"store={folder / 'STORE'}"
 
 
 def seconds_of(verb: str, *overrides: str) -> float:
-    """Wall seconds of a whole command."""
+    """Run a command. Return its wall seconds."""
     command = [sys.executable, "-m", "orchestrator", verb, "+exp=demo_sweep", *COMMON, *overrides]
     print(" ".join(command[1:]), file=sys.stderr, flush=True)
     started = time.monotonic()

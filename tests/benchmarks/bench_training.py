@@ -1,8 +1,8 @@
-"""What orchestration costs: samples/s of the pre-training phase against a bare loop, one after the other in one run.
+"""Measure the cost of orchestration: samples/s of the pre-training phase and of a bare loop, one after the other.
 
-The bare loop has the same model, loss, optimiser, precision, batch and number of gloo processes, and reads and decodes
-the same pool through a PyTorch DataLoader; it has no Ray, no checkpoints, no ordered stream and no log. Both figures
-are the steady state: the steps before the first `SKIPPED` samples are left out.
+The bare loop has the same model, loss, optimiser, precision, batch and number of gloo processes. It reads and decodes
+the same pool through a PyTorch DataLoader. It has no Ray, no checkpoints, no fixed sample order and no log. Both
+figures are the steady state, without the first `SKIPPED` samples.
 
     python tests/benchmarks/bench_training.py --epochs 4
 """
@@ -47,7 +47,7 @@ PORT = "29571"
 
 
 class Pairs(Dataset):
-    """The kept pairs, read and decoded one by one as the stream's reading tasks do."""
+    """The kept pairs, read and decoded one by one with the functions that reading tasks use."""
 
     def __init__(self, config: Config, record: RunRecord):
         self.config, self.source = config, open_source(config.source)
@@ -75,7 +75,7 @@ class Pairs(Dataset):
 
 
 def bare_worker(rank: int, config: Config, record: RunRecord, epochs: int, out: str) -> None:
-    """One DDP process of the bare loop; rank 0 writes the steady samples/s."""
+    """Run one DDP process of the bare loop. Rank 0 writes the steady samples/s to `out`."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": PORT}
     dist.init_process_group("gloo", rank=rank, world_size=NUM_WORKERS)
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // NUM_WORKERS))
@@ -119,8 +119,10 @@ def bare_worker(rank: int, config: Config, record: RunRecord, epochs: int, out: 
 
 
 class Orchestrated(NamedTuple):
-    """Steady samples/s of `run`'s pre-training phase, the share of its steps spent waiting for data, and the seconds of
-    the command that were not training at that pace: Ray, actors, stages, the first batches."""
+    """The pace of `run`'s pre-training phase.
+
+    `samples_per_second` is the steady state, and `data_wait_share` the share of a step that waits for data.
+    `fixed_seconds` is the rest of the command's time: Ray, actors, stages, the first batches."""
 
     samples_per_second: float
     data_wait_share: float
@@ -128,7 +130,7 @@ class Orchestrated(NamedTuple):
 
 
 def overrides_of(scratch: Path, settings: list[str]) -> list[str]:
-    """The demo with pre-training alone, in a folder."""
+    """Return overrides for the demo with pre-training only, in a folder."""
     return [
         "+exp=demo",
         f"out={scratch / 'out'}",
@@ -144,7 +146,7 @@ def overrides_of(scratch: Path, settings: list[str]) -> list[str]:
 
 
 def orchestrated(scratch: Path, settings: list[str]) -> Orchestrated:
-    """A `run` with these settings, as a command."""
+    """Run the command with these settings. Return its pace."""
     started = time.monotonic()
     command = [sys.executable, "-m", "orchestrator", "run", *overrides_of(scratch, settings)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -159,7 +161,7 @@ def orchestrated(scratch: Path, settings: list[str]) -> Orchestrated:
 
 
 def main() -> None:
-    """Prints a Markdown row a round."""
+    """Print one Markdown row per round."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=1)
@@ -171,7 +173,7 @@ def main() -> None:
             ours = orchestrated(scratch, settings)
             config = prepare(compose_config(overrides_of(scratch, settings)))
             record = RunRecord.read(str(scratch / "out"))
-            # the workers' allocator, too
+            # the bare loop gets the allocator of the workers, too
             with patch.dict(os.environ, ray_cluster.CPU_ALLOCATOR):
                 mp.spawn(bare_worker, (config, record, asked.epochs, str(scratch / "bare")), nprocs=NUM_WORKERS)
             bare = float((scratch / "bare").read_text())

@@ -1,11 +1,11 @@
-"""WFPP on one core: words, counts and scores in captions/s against the definition in plain Python, side by side.
+"""Compare WFPP on one core with its definition in plain Python: captions/s for words, counts and scores.
 
     POLARS_MAX_THREADS=1 python tests/benchmarks/bench_wfpp.py
 
-Both corpora come from the embedded pool's captions: joined in pairs at random to the length of web captions (ASCII
-only), and the same with a part of them made non-ASCII the way web text is: accents, curly quotes and dashes, emoji,
-other scripts, and, rarer, mojibake and HTML entities. Both implementations must return the same scores. Time is
-processor time, so that other load on the machine matters little.
+Both corpora come from the captions of the embedded pool. The ASCII corpus joins random pairs of captions to the length
+of web captions. The mixed corpus adds non-ASCII characters to some of them, as web text has them: accents, curly quotes
+and dashes, emoji, other scripts and, more rarely, mojibake and HTML entities. The script checks that both
+implementations return the same scores. Time is processor time, which other load on the machine hardly changes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ T = 1e-7
 MIN_COUNT = 5
 MAX_WORDS = 30
 
-# How web text comes by its non-ASCII characters, with weights.
+# the kinds of non-ASCII characters in web text, with their weights
 PERTURBATIONS: list[tuple[float, Callable[[str], str]]] = [
     (0.30, lambda caption: f"{caption} at the café, décor by Señor Müller"),
     (0.35, lambda caption: f"It’s “{caption}” – a photo…"),
@@ -44,7 +44,7 @@ PERTURBATIONS: list[tuple[float, Callable[[str], str]]] = [
 
 
 def ascii_corpus(rng: np.random.Generator) -> pl.Series:
-    """String [25,000]."""
+    """Return ASCII captions of about web length, strings [25,000]."""
     captions = pl.read_parquet(POOL_PATH, columns=["caption"])["caption"]
     captions = captions.filter(captions.str.contains(r"^[\x20-\x7e]+$"))
     first, second = (captions.gather(rng.integers(0, len(captions), NUM_CAPTIONS)) for _ in range(2))
@@ -52,7 +52,7 @@ def ascii_corpus(rng: np.random.Generator) -> pl.Series:
 
 
 def mixed_corpus(ascii_captions: pl.Series, rng: np.random.Generator) -> pl.Series:
-    """The same, 15% of them perturbed."""
+    """Return the same captions, 15% of them with non-ASCII characters."""
     weights = [weight for weight, _ in PERTURBATIONS]
     perturbed = rng.random(len(ascii_captions)) < NON_ASCII_FRACTION
     kinds = rng.choice(len(PERTURBATIONS), len(ascii_captions), p=weights)
@@ -65,7 +65,7 @@ def mixed_corpus(ascii_captions: pl.Series, rng: np.random.Generator) -> pl.Seri
 
 
 def vectorised(captions: pl.Series) -> list[float]:
-    """Scores by the package."""
+    """Return the scores of the package."""
     words = caption_words(captions)
     kept = count_words(words).filter(pl.col("count") >= MIN_COUNT)
     table = WordTable.from_probabilities(discard_probabilities(kept, int(kept["count"].sum()), t=T))
@@ -73,7 +73,7 @@ def vectorised(captions: pl.Series) -> list[float]:
 
 
 def plain(captions: pl.Series) -> list[float]:
-    """Scores by the definition."""
+    """Return the scores of the definition, in plain Python."""
     word_lists = [reference_words(caption) for caption in captions.to_list()]
     counts: Counter[str] = Counter()
     for words in word_lists:
@@ -94,13 +94,14 @@ def plain(captions: pl.Series) -> list[float]:
 
 
 def seconds(function: Callable[[pl.Series], list[float]], captions: pl.Series) -> float:
+    """Return the processor time of a call, in seconds."""
     start = time.process_time()
     function(captions)
     return time.process_time() - start
 
 
 def report(name: str, captions: pl.Series) -> str:
-    """A row of the table: the best of alternating rounds of each."""
+    """Return the Markdown row of a corpus: the best of alternating rounds."""
     assert vectorised(captions) == plain(captions)
     rounds = [(seconds(vectorised, captions), seconds(plain, captions)) for _ in range(NUM_ROUNDS)]
     fast, slow = (len(captions) / min(times) for times in zip(*rounds, strict=True))
@@ -113,8 +114,9 @@ def report(name: str, captions: pl.Series) -> str:
 
 
 def main() -> None:
+    """Print one Markdown row per corpus."""
     if pl.thread_pool_size() != 1:
-        raise SystemExit("set POLARS_MAX_THREADS=1: the figures are per core")
+        raise SystemExit("Polars uses more than one thread: set POLARS_MAX_THREADS=1, because the figures are per core")
     rng = np.random.default_rng(0)
     ascii_captions = ascii_corpus(rng)
     print("| corpus | captions | non-ASCII | by the definition | captions/s | plain Python, captions/s | ratio |")

@@ -1,8 +1,9 @@
-"""What a pair of a LAION-shaped tar takes in the catalog: uid, URL, caption, size, offset, as the catalog writes them.
+"""Measure the catalog's bytes per pair of a LAION-shaped tar: uid, URL, caption, size and offset.
 
 python tests/benchmarks/catalog_bytes.py
 
-Captions are the embedded pool's, in another order; uids are hashes and URLs made up of letters, as hard to compress."""
+The captions are those of the embedded pool, in random order. The uids are hashes and the URLs are random letters, which
+compress as badly as real ones."""
 
 from __future__ import annotations
 
@@ -24,15 +25,15 @@ LETTERS = np.array(list(string.ascii_lowercase + string.digits))
 
 
 def main() -> None:
-    """Prints the bytes a pair of the whole table, and of each column by itself."""
+    """Print the bytes per pair of the whole table and of each column alone."""
     table = made_up(np.random.default_rng(0))
-    print(f"all columns: {len(to_parquet(table)) / ROWS:.1f} bytes a pair")
+    print(f"all columns: {len(to_parquet(table)) / ROWS:.1f} bytes per pair")
     for name in table.column_names:
         print(f"{name}: {len(to_parquet(table.select([name]))) / ROWS:.1f}")
 
 
 def made_up(rng: np.random.Generator) -> pa.Table:
-    """A part of a catalog."""
+    """Return one part of a made-up catalog."""
 
     def word(length: int) -> str:
         return "".join(rng.choice(LETTERS, length))

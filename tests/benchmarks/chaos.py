@@ -1,5 +1,6 @@
-"""A run on three nodes while workers, nodes and the driver are killed at random, and the driver started again. What
-comes out is compared with a run of the same on an undisturbed cluster.
+"""Run the demo on three nodes while workers, nodes and the driver are killed at random.
+
+The script restarts a killed driver. It compares the results with those of an undisturbed run.
 
 PYTHONPATH=. python tests/benchmarks/chaos.py --folder runs/chaos --minutes 10 --seed 0
 """
@@ -26,22 +27,22 @@ RUN = (
     "python -m orchestrator run +exp=demo training.record_batches=true training.checkpoint_every_steps=20 "
     "training.max_failures=1000 out=OUT store=STORE"
 )
-# a start takes most of a minute on two cores: killed more often, nothing would ever come to a checkpoint
+# a start takes most of a minute on two cores; with more frequent kills no run would reach a checkpoint
 LEAST_PAUSE, LONGEST_PAUSE = 15.0, 60.0
 MOST_STARTS = 5
 USAGE_ERROR = 2
 VICTIMS = ("worker", "worker", "node", "driver")
-# of each node, which goes with them, as the head would
+# a node dies with its agents, and the head would, too: do not kill them
 AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 
 
 def main() -> None:
-    """Prints what was killed and how the results compare; exit code 1 where they differ."""
+    """Print the number of kills and whether the results are equal. Exit with 1 if they differ."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="an empty folder")
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--overrides", default="", help="of both runs")
+    parser.add_argument("--overrides", default="", help="settings of both runs")
     asked = parser.parse_args()
     folders = {name: asked.folder / name for name in ("chaos", "calm")}
     for folder in folders.values():
@@ -65,7 +66,7 @@ def main() -> None:
 
 
 def disturbed(command: str, folder: Path, cluster: LocalCluster, seconds: float, rng: random.Random) -> Counter[str]:
-    """Kills something every now and then for so long, then lets the run end; how many of each were killed."""
+    """Kill at random for some seconds, then let the run finish. Return the number of kills of each kind."""
     killed: Counter[str] = Counter()
     process, end = start(command, folder, cluster), time.monotonic() + seconds
     while time.monotonic() < end:
@@ -97,22 +98,22 @@ def disturbed(command: str, folder: Path, cluster: LocalCluster, seconds: float,
         if process.wait() == 0:
             return killed
         process = again(process, command, folder, cluster, killed)
-    raise SystemExit("it does not come to an end")
+    raise SystemExit(f"the run failed {MOST_STARTS} times after the last kill")
 
 
 def again(
     ended: subprocess.Popen[bytes], command: str, folder: Path, cluster: LocalCluster, killed: Counter[str]
 ) -> subprocess.Popen[bytes]:
-    """What ended with an error is started again, as a user or a supervisor would."""
+    """Restart a command that ended with an error, as a user or a supervisor would."""
     if ended.returncode == USAGE_ERROR:
-        raise SystemExit(f"it cannot run: {(folder / 'log.txt').read_text()[-300:]}")
-    killed["gave up and started again"] += 1
-    print(f"ended: {(folder / 'log.txt').read_text()[-300:]}", flush=True)
+        raise SystemExit(f"the command has a usage error: {(folder / 'log.txt').read_text()[-300:]}")
+    killed["failed and restarted"] += 1
+    print(f"failed: {(folder / 'log.txt').read_text()[-300:]}", flush=True)
     return start(command, folder, cluster)
 
 
 def start(command: str, folder: Path, cluster: LocalCluster) -> subprocess.Popen[bytes]:
-    """The command as a process on the cluster."""
+    """Start the command as a process on the cluster."""
     with (folder / "log.txt").open("ab") as log:
         return subprocess.Popen(
             ["sh", "-c", f"exec {command}"],
@@ -125,7 +126,7 @@ def start(command: str, folder: Path, cluster: LocalCluster) -> subprocess.Popen
 
 
 def is_worker(process: psutil.Process) -> bool:
-    """Ray's processes name themselves by what they run."""
+    """Return whether a process is a Ray worker: Ray names its processes after the task or actor that they run."""
     try:
         name = " ".join(process.cmdline()[:1])
     except psutil.NoSuchProcess:
@@ -134,7 +135,7 @@ def is_worker(process: psutil.Process) -> bool:
 
 
 def result(folder: Path) -> dict:
-    """The keep list, every global batch of every phase, and the metrics of a finished run."""
+    """Return the keep list, all global batches and the metrics of a finished run."""
     report, run = (json.loads((folder / "OUT" / name).read_text()) for name in ("report.json", "run.json"))
     (keep,) = [stage["uri"] for stage in run["stages"] if stage["name"] == "wfpp"]
     batches = {}

@@ -1,13 +1,16 @@
-"""Ours and open_clip_train's own loop on the same pairs, from the same weights: the same loss, step by step?
+"""Check that our loop and the loop of open_clip_train give the same loss at each step, from the same weights.
 
-Theirs is `train_one_epoch` as it is, with arguments from its own parser, its schedule, loss and parameter groups, and
-the evaluation transform that open_clip makes for the model (full decoding, centre crop). Ours is `TrainStep`, with
-`decode` and captions trimmed as in training. Both get the batches of the training stream from the same JPEG bytes.
+Theirs is `train_one_epoch`, with the arguments of its parser, and its schedule, loss and parameter groups. Its images
+go through the evaluation transform that open_clip makes for the model (full decoding, centre crop). Ours is `TrainStep`,
+with `decode` and with captions trimmed as in training. Both get the same batches from the same JPEG bytes.
 
-Where theirs is given the pixels that ours made, all is arithmetic in fp32: a loss of 4 has a spacing of 5e-7, and what
-the updates pass on stays small over 20 steps (measured: 1e-6; allowed: ten times that). Where each decodes for itself,
-pixels differ by a level or more here and there, since Pillow rounds to 8 bits between its two passes and their box
-differs (measured: 6e-5; allowed: 2e-4). A learning rate that is one thousandth off makes 5e-4.
+"same" pixels: theirs gets the pixels that ours decoded. Only fp32 arithmetic can differ. A loss of 4 has a spacing of
+5e-7, and the differences stay small over 20 steps (measured: 1e-6; allowed: ten times that).
+
+"own" pixels: each decodes for itself. Some pixels differ by a level or more, because Pillow rounds to 8 bits between
+its two passes and the crop boxes differ (measured: 6e-5; allowed: 2e-4).
+
+A learning rate that is wrong by one thousandth gives a difference of 5e-4.
 
     python tests/benchmarks/check_same_loss.py
 """
@@ -56,14 +59,14 @@ MODEL = {
 
 
 class Pair(NamedTuple):
-    """A pair as it lies in a shard."""
+    """A pair as stored in a shard."""
 
     jpeg: bytes
     caption: str
 
 
 def batches() -> list[list[Pair]]:
-    """The stream's first global batches of the demo's pool, its pictures as JPEG of several shapes."""
+    """Return the first global batches of the demo's pool, with images as JPEGs of several shapes."""
     shard = BATCH_SIZE * NUM_STEPS // NUM_EPOCHS // NUM_SHARDS
     stream = Stream(
         kept_per_part=(shard,) * NUM_SHARDS,
@@ -88,12 +91,12 @@ def _jpeg(data: bytes, number: int) -> bytes:
 
 
 def build() -> Clip:
-    """The model that both start from."""
+    """Return the model that both loops start from."""
     return model.build(name=None, config=MODEL, pretrained=None, image_size=None, context_length=None, seed=0)
 
 
 def our_losses(clip: Clip, pairs: list[list[Pair]], *, lr_factor: float = 1.0) -> list[float]:
-    """The loss of each step; trains the model. `lr_factor` spoils the learning rate, to see whether it is found."""
+    """Train the model; return the loss of each step. An `lr_factor` other than 1 shows that the check finds errors."""
     train_step = TrainStep(clip, Recipe(weight_decay=WEIGHT_DECAY), device=torch.device("cpu"))
     losses = []
     for step, batch in enumerate(pairs):
@@ -123,7 +126,7 @@ def _our_batch(clip: Clip, pairs: list[Pair]) -> Batch:
 
 @dataclass
 class _Data:
-    """What `train_one_epoch` asks of its data; it iterates over itself."""
+    """The data object and the data loader that `train_one_epoch` expects, in one."""
 
     pairs: list[list[Pair]]
     picture: Callable[[Pair], Image.Image]
@@ -137,7 +140,7 @@ class _Data:
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """There is one."""
+        """Do nothing: there is one epoch."""
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for batch in self.pairs:
@@ -146,19 +149,19 @@ class _Data:
 
 
 class _Writer:
-    """Takes the numbers that would go to TensorBoard: the log itself has five digits."""
+    """A TensorBoard writer that keeps the losses, because the log has only five digits."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
 
     def add_scalar(self, name: str, value: float, step: int) -> None:
-        """One number of a step."""
+        """Keep the value if it is a loss."""
         if name == "train/loss":
             self.losses.append(value)
 
 
 def their_losses(folder: Path, pairs: list[list[Pair]], pixels: Pixels) -> list[float]:
-    """The loss of each step of open_clip_train, from the weights in the folder."""
+    """Train with open_clip_train from the weights in the folder; return the loss of each step."""
     reference = f"local-dir:{folder}"
     trained, _, transform = open_clip.create_model_and_transforms(reference, output_dict=True)
     options = {
@@ -178,7 +181,7 @@ def their_losses(folder: Path, pairs: list[list[Pair]], pixels: Pixels) -> list[
 
 
 def _their_optimiser(trained: torch.nn.Module, args: Any) -> torch.optim.AdamW:
-    # written inside open_clip_train's main, where nothing can call it
+    # a copy: open_clip_train has this code inside its main function
     def exclude(name: str, parameter: torch.Tensor) -> bool:
         return parameter.ndim < 2 or "bn" in name or "ln" in name or "bias" in name or "logit_scale" in name
 
@@ -189,7 +192,7 @@ def _their_optimiser(trained: torch.nn.Module, args: Any) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=args.lr, betas=(args.beta1, args.beta2), eps=args.eps)
 
 
-# a picture that has the model's size already goes through the transform unchanged
+# the transform does not change an image that has the model's size already
 PICTURES: dict[Pixels, Callable[[Pair], Image.Image]] = {
     "same": lambda pair: Image.fromarray(_pixels(pair)),
     "own": lambda pair: Image.open(io.BytesIO(pair.jpeg)),
@@ -203,12 +206,12 @@ class Losses(NamedTuple):
     theirs: dict[Pixels, list[float]]
 
     def largest_difference(self, pixels: Pixels) -> float:
-        """Of all steps."""
+        """Return the largest difference over all steps."""
         return max(abs(one - other) for one, other in zip(self.ours, self.theirs[pixels], strict=True))
 
 
 def losses() -> Losses:
-    """Trains all three from the same weights."""
+    """Train all three from the same weights."""
     clip, pairs = build(), batches()
     with tempfile.TemporaryDirectory() as folder:
         model.save(clip, Path(folder))
@@ -217,7 +220,7 @@ def losses() -> Losses:
 
 
 def main() -> int:
-    """Prints the losses; 1 where they differ by more than `TOLERANCES`."""
+    """Print the losses. Return 1 if they differ by more than `TOLERANCES`."""
     logging.disable(logging.INFO)
     found = losses()
     print(

@@ -1,7 +1,7 @@
-"""Zero-shot accuracy of pruning methods at an equal number of pairs and of samples seen, on the embedded pool.
+"""Compare the zero-shot accuracy of pruning methods on the embedded pool, at equal pairs and equal samples seen.
 
-Every row is a whole `run` (no fine-tune epoch) for each seed; a seed sets the draw, the clustering and the training.
-Runs that are finished are read, not repeated. Prints the table of mean and standard deviation over the seeds.
+Each row is one complete `run` per seed, without a fine-tune epoch. A seed sets the random choice, the clustering and
+the training. Finished runs are not repeated. The table shows the mean and the standard deviation over the seeds.
 
     python tests/benchmarks/compare_methods.py --out runs/compare --samples 40000 --seeds 0 1 2
 """
@@ -31,8 +31,9 @@ CLUSTERED = ("semdedup", "ssp", "dbp")
 
 
 def main() -> None:
+    """Print one Markdown row per list of steps."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the runs and their store")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the runs and their store")
     parser.add_argument("--samples", type=int, default=40_000, help="samples seen by each model")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
@@ -42,11 +43,12 @@ def main() -> None:
             reports[name].append(run(arguments.out, name, steps, arguments.samples, seed))
     print("| steps | pairs | top-1 | top-5 | recall@1, text to image |\n|---|---|---|---|---|")
     for name, found in reports.items():
-        print(f"| {name} | {found[0]['training']['pretrain']['pairs']:,} | {' | '.join(map(told, measures(found)))} |")
+        num_pairs = found[0]["training"]["pretrain"]["pairs"]
+        print(f"| {name} | {num_pairs:,} | {' | '.join(map(mean_and_spread, measures(found)))} |")
 
 
 def run(out: Path, name: str, steps: list[str], samples: int, seed: int) -> dict[str, Any]:
-    """The report of one run."""
+    """Return the report of a run; run it first if there is none."""
     folder = out / f"{'-'.join(steps)}-{samples}-{seed}"
     if not (folder / "report.json").exists():
         seeds = [f"selection.{step}.clustering.seed={seed}" for step in CLUSTERED]
@@ -61,7 +63,7 @@ def run(out: Path, name: str, steps: list[str], samples: int, seed: int) -> dict
 
 
 def measures(reports: list[dict[str, Any]]) -> list[list[float]]:
-    """Top-1, top-5 and recall@1 of each report."""
+    """Return top-1, top-5 and recall@1 of each report."""
     models = [report["evaluation"]["pretrain"] for report in reports]
     return [
         [model["zero_shot"]["top1"] for model in models],
@@ -70,8 +72,8 @@ def measures(reports: list[dict[str, Any]]) -> list[list[float]]:
     ]
 
 
-def told(values: list[float]) -> str:
-    """Mean and standard deviation in per cent."""
+def mean_and_spread(values: list[float]) -> str:
+    """Format the mean and the standard deviation as percentages."""
     spread = statistics.stdev(values) if len(values) > 1 else 0.0
     return f"{statistics.mean(values):.1%} ± {spread:.1%}".replace("%", "", 1)
 

@@ -1,9 +1,10 @@
-"""Where the time of a training step goes: a whole `run` whose workers carry marks, as a table and a picture.
+"""Profile the parts of a training step in a real `run`; write a table and a chart.
 
-The marks are put on the parts of the real worker: its loader, its train step, the towers. Gradients travel while others
-are still computed, so the cost of the exchange is what it adds: every other step is taken without it, and the mean of
-those is taken from the mean of the rest (which leaves the ranks with weights of their own: the model is thrown away).
-Tokenising goes on in a thread beside the steps and is given apart. Rank 0's means over the steady steps.
+Timers wrap the parts of the real worker: its loader, its train step, the towers. The figures are means of rank 0 over the
+steady steps. DDP sends gradients while it computes others, so the cost of the all-reduce is only the time that it adds.
+To measure it, every second step runs without all-reduce, and the two means are subtracted. The ranks then have
+different weights, and the model is thrown away. Tokenising runs in a thread in parallel with the steps; its time is
+shown separately.
 
     python tests/benchmarks/profile_step.py --out runs/profile
     python tests/benchmarks/profile_step.py --out runs/profile --set model=vit_b_32 training.global_batch_size=64 \\
@@ -36,7 +37,7 @@ from orchestrator.training import device_loader, driver, worker
 
 WAIT, NORMALISE, IMAGE, TEXT, LOSS = "data wait", "normalise", "image tower", "text tower", "loss"
 BACKWARD, EXCHANGE, NORM, OPTIMISER, REST = "backward", "all-reduce", "gradient norm", "optimiser", "everything else"
-TOKENISE, STEP = "tokenise, beside the steps", "step"
+TOKENISE, STEP = "tokenise, in parallel with the steps", "step"
 PARTS = (WAIT, NORMALISE, IMAGE, TEXT, LOSS, BACKWARD, NORM, OPTIMISER)
 SHOWN = (WAIT, NORMALISE, IMAGE, TEXT, LOSS, BACKWARD, EXCHANGE, NORM, OPTIMISER, REST)
 NUM_LEFT_OUT = 10
@@ -45,17 +46,17 @@ Step = dict[str, float]
 
 
 class Marks:
-    """Seconds by part, step by step."""
+    """Timers: seconds by part, for each step."""
 
     def __init__(self) -> None:
-        # the keys stay: the loader's thread adds to its own meanwhile
+        # the set of keys never changes, because the loader's thread adds to its key at any time
         self.running: Step = dict.fromkeys((*PARTS, TOKENISE), 0.0)
         self.steps: list[Step] = []
         self.ended = time.perf_counter()
         self.is_first = False
 
     def on(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, with its time counted under the name."""
+        """Wrap a function; its time is added to `name`."""
 
         def marked(*args: Any, **kwargs: Any) -> Any:
             started = time.perf_counter()
@@ -66,13 +67,13 @@ class Marks:
         return marked
 
     def waiting(self, items: Iterator[Any]) -> Iterator[Any]:
-        """The same items, with the time until each counted as waiting."""
+        """Yield the same items; the time until each arrives is added to the wait for data."""
         following = self.on(WAIT, lambda: next(items, None))
         while (item := following()) is not None:
             yield item
 
     def end_step(self) -> None:
-        """Closes the record of a step."""
+        """Close the record of a step and start the next one."""
         now = time.perf_counter()
         self.steps.append({**self.running, STEP: now - self.ended})
         self.running.update(dict.fromkeys(self.running, 0.0))
@@ -80,7 +81,7 @@ class Marks:
 
 
 def mark_train_step(marks: Marks, train_step: TrainStep) -> None:
-    """Marks the parts of a train step; every second step is taken without exchange."""
+    """Wrap the parts of a train step with timers, and run every second step without all-reduce."""
     model = train_step.model
     object.__setattr__(model, "encode_image", marks.on(IMAGE, model.encode_image))
     object.__setattr__(model, "encode_text", marks.on(TEXT, model.encode_text))
@@ -105,7 +106,7 @@ def mark_train_step(marks: Marks, train_step: TrainStep) -> None:
 
 
 def marked_worker(loop_config: dict[str, Any], path: str) -> None:
-    """Ray Train's entry on a worker: the real one, with marks; rank 0 writes the steps."""
+    """Run the real training function of a worker with timers. Rank 0 writes the steps."""
     marks = Marks()
     load, make = worker.load, worker.TrainStep
 
@@ -127,14 +128,14 @@ def marked_worker(loop_config: dict[str, Any], path: str) -> None:
 
 
 def profiled(path: Path, overrides: list[str]) -> list[Step]:
-    """The marks of a run's pre-training."""
+    """Run the pre-training. Return the times of its steps."""
     driver.run_worker = partial(marked_worker, path=str(path))  # type: ignore[assignment]
     pipeline.run(compose_config(overrides))
     return json.loads(path.read_text())
 
 
 def parts(steps: list[Step]) -> Step:
-    """Mean milliseconds of each part of a step with exchange, and of the whole step."""
+    """Return the mean milliseconds of each part of a step with all-reduce, and of the whole step."""
     steady = steps[NUM_LEFT_OUT // 2 * 2 :]
 
     def mean(name: str, some: list[Step]) -> float:
@@ -149,30 +150,32 @@ def parts(steps: list[Step]) -> Step:
 
 
 def table(found: Step) -> str:
-    """Markdown."""
+    """Return the figures as a Markdown table."""
     rows = [f"| {name} | {found[name]:,.1f} | {found[name] / found[STEP]:.1%} |" for name in SHOWN]
     last = [f"| **{STEP}** | {found[STEP]:,.1f} | |", f"| {TOKENISE} | {found[TOKENISE]:,.1f} | |"]
     return "\n".join(["| part of a step | ms | share |", "|---|---|---|", *rows, *last])
 
 
 def picture(found: Step, title: str, path: Path) -> None:
-    """A bar for each part, with milliseconds and share."""
+    """Draw a bar for each part, with milliseconds and share."""
     figure, axes = plt.subplots(figsize=(8, 4.2), constrained_layout=True)
     values = [found[name] for name in SHOWN]
     bars = axes.barh(SHOWN, values, color=["#c0504d" if name == WAIT else "#4f81bd" for name in SHOWN])
     axes.bar_label(bars, [f" {value:,.1f} ms, {value / found[STEP]:.1%}" for value in values], fontsize=9)
     axes.invert_yaxis()
     axes.set_xlim(right=1.25 * max(values))
-    axes.set_xlabel("milliseconds of a step")
+    axes.set_xlabel("milliseconds per step")
     axes.set_title(title, fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
 
 
 def main() -> None:
-    """Writes the table and the picture, and prints the table."""
+    """Write the table and the chart, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder for step_profile.md and step_profile.png")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="output folder for step_profile.md and step_profile.png"
+    )
     parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="more settings of the run")
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Several sweeps over one pool, in one picture and as the rows of RESULTS.md: a metric against the pairs kept.
+"""Draw several sweeps of one pool in one chart, metrics over pairs kept, and print the table for RESULTS.md.
 
 python tests/benchmarks/sweep_picture.py --sweep WFPP=runs/wfpp --sweep DBP=runs/dbp --picture docs/sweeps.png
 """
@@ -17,12 +17,12 @@ from orchestrator import Sweep
 
 METRICS = {"zero_shot/top1": "zero-shot top-1", "retrieval/text_to_image_recall_at_10": "text to image R@10"}
 MODELS = {"pretrain": "pre-trained", "finetune": "after the fine-tune epoch"}
-# Okabe and Ito's, which colour-blind eyes tell apart
+# colours of Okabe and Ito, which colour-blind people can distinguish
 LOOKS = {"WFPP": ("#0072b2", "o", "-"), "DBP": ("#d55e00", "s", "-"), "random": ("#666666", "x", ":")}
 
 
 def main() -> None:
-    """Writes the picture; prints a Markdown table."""
+    """Write the chart and print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sweep", action="append", required=True, help="NAME=FOLDER")
     parser.add_argument("--picture", type=Path, required=True)
@@ -42,14 +42,14 @@ def main() -> None:
 
 
 def trials(name: str, folder: str) -> pl.DataFrame:
-    """A row a model, `series` being the method or the control."""
+    """Return one row per model; `series` is the method or the control."""
     table = Sweep(folder).trials.filter(pl.col("state") == "finished")
     series = pl.col("control").fill_null(name).alias("series")
     return table.select(series, "seed", "model", "pairs", "kept_fraction", *METRICS)
 
 
 def spread(table: pl.DataFrame) -> pl.DataFrame:
-    """Mean and standard deviation over seeds; a control that two sweeps have is one."""
+    """Return the mean and the standard deviation over seeds. A control of two sweeps counts once."""
     by = ["series", "model", "pairs"]
     table = table.unique([*by, "seed"], maintain_order=True)
     numbers = [pl.mean(name).name.suffix(" mean") for name in METRICS] + [
@@ -59,7 +59,7 @@ def spread(table: pl.DataFrame) -> pl.DataFrame:
 
 
 def draw(axes: Axes, points: pl.DataFrame, metric: str) -> None:
-    """A line for each method, the full control as a level with its deviation."""
+    """Draw a line for each method, and the full control as a horizontal line with its deviation."""
     for series, (colour, marker, line) in LOOKS.items():
         mine = points.filter(pl.col("series") == series).sort("kept_fraction")
         if mine.is_empty():
@@ -84,7 +84,7 @@ def draw(axes: Axes, points: pl.DataFrame, metric: str) -> None:
 
 
 def print_rows(points: pl.DataFrame) -> None:
-    """The table, in percent."""
+    """Print the table, in percent."""
     titles = [f"{title}, {MODELS[model]}" for title in METRICS.values() for model in MODELS]
     print(f"| pairs | of the pool | chosen by | {' | '.join(titles)} |")
     print("|---" * (3 + len(titles)) + "|")

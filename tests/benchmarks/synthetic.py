@@ -1,4 +1,4 @@
-"""Artifacts of made-up pools, for stages that read columns and never a picture."""
+"""Artifacts of made-up pools, for stages that read columns and no images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DISPLAY = Display()
 
 
 def synthetic_step(store_uri: str, settings: StepConfig, rows_per_part: list[int], dim: int) -> Step:
-    """A step that every pair of a pool without captions and pictures reaches."""
+    """Return a step that all pairs of a pool without captions and images reach."""
     connect(ClusterConfig())
     made = Artifact.of(store_uri, "catalog", version=0, rows=rows_per_part)
     totals = {"rows": sum(rows_per_part)}
@@ -45,7 +45,7 @@ def synthetic_step(store_uri: str, settings: StepConfig, rows_per_part: list[int
 
 
 def write_embedding(step: Step, dim: int, num_blobs: int) -> None:
-    """Vectors around random directions, for every pair."""
+    """Write a vector for every pair, around random directions."""
     assert step.embedding is not None
     totals = partial(embedding_totals, dims={"image": dim})
     work = partial(_vectors, dim, num_blobs)
@@ -65,7 +65,7 @@ def _vectors(dim: int, num_blobs: int) -> Work:
 
 
 def write_assigned(assigned: Artifact, step: Step, k: int) -> None:
-    """Clusters of very different sizes and spreads, and distances, for every pair."""
+    """Write a cluster and a distance for every pair. Clusters differ much in size and spread."""
     build_parts(assigned, part_rows(step.catalog), partial(_assigned, k), display=DISPLAY, name="clusters")
 
 
@@ -83,7 +83,7 @@ def _assigned(k: int) -> Work:
 
 
 def sizes_of(num_pairs: int, pairs_per_part: int) -> list[int]:
-    """Rows of each part."""
+    """Return the number of rows of each part."""
     return list(_sizes(num_pairs, pairs_per_part))
 
 

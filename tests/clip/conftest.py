@@ -1,4 +1,4 @@
-"""Models small enough to train in a test, and pairs that are not random noise."""
+"""Models that are small enough to train in a test, and pairs that are not random noise."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def captions() -> list[str]:
 
 @pytest.fixture
 def tiny_config() -> dict[str, Any]:
-    """open_clip's own towers: no batch norm, so nothing depends on how a batch is split."""
+    """open_clip towers. They have no batch norm, so no result depends on how a batch is split."""
     return {
         "embed_dim": 32,
         "vision_cfg": {"image_size": 32, "patch_size": 16, "layers": 1, "width": 32, "head_width": 16},
@@ -30,7 +30,7 @@ def tiny_config() -> dict[str, Any]:
 
 @pytest.fixture
 def timm_config(tiny_config: dict[str, Any]) -> dict[str, Any]:
-    """A timm tower with batch norm."""
+    """A model with a timm image tower, which has batch norm."""
     return {**tiny_config, "vision_cfg": {"timm_model_name": "test_resnet", "image_size": 32}}
 
 
@@ -46,7 +46,7 @@ def timm_clip(timm_config: dict[str, Any]) -> Clip:
 
 @pytest.fixture(scope="session")
 def images() -> torch.Tensor:
-    """uint8 [8, 3, 32, 32]."""
+    """Return images, uint8 [8, 3, 32, 32]."""
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (len(CAPTIONS), 3, 32, 32), dtype=torch.uint8, generator=generator)
 

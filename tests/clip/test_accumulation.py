@@ -1,4 +1,4 @@
-"""Chunks, gradient checkpointing and compilation change what a step costs, not what it does."""
+"""Chunks, gradient checkpointing and compilation change the cost of a step, not its result."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def assert_same(one: Any, other: Any, rtol: float = 1e-4, atol: float = 1e-6) ->
 
 @pytest.mark.parametrize("loss", ["clip", "siglip"])
 @pytest.mark.parametrize("accumulation", [2, 3, 8, 100])
-def test_chunks_give_the_gradients_of_the_whole(
+def test_chunks_give_the_gradients_of_the_whole_batch(
     accumulation: int, loss: str, tiny_config: dict[str, Any], batch: Batch
 ) -> None:
     masked = replace(batch, valid=UNEVEN)
@@ -48,13 +48,13 @@ def test_chunks_give_the_gradients_of_the_whole(
     assert whole[1]["logit_scale"] is not None
 
 
-def test_chunks_of_a_locked_tower(tiny_config: dict[str, Any], batch: Batch) -> None:
+def test_chunks_give_the_gradients_of_a_locked_model(tiny_config: dict[str, Any], batch: Batch) -> None:
     whole = gradients(tiny_config, batch, lock_image=True)
     assert_same(gradients(tiny_config, batch, lock_image=True, accumulation=2), whole)
     assert whole[1]["visual.proj"] is None
 
 
-def test_both_passes_drop_the_same(tiny_config: dict[str, Any], batch: Batch) -> None:
+def test_both_passes_over_a_chunk_use_the_same_dropout(tiny_config: dict[str, Any], batch: Batch) -> None:
     def dropping(accumulation: int, step: int) -> list[torch.Tensor]:
         clip = fresh(tiny_config)
         clip.model.transformer.resblocks[0].attn.dropout = 0.5
@@ -80,11 +80,11 @@ def test_gradient_checkpointing_gives_the_same_gradients(tiny_config: dict[str, 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
-def test_a_compiled_step_is_the_same_step(tiny_config: dict[str, Any], batch: Batch) -> None:
+def test_a_compiled_step_gives_the_same_result(tiny_config: dict[str, Any], batch: Batch) -> None:
     keyed = replace(batch, keys=torch.arange(8))
     settings = {"patch_dropout": 0.5, "accumulation": 2}
     train_step = TrainStep(fresh(tiny_config), Recipe(compile=True, **settings), device=CPU)
-    # fused kernels add in another order
+    # fused kernels add in another order, so the last bits differ
     assert_same(gradients_of(train_step, keyed), gradients(tiny_config, keyed, **settings), rtol=1e-3, atol=1e-5)
     saved = train_step.state()
     assert saved is not None

@@ -1,4 +1,4 @@
-"""A run that stops and continues is the run that never stopped; a damaged file is refused in one line."""
+"""A resumed run equals an uninterrupted run. A damaged checkpoint gives a one-line error."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def weights(train_step: TrainStep) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in train_step.model.state_dict().items()}
 
 
-def test_a_state_can_be_taken_up_twice(tiny_config: dict[str, Any], batch: Batch) -> None:
+def test_a_state_can_be_restored_twice(tiny_config: dict[str, Any], batch: Batch) -> None:
     train_step = make_train_step(tiny_config, ema_decay=0.5)
     train_step.run(batch, lr=1e-2, step=0)
     saved = train_step.state()
@@ -39,7 +39,7 @@ def test_a_state_can_be_taken_up_twice(tiny_config: dict[str, Any], batch: Batch
 
 
 @pytest.mark.parametrize("done", [0, 2])
-def test_a_restored_learner_continues_bit_by_bit(
+def test_a_restored_train_step_continues_with_the_same_bits(
     done: int, tmp_path: Path, timm_config: dict[str, Any], batch: Batch
 ) -> None:
     path = tmp_path / "run" / "checkpoint.pt"
@@ -72,7 +72,7 @@ def test_a_state_is_a_copy_that_later_steps_do_not_change(tiny_config: dict[str,
     torch.testing.assert_close(saved["optimiser"]["state"]["text_projection"]["exp_avg"], moments, rtol=0, atol=0)
 
 
-def test_an_exported_model_is_a_copy_on_its_own(tiny_config: dict[str, Any], batch: Batch) -> None:
+def test_an_exported_model_is_an_independent_copy(tiny_config: dict[str, Any], batch: Batch) -> None:
     train_step = make_train_step(tiny_config)
     train_step.run(batch, lr=1e-2, step=0)
     exported, before = train_step.export(), weights(train_step)
@@ -82,9 +82,7 @@ def test_an_exported_model_is_a_copy_on_its_own(tiny_config: dict[str, Any], bat
     assert type(exported.model) is type(train_step.model)
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_leaves_only_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "checkpoint.pt"
     checkpoint.save({"step": 5, "weights": torch.arange(1000.0)}, path)
 
@@ -101,7 +99,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.7, 0.999, 1.0])
 @pytest.mark.parametrize("damage", ["cut off", "a bit flipped"])
-def test_a_damaged_file_is_named_in_one_line(damage: str, share: float, tmp_path: Path) -> None:
+def test_a_damaged_file_is_named_in_a_one_line_error(damage: str, share: float, tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
     checkpoint.save({"step": 5, "weights": torch.arange(100_000.0)}, path)
     content = bytearray(path.read_bytes())

@@ -1,4 +1,4 @@
-"""Encoders by name: the right weights, the right pixels, unit vectors, and mistakes as one line."""
+"""Encoders by name: weights, pixels, unit vectors, and one-line errors."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def lite0() -> Encoder:
 
 @pytest.fixture
 def timm_file(tmp_path: Path) -> Path:
-    """timm's smallest ViT with its head, weights of its own."""
+    """A checkpoint of timm's smallest ViT with a head and random weights."""
     with torch.random.fork_rng():
         torch.manual_seed(3)
         torch.save(timm.create_model("test_vit").state_dict(), tmp_path / "weights.pth")
@@ -51,10 +51,10 @@ def test_lite0_finds_the_same_emoji_in_another_style(lite0: Encoder) -> None:
     images, others = (lite0.encode_images(pixels_of(lite0, both[name].to_list())) for name in ("image", "image_right"))
     found = (images @ others.T).argmax(1) == torch.arange(len(both))
     assert len(both) >= 40
-    assert found.float().mean() > 0.5, "chance is one in as many as there are"
+    assert found.float().mean() > 0.5, "chance is one in the number of emoji"
 
 
-def test_lite0_is_timms_network_with_a_head_less(lite0: Encoder) -> None:
+def test_lite0_equals_timms_network_without_the_head(lite0: Encoder) -> None:
     assert lite0.dims == {"image": 1280}
     assert (lite0.image_input.size, lite0.image_input.crop_fraction) == (224, 0.875)
     tower = timm.create_model(LITE0, num_classes=0)
@@ -66,7 +66,7 @@ def test_lite0_is_timms_network_with_a_head_less(lite0: Encoder) -> None:
     torch.testing.assert_close(lite0.encode_images(images), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_the_pixels_are_those_of_timms_own_transform(lite0: Encoder) -> None:
+def test_the_pixels_equal_those_of_timms_transform(lite0: Encoder) -> None:
     picture = pl.read_parquet(DEMO_TABLE, n_rows=1)["image"][0]
     config = timm.data.resolve_model_data_config(lite0.clip.model.visual)
     transform = timm.data.create_transform(**config)
@@ -75,7 +75,7 @@ def test_the_pixels_are_those_of_timms_own_transform(lite0: Encoder) -> None:
     assert (ours - theirs).abs().mean() < 0.01
 
 
-def test_a_timm_checkpoint_without_its_head(timm_file: Path) -> None:
+def test_a_timm_checkpoint_loads_without_its_head(timm_file: Path) -> None:
     encoder = timm_encoder(name="test_vit", checkpoint=str(timm_file), image_size=None).place(CPU, "fp32")
     whole = timm.create_model("test_vit").eval()
     whole.load_state_dict(torch.load(timm_file, weights_only=True))
@@ -89,7 +89,7 @@ def test_a_timm_checkpoint_without_its_head(timm_file: Path) -> None:
     assert encoder.dims == {"image": features.shape[1]}
 
 
-def test_a_transformer_at_another_size(timm_file: Path) -> None:
+def test_a_vision_transformer_runs_at_another_image_size(timm_file: Path) -> None:
     encoder = timm_encoder(name="test_vit", checkpoint=str(timm_file), image_size=96).place(CPU, "fp32")
     assert encoder.image_input.size == 96
     vectors = encoder.encode_images(torch.zeros(1, 3, 96, 96, dtype=torch.uint8))
@@ -102,7 +102,9 @@ def clip_folder(tiny_clip: Clip, tmp_path: Path) -> str:
     return str(tmp_path / "clip")
 
 
-def test_the_towers_of_an_open_clip_folder(clip_folder: str, images: torch.Tensor, captions: list[str]) -> None:
+def test_the_towers_of_an_open_clip_folder_equal_the_model(
+    clip_folder: str, images: torch.Tensor, captions: list[str]
+) -> None:
     encoder = open_clip_encoder(name=clip_folder, pretrained=None, towers=("image", "text")).place(CPU, "fp32")
     theirs, _, _ = open_clip.create_model_and_transforms(f"local-dir:{clip_folder}")
     tokenizer = open_clip.get_tokenizer(f"local-dir:{clip_folder}")
@@ -136,7 +138,7 @@ def test_bf16_is_close_and_of_unit_norm(clip_folder: str, images: torch.Tensor) 
         ({"name": "test_vit.no_such_tag", "checkpoint": None}, "cannot load timm model 'test_vit.no_such_tag'"),
     ],
 )
-def test_mistakes_are_one_line(
+def test_wrong_settings_give_one_line_errors(
     arguments: dict[str, Any], message: str, timm_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(timm_file.parent)

@@ -1,4 +1,4 @@
-"""Features are the model's own, whatever the batch size, and the model is left as it was."""
+"""Features equal those of the model for every batch size, and the mode of the model does not change."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from orchestrator.clip.model import Clip
 from orchestrator.clip.preprocessing import Normaliser
 
 
-def test_features_are_the_models_own_in_evaluation_mode(
+def test_features_equal_those_of_the_model_in_evaluation_mode(
     timm_clip: Clip, images: torch.Tensor, captions: list[str]
 ) -> None:
     timm_clip.model.train()

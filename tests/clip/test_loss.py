@@ -1,4 +1,4 @@
-"""The masked losses against open_clip's on one worker; `test_parallel` covers many workers."""
+"""Compare the masked losses with open_clip's losses on one worker. `test_parallel` covers several workers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def loss_and_gradients(valid: torch.Tensor) -> list[torch.Tensor]:
     return [loss.detach(), images.grad, texts.grad, scale.grad]
 
 
-def test_with_all_slots_valid_it_is_open_clips_loss() -> None:
+def test_with_all_slots_valid_it_equals_open_clips_loss() -> None:
     images, texts = features()
     scale = torch.tensor(SCALE, requires_grad=True)
     expected = open_clip.ClipLoss()(images, texts, scale)
@@ -45,7 +45,7 @@ def test_with_all_slots_valid_it_is_open_clips_loss() -> None:
 
 
 @pytest.mark.parametrize("masked", [[0], [3, 11], [0, 1, 2, 3, 4, 5], list(range(11))])
-def test_masked_slots_do_not_count(masked: list[int]) -> None:
+def test_masked_slots_do_not_change_loss_or_gradients(masked: list[int]) -> None:
     valid = torch.ones(12, dtype=torch.bool)
     valid[masked] = False
     images, texts = features()
@@ -64,7 +64,7 @@ def test_no_valid_slot_gives_zero_and_zero_gradients() -> None:
         assert torch.equal(value, torch.zeros_like(value))
 
 
-def test_a_logit_bias_changes_no_value_but_has_a_gradient() -> None:
+def test_a_logit_bias_has_a_gradient_but_does_not_change_the_loss() -> None:
     images, texts = features()
     valid = torch.ones(12, dtype=torch.bool)
     bias = torch.tensor(-10.0, requires_grad=True)
@@ -83,7 +83,7 @@ def siglip_inputs(num: int = 12, dim: int = 16) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("masked", [[], [0], [3, 11], [0, 1, 2, 3, 4, 5], list(range(11))])
-def test_siglip_is_open_clips_loss_of_the_valid_slots(masked: list[int]) -> None:
+def test_siglip_equals_open_clips_loss_of_the_valid_slots(masked: list[int]) -> None:
     valid = torch.ones(12, dtype=torch.bool)
     valid[masked] = False
     images, texts, scale, bias = siglip_inputs()
@@ -95,14 +95,14 @@ def test_siglip_is_open_clips_loss_of_the_valid_slots(masked: list[int]) -> None
     torch.testing.assert_close(gradients, expected_gradients, rtol=1e-5, atol=1e-6)
 
 
-def test_siglip_without_a_valid_slot_is_zero_with_zero_gradients() -> None:
+def test_siglip_with_no_valid_slot_gives_zero_and_zero_gradients() -> None:
     images, texts, scale, bias = siglip_inputs()
     loss = MaskedSigLipLoss()(images, texts, scale, torch.zeros(12, dtype=torch.bool), bias)
     assert loss.item() == 0
     assert all(not gradient.any() for gradient in torch.autograd.grad(loss, [images, texts, scale, bias]))
 
 
-def test_a_model_for_siglip_starts_with_open_clips_scale_and_bias(tiny_config: dict[str, Any], batch: Batch) -> None:
+def test_a_new_siglip_model_starts_with_open_clips_scale_and_bias(tiny_config: dict[str, Any], batch: Batch) -> None:
     def make(config: dict[str, Any]) -> Clip:
         return build(
             name=None, config=config, pretrained=None, image_size=None, context_length=None, seed=0, loss="siglip"
@@ -121,6 +121,6 @@ def test_a_model_for_siglip_starts_with_open_clips_scale_and_bias(tiny_config: d
     assert first > 5 > 1 > last
 
 
-def test_siglip_rejects_a_model_without_a_bias(tiny_clip: Clip) -> None:
+def test_siglip_refuses_a_model_without_a_bias(tiny_clip: Clip) -> None:
     with pytest.raises(ValueError, match=r"needs a model with a logit bias.*init_logit_bias"):
         TrainStep(tiny_clip, Recipe(loss="siglip"), device=CPU)

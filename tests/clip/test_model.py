@@ -1,4 +1,4 @@
-"""Building by name and by config, and the round trip through a folder that open_clip itself loads."""
+"""Models: build by name and by config, save to a folder that open_clip loads, and load again."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def assert_same_weights(one: torch.nn.Module, other: torch.nn.Module) -> None:
     torch.testing.assert_close(dict(one.state_dict()), dict(other.state_dict()), rtol=0, atol=0)
 
 
-def test_vit_b_32_with_text_length_32_and_a_smaller_image() -> None:
+def test_vit_b_32_builds_with_text_length_32_and_a_smaller_image() -> None:
     clip = build(name="ViT-B/32", context_length=32, image_size=96)
     assert clip.model_cfg["text_cfg"]["context_length"] == 32
     assert clip.model_cfg["vision_cfg"]["image_size"] == 96
@@ -35,7 +35,7 @@ def test_vit_b_32_with_text_length_32_and_a_smaller_image() -> None:
     assert out["image_features"].shape == out["text_features"].shape == (1, 512)
 
 
-def test_weights_are_a_function_of_the_seed_and_the_global_state_is_left_alone(tiny_config: dict[str, Any]) -> None:
+def test_weights_depend_only_on_the_seed_and_the_global_random_state_stays(tiny_config: dict[str, Any]) -> None:
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
@@ -55,7 +55,7 @@ def test_the_config_of_the_caller_is_not_changed(timm_config: dict[str, Any]) ->
 
 
 @pytest.mark.parametrize("kind", ["tiny", "timm", "custom_text"])
-def test_a_saved_folder_is_loaded_by_open_clip_as_it_is(
+def test_open_clip_loads_a_saved_folder(
     kind: str,
     tmp_path: Path,
     tiny_config: dict[str, Any],
@@ -66,7 +66,7 @@ def test_a_saved_folder_is_loaded_by_open_clip_as_it_is(
     config = {"tiny": tiny_config, "timm": timm_config, "custom_text": {**tiny_config, "custom_text": True}}[kind]
     clip = build(config, context_length=12)
     clip.model.train()
-    clip.model(images.float(), clip.tokenizer(captions))  # moves batch norm's running averages
+    clip.model(images.float(), clip.tokenizer(captions))  # changes the running averages of batch norm
     folder = tmp_path / "model"
     model.save(clip, folder)
 
@@ -89,7 +89,7 @@ def test_a_saved_folder_is_loaded_by_open_clip_as_it_is(
     assert torch.equal(encode_texts(ours, captions, batch_size=4), encode_texts(clip, captions, batch_size=4))
 
 
-def test_a_folder_runs_no_code_of_its_own(tmp_path: Path, tiny_clip: Clip) -> None:
+def test_loading_a_folder_runs_none_of_its_code(tmp_path: Path, tiny_clip: Clip) -> None:
     model.save(tiny_clip, tmp_path)
     config = json.loads((tmp_path / model.CONFIG_FILE).read_text())
     config["model_cfg"]["text_cfg"] |= {
@@ -126,7 +126,7 @@ def test_a_named_model_loads_from_a_checkpoint_file(tmp_path: Path) -> None:
     assert_same_weights(model.load("ViT-S-32-alt", pretrained=str(path)).model, trained.model)
 
 
-def test_a_hugging_face_tokenizer_travels_in_the_folder(
+def test_a_hugging_face_tokenizer_is_saved_in_the_folder(
     tmp_path: Path, tiny_config: dict[str, Any], captions: list[str]
 ) -> None:
     pytest.importorskip("transformers")
@@ -147,7 +147,7 @@ def test_a_hugging_face_tokenizer_travels_in_the_folder(
     assert torch.equal(theirs(captions), clip.tokenizer(captions))
 
 
-def test_a_wrong_key_or_name_is_one_clear_line(tiny_config: dict[str, Any], timm_config: dict[str, Any]) -> None:
+def test_a_wrong_key_or_name_gives_a_one_line_error(tiny_config: dict[str, Any], timm_config: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"unknown model 'ViT-B32': did you mean ViT-B-32"):
         build(name="ViT-B32")
     with pytest.raises(ValueError, match=r"unknown model 'zzz': valid are .*ViT-B-32"):
@@ -166,7 +166,7 @@ def test_a_wrong_key_or_name_is_one_clear_line(tiny_config: dict[str, Any], timm
         build(tiny_config, pretrained="openai")
 
 
-def test_a_reference_that_cannot_be_loaded_is_one_clear_line(tmp_path: Path, tiny_clip: Clip) -> None:
+def test_a_reference_that_cannot_be_loaded_gives_a_one_line_error(tmp_path: Path, tiny_clip: Clip) -> None:
     with pytest.raises(ValueError, match="no such folder: /no/such/model"):
         model.load("/no/such/model")
     with pytest.raises(ValueError, match=r"no model folder at .*expected open_clip_config.json"):
@@ -190,7 +190,7 @@ def test_a_reference_that_cannot_be_loaded_is_one_clear_line(tmp_path: Path, tin
         model.load(str(tmp_path))
 
 
-def test_siglip_from_a_model_without_a_bias_starts_from_siglips_own(
+def test_siglip_training_of_a_model_without_a_bias_starts_with_siglips_bias(
     tiny_config: dict[str, Any], tmp_path: Path
 ) -> None:
     clip = build(name=None, config=tiny_config, pretrained=None, image_size=None, context_length=None, seed=0)

@@ -1,4 +1,4 @@
-"""Which parameters decay, and that the fused update is the plain one."""
+"""Weight decay by parameter, and the fused update compared with the equation of AdamW."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_gains_biases_and_the_logit_scale_do_not_decay(timm_clip: Clip) -> None:
     assert len(kept | rest) == len(names)
 
 
-def test_one_step_is_adamws_equation(tiny_clip: Clip) -> None:
+def test_one_step_equals_adamws_equation(tiny_clip: Clip) -> None:
     weight, gain = tiny_clip.model.text_projection, tiny_clip.model.ln_final.weight
     before_weight, before_gain = weight.detach().clone(), gain.detach().clone()
     optimiser = adamw(tiny_clip.model, Recipe())
@@ -30,12 +30,12 @@ def test_one_step_is_adamws_equation(tiny_clip: Clip) -> None:
     for group in optimiser.param_groups:
         group["lr"] = 0.1
     optimiser.step()
-    # the first step of Adam has the size lr, whatever the gradient; decay is decoupled: w -> w * (1 - lr * wd)
+    # the first step of Adam has the size lr for any gradient; decay is decoupled: w -> w * (1 - lr * wd)
     torch.testing.assert_close(weight.detach(), before_weight * (1 - 0.1 * 0.2) - 0.1, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(gain.detach(), before_gain + 0.1, rtol=1e-5, atol=1e-5)
 
 
-def test_frozen_parameters_are_left_out(tiny_clip: Clip) -> None:
+def test_frozen_parameters_are_not_optimised(tiny_clip: Clip) -> None:
     tiny_clip.model.token_embedding.requires_grad_(False)
     optimiser = adamw(tiny_clip.model, Recipe())
     frozen = tiny_clip.model.token_embedding.weight

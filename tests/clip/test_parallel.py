@@ -1,5 +1,6 @@
-"""The same loss, gradients and steps for open_clip's own loss in one process and for 1, 2 and 4 gloo workers, whatever
-the recipe computes it by."""
+"""Losses, gradients and steps with 1, 2 and 4 gloo workers equal those of open_clip's loss in one process.
+
+This holds for every way in which the recipe computes the loss."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ from orchestrator.clip.train_step import Batch, TrainStep
 from tests.support import ddp_worker
 
 CPU = torch.device("cpu")
-# with two workers the even slots are rank 0's, with four the slots 0 and 4
+# with two workers rank 0 has the even slots; with four workers it has slots 0 and 4
 MASKS = {
     "all": [1, 1, 1, 1, 1, 1, 1, 1],
     "uneven": [1, 0, 1, 0, 1, 1, 0, 0],
@@ -33,7 +34,7 @@ NUM_STEPS = 3
 
 
 def make_cases() -> dict[str, dict[str, Any]]:
-    """By name: the settings, the mask, for how many workers, and how many steps after the gradients."""
+    """Return, by name, the settings, the mask, the numbers of workers, and the number of steps after the gradients."""
     every = (1, 2, 4)
     cases = {}
     for local_loss in (False, True):
@@ -76,7 +77,7 @@ def recipe(**settings: Any) -> Recipe:
 def reference_gradients(
     config: dict[str, Any], batch: Batch, loss: LossName
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """open_clip's loss on the valid pairs alone: nothing of the mask, of chunks or of DDP."""
+    """Return open_clip's loss on the valid pairs only, with its gradients: no mask, no chunks, no DDP."""
     clip = fresh(config, loss)
     if not batch.valid.any():
         return torch.zeros(()), {name: torch.zeros_like(p) for name, p in clip.model.named_parameters()}
@@ -114,7 +115,7 @@ def clipped(gradients: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("num_workers", [1, 2, 4])
-def test_the_number_of_workers_changes_nothing(
+def test_the_number_of_workers_changes_no_loss_gradient_or_weight(
     num_workers: int, tmp_path: Path, tiny_config: dict[str, Any], batch: Batch
 ) -> None:
     masks = {name: torch.tensor(mask, dtype=torch.bool) for name, mask in MASKS.items()}
@@ -138,7 +139,13 @@ def test_the_number_of_workers_changes_nothing(
             close(result["weights"], weights[loss_name], 1e-4, 1e-4, name)
             train_step = TrainStep(fresh(tiny_config, loss_name), recipe(loss=loss_name), device=CPU)
             train_step.restore(result["state"])
-            close(dict(train_step.export().model.state_dict()), result["weights"], 0, 0, f"{name}, taken up by one")
+            close(
+                dict(train_step.export().model.state_dict()),
+                result["weights"],
+                0,
+                0,
+                f"{name}, restored in one process",
+            )
     for name, after in found["continued"].items():
         close(after, one_more, 1e-4, 1e-4, f"{name}, continued")
 

@@ -1,4 +1,4 @@
-"""Which patches stay is a function of the pair; how many, and which never go, is as open_clip and timm have it."""
+"""The pair decides which patches are kept. Their number and the tokens that always stay equal those of open_clip."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def make_clip(config: dict[str, Any], seed: int = 0, **vision_cfg: Any) -> Clip:
 
 
 def slow_mix(*parts: int) -> int:
-    """SplitMix64's finaliser on Python's integers, as it is published."""
+    """Return the published finaliser of SplitMix64, in Python integers."""
     mask, state = 2**64 - 1, 0
     for part in parts:
         state = (state ^ (part & mask)) + 0x9E3779B97F4A7C15 & mask
@@ -44,7 +44,7 @@ def test_the_hash_is_splitmix64() -> None:
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.75, 0.99])
 @pytest.mark.parametrize("num_patches", [4, 49, 196])
-def test_as_many_patches_stay_as_with_open_clip_and_class_tokens_always(share: float, num_patches: int) -> None:
+def test_the_number_of_kept_patches_equals_open_clips_and_class_tokens_stay(share: float, num_patches: int) -> None:
     dropout = KeyedPatchDropout(share=share, num_patches=num_patches, num_prefix_tokens=1)
     tokens = torch.arange(3.0 * (num_patches + 1)).view(3, num_patches + 1, 1).expand(-1, -1, 5)
     dropout.kept = dropout.choose(0, torch.tensor([5, 6, 5]))
@@ -57,19 +57,19 @@ def test_as_many_patches_stay_as_with_open_clip_and_class_tokens_always(share: f
     assert torch.equal(dropout.eval()(tokens), tokens)
 
 
-def test_a_pair_keeps_its_patches_whoever_stands_beside_it() -> None:
+def test_the_kept_patches_of_a_pair_do_not_depend_on_its_batch() -> None:
     dropout = KeyedPatchDropout(share=0.5, num_patches=49, num_prefix_tokens=1)
     keys = torch.arange(1000)
     kept = dropout.choose(3, keys)
     assert torch.equal(dropout.choose(3, keys[137:141]), kept[137:141])
     assert not torch.equal(dropout.choose(4, keys), kept)
-    # every patch stays as often as the others, within five standard deviations
+    # each patch is kept about equally often, within five standard deviations
     counts = torch.bincount(kept.flatten(), minlength=49)
     share = dropout.num_kept / 49
     assert (counts - 1000 * share).abs().max() < 5 * (1000 * share * (1 - share)) ** 0.5
 
 
-def test_chunks_and_slots_in_another_order_give_the_same_step(tiny_config: dict[str, Any], batch: Batch) -> None:
+def test_chunks_and_the_order_of_slots_do_not_change_a_step(tiny_config: dict[str, Any], batch: Batch) -> None:
     keys = torch.tensor([3, 1, 4, 1, 5, 9, 2, 6])
     order = torch.randperm(8, generator=torch.Generator().manual_seed(1))
     keyed = replace(batch, keys=keys)
@@ -86,7 +86,7 @@ def test_chunks_and_slots_in_another_order_give_the_same_step(tiny_config: dict[
         torch.testing.assert_close(gradients[other], gradients[0], rtol=1e-4, atol=1e-6)
 
 
-def test_what_the_models_own_configuration_drops_is_keyed_too(tiny_config: dict[str, Any], batch: Batch) -> None:
+def test_patch_dropout_of_the_model_configuration_is_keyed_too(tiny_config: dict[str, Any], batch: Batch) -> None:
     clip = make_clip(tiny_config, patch_dropout=0.5)
     train_step = TrainStep(clip, Recipe(), device=CPU)
     assert train_step.patch_dropout is not None
@@ -112,6 +112,6 @@ def test_timms_transformers_drop_patches(name: str, num_patches: int) -> None:
     assert seen == [num_patches // 2 + trunk.num_prefix_tokens, num_patches + trunk.num_prefix_tokens]
 
 
-def test_another_tower_is_refused(timm_clip: Clip) -> None:
+def test_a_tower_without_patches_is_refused(timm_clip: Clip) -> None:
     with pytest.raises(ValueError, match=r"patch dropout 0\.5 needs a vision transformer.*a ByobNet|ResNet"):
         TrainStep(timm_clip, Recipe(patch_dropout=0.5), device=CPU)

@@ -1,4 +1,4 @@
-"""How pictures are taken, told without weights, against what the loaded model and open_clip's own transform do."""
+"""Preprocessing settings read without weights, compared with the loaded model and with open_clip's transform."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from orchestrator.evaluation.image_reader import read_pictures
 from orchestrator.evaluation.sets import Sample
 from orchestrator.training.start import build_model
 
-# as open_clip's tags have them: CLIP, SigLIP, CLIPA
+# the preprocessing of open_clip's tags: CLIP, SigLIP, CLIPA
 CLIP: dict[str, Any] = {}
 SIGLIP = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "interpolation": "bicubic", "resize_mode": "squash"}
 CLIPA = {"mean": [0.485, 0.456, 0.406], "interpolation": "bilinear", "resize_mode": "squash"}
@@ -35,7 +35,7 @@ EVERY = pytest.mark.parametrize("preprocess_cfg", [CLIP, SIGLIP, CLIPA, MOBILE])
 
 
 def save(clip: Clip, folder: Path, preprocess_cfg: dict[str, Any]) -> Path:
-    """A model folder with random weights whose config asks for such pictures."""
+    """Write a model folder with random weights and this preprocessing."""
     model.save(clip, folder)
     config = json.loads((folder / model.CONFIG_FILE).read_text())
     (folder / model.CONFIG_FILE).write_text(json.dumps({**config, "preprocess_cfg": preprocess_cfg}))
@@ -51,7 +51,7 @@ def jpeg(width: int, height: int) -> bytes:
 
 
 def evaluated(models: Models | LoadedModels, data: bytes, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
-    """The picture as the evaluation's reading tasks decode it: what `embed` asks them for, without the tasks."""
+    """Return the image as the reading tasks of the evaluation decode it, without starting tasks."""
     monkeypatch.setattr(
         "orchestrator.evaluation.image_reader.read_samples", lambda uri, needs_label: [Sample("a", data, 0, "", -1)]
     )
@@ -60,7 +60,7 @@ def evaluated(models: Models | LoadedModels, data: bytes, monkeypatch: pytest.Mo
 
 
 def with_open_clip(folder: Path, data: bytes) -> torch.Tensor:
-    """The picture by open_clip alone, float32 [3, size, size]."""
+    """Return the image as open_clip transforms it, float32 [3, size, size]."""
     _, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     return transform(Image.open(io.BytesIO(data)))
 
@@ -68,7 +68,7 @@ def with_open_clip(folder: Path, data: bytes) -> torch.Tensor:
 @EVERY
 @pytest.mark.parametrize("size", [(300, 100), (90, 170)])
 @pytest.mark.parametrize("scheme", ["", "local-dir:"])
-def test_evaluation_decodes_what_open_clips_transform_does(
+def test_evaluation_images_equal_those_of_open_clips_transform(
     tiny_clip: Clip,
     tmp_path: Path,
     preprocess_cfg: dict[str, Any],
@@ -80,16 +80,16 @@ def test_evaluation_decodes_what_open_clips_transform_does(
     models = Models(references={"checkpoint": f"{scheme}{folder}"})
     pixels = evaluated(models, data, monkeypatch)
     (clip,) = models.load().values()
-    # as a training worker evaluates on the way
+    # the evaluation during training, in a worker
     assert np.array_equal(evaluated(LoadedModels({"model": clip}), data, monkeypatch), pixels)
     normalise = Normaliser(clip.preprocess_cfg["mean"], clip.preprocess_cfg["std"], torch.device("cpu"))
     ours = normalise(torch.from_numpy(pixels.copy())[None].permute(0, 3, 1, 2))[0]
-    # a level or two: Pillow rounds to 8 bits between its two passes, and their order depends on the box
+    # they differ by a level or two: Pillow rounds to 8 bits between its two passes, whose order depends on the crop box
     assert (ours - with_open_clip(folder, data)).abs().max() < 2.1 / 255 / min(clip.preprocess_cfg["std"])
 
 
 @pytest.mark.parametrize("size", [(300, 100), (90, 170), (41, 41)])
-def test_a_default_models_pixels_are_the_evaluation_crops(
+def test_a_model_with_default_preprocessing_gets_the_evaluation_crop(
     tiny_clip: Clip, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pixels = evaluated(LoadedModels({"model": tiny_clip}), jpeg(*size), monkeypatch)
@@ -103,7 +103,7 @@ def test_a_saved_model_keeps_its_preprocessing(tiny_clip: Clip, tmp_path: Path) 
     assert (again.resize_mode, again.interpolation) == ("squash", "bilinear")
 
 
-def test_training_that_cannot_be_evaluated_on_the_way_does_not_start(tiny_clip: Clip, tmp_path: Path) -> None:
+def test_training_does_not_start_if_its_model_cannot_be_evaluated(tiny_clip: Clip, tmp_path: Path) -> None:
     folder = save(tiny_clip, tmp_path / "model", {"resize_mode": "longest"})
     config = SimpleNamespace(model=SimpleNamespace(name="ours"))
     build_model(SimpleNamespace(config=config, start_uri=str(folder), sets={}))  # type: ignore[arg-type]
@@ -112,7 +112,7 @@ def test_training_that_cannot_be_evaluated_on_the_way_does_not_start(tiny_clip: 
 
 
 @EVERY
-def test_a_tag_is_told_as_it_is_loaded(
+def test_the_preprocessing_of_a_tag_equals_that_of_the_loaded_model(
     tiny_clip: Clip,
     tiny_config: dict[str, Any],
     tmp_path: Path,
@@ -126,22 +126,22 @@ def test_a_tag_is_told_as_it_is_loaded(
     monkeypatch.setattr(open_clip, "download_pretrained", lambda cfg: weights)
     for pretrained in ("web", weights):
         loaded = model.load("ViT-Tiny", pretrained=pretrained).preprocess_cfg
-        told = preprocessing.preprocess_cfg("ViT-Tiny", pretrained=pretrained)
-        assert told == {**loaded, "size": 32}
+        settings = preprocessing.preprocess_cfg("ViT-Tiny", pretrained=pretrained)
+        assert settings == {**loaded, "size": 32}
         assert model.side(loaded["size"]) == 32
     pictures = Models(references={"checkpoint": "ViT-Tiny"}, pretrained="web").pictures()
     assert pictures.resize_mode == preprocess_cfg.get("resize_mode", "shortest")
 
 
-def test_published_weights_that_squash() -> None:
-    told = preprocessing.preprocess_cfg("PE-Core-B-16", pretrained="meta")
-    assert (told["size"], told["resize_mode"], told["interpolation"]) == (224, "squash", "bilinear")
-    told = preprocessing.preprocess_cfg("ViT-B/32", pretrained="openai")
-    assert (told["size"], told["resize_mode"], told["interpolation"]) == (224, "shortest", "bicubic")
+def test_published_weights_with_and_without_squashing() -> None:
+    settings = preprocessing.preprocess_cfg("PE-Core-B-16", pretrained="meta")
+    assert (settings["size"], settings["resize_mode"], settings["interpolation"]) == (224, "squash", "bilinear")
+    settings = preprocessing.preprocess_cfg("ViT-B/32", pretrained="openai")
+    assert (settings["size"], settings["resize_mode"], settings["interpolation"]) == (224, "shortest", "bicubic")
 
 
 def in_hub_cache(folder: Path, cache: Path, name: str) -> None:
-    """A model folder where huggingface_hub looks before it asks the network."""
+    """Copy a model folder into the cache of huggingface_hub."""
     place = cache / f"models--{name.replace('/', '--')}"
     (place / "refs").mkdir(parents=True)
     (place / "refs" / "main").write_text("0" * 40)
@@ -164,9 +164,9 @@ def test_a_model_of_the_hub_is_evaluated(tiny_clip: Clip, tmp_path: Path, monkey
     assert "\n" not in str(raised.value)
 
 
-def test_what_a_config_lacks_is_open_clips_default() -> None:
-    told = preprocessing.of_saved("model", {"model_cfg": {"vision_cfg": {}}})
-    assert (told["size"], told["resize_mode"]) == (224, "shortest")
+def test_missing_settings_get_open_clips_defaults() -> None:
+    settings = preprocessing.of_saved("model", {"model_cfg": {"vision_cfg": {}}})
+    assert (settings["size"], settings["resize_mode"]) == (224, "shortest")
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_what_a_config_lacks_is_open_clips_default() -> None:
         ({"model_cfg": {"vision_cfg": {}}, "preprocess_cfg": {"resize_mode": "longest"}}, "resized by 'longest'"),
     ],
 )
-def test_pictures_that_cannot_be_had_are_one_line(tmp_path: Path, config: dict[str, Any], said: str) -> None:
+def test_unusable_preprocessing_gives_a_one_line_error(tmp_path: Path, config: dict[str, Any], said: str) -> None:
     (tmp_path / model.CONFIG_FILE).write_text(json.dumps(config))
     with pytest.raises(UserError, match=said):
         Models(references={"checkpoint": str(tmp_path)}).pictures()

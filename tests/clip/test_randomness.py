@@ -1,4 +1,4 @@
-"""Dropout is found where it hides, and draws the same for the same place in the run, whatever happened before."""
+"""Dropout is found in every layer. Its randomness depends on the step and the rank, not on earlier random numbers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def make_clip(config: dict[str, Any], **vision_cfg: Any) -> Clip:
     return build(name=None, config=config, pretrained=None, image_size=None, context_length=None, seed=0)
 
 
-def test_dropout_is_found(tiny_config: dict[str, Any], timm_config: dict[str, Any]) -> None:
+def test_dropout_is_found_in_every_kind_of_layer(tiny_config: dict[str, Any], timm_config: dict[str, Any]) -> None:
     assert not draws(make_clip(tiny_config).model)
     assert not draws(make_clip(timm_config).model)
     assert draws(make_clip(timm_config, timm_drop=0.1).model)
@@ -30,7 +30,9 @@ def test_dropout_is_found(tiny_config: dict[str, Any], timm_config: dict[str, An
     assert draws(attention)
 
 
-def test_a_step_drops_by_its_number_and_rank_not_by_what_came_before(timm_config: dict[str, Any], batch: Batch) -> None:
+def test_dropout_depends_on_step_and_seed_not_on_earlier_random_numbers(
+    timm_config: dict[str, Any], batch: Batch
+) -> None:
     def loss(step: int, seed: int = 0) -> float:
         train_step = TrainStep(make_clip(timm_config, timm_drop=0.5), Recipe(seed=seed), device=CPU)
         return train_step.run(batch, lr=0.0, step=step).loss.item()
@@ -42,7 +44,7 @@ def test_a_step_drops_by_its_number_and_rank_not_by_what_came_before(timm_config
 
 
 @pytest.mark.parametrize("parts", [(0,), (1, 2), (2, 1), (-1, 2**62)])
-def test_generators_are_put_back(parts: tuple[int, ...]) -> None:
+def test_seeded_restores_the_generator(parts: tuple[int, ...]) -> None:
     before = torch.get_rng_state()
     with seeded(CPU, *parts):
         inside = torch.rand(3)
@@ -53,6 +55,6 @@ def test_generators_are_put_back(parts: tuple[int, ...]) -> None:
         assert not torch.equal(torch.rand(3), inside)
 
 
-def test_the_order_of_the_parts_counts() -> None:
+def test_mix_depends_on_the_order_of_its_parts() -> None:
     values = [int(mix(*parts)) for parts in ((0, 1), (1, 0), (1,), (1, 0, 0), (0, 0))]
     assert len(set(values)) == len(values)

@@ -1,4 +1,4 @@
-"""The schedules are open_clip_train's, step for step; restarts are the cosine again and again."""
+"""The schedules equal those of open_clip_train at every step. Restarts repeat the cosine."""
 
 from __future__ import annotations
 

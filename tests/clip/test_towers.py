@@ -1,4 +1,4 @@
-"""Short captions have the features of padded ones wherever the text tower allows it; others get the padding."""
+"""Trimmed captions have the same features as padded ones. Text towers that need the padding get it."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ ALLOWING: list[tuple[str, dict[str, Any], int]] = [
 
 @pytest.mark.parametrize(("kind", "text_cfg", "eos"), ALLOWING)
 @pytest.mark.parametrize(("longest", "expected"), [(3, 8), (8, 8), (9, 16), (40, 40)])
-def test_features_and_gradients_are_those_of_the_full_context(
+def test_features_and_gradients_equal_those_of_the_full_context(
     longest: int, expected: int, kind: str, text_cfg: dict[str, Any], eos: int, tiny_config: dict[str, Any]
 ) -> None:
     model = make_model({**tiny_config, "custom_text": kind == "CustomTextCLIP"}, **text_cfg)
     assert type(model).__name__ == kind
-    # in float64 nothing hides behind rounding
+    # float64, so that rounding hides no difference
     model.double()
     texts, end = made_up_texts([2, longest, 3], eos), end_of_text(model)
     assert end is not None
@@ -62,7 +62,9 @@ def test_features_and_gradients_are_those_of_the_full_context(
     torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-11)
 
 
-def test_captions_as_the_tokenizer_makes_them(tiny_config: dict[str, Any], captions: list[str]) -> None:
+def test_features_of_tokenizer_output_equal_those_of_the_full_context(
+    tiny_config: dict[str, Any], captions: list[str]
+) -> None:
     clip = build(name=None, config=tiny_config, pretrained=None, image_size=None, context_length=77, seed=0)
     texts, end = clip.tokenizer(captions), end_of_text(clip.model)
     assert end is not None
@@ -72,7 +74,7 @@ def test_captions_as_the_tokenizer_makes_them(tiny_config: dict[str, Any], capti
     torch.testing.assert_close(encode_trimmed(clip.model, trimmed, end), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_a_slot_without_any_token_is_no_longer_than_another(tiny_config: dict[str, Any]) -> None:
+def test_trimmed_length_is_a_multiple_of_8_up_to_the_context(tiny_config: dict[str, Any]) -> None:
     end = EndOfText("argmax", 0)
     assert trim_texts(torch.zeros(4, 40, dtype=torch.int64), end).shape == (4, 8)
     assert trim_texts(made_up_texts([39]), end).shape == (1, 40)
@@ -83,9 +85,7 @@ def test_a_slot_without_any_token_is_no_longer_than_another(tiny_config: dict[st
 @pytest.mark.parametrize(
     "text_cfg", [{"no_causal_mask": True}, {"embed_cls": True}, {"pool_type": "last"}, {"pool_type": "first"}]
 )
-def test_a_tower_that_does_not_allow_it_gets_the_full_length(
-    text_cfg: dict[str, Any], tiny_config: dict[str, Any]
-) -> None:
+def test_a_tower_that_needs_padding_gets_the_full_length(text_cfg: dict[str, Any], tiny_config: dict[str, Any]) -> None:
     model = make_model({**tiny_config, "custom_text": True}, **text_cfg)
     towers, texts = Towers(model, trim_captions=True), made_up_texts([3, 5])
     assert end_of_text(model) is None

@@ -26,7 +26,9 @@ def make_train_step(clip: Clip, **settings: Any) -> TrainStep:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("kind", ["tiny", "timm"])
-def test_it_learns_eight_pairs(kind: str, precision: Precision, request: pytest.FixtureRequest, batch: Batch) -> None:
+def test_training_learns_eight_pairs(
+    kind: str, precision: Precision, request: pytest.FixtureRequest, batch: Batch
+) -> None:
     train_step = make_train_step(request.getfixturevalue(f"{kind}_clip"), precision=precision)
     first, *_, last = [train_step.run(batch, lr=2e-3, step=step) for step in range(40)]
     assert first.loss.item() > 1.5 > 0.3 > last.loss.item()
@@ -63,7 +65,7 @@ def test_the_logit_scale_stays_between_1_and_100(
     assert tiny_clip.model.logit_scale.exp().item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_gradients_are_clipped_to_the_norm_and_the_norm_before_is_reported(
+def test_gradients_are_clipped_and_the_norm_before_clipping_is_reported(
     tiny_config: dict[str, Any], batch: Batch
 ) -> None:
     def gradient_norm(clip: Clip) -> float:
@@ -81,7 +83,7 @@ def test_gradients_are_clipped_to_the_norm_and_the_norm_before_is_reported(
     assert gradient_norm(clipped) == pytest.approx(0.01, rel=1e-3)
 
 
-def test_what_lies_in_a_masked_slot_does_not_matter(tiny_config: dict[str, Any], batch: Batch) -> None:
+def test_the_content_of_a_masked_slot_does_not_matter(tiny_config: dict[str, Any], batch: Batch) -> None:
     valid = torch.tensor([1, 1, 0, 1, 1, 1, 0, 1], dtype=torch.bool)
     other_images, other_texts = batch.images.clone(), batch.texts.clone()
     other_images[~valid], other_texts[~valid] = 0, 0
@@ -93,21 +95,21 @@ def test_what_lies_in_a_masked_slot_does_not_matter(tiny_config: dict[str, Any],
     torch.testing.assert_close(*weights, rtol=1e-6, atol=1e-7)
 
 
-def test_a_batch_without_a_valid_slot_is_no_nan(tiny_clip: Clip, batch: Batch) -> None:
+def test_a_batch_without_a_valid_slot_gives_no_nan(tiny_clip: Clip, batch: Batch) -> None:
     empty = replace(batch, valid=torch.zeros(8, dtype=torch.bool))
     metrics = make_train_step(tiny_clip, grad_clip_norm=1.0).run(empty, lr=1e-3, step=0)
     assert metrics.loss.item() == metrics.grad_norm.item() == 0.0
     assert all(torch.isfinite(parameter).all() for parameter in tiny_clip.model.parameters())
 
 
-def test_pixels_are_normalised_as_open_clips_transform_does(images: torch.Tensor) -> None:
+def test_pixels_are_normalised_as_in_open_clips_transform(images: torch.Tensor) -> None:
     cfg = PreprocessCfg(size=32, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
     transform = image_transform_v2(cfg, is_train=False)
     expected = torch.stack([transform(to_pil_image(image)) for image in images])
     torch.testing.assert_close(Normaliser(cfg.mean, cfg.std, CPU)(images), expected, rtol=0, atol=1e-6)
 
 
-def test_fp16_needs_a_gpu_and_names_are_checked(tiny_clip: Clip) -> None:
+def test_fp16_without_a_gpu_and_unknown_precisions_are_errors(tiny_clip: Clip) -> None:
     with pytest.raises(ValueError, match=r"fp16 needs a GPU.*use bf16 or fp32"):
         make_train_step(tiny_clip, precision="fp16")
     with pytest.raises(ValueError, match="unknown precision 'int8': valid are fp32, bf16, fp16"):
@@ -116,7 +118,7 @@ def test_fp16_needs_a_gpu_and_names_are_checked(tiny_clip: Clip) -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_it_learns_on_a_gpu(precision: Precision, tiny_clip: Clip, batch: Batch) -> None:
+def test_training_learns_on_a_gpu(precision: Precision, tiny_clip: Clip, batch: Batch) -> None:
     train_step = TrainStep(tiny_clip, Recipe(precision=precision, grad_clip_norm=1.0), device=torch.device("cuda"))
     assert [train_step.run(batch, lr=2e-3, step=step) for step in range(60)][-1].loss.item() < 0.5
 
@@ -153,18 +155,19 @@ def test_the_first_bad_step_is_found(tiny_clip: Clip, batch: Batch) -> None:
     assert train_step.first_bad_step() is None
 
 
-def test_another_largest_logit_scale(tiny_clip: Clip, batch: Batch) -> None:
+def test_the_maximum_logit_scale_can_be_set(tiny_clip: Clip, batch: Batch) -> None:
     with torch.no_grad():
         tiny_clip.model.logit_scale.fill_(9.0)
-    metrics = make_train_step(tiny_clip, max_logit_scale=30.0).run(batch, lr=0.0, step=0)
-    assert metrics.logit_scale.item() == pytest.approx(30)
+    assert make_train_step(tiny_clip, max_logit_scale=30.0).run(
+        batch, lr=0.0, step=0
+    ).logit_scale.item() == pytest.approx(30)
 
 
 @pytest.mark.parametrize(
     ("device", "has_bf16", "expected"),
     [("cuda", True, "bf16"), ("cuda", False, "fp16"), ("cpu", True, "bf16"), ("cpu", False, "fp32")],
 )
-def test_the_precision_that_a_device_is_fast_in(
+def test_auto_precision_is_the_fastest_of_the_device(
     device: str, has_bf16: bool, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)

@@ -1,4 +1,4 @@
-"""Zero-shot metrics: class weights against open_clip's builder, counts, ranks and recall against a stable sort."""
+"""Compare class weights with open_clip's builder, and counts, ranks and recall with a stable sort of each row."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAMES = ["dog", "cat", "zebra crossing", "face with {c} braces", "keycap: 1", "s
 
 
 @pytest.mark.parametrize("batch_size", [3, 17, 4096])
-def test_class_weights_are_open_clips(batch_size: int, tiny_clip: Clip) -> None:
+def test_class_weights_equal_open_clips(batch_size: int, tiny_clip: Clip) -> None:
     templates = ["a photo of a {}.", "{}", "art of the {}, in {{white}}"]
     ours = class_weights(
         tiny_clip, NAMES[:3], [t.replace("{{white}}", "{white}") for t in templates], batch_size=batch_size
@@ -31,7 +31,7 @@ def test_class_weights_are_open_clips(batch_size: int, tiny_clip: Clip) -> None:
     torch.testing.assert_close(ours, theirs.T, rtol=1e-5, atol=1e-6)
 
 
-def test_the_default_prompts_are_openais(tiny_clip: Clip) -> None:
+def test_the_default_prompts_are_those_of_openai(tiny_clip: Clip) -> None:
     assert len(OPENAI_IMAGENET_TEMPLATES) == 80
     assert "a bad photo of a {c}." in OPENAI_IMAGENET_TEMPLATES
     ours = class_weights(tiny_clip, NAMES[:2], batch_size=64)
@@ -42,7 +42,7 @@ def test_the_default_prompts_are_openais(tiny_clip: Clip) -> None:
     torch.testing.assert_close(ours, theirs.T, rtol=1e-5, atol=1e-6)
 
 
-def test_braces_in_a_class_name_are_text(tiny_clip: Clip) -> None:
+def test_braces_in_a_class_name_are_plain_text(tiny_clip: Clip) -> None:
     weights = class_weights(tiny_clip, NAMES, ["a {c}"], batch_size=4)
     assert weights.shape == (7, 32)
     tokens = tiny_clip.tokenizer(["a face with {c} braces"])
@@ -54,7 +54,7 @@ def test_braces_in_a_class_name_are_text(tiny_clip: Clip) -> None:
 def test_counts_add_up_and_equal_a_sort_of_the_scores() -> None:
     generator = torch.Generator().manual_seed(0)
     weights = F.normalize(torch.randn(9, 4, generator=generator), dim=1)
-    weights[7] = weights[2]  # two classes with one name
+    weights[7] = weights[2]  # two classes with the same name
     features = F.normalize(torch.randn(300, 4, generator=generator), dim=1)
     labels = torch.randint(0, 8, (300,), generator=generator)  # class 8 has no image
     scores = (features.double() @ weights.double().T).float()
@@ -72,13 +72,13 @@ def test_counts_add_up_and_equal_a_sort_of_the_scores() -> None:
     assert 0 < summary["top1"] < summary["top5"] < 1
 
 
-def test_fewer_than_five_classes() -> None:
+def test_top5_with_fewer_than_five_classes() -> None:
     weights = torch.eye(3)
     counts = topk_counts(torch.eye(3), torch.tensor([0, 1, 1]), weights)
     assert counts.summary() == {"top1": 2 / 3, "top5": 1.0, "mean_per_class": 0.75}
 
 
-def test_wrong_input_is_one_clear_line(tiny_clip: Clip) -> None:
+def test_wrong_input_gives_a_one_line_error(tiny_clip: Clip) -> None:
     with pytest.raises(ValueError, match="got label 3, expected 0 to 2: there are 3 class names"):
         topk_counts(torch.eye(3), torch.tensor([0, 3, 1]), torch.eye(3))
     with pytest.raises(ValueError, match="got label -1"):
@@ -96,7 +96,7 @@ def pairs(num: int, dim: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(num)
     images = torch.randn(num, dim, generator=generator)
     texts = images + torch.randn(num, dim, generator=generator)
-    texts[num // 2 :] = texts[: num - num // 2].clone()  # duplicated captions: real ties
+    texts[num // 2 :] = texts[: num - num // 2].clone()  # duplicate captions give ties
     return F.normalize(images, dim=1), F.normalize(texts, dim=1)
 
 
@@ -109,14 +109,14 @@ def slow_ranks(queries: torch.Tensor, gallery: torch.Tensor) -> list[int]:
 
 
 @pytest.mark.parametrize("tile_rows", [1, 7, 64, 4096])
-def test_ranks_are_those_of_a_stable_sort(tile_rows: int) -> None:
+def test_ranks_equal_those_of_a_stable_sort(tile_rows: int) -> None:
     images, texts = pairs(101)
     own = torch.arange(101)
     assert target_ranks(images, texts, own, tile_rows=tile_rows).tolist() == slow_ranks(images, texts)
     assert target_ranks(texts, images, own, tile_rows=tile_rows).tolist() == slow_ranks(texts, images)
 
 
-def test_recall_counts_the_ranks_both_ways() -> None:
+def test_recall_counts_the_ranks_in_both_directions() -> None:
     images, texts = pairs(60)
     recall = recall_at_k(images, texts, ks=(1, 10))
     forward, backward = np.array(slow_ranks(images, texts)), np.array(slow_ranks(texts, images))
@@ -136,7 +136,7 @@ def test_a_model_that_scores_all_pairs_alike_is_at_chance() -> None:
     assert recall["image_to_text_recall_at_10"] == 10 / 50
 
 
-def test_diverged_features_and_no_pairs_are_errors() -> None:
+def test_nan_features_and_wrong_numbers_of_pairs_are_errors() -> None:
     images, texts = pairs(10)
     images[3, 0] = float("nan")
     with pytest.raises(ValueError, match="diverged"):

@@ -1,4 +1,4 @@
-"""What a command knows of its cluster: its size, once it has grown; places that would go with the job."""
+"""Connecting to a Ray cluster: which cluster, its size with an autoscaler, and paths that a job would lose."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from orchestrator.errors import UserError
 
 
 @pytest.fixture
-def _as_it_was(ray_cluster: str) -> Iterator[None]:
+def _reconnected(ray_cluster: str) -> Iterator[None]:
     yield
     cluster.connect(ClusterConfig())
 
 
-@pytest.mark.usefixtures("_as_it_was")
-def test_one_that_grows_is_asked_for_what_it_may_grow_to() -> None:
+@pytest.mark.usefixtures("_reconnected")
+def test_the_size_of_an_autoscaling_cluster_is_its_maximum() -> None:
     now = cluster.num_cpus()
     assert cluster.num_gpus() == 0
     cluster.connect(ClusterConfig(scales_to_cpus=1000, scales_to_gpus=16))
@@ -33,17 +33,17 @@ def test_one_that_grows_is_asked_for_what_it_may_grow_to() -> None:
     assert cluster.num_cpus() == now
 
 
-def test_a_cluster_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_address_is_a_user_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
-    for address, told in {
+    for address, message in {
         "127.0.0.1:1": "no Ray cluster answers at 127.0.0.1:1 .*HOST:PORT",
         "http://127.0.0.1:8265": "where jobs are submitted; expected HOST:PORT",
     }.items():
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             cluster.connect(ClusterConfig(address=address))
 
 
-def test_the_one_of_this_node_is_used_while_it_lives(
+def test_a_running_cluster_on_this_node_is_used(
     ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
@@ -73,7 +73,9 @@ def test_the_one_of_this_node_is_used_while_it_lives(
         TimeoutError(),
     ],
 )
-def test_one_that_does_not_start_in_time_is_told(raised: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_that_does_not_start_in_time_is_a_user_error(
+    raised: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def late(*args: Any, **how: Any) -> NoReturn:
         raise raised
 
@@ -83,7 +85,7 @@ def test_one_that_does_not_start_in_time_is_told(raised: Exception, monkeypatch:
         cluster.connect(ClusterConfig(address="local"))
 
 
-def test_a_fault_of_ours_in_starting_one_is_not_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_internal_error_at_startup_is_not_a_user_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*args: Any, **how: Any) -> NoReturn:
         raise TypeError("init() got an unexpected keyword")
 
@@ -93,7 +95,9 @@ def test_a_fault_of_ours_in_starting_one_is_not_the_users(monkeypatch: pytest.Mo
         cluster.connect(ClusterConfig(address="local"))
 
 
-def test_a_place_in_a_jobs_copy_of_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_in_a_jobs_copy_of_the_working_directory_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     copy = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
     copy.mkdir(parents=True)
     monkeypatch.chdir(copy)

@@ -1,4 +1,4 @@
-"""A cluster that grows: Ray's own autoscaler, with a provider whose machines are processes of this one."""
+"""A cluster that grows: Ray's autoscaler, with a provider that starts nodes as processes on this machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.training_runs import batches, command_of
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
-def test_a_run_brings_up_the_nodes_that_it_needs(tiny_conf: str, tmp_path: Path) -> None:
+def test_the_autoscaler_starts_the_nodes_that_a_run_needs(tiny_conf: str, tmp_path: Path) -> None:
     (tmp_path / "nodes").mkdir()
     cluster = LocalCluster(tmp_path / "nodes", cpus=3, head_cpus=0)
     command = (

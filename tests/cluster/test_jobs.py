@@ -1,4 +1,4 @@
-"""`ray job submit` on a cluster that is there: from a clone and from a wheel, stopped, and submitted again."""
+"""`ray job submit` on a running cluster: from a clone and from a wheel; stop a job and submit it again."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a clone has, as it is now."""
+    """A copy of the files that a clone has, with uncommitted changes."""
     folder = tmp_path_factory.mktemp("clone")
     listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True)
     for name in listed.stdout.decode().splitlines():
@@ -48,7 +48,7 @@ def submit(cluster: LocalCluster, entrypoint: str, *, cwd: Path, options: str = 
 def submitted(
     cluster: LocalCluster, entrypoint: str, name: str, clone: Path, folder: Path
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A job of that name while it runs; what it says goes to log.txt. A stop may take its time."""
+    """Submit a job and yield its process. The output goes to log.txt. Stopping the job can take a while."""
     patient = json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}})
     options = f"--working-dir . --submission-id {name} --runtime-env-json '{patient}'"
     with (folder / "log.txt").open("wb") as log:
@@ -66,11 +66,11 @@ def submitted(
 
 
 def num_heads(cluster: LocalCluster) -> int:
-    """Of the cluster and of those that its jobs have started."""
+    """Return the number of head processes: of the cluster, and of clusters that its jobs have started."""
     return len(called("gcs_server", descendants(cluster.nodes[0].pid)))
 
 
-def test_from_a_clone_stopped_and_submitted_again(
+def test_a_stopped_job_from_a_clone_resumes_when_submitted_again(
     cluster: LocalCluster, clone: Path, tiny_conf: str, tmp_path: Path
 ) -> None:
     command = f"{command_of(tiny_conf, tmp_path)} training.num_workers=1".replace("=pool", f"={tmp_path / 'pool'}")
@@ -79,7 +79,7 @@ def test_from_a_clone_stopped_and_submitted_again(
         while not list(tmp_path.glob("STORE/pretrain/*/tensorboard/*")):
             assert waiting.poll() is None, (tmp_path / "log.txt").read_text()
             time.sleep(0.1)
-        assert num_heads(cluster) == 1, "it uses the cluster that it is in"
+        assert num_heads(cluster) == 1, "the job uses the cluster that it runs on"
         stopped = in_shell("ray job stop first", cwd=clone, env=cluster.job_env)
         assert stopped.returncode == 0, stopped.stderr
         waiting.wait(timeout=120)
@@ -90,23 +90,23 @@ def test_from_a_clone_stopped_and_submitted_again(
     done = submit(cluster, placed, cwd=clone, options="--working-dir .")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "tiny: done in" in done.stdout
-    assert curve(tmp_path)[: len(logged)] == logged, "not a step is done again"
+    assert curve(tmp_path)[: len(logged)] == logged, "no step runs twice"
     assert curve(tmp_path)[-1]["step"] == STEPS
-    # a place in the copy of the working directory would be gone
+    # the copy of the working directory is deleted with the job
     relative = submit(cluster, command, cwd=clone, options="--working-dir .")
     assert relative.returncode == 1
     assert "store=STORE lies in the job's copy of the working directory" in relative.stdout
     assert "Traceback" not in relative.stdout
 
 
-def test_from_a_wheel(cluster: LocalCluster, tmp_path: Path) -> None:
+def test_jobs_from_a_wheel_use_its_configuration_and_exit_code(cluster: LocalCluster, tmp_path: Path) -> None:
     pip = f"{sys.executable} -m pip"
     built = in_shell(f"{pip} wheel -q --no-deps -w {tmp_path / 'dist'} {ROOT}", cwd=tmp_path)
     assert built.returncode == 0, built.stderr
     unpacked = in_shell(f"{pip} install -q --no-deps --target site dist/*.whl", cwd=tmp_path)
     assert unpacked.returncode == 0, unpacked.stderr
     runtime = json.dumps({"env_vars": {"PYTHONPATH": str(tmp_path / "site")}})
-    # what is not there is told by the entry point of the wheel: its own configuration, its own exit code
+    # the wheel brings its configuration and its entry point, which gives the exit code
     done = submit(
         cluster,
         f"{tmp_path / 'site' / 'bin' / 'orchestrator'} plan +exp=dbp_demo plan.probe=false store={tmp_path / 'STORE'}",

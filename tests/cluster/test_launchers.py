@@ -1,4 +1,4 @@
-"""The files that start clusters, as Ray's launcher and Kubernetes' schemas take them, and the commands they name."""
+"""Check the cluster files: against Ray's launcher and the Kubernetes schemas, and the commands that they name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from orchestrator.cli import compose_config, for_hydra
 FOLDER = Path(__file__).parent.parent.parent / "conf" / "cluster"
 LAUNCHER, KUBERAY = ("aws", "gcp"), ("kuberay_cluster", "kuberay_job")
 KUBERNETES = "1.31"
-# what the operator's custom resources have, of what is used here; Kubernetes drops a field that they do not have
+# the fields of the operator's custom resources that are used here; Kubernetes drops unknown fields
 CLUSTER = {"rayVersion", "enableInTreeAutoscaling", "autoscalerOptions", "headGroupSpec", "workerGroupSpecs"}
 JOB = {"entrypoint", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished", "backoffLimit", "rayClusterSpec"}
 GROUP = {"groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"}
@@ -30,7 +30,7 @@ def read(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", LAUNCHER)
-def test_rays_launcher_takes_them(name: str) -> None:
+def test_rays_launcher_accepts_the_cluster_files(name: str) -> None:
     config = prepare_config(read(name))
     validate_config(config)
     types = config["available_node_types"]
@@ -41,7 +41,7 @@ def test_rays_launcher_takes_them(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", KUBERAY)
-def test_kubernetes_takes_them(name: str) -> None:
+def test_the_kubernetes_schemas_accept_the_cluster_files(name: str) -> None:
     manifest = read(name)
     assert manifest["apiVersion"] == "ray.io/v1"
     spec = manifest["spec"]
@@ -58,19 +58,19 @@ def test_kubernetes_takes_them(name: str) -> None:
     assert [group["groupName"] for group in gpus] == ["training"]
 
 
-def test_slurms_script_is_a_script() -> None:
+def test_the_slurm_script_is_valid_bash() -> None:
     subprocess.run(["bash", "-n", FOLDER / "slurm.sh"], check=True)
 
 
 def commands() -> Iterator[tuple[str, str]]:
-    """Every `orchestrator run` in those files, by file."""
+    """Yield (file, command) for every `orchestrator run` in the files."""
     for path in sorted(FOLDER.iterdir()):
         text = re.sub(r"\\?\n#? *", " ", path.read_text())
         for found in re.finditer(r"orchestrator (run [^\n]*?out=\S+(?: +cluster\.\S+)*)", text):
             yield path.name, found[1]
 
 
-def test_their_commands_are_ours() -> None:
+def test_the_commands_in_the_files_are_valid() -> None:
     found = list(commands())
     assert {name for name, _ in found} == {
         *(f"{name}.yml" for name in (*LAUNCHER, *KUBERAY)),
@@ -85,14 +85,14 @@ def test_their_commands_are_ours() -> None:
 
 
 def at_most(name: str) -> tuple[int, int]:
-    """The CPUs of all scoring nodes and the GPUs of all training nodes of a file."""
-    told = read(name)
+    """Return the CPUs of all scoring nodes and the GPUs of all training nodes of a file."""
+    content = read(name)
     if name in LAUNCHER:
-        nodes = told["available_node_types"]
+        nodes = content["available_node_types"]
         found = {kind: (node.get("max_workers"), node["resources"]) for kind, node in nodes.items()}
         cpu, gpu = "CPU", "GPU"
     else:
-        spec = told["spec"].get("rayClusterSpec", told["spec"])
+        spec = content["spec"].get("rayClusterSpec", content["spec"])
         found = {
             group["groupName"]: (
                 group["maxReplicas"],

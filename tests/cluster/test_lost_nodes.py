@@ -1,4 +1,4 @@
-"""A whole run that loses a node in every stage comes to what one without losses does."""
+"""A run that loses a node in every stage gives the same results as an undisturbed run."""
 
 from __future__ import annotations
 
@@ -21,14 +21,16 @@ from tests.support.training_runs import said
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(1200)]
 # the kinds of artifacts, in the order in which they are made
 STAGES = ("catalog", "embedding", "centroids", "compared", "cluster_stats", "pretrain", "finetune", "evaluation")
-# what Ray's processes call themselves when they do nothing of ours
+# titles of Ray processes that run no task or actor of a stage
 AT_REST = ("ray::IDLE", "ray::Dashboard", "ray::RuntimeEnv")
 
 
-def test_a_node_lost_in_every_stage(geometry_run: Path, tiny_conf: str, tar_pool: str, tmp_path: Path) -> None:
+def test_losing_a_node_in_every_stage_changes_no_result(
+    geometry_run: Path, tiny_conf: str, tar_pool: str, tmp_path: Path
+) -> None:
     (tmp_path / "nodes").mkdir()
     write_zero_shot(tmp_path)
-    # there is work on the head only where it needs no CPU
+    # the head has no CPUs, so only tasks that need none run on it
     with local_cluster(tmp_path / "nodes", nodes=4, head_cpus=0) as cluster:
         command = (
             f"{geometry_command(tiny_conf, tar_pool)} out=GEO store=STORE training.max_failures=4 "
@@ -37,12 +39,12 @@ def test_a_node_lost_in_every_stage(geometry_run: Path, tiny_conf: str, tar_pool
         with started(command, tmp_path, cluster.driver_env) as process:
             under_way = {stage: lose_a_node(cluster, tmp_path / "STORE" / stage, process) for stage in STAGES}
             assert process.wait(timeout=400) == 0, said(tmp_path)
-    assert under_way == dict.fromkeys(STAGES, True), "the stage was whole before the node was lost"
+    assert under_way == dict.fromkeys(STAGES, True), "the stage had finished before the node was lost"
     assert result(tmp_path) == result(geometry_run)
 
 
 def lose_a_node(cluster: LocalCluster, stage: Path, process: subprocess.Popen[bytes]) -> bool:
-    """Kills a node that works on the stage and brings another; whether the stage was still to be finished then."""
+    """Kill a node that works on the stage and start another one. Return whether the stage was unfinished then."""
 
     def seen() -> tuple[Path, subprocess.Popen[bytes]] | None:
         begun = [lease.parent for lease in stage.glob("*/lease.json")]
@@ -57,6 +59,7 @@ def lose_a_node(cluster: LocalCluster, stage: Path, process: subprocess.Popen[by
 
 
 def works(node: subprocess.Popen[bytes]) -> bool:
+    """Return whether a task or actor runs on the node."""
     for one in descendants(node.pid):
         try:
             title = " ".join(one.cmdline())
@@ -68,7 +71,7 @@ def works(node: subprocess.Popen[bytes]) -> bool:
 
 
 def result(folder: Path) -> dict[str, Any]:
-    """Keep lists, the pairs of every global batch, the steps and what was measured, of the run `GEO`."""
+    """Return the keep lists, global batches, funnel and samples seen of the run `GEO`."""
     record = RunRecord.read(str(folder / "GEO"))
     report = json.loads((folder / "GEO" / "report.json").read_text())
     kept = {
@@ -83,5 +86,9 @@ def result(folder: Path) -> dict[str, Any]:
         table = pq.read_table(trained.path("batches"))
         batches[phase] = sorted(zip(table["step"].to_pylist(), table["key"].to_pylist(), strict=True))
     assert all(kept.values())
-    seen = {phase: told["samples_seen"] for phase, told in report["training"].items() if isinstance(told, dict)}
+    seen = {
+        phase: phase_report["samples_seen"]
+        for phase, phase_report in report["training"].items()
+        if isinstance(phase_report, dict)
+    }
     return {"kept": kept, "batches": batches, "funnel": report["funnel"], "seen": seen}

@@ -1,4 +1,4 @@
-"""Several nodes: training across them, nodes that are lost in the middle of stages, and folders that not all see."""
+"""Clusters of several nodes: training across nodes, lost nodes, and folders that only one node sees."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WORKER = "RayTrainWorker"
 
 @pytest.fixture
 def three(tmp_path: Path) -> Iterator[LocalCluster]:
-    """A head and two nodes, of 3 CPUs each: four training workers do not fit on one."""
+    """A head and two nodes with 3 CPUs each. Four training workers do not fit on one node."""
     (tmp_path / "nodes").mkdir()
     with local_cluster(tmp_path / "nodes", nodes=3) as cluster:
         yield cluster
@@ -37,7 +37,7 @@ def with_workers(nodes: list[subprocess.Popen[bytes]]) -> list[subprocess.Popen[
 
 
 @pytest.mark.long
-def test_a_node_lost_while_training_across_nodes(
+def test_losing_a_node_in_training_changes_no_batch_or_loss(
     three: LocalCluster, typed: Shell, tiny_conf: str, tmp_path: Path
 ) -> None:
     folder, alone = tmp_path / "three", tmp_path / "alone"
@@ -62,7 +62,7 @@ def test_a_node_lost_while_training_across_nodes(
     )
 
 
-def test_a_node_lost_while_scoring(three: LocalCluster, typed: Shell, tmp_path: Path) -> None:
+def test_losing_a_node_in_scoring_changes_no_result(three: LocalCluster, typed: Shell, tmp_path: Path) -> None:
     write_table(tmp_path / "table", real_captions(1500) * 2, num_files=2)
     select = "python -m orchestrator select +exp=wfpp source=table source.uri=table source.part_rows=40"
     with started(f"{select} out=OUT store=STORE", tmp_path, three.driver_env) as process:
@@ -82,7 +82,7 @@ def test_a_node_lost_while_scoring(three: LocalCluster, typed: Shell, tmp_path: 
 
 
 @pytest.mark.long
-def test_gpu_actors_have_a_gpu_each_and_a_node_lost_while_embedding_costs_nothing(typed: Shell, tmp_path: Path) -> None:
+def test_each_gpu_has_one_embedder_and_losing_a_node_changes_no_vector(typed: Shell, tmp_path: Path) -> None:
     write_tars(tmp_path / "pool", make_pairs(240), num_shards=12)
     (tmp_path / "nodes").mkdir()
     settings = (
@@ -106,7 +106,7 @@ def test_gpu_actors_have_a_gpu_each_and_a_node_lost_while_embedding_costs_nothin
     assert vectors[0] == vectors[1]
 
 
-def test_a_folder_of_one_node_is_refused(tmp_path: Path) -> None:
+def test_a_store_that_only_one_node_sees_is_refused(tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     mine.mkdir()
     if subprocess.run(["unshare", "-m", "true"], check=False).returncode:
@@ -121,7 +121,7 @@ def test_a_folder_of_one_node_is_refused(tmp_path: Path) -> None:
         assert f"store={mine}/STORE is a folder of one node" in line
         assert "all 2 nodes share" in line
         assert not list(mine.glob("STORE/**/.seen*"))
-        # nothing says where the cluster is but that this is one of its nodes
+        # no address is given, but this machine is a node of the cluster
         shared = in_shell(f"{select} out=OUT store=STORE", cwd=tmp_path, env=cluster.env)
         assert shared.returncode == 0, shared.stderr
         assert len(cluster.sessions()) == 1, "no other cluster was started"

@@ -1,5 +1,7 @@
-"""SLURM's script with stand-ins for SLURM and Ray, which write down what they are asked: one head, a node for each
-other host, the job once all are up, and its exit code."""
+"""The SLURM script, with fake SLURM and Ray commands that log their arguments.
+
+The script starts one head and a node on each other host. When all nodes are up it runs the job and returns its exit
+code."""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ import pytest
 
 SCRIPT = Path(__file__).parent.parent.parent / "conf" / "cluster" / "slurm.sh"
 NODES, PATIENCE = 3, 30.0
-# a task for each node, which all go with the step; one that fails ends it
+# fake srun: one task per node; a failed task ends the step, and the end of the step kills all tasks
 SRUN = """#!/usr/bin/env bash
 echo "srun ${*:1:$#-3}" >> "$LOG"
 trap 'kill $(jobs -p) 2>/dev/null' TERM
@@ -54,7 +56,7 @@ SLEEP = f"#!/usr/bin/env bash\nexec {shutil.which('sleep')} 0.05\n"
 
 @contextmanager
 def submitted(folder: Path, *job: str, **env: str) -> Iterator[subprocess.Popen[str]]:
-    """The script as `sbatch` starts it; `log` has a line for each call."""
+    """Start the script as `sbatch` does. The file `log` gets one line per call."""
     (folder / "bin").mkdir()
     stubs = {"srun": SRUN, "scontrol": SCONTROL, "ray": RAY, "job": JOB, "sleep": SLEEP}
     for name, text in stubs.items():
@@ -92,7 +94,7 @@ def wait_for(line: str, folder: Path) -> None:
         time.sleep(0.02)
 
 
-def test_a_head_and_the_other_nodes_then_the_job_and_its_exit_code(tmp_path: Path) -> None:
+def test_the_job_runs_after_all_nodes_are_up_and_its_exit_code_is_returned(tmp_path: Path) -> None:
     with submitted(tmp_path, "7", "a b", SLURM_GPUS_ON_NODE="8") as script:
         assert script.wait(timeout=PATIENCE) == 7
         for number in range(NODES):
@@ -112,7 +114,7 @@ def test_a_head_and_the_other_nodes_then_the_job_and_its_exit_code(tmp_path: Pat
     assert [line for line in lines if line.startswith("job")] == [job]
 
 
-def test_nodes_without_gpus_and_a_port_of_ones_own(tmp_path: Path) -> None:
+def test_nodes_without_gpus_and_another_port(tmp_path: Path) -> None:
     with submitted(tmp_path, "0", RAY_PORT="7000") as script:
         assert script.wait(timeout=PATIENCE) == 0
     starts = [line for line in said(tmp_path) if "ray start" in line]
@@ -122,7 +124,7 @@ def test_nodes_without_gpus_and_a_port_of_ones_own(tmp_path: Path) -> None:
     assert sum("--address=host0:7000" in line for line in starts) == NODES - 1
 
 
-def test_the_jobs_own_end_after_sigterm_is_waited_for(tmp_path: Path) -> None:
+def test_after_sigterm_the_script_waits_for_the_job_to_end(tmp_path: Path) -> None:
     with submitted(tmp_path, "waits") as script:
         wait_for("job waits", tmp_path)
         script.send_signal(signal.SIGTERM)
@@ -131,9 +133,9 @@ def test_the_jobs_own_end_after_sigterm_is_waited_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("failing", ["0", "2"])
-def test_nodes_that_do_not_come_up_are_told_and_no_job_runs(failing: str, tmp_path: Path) -> None:
+def test_no_job_runs_if_nodes_do_not_start(failing: str, tmp_path: Path) -> None:
     with submitted(tmp_path, "0", FAILING=failing) as script:
-        _, told = script.communicate(timeout=PATIENCE)
+        _, stderr = script.communicate(timeout=PATIENCE)
         assert script.returncode == 1
-    assert told.strip() == f"the Ray cluster did not come up on {NODES} nodes"
+    assert stderr.strip() == f"the Ray cluster did not start on {NODES} nodes"
     assert not [line for line in said(tmp_path) if line.startswith("job")]

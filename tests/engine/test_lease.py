@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -20,8 +19,8 @@ from orchestrator.engine.lease_holder import Holder
 from orchestrator.errors import UserError
 from orchestrator.storage import files
 
-# a run of its own: waits for the signal to start, says what it does, and computes for as long as it is told, but until
-# the others have seen it
+# a process that waits for the start signal, logs what it does, and computes for the given seconds, and at least until
+# the other processes have seen its lease
 RUN = """
 import sys, time
 from pathlib import Path
@@ -38,10 +37,10 @@ def say(line):
 say("ready")
 while log.read_text().count("ready") < int(sys.argv[4]):
     time.sleep(0.005)
-with lease.held(artifact, name="numbers", told=say, poll_seconds=0.05) as mine:
+with lease.held(artifact, name="numbers", show=say, poll_seconds=0.05) as mine:
     say("computes" if mine else "reuses")
     if mine:
-        while log.read_text().count("; waiting") < int(sys.argv[4]) - 1:
+        while log.read_text().count("waiting for another run") < int(sys.argv[4]) - 1:
             time.sleep(0.05)
         time.sleep(seconds)
         artifact.publish(totals={}, parts=[], seconds=seconds)
@@ -58,11 +57,11 @@ def artifact(place: str) -> Artifact:
     return Artifact.of(place, "numbers", version=1)
 
 
-class Said(list[str]):
-    """What the user was told."""
+class Shown(list[str]):
+    """The lines that the user sees."""
 
     def hold(self, artifact: Artifact, **how: Any) -> Any:
-        return lease.held(artifact, name="numbers", told=self.append, **{"poll_seconds": 0.02, **how})
+        return lease.held(artifact, name="numbers", show=self.append, **{"poll_seconds": 0.02, **how})
 
 
 def start(place: str, log: Path, *, seconds: float = 0.5, together: int = 1) -> subprocess.Popen[bytes]:
@@ -86,15 +85,15 @@ def elsewhere(artifact: Artifact, *, expiry_seconds: float) -> Holder:
     return there
 
 
-def test_of_several_runs_one_computes(place: str, tmp_path: Path) -> None:
+def test_one_of_several_runs_computes(place: str, tmp_path: Path) -> None:
     log = tmp_path / "log"
     runs = [start(place, log, together=3) for _ in range(3)]
     assert [run.wait(timeout=120) for run in runs] == [0, 0, 0]
     lines = log.read_text().splitlines()
     assert (lines.count("computes"), lines.count("reuses")) == (1, 2)
     pids = [run.pid for run in runs]
-    waiting = [line for line in lines if line.endswith("computes it; waiting")]
-    assert len(waiting) == 2, "each is told once"
+    waiting = [line for line in lines if "waiting for another run" in line]
+    assert len(waiting) == 2, "each waiting run prints one line"
     assert any(f"pid {pid})" in waiting[0] for pid in pids)
     assert not files.exists(files.join(Artifact.of(place, "numbers", version=1).uri, lease.FILE))
 
@@ -112,10 +111,10 @@ def test_a_lease_is_created_once(place: str) -> None:
 
 
 @pytest.mark.parametrize("is_reaped", [True, False])
-def test_one_killed_on_this_host_is_replaced_at_once(
+def test_the_lease_of_a_killed_process_on_this_host_is_taken_over_at_once(
     artifact: Artifact, place: str, tmp_path: Path, is_reaped: bool
 ) -> None:
-    log, said = tmp_path / "log", Said()
+    log, shown = tmp_path / "log", Shown()
     run = start(place, log, seconds=600)
     wait_until_computing(log)
     run.kill()
@@ -124,12 +123,11 @@ def test_one_killed_on_this_host_is_replaced_at_once(
     else:
         os.waitid(os.P_PID, run.pid, os.WEXITED | os.WNOWAIT)
     began = time.monotonic()
-    with said.hold(artifact) as mine:
+    with shown.hold(artifact) as mine:
         assert mine
     assert time.monotonic() - began < 5
-    assert said == [
-        f"numbers: the run that computed it (host {Holder.here(1).host}, pid {run.pid}) is gone; taking over"
-    ]
+    who = f"host {Holder.here(1).host}, pid {run.pid}"
+    assert shown == [f"numbers: the run that computed it ({who}) has ended; taking over its lease"]
     run.wait()
 
 
@@ -139,11 +137,11 @@ def test_a_later_process_with_the_same_pid_is_another(artifact: Artifact) -> Non
     before = Holder(**{**vars(here), "process_start": "1"})
     assert before.is_gone()
     files.write(artifact.path(lease.FILE), before.lease())
-    with Said().hold(artifact) as mine:
+    with Shown().hold(artifact) as mine:
         assert mine
 
 
-def test_one_that_proc_does_not_show_is_there_until_the_system_says_no(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_hidden_in_proc_counts_as_running(monkeypatch: pytest.MonkeyPatch) -> None:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
         holder = Holder(**{**vars(Holder.here(60.0)), "pid": other.pid})
         read = Path.read_text
@@ -165,19 +163,19 @@ def test_one_that_proc_does_not_show_is_there_until_the_system_says_no(monkeypat
     assert holder.is_gone()
 
 
-def test_one_of_another_host_expires(artifact: Artifact) -> None:
+def test_the_lease_of_another_host_expires(artifact: Artifact) -> None:
     elsewhere(artifact, expiry_seconds=0.5)
-    said, began = Said(), time.monotonic()
-    with said.hold(artifact) as mine:
+    shown, began = Shown(), time.monotonic()
+    with shown.hold(artifact) as mine:
         assert mine
     assert time.monotonic() - began >= 0.5
-    assert said == [
-        f"numbers: another run (host far, pid {os.getpid()}) computes it; waiting",
-        f"numbers: the run that computed it (host far, pid {os.getpid()}) is gone; taking over",
+    assert shown == [
+        f"numbers: waiting for another run (host far, pid {os.getpid()}) that computes it",
+        f"numbers: the run that computed it (host far, pid {os.getpid()}) has ended; taking over its lease",
     ]
 
 
-def test_one_of_another_host_that_renews_is_waited_for(artifact: Artifact) -> None:
+def test_a_renewed_lease_of_another_host_is_waited_for(artifact: Artifact) -> None:
     there, ended = elsewhere(artifact, expiry_seconds=1.0), threading.Event()
 
     def compute() -> None:
@@ -189,21 +187,21 @@ def test_one_of_another_host_that_renews_is_waited_for(artifact: Artifact) -> No
     threading.Timer(2.5, ended.set).start()
     # completed only once it renews no more
     threading.Timer(2.7, lambda: artifact.publish(totals={}, parts=[], seconds=1.0)).start()
-    said = Said()
-    with said.hold(artifact) as mine:
+    shown = Shown()
+    with shown.hold(artifact) as mine:
         assert not mine
     computing.join()
-    assert len(said) == 1
+    assert len(shown) == 1
 
 
-def test_a_lease_that_is_not_whole_expires(artifact: Artifact) -> None:
+def test_an_incomplete_lease_file_expires(artifact: Artifact) -> None:
     files.write(artifact.path(lease.FILE), b'{"owner": ')
-    with Said().hold(artifact, expiry_seconds=0.3) as mine:
+    with Shown().hold(artifact, expiry_seconds=0.3) as mine:
         assert mine
 
 
-def test_it_is_renewed_while_one_computes(artifact: Artifact) -> None:
-    with Said().hold(artifact, expiry_seconds=0.3):
+def test_a_lease_is_renewed_during_the_computation(artifact: Artifact) -> None:
+    with Shown().hold(artifact, expiry_seconds=0.3):
         leases = []
         for _ in range(6):
             leases.append(files.read(artifact.path(lease.FILE)))
@@ -212,74 +210,65 @@ def test_it_is_renewed_while_one_computes(artifact: Artifact) -> None:
     assert len({Holder.of(one) for one in leases}) == 1
 
 
-def test_an_error_releases(artifact: Artifact) -> None:
-    with pytest.raises(RuntimeError, match="the build's"), Said().hold(artifact):
+def test_an_error_releases_the_lease(artifact: Artifact) -> None:
+    with pytest.raises(RuntimeError, match="the build's"), Shown().hold(artifact):
         raise RuntimeError("the build's")
     assert not files.exists(artifact.path(lease.FILE))
-    with Said().hold(artifact) as mine:
+    with Shown().hold(artifact) as mine:
         assert mine
 
 
-def test_what_is_complete_needs_no_lease(artifact: Artifact) -> None:
+def test_a_complete_artifact_needs_no_lease(artifact: Artifact) -> None:
     artifact.publish(totals={}, parts=[], seconds=0.0)
     found = files.names(artifact.uri)
-    with Said().hold(artifact) as mine:
+    with Shown().hold(artifact) as mine:
         assert not mine
         assert files.names(artifact.uri) == found
 
 
-def test_a_failing_renewal_is_told_once_and_kills_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    artifact, said = Artifact.of(str(tmp_path), "numbers", version=1), Said()
+def test_a_failing_renewal_is_reported_once_and_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifact, shown = Artifact.of(str(tmp_path), "numbers", version=1), Shown()
 
     def fail(uri: str, data: bytes) -> None:
         raise RuntimeError("no store")
 
-    with said.hold(artifact, expiry_seconds=0.1) as mine:
+    with shown.hold(artifact, expiry_seconds=0.1) as mine:
         assert mine
         monkeypatch.setattr(files, "write", fail)
         time.sleep(0.3)
-    (line,) = said
+    (line,) = shown
     assert "cannot renew" in line
     assert line.endswith("no store")
 
 
-def test_who_lost_the_lease_stops_and_leaves_it_alone(artifact: Artifact) -> None:
-    said, stops = Said(), list[int]()
-
-    def terminated(number: int, frame: object) -> None:
-        stops.append(number)
-
-    terminated.__module__ = "orchestrator.cli"
-    before = signal.signal(signal.SIGTERM, terminated)
+def test_a_run_that_lost_its_lease_stops_and_keeps_the_other_lease(artifact: Artifact) -> None:
+    shown, stops = Shown(), list[str]()
 
     def lose() -> None:
-        with said.hold(artifact, expiry_seconds=3.0):
+        with shown.hold(artifact, expiry_seconds=3.0, on_lost=lambda: stops.append("lost")):
             elsewhere(artifact, expiry_seconds=60.0)
             time.sleep(0.8)
 
-    try:
-        with pytest.raises(UserError, match=r"another run \(host far, .*took over.*the same command waits"):
-            lose()
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert stops == [signal.SIGTERM]
-    assert said[0].endswith("stopping")
+    with pytest.raises(UserError, match=r"another run \(host far, .*took over.*run the same command again to wait"):
+        lose()
+    assert stops == ["lost"]
+    assert shown[0].endswith("stopping")
     found = Holder.of(files.read(artifact.path(lease.FILE)))
     assert found is not None
     assert found.owner == "other"
 
 
-def test_a_lease_that_was_removed_is_made_again(artifact: Artifact) -> None:
-    with Said().hold(artifact, expiry_seconds=0.2):
+def test_a_removed_lease_is_created_again(artifact: Artifact) -> None:
+    with Shown().hold(artifact, expiry_seconds=0.2):
         files.remove(artifact.path(lease.FILE))
         time.sleep(0.2)
         assert files.exists(artifact.path(lease.FILE))
 
 
 @pytest.mark.parametrize("place", ["folder"], indirect=True)
-def test_the_store_itself_stays(artifact: Artifact, place: str) -> None:
+def test_an_error_leaves_the_store_folder(artifact: Artifact, place: str) -> None:
     Path(place).mkdir()
-    with pytest.raises(RuntimeError), Said().hold(artifact):
+    with pytest.raises(RuntimeError), Shown().hold(artifact):
         raise RuntimeError
     assert list(Path(place).iterdir()) == []
 
@@ -292,7 +281,7 @@ def test_a_store_that_cannot_create_exclusively(place: str, monkeypatch: pytest.
 
     def run(_: int) -> None:
         together.wait()
-        with Said().hold(artifact) as mine:
+        with Shown().hold(artifact) as mine:
             held.append(mine)
             if mine:
                 time.sleep(0.3)
@@ -303,8 +292,8 @@ def test_a_store_that_cannot_create_exclusively(place: str, monkeypatch: pytest.
     assert sorted(held) == [False, False, False, True]
 
 
-def test_where_nothing_can_be_written(tmp_path: Path) -> None:
+def test_an_unwritable_store_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "store").write_text("a file")
     artifact = Artifact.of(str(tmp_path / "store"), "numbers", version=1)
-    with pytest.raises(files.StoreError, match="cannot write"), Said().hold(artifact):
+    with pytest.raises(files.StoreError, match="cannot write"), Shown().hold(artifact):
         pass

@@ -24,7 +24,7 @@ import os, signal, sys
 from orchestrator.engine import lease
 from orchestrator.storage import files
 from orchestrator.engine.artifact import Artifact
-from orchestrator.errors import UserError, line_of
+from orchestrator.errors import UserError, one_line
 from orchestrator.engine.parts import done_summaries, part_path
 
 place, does, user, group, umask = sys.argv[1:3] + [int(number) for number in sys.argv[3:]]
@@ -38,7 +38,7 @@ if does == "is far away":
     files.write(artifact.path(lease.FILE), lease.Holder(**here).lease())
     sys.exit()
 try:
-    with lease.held(artifact, name="numbers", told=print, poll_seconds=0.05) as mine:
+    with lease.held(artifact, name="numbers", show=print, poll_seconds=0.05) as mine:
         if not mine:
             print("reuses", artifact.totals["rows"])
             sys.exit()
@@ -51,7 +51,7 @@ try:
                 os.kill(os.getpid(), signal.SIGKILL)
         artifact.publish(totals={"rows": 10 * NUM_PARTS}, parts=[], seconds=1.0)
 except UserError as error:
-    sys.exit(line_of(error))
+    sys.exit(one_line(error))
 """.replace("NUM_PARTS", str(NUM_PARTS))
 
 

@@ -21,7 +21,7 @@ from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
 from orchestrator.engine.parts import PartResult, Summary, sums, write_part
 from orchestrator.engine.run_record import RunRecord, StageRecord
-from orchestrator.errors import UserError, line_of
+from orchestrator.errors import UserError, one_line
 from orchestrator.export import export_keep_list
 from orchestrator.source import open_source
 from tests.support.pools import Pair, config_of, make_pairs, write_parquet_images, write_table, write_tars
@@ -79,7 +79,7 @@ def refused(call: Callable[[], object], *said: str) -> None:
     with pytest.raises(UserError) as told:
         call()
     for part in said:
-        assert part in line_of(told.value)
+        assert part in one_line(told.value)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -297,7 +297,7 @@ def test_a_node_that_is_lost_is_no_fault_of_ours(monkeypatch: pytest.MonkeyPatch
     told = capfd.readouterr().err
     assert len(told.splitlines()) == 1
     assert "LocalRayletDiedError" in told
-    assert "goes on where it stopped" in told
+    assert "run the same command again to resume" in told
 
 
 @pytest.mark.parametrize(

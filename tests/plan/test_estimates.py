@@ -314,10 +314,3 @@ def test_what_follows_a_step_sees_what_that_step_left(tmp_path: Path) -> None:
     assert counts["captioned"] == (500, 500, None)
     assert counts["finetune"] == (500, 500, 500)
     assert counts["all"] == (1000, 1000, 1000)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "shown"), [(0.2, "<1 s"), (59, "59.0 s"), (90, "1.5 min"), (7200, "2.0 h"), (864_000, "10.0 d")]
-)
-def test_durations(seconds: float, shown: str) -> None:
-    assert cost_table.duration(seconds) == shown

@@ -1,4 +1,4 @@
-"""Real captions for the pruning tests: the embedded pool's."""
+"""Real captions for the pruning tests, from the embedded pool."""
 
 from __future__ import annotations
 
@@ -14,5 +14,5 @@ POOL_PATH = Path(orchestrator.__file__).parent / "demo" / "pool" / "train.parque
 
 @pytest.fixture(scope="session")
 def demo_captions() -> pl.Series:
-    """String [about 10,000]."""
+    """Return the captions, strings [about 10,000]."""
     return pl.read_parquet(POOL_PATH, columns=["caption"])["caption"]

@@ -1,4 +1,4 @@
-"""`caption_words` against the definition, and the proofs that its fast path rests on."""
+"""Compare `caption_words` with its definition, and prove the assumptions of its fast path."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ASCII = set(range(0x80))
 
 
 def code_points_in(characters: str) -> set[int]:
-    """The code points of one of the module's character classes."""
+    """Return the code points of one of the module's character classes."""
     inside = pl.Series([chr(code) for code in CODE_POINTS]).str.contains(f"^[{characters}]$")
     return set(pl.Series(CODE_POINTS).filter(inside))
 
@@ -56,25 +56,25 @@ def assert_as_defined(captions: Iterable[str | None]) -> None:
     assert not differing, differing[:5]
 
 
-def test_reference_words_is_what_clip_tokenizes(demo_captions: pl.Series) -> None:
+def test_reference_words_are_the_words_of_clips_tokenizer(demo_captions: pl.Series) -> None:
     tokenizer = pytest.importorskip("open_clip.tokenizer").SimpleTokenizer()
     pattern = regex.compile(tokenizer.pat.pattern, regex.IGNORECASE)
     for caption in [*demo_captions.sample(500, seed=0), "Don't <start_of_text> &amp;amp; 3D!? \u017fo '\u017f"]:
         assert reference_words(caption) == pattern.findall(tokenizer.clean_fn(caption))
 
 
-def test_what_the_words_are() -> None:
+def test_words_of_example_captions() -> None:
     assert reference_words("I don't  like A3-paper!!") == ["i", "don", "'t", "like", "a", "3", "-", "paper", "!!"]
     assert reference_words("Rock &amp;amp; Roll") == ["rock", "&", "roll"]
     assert reference_words("CafÃ© <end_of_text>") == ["café", "<end_of_text>"]
 
 
-def test_demo_captions(demo_captions: pl.Series) -> None:
+def test_demo_captions_have_the_defined_words(demo_captions: pl.Series) -> None:
     assert needs_reference(demo_captions).mean() < 0.02, "the fast path must be the common one"
     assert_as_defined(demo_captions)
 
 
-def test_each_kind_of_perturbed_caption(demo_captions: pl.Series) -> None:
+def test_perturbed_captions_have_the_defined_words(demo_captions: pl.Series) -> None:
     def mojibake_of(caption: str, encoding: str) -> str:
         return caption.replace("e", "é").replace("-", "—").replace("'", "’").encode().decode(encoding, "replace")
 
@@ -89,7 +89,7 @@ def test_each_kind_of_perturbed_caption(demo_captions: pl.Series) -> None:
     assert_as_defined(unicodedata.normalize("NFD", caption.replace("e", "é")) for caption in captions)
 
 
-def test_edges() -> None:
+def test_edge_cases_have_the_defined_words() -> None:
     assert caption_words(pl.Series([None, "", " \t\n\x0b\u3000"], dtype=pl.String)).to_list() == [[], [], []]
     assert caption_words(pl.Series([], dtype=pl.String)).to_list() == []
     assert_as_defined(["a cat " * 833, "é’ " * 1666, "&amp; Ã© " * 625, "x" * 5000, "\U0001f600" * 5000])
@@ -115,8 +115,8 @@ def test_usual_non_ascii_captions_take_the_fast_path() -> None:
     assert_as_defined(captions)
 
 
-def test_every_code_point_alone_and_between_letters(inert: set[int]) -> None:
-    """Those that go to the definition agree with it by construction; all others are compared."""
+def test_every_code_point_alone_and_between_letters_gives_the_defined_words(inert: set[int]) -> None:
+    """Compare every code point that takes the fast path. The others use the definition itself."""
     alone = pl.Series([chr(code) for code in CODE_POINTS])
     assert set(pl.Series(CODE_POINTS).filter(~needs_reference(alone))) == inert
     for template in ("{0}", "a{0}b", "A{0}B'{0}s 9{0}9 <{0}& {0} {0}"):
@@ -126,10 +126,10 @@ def test_every_code_point_alone_and_between_letters(inert: set[int]) -> None:
         assert_as_defined(fast)
 
 
-def test_random_strings_of_inert_characters(inert: set[int]) -> None:
+def test_random_strings_of_inert_characters_have_the_defined_words(inert: set[int]) -> None:
     rng = np.random.default_rng(0)
     any_letters = [chr(code) for code in sorted(inert)]
-    # Drawn apart: European letters and quotes would hardly ever meet among the ideographs.
+    # sampled separately, because European letters and quotes would rarely meet among the many ideographs
     near_letters = [letter for letter in any_letters if 0x80 <= ord(letter) < 0x500 or 0x2010 <= ord(letter) < 0x2040]
     ascii_pieces = ["'s", "'T", "<start_of_text>", " ", "& ", "a", "Z", "7", "'", "!"]
     alphabets = [np.array(pieces) for pieces in (ascii_pieces, near_letters, ascii_pieces, any_letters, ascii_pieces)]
@@ -139,7 +139,7 @@ def test_random_strings_of_inert_characters(inert: set[int]) -> None:
     assert_as_defined(fast)
 
 
-def test_random_strings_of_pieces_of_entities() -> None:
+def test_random_strings_of_entity_pieces_have_the_defined_words() -> None:
     rng = np.random.default_rng(1)
     pieces = [
         "&amp; ",
@@ -164,7 +164,7 @@ def test_random_strings_of_pieces_of_entities() -> None:
 
 
 def test_inert_characters_never_compose(inert: set[int]) -> None:
-    """A string of starters of which none can follow another in a canonical composition is its own NFC."""
+    """Show that strings of inert characters are in NFC: all are starters, and none can be second in a composition."""
     seconds = set(range(0x1161, 0x1176)) | set(range(0x11A8, 0x11C3))
     for code in CODE_POINTS:
         parts = unicodedata.decomposition(chr(code)).split()
@@ -177,9 +177,11 @@ def test_inert_characters_never_compose(inert: set[int]) -> None:
     assert {code for code in inert if ftfy.fix_text(chr(code)) != chr(code)} - quotes <= {0x0D}
 
 
-def test_text_taken_as_mojibake_always_meets_the_rule(inert: set[int], mojibake: set[int]) -> None:
-    """Every alternative of ftfy's own pattern needs a character that is not inert, or two adjacent non-ASCII
-    characters of which one is in MOJIBAKE_CHARACTERS."""
+def test_every_mojibake_pattern_of_ftfy_fails_the_fast_path_rule(inert: set[int], mojibake: set[int]) -> None:
+    """Show that text which ftfy takes as mojibake leaves the fast path.
+
+    Every alternative of ftfy's pattern needs a character that is not inert, or two adjacent non-ASCII characters, of
+    which one is in MOJIBAKE_CHARACTERS."""
     (branch,) = _parser.parse(BADNESS_RE.pattern, re.VERBOSE)
     alternatives = branch[1][1]
     assert len(alternatives) > 30
@@ -197,7 +199,7 @@ def test_text_taken_as_mojibake_always_meets_the_rule(inert: set[int], mojibake:
 
 
 def characters_of(node: tuple[object, object]) -> set[int] | None:
-    """The code points that a node of a parsed pattern matches; None where they are not listed one by one."""
+    """Return the code points that a node of a parsed pattern matches, or None if the node does not list them."""
     kind, value = node
     if kind is _constants.LITERAL:
         return {value}

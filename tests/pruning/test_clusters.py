@@ -1,4 +1,4 @@
-"""Spherical k-means against its definition, and Lloyd's algorithm against faiss from the same start."""
+"""Compare spherical k-means with its definition, and Lloyd's algorithm with faiss from the same start."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def lloyd(vectors: np.ndarray, start: np.ndarray, num_iterations: int) -> tuple[
     return centroids, objective
 
 
-def test_lloyd_goes_where_faiss_goes_from_the_same_start() -> None:
+def test_lloyd_equals_faiss_from_the_same_start() -> None:
     vectors = blobs(4000, 24, 12)
     start = vectors[np.random.default_rng(1).choice(len(vectors), 12, replace=False)]
     ours, objective = lloyd(vectors, start, 15)
@@ -44,8 +44,8 @@ def test_lloyd_goes_where_faiss_goes_from_the_same_start() -> None:
     assert theirs.num_restarts == 0
 
 
-def test_training_takes_the_whole_sample_and_repeats_by_seed() -> None:
-    # faiss alone would train on 256 a centroid: all 3,000 leave another objective than any 512 of them
+def test_training_uses_the_whole_sample_and_is_deterministic_by_seed() -> None:
+    # by default faiss samples 256 vectors per centroid; 512 of the 3,000 vectors would give another objective
     vectors = blobs(3000, 16, 2)
     one = train(vectors, 2, seed=3, num_iterations=20, num_threads=1)
     cosines = (vectors @ one.centroids.T).max(axis=1)
@@ -56,7 +56,7 @@ def test_training_takes_the_whole_sample_and_repeats_by_seed() -> None:
 
 
 @pytest.mark.parametrize("split", [[], [1], [100, 333], list(range(0, 500, 7))])
-def test_distances_do_not_depend_on_what_else_is_assigned(split: list[int]) -> None:
+def test_the_distance_of_a_vector_does_not_depend_on_its_block(split: list[int]) -> None:
     vectors, centroids = blobs(500, 32, 5).astype(np.float16), blobs(7, 32, 7, seed=2)
     nearest = Nearest(centroids, num_threads=1)
     whole = nearest(vectors)
@@ -80,7 +80,7 @@ def test_sums_do_not_depend_on_the_order(seed: int, k: int) -> None:
         np.testing.assert_allclose(sums[j] / FIXED_POINT, values[clusters == j].sum(axis=0), atol=1e-5)
 
 
-def test_sums_of_one_number_a_vector() -> None:
+def test_sums_of_one_number_per_vector() -> None:
     distances = np.array([0.5, 1.5, 0.25], np.float32)
     np.testing.assert_array_equal(
         sums_by_cluster(distances, np.array([2, 0, 2]), 3), fixed_point(np.array([1.5, 0, 0.75]))
@@ -97,10 +97,10 @@ def test_an_empty_cluster_restarts_beside_the_largest() -> None:
     assert (moved[1] != moved[0]).any()
     np.testing.assert_allclose(np.linalg.norm(moved, axis=1), 1, atol=1e-6)
     shares = Nearest(moved, num_threads=1)(vectors[:20])[0]
-    assert {0, 1} <= set(shares.tolist()), "the two share the largest cluster out between them"
+    assert {0, 1} <= set(shares.tolist()), "both centroids get vectors of the largest cluster"
 
 
-def test_vectors_that_cancel_leave_the_centroid_where_it_was() -> None:
+def test_vectors_with_zero_sum_do_not_move_the_centroid() -> None:
     previous = blobs(1, 4, 1)
     vectors = np.concatenate([previous, -previous])
     moved, _ = next_centroids(sums_by_cluster(vectors, np.zeros(2, int), 1), np.array([2]), previous)

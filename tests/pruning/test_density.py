@@ -1,4 +1,4 @@
-"""DBP's numbers: distances between centroids, shares, and quotas against a generic solver and their own conditions."""
+"""DBP: distances between centroids, shares, and quotas, compared with a generic solver and optimality conditions."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def centroids_with_copies(num_clusters: int, num_copies: int) -> NDArray[np.floa
 
 @pytest.mark.parametrize("num_copies", [0, 5, 200])
 @pytest.mark.parametrize(("num_clusters", "num_neighbours"), [(50, 20), (50, 1), (50, 49), (20, 20), (3, 20), (2, 1)])
-def test_inter_distances_by_the_definition(
+def test_inter_distances_equal_the_definition(
     num_clusters: int, num_neighbours: int, num_copies: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also with copies of a centroid, and in blocks of a few rows."""
+    """Includes copies of a centroid, and blocks of a few rows."""
     centroids = centroids_with_copies(num_clusters, num_copies)
     wide = centroids.astype(np.float64)
     expected = []
@@ -49,7 +49,7 @@ def test_a_single_cluster_has_no_neighbour_and_keeps_everything() -> None:
     assert quotas(share, np.array([10]), 4, 0.0).tolist() == [4]
 
 
-def test_shares_are_a_softmax_over_clusters_that_hold_something() -> None:
+def test_shares_are_a_softmax_over_non_empty_clusters() -> None:
     complexity = complexities(np.array([0.2, np.nan, 0.5]), np.array([0.5, 0.9, 0.4]))
     found = shares(complexity, np.array([5, 0, 1]), 0.1)
     np.testing.assert_allclose(found, np.array([np.e, 0, np.e**2]) / (np.e + np.e**2), rtol=1e-14)
@@ -57,13 +57,13 @@ def test_shares_are_a_softmax_over_clusters_that_hold_something() -> None:
     np.testing.assert_allclose(equal, [1 / 3, 1 / 3, 0, 1 / 3], rtol=1e-15)
 
 
-def test_shares_of_extreme_complexities_stay_numbers() -> None:
+def test_shares_of_extreme_complexities_are_finite() -> None:
     found = shares(np.array([4.0, 0.0, 4.0]), np.array([1, 1, 1]), 1e-4)
     assert found.tolist() == [0.5, 0, 0.5]
 
 
 def solved(share: Floats, least: Ints, sizes: Ints, num_pairs: int) -> Floats:
-    """A generic solver's answer, found in units of the mean quota: A x + s = b with s = 0 (the sum) or s >= 0."""
+    """Return the quotas of a generic solver, in units of the mean quota: A x + s = b with s = 0 (the sum) or s >= 0."""
     num_clusters = len(share)
     scale = num_pairs / num_clusters
     each = sparse.identity(num_clusters, format="csc")
@@ -81,7 +81,7 @@ def solved(share: Floats, least: Ints, sizes: Ints, num_pairs: int) -> Floats:
 @pytest.mark.parametrize("balance", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("keep_fraction", [0.05, 0.4, 0.9])
 @pytest.mark.parametrize("tau", [0.02, 0.1, 10.0])
-def test_quotas_are_a_generic_solvers(tau: float, keep_fraction: float, balance: float) -> None:
+def test_quotas_equal_those_of_a_generic_solver(tau: float, keep_fraction: float, balance: float) -> None:
     rng = np.random.default_rng(3)
     sizes = rng.lognormal(5, 1.5, 40).astype(np.int64) + 1
     sizes[[4, 11]] = 0
@@ -94,8 +94,10 @@ def test_quotas_are_a_generic_solvers(tau: float, keep_fraction: float, balance:
 
 
 def assert_optimal(real: Floats, share: Floats, least: Ints, sizes: Ints, num_pairs: int) -> None:
-    """The conditions of Karush, Kuhn and Tucker: away from its bounds every quota is off by the same shift, at a bound
-    by no less (lower) or no more (upper)."""
+    """Check the Karush-Kuhn-Tucker conditions on the shift of each quota, its difference from share * num_pairs.
+
+    All quotas between their bounds have the same shift. A quota at its lower bound has at least that shift, and a quota
+    at its upper bound has at most that shift."""
     tolerance = 1e-9 * max(1, num_pairs)
     assert abs(real.sum() - num_pairs) <= tolerance
     assert (real >= least).all()
@@ -107,7 +109,7 @@ def assert_optimal(real: Floats, share: Floats, least: Ints, sizes: Ints, num_pa
 
 @st.composite
 def problems(draw: st.DrawFn) -> tuple[Floats, Ints, int, float]:
-    """Complexities over a wide range, sizes with empty and huge clusters, any feasible number of pairs."""
+    """Generate complexities over a wide range, sizes with empty and huge clusters, and a feasible number of pairs."""
     sizes = np.array(draw(st.lists(st.sampled_from([0, 1, 2, 7, 50, 10**6]), min_size=1, max_size=12)), np.int64)
     complexity = np.array(draw(st.lists(st.floats(0, 4), min_size=len(sizes), max_size=len(sizes))))
     balance = draw(st.sampled_from([0.0, 0.1, 0.5, 1.0]))
@@ -117,7 +119,7 @@ def problems(draw: st.DrawFn) -> tuple[Floats, Ints, int, float]:
 
 @settings(deadline=None)
 @given(problem=problems())
-def test_quotas_of_any_clusters(problem: tuple[Floats, Ints, int, float]) -> None:
+def test_quotas_of_any_clusters_are_optimal(problem: tuple[Floats, Ints, int, float]) -> None:
     share, sizes, num_pairs, balance = problem
     least = least_quotas(sizes, num_pairs, balance)
     expected_least = [min(max(1, int(num_pairs / len(sizes) * balance)), int(size)) for size in sizes]
@@ -138,10 +140,10 @@ def test_quotas_of_any_clusters(problem: tuple[Floats, Ints, int, float]) -> Non
 def test_largest_remainders_are_rounded_up() -> None:
     sizes = np.array([100, 100, 100, 100])
     assert quotas(np.array([0.17, 0.28, 0.26, 0.29]), sizes, 10, 0.0).tolist() == [2, 3, 2, 3]
-    assert quotas(np.full(4, 0.25), sizes, 10, 0.0).tolist() == [3, 3, 2, 2], "the earlier of equal ones"
+    assert quotas(np.full(4, 0.25), sizes, 10, 0.0).tolist() == [3, 3, 2, 2], "of equal remainders, the earlier cluster"
 
 
-def test_a_cluster_with_most_of_the_pool_and_one_that_is_full() -> None:
+def test_quotas_with_a_huge_cluster_and_a_full_cluster() -> None:
     sizes = np.array([10_000, 20, 30, 0])
     share = shares(np.array([0.01, 0.3, 0.3, 0.5]), sizes, 0.05)
     assert quotas(share, sizes, 1000, 0.0).tolist() == [950, 20, 30, 0]
@@ -149,7 +151,7 @@ def test_a_cluster_with_most_of_the_pool_and_one_that_is_full() -> None:
     assert quotas(share, sizes, 3, 0.0).tolist() == [1, 1, 1, 0]
 
 
-def test_more_clusters_than_pairs() -> None:
+def test_fewer_pairs_than_clusters_are_an_error() -> None:
     sizes = np.array([1, 0, 1, 0, 0, 1])
     share = shares(np.arange(6) / 10, sizes, 0.1)
     assert quotas(share, sizes, 3, 1.0).tolist() == sizes.tolist()
@@ -157,7 +159,7 @@ def test_more_clusters_than_pairs() -> None:
         quotas(share, sizes, 2, 0.0)
 
 
-def test_more_pairs_than_there_are() -> None:
+def test_more_pairs_than_the_clusters_hold_are_an_error() -> None:
     with pytest.raises(ValueError, match="1,001 pairs are to be kept, but the clusters hold only 1,000"):
         quotas(np.array([0.5, 0.5]), np.array([400, 600]), 1001, 0.0)
 

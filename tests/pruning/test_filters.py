@@ -1,4 +1,4 @@
-"""The basic filter against its definition in plain Python; language by a model trained here."""
+"""Compare the basic filter with its definition in plain Python. The language model is trained in the test."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def plain_reason(caption: str | None, width: int | None, height: int | None) -> 
     return Reason.PASSES
 
 
-def test_reasons_by_the_definition(demo_captions: pl.Series) -> None:
+def test_reasons_equal_the_definition(demo_captions: pl.Series) -> None:
     captions = pl.concat([pl.Series(ODD * 20), demo_captions])
     rng = np.random.default_rng(0)
     sides = [None, 0, 1, 199, 200, 201, 599, 600, 601, 603, 1000]
@@ -52,7 +52,7 @@ def test_reasons_by_the_definition(demo_captions: pl.Series) -> None:
     assert set(found.tolist()) == set(Reason) - {Reason.OTHER_LANGUAGE}
 
 
-def test_limits_are_what_passes() -> None:
+def test_values_at_the_limits_pass() -> None:
     captions = pl.Series(["one two"])
 
     def reason(width: int, height: int, min_words: int = 2, min_chars: int = 7, min_side: int = 10) -> int:
@@ -67,12 +67,12 @@ def test_limits_are_what_passes() -> None:
     assert reason(0, 0, min_side=0) == Reason.TOO_ELONGATED
 
 
-def test_no_pairs() -> None:
+def test_no_pairs_give_no_reasons() -> None:
     none = pl.Series([], dtype=pl.Int32)
     assert basic_reasons(pl.Series([], dtype=pl.String), none, none).tolist() == []
 
 
-def test_language_is_the_models_most_probable(tmp_path: Path) -> None:
+def test_the_language_is_the_most_probable_one_of_the_model(tmp_path: Path) -> None:
     fasttext = pytest.importorskip("fasttext")
     spoken = {
         "en": ["the dog on the beach", "a photo of a house"],
@@ -89,11 +89,11 @@ def test_language_is_the_models_most_probable(tmp_path: Path) -> None:
     found = languages(captions, model)
     assert found.dtype == pl.String
     assert found.gather([0, 2, 4]).to_list() == ["en", "de", "en"]
-    assert found[1] == found[3], "a missing caption is an empty one"
+    assert found[1] == found[3], "a missing caption counts as an empty one"
     assert languages(captions.head(0), model).to_list() == []
 
 
-def test_without_fasttext_the_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_fasttext_the_error_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "fasttext", None)
     with pytest.raises(ModuleNotFoundError, match="pip install fasttext-community"):
         load_language_model("lid.176.bin")

@@ -1,4 +1,4 @@
-"""Matching against the literal substring definition, counts, probabilities and draws."""
+"""MetaCLIP: compare matching with the literal substring definition; counts, probabilities and random choices."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def plainly_spaced(caption: str) -> str:
 
 
 def held(caption: str | None, entries: list[str]) -> list[int]:
-    """The definition."""
+    """Return the entries that a caption holds, as in the definition."""
     text = None if caption is None else plainly_spaced(caption)
     return [index for index, entry in enumerate(entries) if text is not None and f" {entry} " in text]
 
@@ -62,19 +62,19 @@ def captions(demo_captions: pl.Series) -> pl.Series:
 
 @pytest.fixture(scope="module")
 def entries(captions: pl.Series) -> list[str]:
-    """Words and pairs of words that captions hold, some of them cut short, and the adversarial ones."""
+    """Words and word pairs of the captions, some of them truncated, and adversarial entries."""
     words = [caption.split(" ") for caption in captions.drop_nulls()[::40]]
     single = {word for caption in words for word in caption}
     double = {f"{first} {second}" for caption in words for first, second in itertools.pairwise(caption)}
     return list(dict.fromkeys([*ENTRIES, *sorted(single), *sorted(double), *sorted(word[:-1] for word in single)]))
 
 
-def test_spacing_is_the_plain_one(captions: pl.Series) -> None:
+def test_spacing_equals_plain_python(captions: pl.Series) -> None:
     expected = [None if caption is None else plainly_spaced(caption) for caption in captions]
     assert spaced(captions).to_list() == expected
 
 
-def test_matches_are_substrings(captions: pl.Series, entries: list[str]) -> None:
+def test_matches_equal_the_substring_definition(captions: pl.Series, entries: list[str]) -> None:
     expected = [held(caption, entries) for caption in captions]
     num_matches, found = Matcher(entries).matches(captions)
     assert num_matches.tolist() == [len(one) for one in expected]
@@ -83,7 +83,7 @@ def test_matches_are_substrings(captions: pl.Series, entries: list[str]) -> None
     assert max(map(len, expected)) > 10
 
 
-def test_matches_that_overlap_or_share_a_blank_all_count() -> None:
+def test_matches_that_overlap_or_share_a_space_all_count() -> None:
     matcher = Matcher(["new york", "york city", "york", "york city york city"])
     assert matcher.matches(pl.Series(["new york city york city"]))[1].tolist() == [0, 1, 2, 3]
     assert matcher.matches(pl.Series(["york york york"]))[1].tolist() == [2]
@@ -100,7 +100,7 @@ def test_a_caption_counts_once_per_entry(captions: pl.Series, entries: list[str]
     np.testing.assert_array_equal(sum(Matcher(entries).counts(part) for part in parts), counts)
 
 
-def test_keep_probabilities_by_the_definition(captions: pl.Series, entries: list[str]) -> None:
+def test_keep_probabilities_equal_the_definition(captions: pl.Series, entries: list[str]) -> None:
     p = entry_probabilities(Matcher(entries).counts(captions), 20)
     found = Matcher(entries).keep_probabilities(captions, p)
     expected = [1 - math.prod(1 - p[entry] for entry in held(caption, entries)) for caption in captions]
@@ -111,16 +111,16 @@ def test_keep_probabilities_by_the_definition(captions: pl.Series, entries: list
     assert (found[captions.is_null().to_numpy()] == 0).all()
 
 
-def test_nothing_to_match() -> None:
+def test_captions_without_a_match_have_probability_zero() -> None:
     assert Matcher(["dog"]).keep_probabilities(pl.Series([], dtype=pl.String), np.array([0.5])).tolist() == []
     assert Matcher(["dog"]).keep_probabilities(pl.Series(["cat", None]), np.array([0.5])).tolist() == [0, 0]
 
 
-def test_only_entries_above_t_are_thinned_out() -> None:
+def test_only_entries_above_t_have_a_probability_below_one() -> None:
     assert entry_probabilities(np.array([0, 1, 20, 21, 200]), 20).tolist() == [1, 1, 1, 20 / 21, 0.1]
 
 
-def test_draws_follow_their_probabilities_and_nothing_else() -> None:
+def test_choices_follow_the_probabilities_seed_and_ordinal() -> None:
     ordinals = np.arange(200_000)
     probabilities = np.tile([0.0, 1.0, 0.1, 0.5], 50_000)
     kept = keep(probabilities, 7, ordinals)
@@ -133,7 +133,7 @@ def test_draws_follow_their_probabilities_and_nothing_else() -> None:
     assert (keep(probabilities, 8, ordinals) != kept).any()
 
 
-def test_draws_have_nothing_to_do_with_random_pruning_by_the_same_seed() -> None:
+def test_choices_are_independent_of_random_pruning_with_the_same_seed() -> None:
     ordinals = np.arange(100_000)
     drawn = keep(np.full(100_000, 0.5), 3, ordinals)
     random = random_keys(3, ordinals) >= np.uint64(2**63)

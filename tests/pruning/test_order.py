@@ -1,4 +1,4 @@
-"""The order within clusters: farthest first, nearest first, or by a hash of its own."""
+"""The order within clusters: farthest first, nearest first, or random by a separate hash."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ ORDINALS = np.arange(100, 106)
 
 
 def ordered(order: Order, seed: int = 0) -> list[int]:
-    """Positions, the highest key first and equal ones by position, as every selection step has it."""
+    """Return positions by descending key; equal keys by position, as in every selection step."""
     return np.lexsort((ORDINALS, ~order_keys(DISTANCES, ORDINALS, order, seed))).tolist()
 
 
-def test_hard_is_farthest_first_and_easy_nearest_first() -> None:
+def test_hard_is_farthest_first_and_easy_is_nearest_first() -> None:
     assert ordered("hard") == [4, 1, 3, 0, 2, 5]
     assert ordered("easy") == [5, 2, 0, 1, 3, 4]
     assert ordered("hard", seed=7) == ordered("hard")
 
 
-def test_random_goes_by_ordinal_and_seed_alone() -> None:
+def test_random_order_depends_only_on_ordinal_and_seed() -> None:
     ordinals = np.random.default_rng(0).permutation(1000)
     distances = np.zeros(1000, np.float32)
     keys = order_keys(distances, ordinals, "random", 3)
     np.testing.assert_array_equal(keys[:10], order_keys(distances[:10] + 1, ordinals[:10], "random", 3))
     assert len(np.unique(keys)) == 1000
     assert (keys != order_keys(distances, ordinals, "random", 4)).all()
-    assert (keys != random_keys(3, ordinals)).all(), "a random step of the same seed would undo the order"
+    assert (keys != random_keys(3, ordinals)).all(), "the order differs from that of a random step with the same seed"
 
 
-def test_a_pair_without_an_embedding_has_no_place() -> None:
+def test_a_nan_distance_is_an_error() -> None:
     with pytest.raises(ValueError, match="1 are NaN, the first at position 1"):
         order_keys(np.array([0.5, np.nan], np.float32), np.arange(2), "hard", 0)

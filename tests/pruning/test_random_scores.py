@@ -1,4 +1,4 @@
-"""Random keys: SplitMix64 itself, a function of seed and ordinal, uniform."""
+"""Random keys: they equal SplitMix64, depend only on seed and ordinal, and are uniform."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MASK = 2**64 - 1
 
 
 def splitmix64_outputs(state: int, num_outputs: int) -> list[int]:
-    """The generator as published, in plain Python."""
+    """Return outputs of the published generator, in plain Python."""
     outputs = []
     for _ in range(num_outputs):
         state = (state + 0x9E3779B97F4A7C15) & MASK
@@ -21,18 +21,18 @@ def splitmix64_outputs(state: int, num_outputs: int) -> list[int]:
     return outputs
 
 
-def test_the_oracle_is_splitmix64() -> None:
-    """The first outputs for seed 0 that the generator is known by."""
+def test_the_plain_generator_is_splitmix64() -> None:
+    """Compare with the published first outputs for seed 0."""
     assert splitmix64_outputs(0, 3) == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
 
 
-def test_equals_the_published_generator() -> None:
+def test_keys_equal_the_published_generator() -> None:
     for seed in (0, 1, 42, -1, 2**70 + 3):
         (state,) = splitmix64_outputs(seed & MASK, 1)
         assert random_scores(seed, 0, 200).tolist() == splitmix64_outputs(state, 200)
 
 
-def test_depends_on_seed_and_ordinal_only() -> None:
+def test_keys_depend_only_on_seed_and_ordinal() -> None:
     whole = random_scores(7, 0, 1000)
     np.testing.assert_array_equal(random_scores(7, 313, 400), whole[313:713])
     assert random_scores(7, 10**12, 3).tolist() == random_scores(7, 10**12 - 5, 8)[5:].tolist()
@@ -42,7 +42,7 @@ def test_depends_on_seed_and_ordinal_only() -> None:
     assert len(random_scores(7, 5, 0)) == 0
 
 
-def test_uniform_and_without_ties() -> None:
+def test_keys_are_uniform_and_unique() -> None:
     keys = random_scores(3, 0, 1_000_000)
     assert len(np.unique(keys)) == len(keys)
     for shift in (0, 24, 56):

@@ -1,5 +1,7 @@
-"""One property check over every selector: exact budget or the exact rule, unique, deterministic, independent of how the
-pool lies in parts, given its embeddings, clusters and distances."""
+"""One property check for every selector.
+
+A selector keeps exactly its budget, or exactly the pairs that pass its rule. It keeps no pair twice. The result is
+deterministic and does not depend on how the pool is split into parts. Embeddings, clusters and distances are given."""
 
 from __future__ import annotations
 
@@ -36,7 +38,7 @@ T = 20
 
 @dataclass(frozen=True)
 class Part:
-    """Pairs in a row: what selectors go by, and the number of pairs before them."""
+    """Consecutive pairs with the columns that selectors read. `first_ordinal` is the number of pairs before them."""
 
     first_ordinal: int
     captions: pl.Series
@@ -73,7 +75,9 @@ def centroids() -> NDArray[np.float32]:
 
 @pytest.fixture(scope="module")
 def pool(demo_captions: pl.Series) -> Part:
-    """Captions thrice or missing, copies and ties; of the clusters one holds half of the pool and one nothing."""
+    """A pool with missing captions, captions that occur three times, copies and ties.
+
+    One cluster has half of the pairs, another one has none."""
     captions = pl.concat([demo_captions.head(700)] * 3 + [pl.Series([None, ""] * 100)])
     rng = np.random.default_rng(2)
     num_pairs = len(captions)
@@ -88,7 +92,7 @@ def pool(demo_captions: pl.Series) -> Part:
 
 
 def split(pool: Part, num_parts: int) -> list[Part]:
-    """Parts of very different sizes, some of them empty."""
+    """Split the pool into parts of very different sizes, some of them empty."""
     bounds = np.sort(np.random.default_rng(num_parts).integers(0, len(pool.captions), num_parts - 1))
     bounds = np.concatenate([[0], bounds, bounds[-1:], [len(pool.captions)]])
     return [pool.rows(int(start), int(end)) for start, end in itertools.pairwise(bounds)]
@@ -177,7 +181,9 @@ def semdedup_rule(pool: Part) -> Mask:
         members = members[np.argsort(-pool.distances[members], kind="stable")]
         vectors = pool.vectors[members].astype(np.float64)
         cosines = np.tril(vectors @ vectors.T, -1)
-        assert (np.abs(cosines - (1 - EPS)) > 1e-7).all(), "no pair too near the threshold to tell"
+        assert (np.abs(cosines - (1 - EPS)) > 1e-7).all(), (
+            "the test data has no pair so near the threshold that rounding decides"
+        )
         kept[members] = ~(cosines > 1 - EPS).any(axis=1)
     return kept
 
@@ -204,11 +210,11 @@ def test_budgeted_selectors_keep_exactly_their_budget(pool: Part, name: str, kee
     num_kept = budget(len(pool.captions), keep_fraction)
     assert_properties(pool, name, BUDGETED[name], num_kept)
     kept = BUDGETED[name]([pool], num_kept, 5)
-    assert kept.sum() == num_kept, "and no pair twice: a mask cannot"
+    assert kept.sum() == num_kept, "exactly the budget; a mask cannot keep a pair twice"
 
 
 @pytest.mark.parametrize("name", FILTERS)
-def test_filters_keep_what_passes(pool: Part, name: str) -> None:
+def test_filters_keep_exactly_the_pairs_that_pass(pool: Part, name: str) -> None:
     assert_properties(pool, name, FILTERS[name], 0)
     kept = FILTERS[name]([pool], 0, 5)
     assert 0 < kept.sum() < len(kept)
@@ -216,6 +222,7 @@ def test_filters_keep_what_passes(pool: Part, name: str) -> None:
 
 
 def assert_properties(pool: Part, name: str, select: Select, num_kept: int) -> None:
+    """Check that the result is independent of parts, deterministic, and depends on the seed only if it should."""
     whole = select([pool], num_kept, 5)
     assert whole.dtype == bool
     assert len(whole) == len(pool.captions)
@@ -230,7 +237,7 @@ def test_wfpp_keeps_the_earlier_of_equal_captions_and_prunes_empty_ones_first(po
     half = pool.captions.head(700)
     captions = pl.concat([pl.Series([None, "", " "]), half, half])
     twice = replace(pool.rows(0, len(captions)), captions=captions)
-    odd = 981  # so at least one caption keeps a single one of its two copies
+    odd = 981  # odd, so that at least one caption keeps only one of its two copies
     keep = wfpp(split(twice, 7), odd, 0)
     assert not keep[:3].any()
     first, second = keep[3:703], keep[703:]

@@ -1,4 +1,4 @@
-"""SSP: the first quotas, and the whole of it as two cuts against a literal loop."""
+"""SSP: the first quotas, and the two thresholds compared with a literal loop."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_first_quotas() -> None:
 
 
 def slow_ssp(distances: NDArray[np.float32], clusters: Ints, num_clusters: int, num_pairs: int, balance: float) -> Ints:
-    """Positions kept, ascending, by the words of the definition."""
+    """Return the kept positions, ascending, by a literal loop over the definition."""
     farthest_first = sorted(range(len(distances)), key=lambda position: (-distances[position], position))
     kept: list[int] = []
     for cluster in range(num_clusters):
@@ -38,7 +38,7 @@ def slow_ssp(distances: NDArray[np.float32], clusters: Ints, num_clusters: int, 
 def ssp_by_cuts(
     distances: NDArray[np.float32], clusters: Ints, num_clusters: int, num_pairs: int, balance: float, num_parts: int
 ) -> Ints:
-    """What the clusters give first, then the highest keys of what is left, over parts."""
+    """Keep the first quota of each cluster, then the highest remaining keys of all clusters, over parts."""
     sizes = np.bincount(clusters, minlength=num_clusters)
     keys = np.array_split(sortable(distances), num_parts)
     first = cut_parts(keys, np.array_split(clusters, num_parts), first_quotas(sizes, num_pairs, balance))
@@ -54,8 +54,10 @@ def ssp_by_cuts(
 @pytest.mark.parametrize("balance", [0.0, 0.25, 1.0])
 @pytest.mark.parametrize("num_clusters", [1, 10, 400])
 @pytest.mark.parametrize("crowded", [False, True], ids=["even", "one cluster holds most"])
-def test_two_cuts_are_ssp(crowded: bool, num_clusters: int, balance: float, num_parts: int) -> None:
-    """Distances have ties, and with 400 clusters of 300 pairs many are empty."""
+def test_two_thresholds_equal_the_definition_of_ssp(
+    crowded: bool, num_clusters: int, balance: float, num_parts: int
+) -> None:
+    """Distances have ties. With 400 clusters for 300 pairs, many clusters are empty."""
     rng = np.random.default_rng(num_clusters)
     distances = np.round(rng.random(300), 2).astype(np.float32)
     clusters = (num_clusters * rng.random(300) ** (8 if crowded else 1)).astype(np.int64)

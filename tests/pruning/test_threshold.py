@@ -1,4 +1,4 @@
-"""The distributed cut against sorting everything in one place."""
+"""Compare the distributed top-k threshold with sorting all keys in one process."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def pools() -> dict[str, NDArray[np.uint64]]:
 
 @pytest.mark.parametrize("num_parts", [1, 7, 100])
 @pytest.mark.parametrize("name", pools())
-def test_keeps_what_sorting_keeps(name: str, num_parts: int) -> None:
+def test_the_threshold_keeps_the_same_as_sorting(name: str, num_parts: int) -> None:
     keys = pools()[name]
     for num_kept in sorted({0, min(1, len(keys)), len(keys) // 3, len(keys) // 2, max(len(keys) - 1, 0), len(keys)}):
         found = kept_by_cut(keys, num_kept, num_parts)
         np.testing.assert_array_equal(found, in_one_group(keys, num_kept))
 
 
-def test_every_budget_of_a_pool_of_ties() -> None:
+def test_every_budget_of_a_pool_with_ties() -> None:
     keys = np.random.default_rng(1).integers(0, 5, 60, dtype=np.uint64) << np.uint64(40)
     for num_kept in range(61):
         np.testing.assert_array_equal(kept_by_cut(keys, num_kept, 7), in_one_group(keys, num_kept))
@@ -61,8 +61,8 @@ def test_every_budget_of_a_pool_of_ties() -> None:
 
 @pytest.mark.parametrize("num_groups", [2, 30, 500, 20_000])
 @pytest.mark.parametrize("name", pools())
-def test_each_group_keeps_what_sorting_it_keeps(name: str, num_groups: int) -> None:
-    """More groups than keys too: most are empty then."""
+def test_each_group_keeps_the_same_as_sorting_it(name: str, num_groups: int) -> None:
+    """Includes more groups than keys, where most groups are empty."""
     rng = np.random.default_rng(num_groups)
     keys = pools()[name]
     groups = (num_groups * rng.random(len(keys)) ** 3).astype(np.int64)
@@ -75,7 +75,9 @@ def test_each_group_keeps_what_sorting_it_keeps(name: str, num_groups: int) -> N
 
 @settings(deadline=None)
 @given(data=st.data(), num_groups=st.integers(1, 5), num_parts=st.integers(1, 4))
-def test_any_keys_groups_and_numbers(data: st.DataObject, num_groups: int, num_parts: int) -> None:
+def test_any_keys_groups_and_budgets_keep_the_same_as_sorting(
+    data: st.DataObject, num_groups: int, num_parts: int
+) -> None:
     num_keys = data.draw(st.integers(0, 20))
     few = st.sampled_from([0, 1, 2**16, 2**48, 2**63, 2**64 - 1])
     keys = data.draw(hnp.arrays(np.uint64, num_keys, elements=few))
@@ -86,7 +88,7 @@ def test_any_keys_groups_and_numbers(data: st.DataObject, num_groups: int, num_p
     np.testing.assert_array_equal(found, kept_by_sorting(keys, groups, num_wanted))
 
 
-def test_stops_as_soon_as_nothing_is_undecided() -> None:
+def test_refinement_stops_when_nothing_is_undecided() -> None:
     keys = np.arange(100, dtype=np.uint64) << np.uint64(48)
     start = Cut.start(np.array([100]), np.array([30]))
     first = start.refine(start.histogram(keys))
@@ -106,7 +108,7 @@ def test_stops_as_soon_as_nothing_is_undecided() -> None:
     assert len(rounds) == 4, "a budget of all or nothing needs no pass"
 
 
-def test_decided_groups_take_no_further_part() -> None:
+def test_decided_groups_are_not_counted_again() -> None:
     keys = np.concatenate([np.arange(8, dtype=np.uint64) << np.uint64(61), np.full(8, 5, np.uint64)])
     groups = np.repeat(np.array([2, 0]), 8)
     start = Cut.start(np.array([8, 0, 8]), np.array([4, 0, 4]))
@@ -115,7 +117,7 @@ def test_decided_groups_take_no_further_part() -> None:
 
 
 @pytest.mark.parametrize("num_groups", [1, 16, 17, 500, 50_000, 200_000])
-def test_a_rounds_counts_are_bounded(num_groups: int) -> None:
+def test_the_size_of_a_rounds_histogram_is_bounded(num_groups: int) -> None:
     each = np.full(num_groups, 2)
     cut, rounds = Cut.start(each, each // 2), 0
     keys, groups = np.full(num_groups, 3, np.uint64), np.arange(num_groups)
@@ -131,7 +133,7 @@ ORDERED_32 = [-np.inf, -3.4e38, -2.5, -1.0, -1e-45, 0.0, 1e-45, 1e-9, 1.0, 1.0 +
 
 
 @pytest.mark.parametrize("ordered", [np.array(ORDERED), np.array(ORDERED_32, np.float32)], ids=["float64", "float32"])
-def test_sortable_has_the_order_of_the_scores(ordered: NDArray[np.float64]) -> None:
+def test_sortable_keys_have_the_order_of_the_scores(ordered: NDArray[np.float64]) -> None:
     keys = sortable(ordered)
     assert keys.dtype == np.uint64
     assert all(int(low) < int(high) for low, high in itertools.pairwise(keys))
@@ -140,7 +142,7 @@ def test_sortable_has_the_order_of_the_scores(ordered: NDArray[np.float64]) -> N
     np.testing.assert_array_equal(np.argsort(sortable(values), kind="stable"), np.argsort(values, kind="stable"))
 
 
-def test_float32_scores_leave_the_lower_bits_alone() -> None:
+def test_sortable_keys_of_float32_have_zero_lower_bits() -> None:
     assert not (sortable(np.array(ORDERED_32, np.float32)) & np.uint64(2**32 - 1)).any()
 
 
@@ -151,7 +153,7 @@ def test_sortable_refuses_nan(dtype: type[np.floating]) -> None:
 
 
 @pytest.mark.parametrize("keep_fraction", [0.0, -0.1, 1.0001, math.nan, math.inf])
-def test_budget_refuses_what_is_no_fraction(keep_fraction: float) -> None:
+def test_a_keep_fraction_outside_its_range_is_an_error(keep_fraction: float) -> None:
     with pytest.raises(ValueError, match=r"keep_fraction .* lies in \(0, 1\]"):
         budget(10, keep_fraction)
 

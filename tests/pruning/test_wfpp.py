@@ -1,4 +1,4 @@
-"""WFPP against its definition in plain Python, and its worked example."""
+"""Compare WFPP with its definition in plain Python and with a worked example."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def defined_scores(
     length_normalised: bool = True,
     clip_negative: bool = False,
 ) -> list[float]:
-    """The definition, a caption and a word at a time."""
+    """Return the scores of the definition, one caption and one word at a time."""
     word_lists = [reference_words(caption or "") for caption in captions]
     counts = Counter(word for words in word_lists for word in words)
     kept = {word: count for word, count in counts.items() if count >= min_count}
@@ -113,7 +113,9 @@ def test_worked_example(t: float, expected_p: dict[str, str], expected_s: dict[s
 @pytest.mark.parametrize(
     "options", [{}, {"clip_negative": True}, {"length_normalised": False}, {"max_words": 3}], ids=str
 )
-def test_equals_the_definition_exactly(demo_captions: pl.Series, t: float, options: dict[str, bool | int]) -> None:
+def test_scores_equal_the_definition_exactly(
+    demo_captions: pl.Series, t: float, options: dict[str, bool | int]
+) -> None:
     special = [None, "", "  ", "é’", "&amp;amp; &lt;b&gt;", "CafÃ© à la crème", "zebra dog " * 500, "qqqq xyzzy"]
     captions = pl.concat([demo_captions, pl.Series(special)]).shuffle(seed=3)
     expected = defined_scores(captions.to_list(), t=t, **options)
@@ -147,8 +149,8 @@ def test_counting_by_bucket_gives_the_same_probabilities(demo_captions: pl.Serie
     assert joined.equals(discard_probabilities(counts, total, t=1e-7))
 
 
-def test_word_bucket_is_fixed_for_ever() -> None:
-    """Artifacts are partitioned by it, so its values are part of the format: XXH64 with seed 0."""
+def test_word_bucket_never_changes() -> None:
+    """The bucket is XXH64 with seed 0. Artifacts are partitioned by it, so it is part of the file format."""
     assert word_bucket(pl.Series(["", "a", "abc"]), 2**32).to_list() == [
         0xEF46DB3751D8E999 % 2**32,
         0xD24EC4F1A98C6E5B % 2**32,
@@ -156,7 +158,7 @@ def test_word_bucket_is_fixed_for_ever() -> None:
     ]
 
 
-def test_nothing_to_count_and_no_known_words() -> None:
+def test_empty_input_and_unknown_words() -> None:
     no_words = caption_words(pl.Series([None, ""], dtype=pl.String))
     assert count_words(no_words).schema == {"word": pl.String, "count": pl.UInt64}
     assert count_words(no_words).is_empty()

@@ -1,3 +1,5 @@
+"""Caption tables: formats, parts, keys, errors."""
+
 from __future__ import annotations
 
 import gzip
@@ -90,7 +92,9 @@ def test_every_format_gives_the_same_catalog(tmp_path: Path, ending: str) -> Non
     ("part_rows", "expected"),
     [(100, [(0, 10)]), (8, [(0, 8), (8, 2)]), (4, [(0, 4), (4, 4), (8, 2)]), (3, [(0, 3), (3, 1), (4, 3), (7, 3)])],
 )
-def test_parts_of_a_parquet_table(tmp_path: Path, part_rows: int, expected: list[tuple[int, int]]) -> None:
+def test_parts_of_a_parquet_table_cover_its_rows(
+    tmp_path: Path, part_rows: int, expected: list[tuple[int, int]]
+) -> None:
     path = write(tmp_path, "parquet")
     whole = first_catalog(path).table
     source = open_at(path, part_rows=part_rows)
@@ -109,7 +113,7 @@ def test_cut_covers_every_row_once(sizes: list[int], part_rows: int) -> None:
     assert all(0 < num <= part_rows for _, num in ranges)
 
 
-def test_parts_of_a_folder_are_in_order_of_uri(tmp_path: Path) -> None:
+def test_parts_of_a_folder_are_ordered_by_uri(tmp_path: Path) -> None:
     pq.write_table(pa.table({"caption": ["a"]}), tmp_path / "b.parquet")
     (tmp_path / "a.csv").write_text("caption\nx\ny\n")
     (tmp_path / "c.tsv").write_text("caption\nz\n")
@@ -137,14 +141,14 @@ def test_keys_from_laion_like_columns(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [pa.float32(), pa.float64()])
-def test_a_key_that_is_not_a_number_is_none(tmp_path: Path, kind: pa.DataType) -> None:
+def test_a_nan_key_is_replaced_by_the_row_number(tmp_path: Path, kind: pa.DataType) -> None:
     keys = pa.array([1.0, float("nan"), None, 7.0], kind)
     pq.write_table(pa.table({"key": keys, "caption": list("abcd")}), tmp_path / "t.parquet")
     catalog = first_catalog(tmp_path / "t.parquet").table
     assert catalog["key"].to_pylist() == ["1", "1", "2", "7"]
 
 
-def test_rows_are_numbered_where_there_is_no_key(tmp_path: Path) -> None:
+def test_without_a_key_column_the_keys_are_row_numbers(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
     pq.write_table(pa.table({"caption": list("abcde")}), path, row_group_size=2)
     source = open_at(path, part_rows=2)
@@ -152,7 +156,7 @@ def test_rows_are_numbered_where_there_is_no_key(tmp_path: Path) -> None:
     assert keys == ["0", "1", "2", "3", "4"]
 
 
-def test_a_key_column_by_name_and_its_duplicates(tmp_path: Path) -> None:
+def test_a_named_key_column_is_used_and_its_duplicates_are_counted(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text("id,caption\n007,a\n007,b\n8,c\n")
     catalog = first_catalog(path, key_column="id")
@@ -161,7 +165,7 @@ def test_a_key_column_by_name_and_its_duplicates(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", ["parquet", "csv", "jsonl"])
-def test_a_missing_caption_column_names_those_there(tmp_path: Path, ending: str) -> None:
+def test_a_missing_caption_column_is_an_error_that_lists_the_columns(tmp_path: Path, ending: str) -> None:
     source = open_at(write(tmp_path, ending), caption_column="TEXT")
     with pytest.raises(ConfigError, match="has no column 'TEXT'; its columns: key, caption, url"):
         [source.catalog(part) for part in source.parts()]
@@ -177,7 +181,7 @@ def test_a_missing_caption_column_names_those_there(tmp_path: Path, ending: str)
         ("t.jsonl.gz", b"not gzip"),
     ],
 )
-def test_a_line_that_is_no_row_is_an_error(tmp_path: Path, name: str, data: bytes) -> None:
+def test_an_invalid_line_is_an_error(tmp_path: Path, name: str, data: bytes) -> None:
     path = tmp_path / name
     path.write_bytes(data)
     with pytest.raises(ConfigError, match=rf"{name} cannot be") as error:
@@ -196,7 +200,7 @@ def test_undecodable_bytes_are_replaced_and_counted(tmp_path: Path, name: str) -
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.binary()])
-def test_parquet_text_that_is_no_utf8_is_replaced_and_counted(tmp_path: Path, kind: pa.DataType) -> None:
+def test_parquet_text_that_is_not_utf8_is_replaced_and_counted(tmp_path: Path, kind: pa.DataType) -> None:
     raw = pa.array([b"fine", b"caf\xe9", None], pa.binary())
     column = raw if kind == pa.binary() else raw.cast(pa.large_binary() if kind == pa.large_string() else pa.binary())
     if kind != pa.binary():
@@ -207,7 +211,7 @@ def test_parquet_text_that_is_no_utf8_is_replaced_and_counted(tmp_path: Path, ki
     assert catalog.problems == {"bad_utf8": 1, "missing_caption": 1}
 
 
-def test_a_column_of_lists_is_an_error(tmp_path: Path) -> None:
+def test_a_caption_column_of_lists_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text('{"caption": ["a", "b"]}\n')
     with pytest.raises(ConfigError, match=r"column caption is .*list.*; expected text or numbers"):
         first_catalog(tmp_path / "t.jsonl")
@@ -221,7 +225,7 @@ def test_a_damaged_parquet_is_a_broken_shard(tmp_path: Path) -> None:
     assert [catalog.broken for catalog in catalogs] == [True, False]
 
 
-def test_identity_follows_the_settings_that_matter(tmp_path: Path) -> None:
+def test_the_identity_depends_on_the_relevant_settings(tmp_path: Path) -> None:
     path = write(tmp_path, "parquet")
     identity = open_at(path).identity()
     assert open_at(tmp_path).identity() == identity
@@ -229,14 +233,14 @@ def test_identity_follows_the_settings_that_matter(tmp_path: Path) -> None:
     assert open_at(path, key_column="url").identity() != identity
 
 
-def test_there_are_no_images(tmp_path: Path) -> None:
+def test_reading_images_of_a_table_is_an_error(tmp_path: Path) -> None:
     source = open_at(write(tmp_path, "csv"))
     (part,) = source.parts()
     with pytest.raises(TypeError, match="no images"):
         source.images(part, source.catalog(part).table)
 
 
-def test_of_a_table_the_columns_of_the_catalog_are_read(tmp_path: Path) -> None:
+def test_only_the_catalog_columns_of_a_parquet_table_are_read(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "0.parquet")
     (tmp_path / "1.csv").write_bytes(text_of("csv"))
     source = open_at(tmp_path)

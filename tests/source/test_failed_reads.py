@@ -1,4 +1,4 @@
-"""A read that fails half way is raised by every reader, never taken for damage."""
+"""Every reader raises the error of a failed read. It never reports the shard as damaged."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.shard_files import pairs, picture, write_tar
 
 
 class Disk:
-    """Fails every read that goes past `good_bytes`."""
+    """A disk that fails each read beyond `good_bytes`."""
 
     good_bytes: int | None = None
 
@@ -31,8 +31,8 @@ class Disk:
 
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
-    """The memory file system, reading from a disk that can fail."""
-    # a disk that has failed fails again: what is waited for between the tries is not what is tested
+    """The memory file system, made to read from a disk that can fail."""
+    # short waits: a failed disk fails at each retry
     monkeypatch.setattr(retry, "LEAST", 0.001)
     disk, fs = Disk(), MemoryFileSystem
     cat_file, read, opened = fs.cat_file, MemoryFile.read, fs._open
@@ -45,7 +45,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
         disk.check(end or 0)
         return cat_file(self, path, start, end, **options)
 
-    # a memory file is handed out as it is stored: give every reader one of its own, as disks do
+    # the memory file system gives all readers the same file object; give each reader its own, as a disk does
     def own_file(self: Any, path: str, mode: str = "rb", **options: Any) -> Any:
         file = opened(self, path, mode, **options)
         return MemoryFile(self, path, file.getvalue()) if mode == "rb" else file
@@ -65,7 +65,7 @@ def put(name: str, data: bytes) -> str:
 
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
 @pytest.mark.parametrize("good_bytes", [0, 3000, 9000])
-def test_tar(disk: Disk, tmp_path: Path, mode: str, good_bytes: int) -> None:
+def test_a_failed_read_of_a_tar_is_raised(disk: Disk, tmp_path: Path, mode: str, good_bytes: int) -> None:
     uri = put("0.tar", write_tar(tmp_path / "0.tar", pairs(9), mode).read_bytes())
     source = open_source(WebDatasetSource(uri=uri))
     (part,) = source.parts()
@@ -78,7 +78,7 @@ def test_tar(disk: Disk, tmp_path: Path, mode: str, good_bytes: int) -> None:
         list(source.images(part, table))
 
 
-def test_parquet(disk: Disk, tmp_path: Path) -> None:
+def test_a_failed_read_of_parquet_is_raised(disk: Disk, tmp_path: Path) -> None:
     rows = [{"jpg": picture(i), "key": str(i), "caption": "x"} for i in range(9)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "0.parquet")
     uri = put("0.parquet", (tmp_path / "0.parquet").read_bytes())
@@ -94,7 +94,7 @@ def test_parquet(disk: Disk, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["t.csv", "t.jsonl"])
-def test_text_tables(disk: Disk, name: str) -> None:
+def test_a_failed_read_of_a_text_table_is_raised(disk: Disk, name: str) -> None:
     source = open_source(TableSource(uri=put(name, b"caption\nx\n")))
     (part,) = source.parts()
     disk.good_bytes = -1

@@ -1,3 +1,5 @@
+"""Parquet shards with images: catalog, parts, damaged files, errors."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -13,7 +15,7 @@ from tests.support.shard_files import all_images, picture
 
 
 def rows_of(num_rows: int) -> list[dict[str, Any]]:
-    """As img2dataset writes them; every fifth download failed, row 3 has no caption."""
+    """Return rows as img2dataset writes them. Every fifth download failed; row 3 has no caption."""
     rows: list[dict[str, Any]] = []
     for i in range(num_rows):
         failed = i % 5 == 4
@@ -37,7 +39,7 @@ def open_at(path: Path, **settings: object) -> ParquetImages:
 
 
 @pytest.mark.parametrize("without", [(), ("width", "height"), ("status",), ("width", "status", "sha256", "url")])
-def test_catalog_and_images(tmp_path: Path, without: tuple[str, ...]) -> None:
+def test_the_catalog_and_the_images_of_a_file(tmp_path: Path, without: tuple[str, ...]) -> None:
     rows = rows_of(11)
     source = open_at(write(tmp_path / "0.parquet", rows, without=without))
     (part,) = source.parts()
@@ -61,14 +63,14 @@ def test_catalog_and_images(tmp_path: Path, without: tuple[str, ...]) -> None:
     assert all_images(source, part, []) == []
 
 
-def test_a_failed_row_is_no_image_even_with_bytes(tmp_path: Path) -> None:
+def test_a_failed_row_has_no_image_even_with_bytes(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [{"jpg": picture(0), "key": "a", "caption": "x", "status": "failed_to_resize"}]
     source = open_at(write(tmp_path / "0.parquet", rows))
     assert source.catalog(source.parts()[0]).table["status"].to_pylist() == [Status.MISSING_IMAGE]
     assert all_images(source, source.parts()[0]) == [None]
 
 
-def test_parts_of_a_big_file_together_are_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_parts_of_a_big_file_cover_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = rows_of(23)
     path = write(tmp_path / "0.parquet", rows, without=("width",))
     whole = open_at(path).catalog(open_at(path).parts()[0]).table
@@ -89,7 +91,7 @@ def test_an_undecodable_header_is_a_bad_image(tmp_path: Path) -> None:
     assert catalog.problems == {"bad_image": 1, "duplicate_key": 1}
 
 
-def test_a_key_column_of_none_numbers_the_rows(tmp_path: Path) -> None:
+def test_without_a_key_column_the_keys_are_row_numbers(tmp_path: Path) -> None:
     rows = rows_of(3)
     source = open_at(write(tmp_path / "0.parquet", rows, without=("key",)), key_column=None)
     assert source.catalog(source.parts()[0]).table["key"].to_pylist() == ["0", "1", "2"]
@@ -152,13 +154,15 @@ def test_a_failed_read_is_raised(tmp_path: Path) -> None:
         ({"image_column": "caption"}, "column 'caption' of 0.parquet is string; expected binary"),
     ],
 )
-def test_a_missing_column_names_those_there(tmp_path: Path, settings: dict[str, str], message: str) -> None:
+def test_a_missing_column_is_an_error_that_lists_the_columns(
+    tmp_path: Path, settings: dict[str, str], message: str
+) -> None:
     source = open_at(write(tmp_path / "0.parquet", rows_of(3)), **settings)
     with pytest.raises(ConfigError, match=message):
         source.parts()
 
 
-def test_of_a_part_the_catalog_columns_and_the_images_are_read(tmp_path: Path) -> None:
+def test_reads_counts_the_catalog_columns_and_the_images_of_a_part(tmp_path: Path) -> None:
     rows = rows_of(12)
     plain = open_at(write(tmp_path / "0.parquet", rows))
     reads = plain.reads(plain.parts()[0])
@@ -167,10 +171,10 @@ def test_of_a_part_the_catalog_columns_and_the_images_are_read(tmp_path: Path) -
     assert reads.rows_per_read == 4
     without_sizes = open_at(write(tmp_path / "1.parquet", rows, without=("width", "height")))
     opened = without_sizes.reads(without_sizes.parts()[0])
-    assert opened.catalog > reads.images, "their sizes are in the images alone"
+    assert opened.catalog > reads.images, "without size columns the catalog reads the images"
     noise = [{**row, "jpg_noise": {"a": picture(i), "b": picture(i, width=90)}} for i, row in enumerate(rows)]
     wide = open_at(write(tmp_path / "2.parquet", noise))
-    assert wide.reads(wide.parts()[0]) == reads, "a column that nobody asks for"
+    assert wide.reads(wide.parts()[0]) == reads, "unused columns are not counted"
 
 
 def test_without_statistics_or_with_nulls_the_catalog_reads_the_images(tmp_path: Path) -> None:
@@ -185,7 +189,7 @@ def test_without_statistics_or_with_nulls_the_catalog_reads_the_images(tmp_path:
     assert opened.catalog > (opened.images or 0) > 0
 
 
-def test_of_a_group_in_pieces_each_reads_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_part_of_a_row_group_reads_the_whole_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parquet, "PART_ROWS", 4)
     source = open_at(write(tmp_path / "0.parquet", rows_of(12), group=12))
     reads = [source.reads(part) for part in source.parts()]

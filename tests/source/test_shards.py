@@ -1,3 +1,5 @@
+"""Shards by URI: paths, globs, braces, buckets, and one-line errors."""
+
 from __future__ import annotations
 
 import os
@@ -47,7 +49,9 @@ def names(uri: str | list[str], pool: Path) -> list[str]:
         ("{a,b}/*1.tar", ["a/00001.tar", "a/00011.tar", "b/00001.tar", "b/00011.tar"]),
     ],
 )
-def test_what_a_uri_names(pool: Path, monkeypatch: pytest.MonkeyPatch, uri: str, expected: list[str]) -> None:
+def test_a_uri_gives_the_expected_shards(
+    pool: Path, monkeypatch: pytest.MonkeyPatch, uri: str, expected: list[str]
+) -> None:
     assert names(f"{pool}/{uri}", pool) == expected
     monkeypatch.chdir(pool)
     assert names(uri, pool) == expected
@@ -58,7 +62,7 @@ def test_a_list_is_sorted_and_unique(pool: Path) -> None:
     assert names(uris, pool) == ["a/00000.tar", "a/00001.tar", "b/00001.tar"]
 
 
-def test_details_of_a_shard(pool: Path) -> None:
+def test_a_shard_has_size_sidecar_and_version(pool: Path) -> None:
     for uri in ("a/00003.tar", "a", "a/{00003..00003}.tar", "a/{00000..00011}.tar"):
         shard = next(s for s in find_shards(f"{pool}/{uri}", endings=ENDINGS, sidecars=True) if s.name == "00003.tar")
         assert shard.num_bytes == 3
@@ -66,14 +70,14 @@ def test_details_of_a_shard(pool: Path) -> None:
         assert len(shard.version.split()) == 2
 
 
-def test_the_digest_follows_the_files(pool: Path) -> None:
+def test_the_digest_depends_on_the_files(pool: Path) -> None:
     before = digest(find_shards(f"{pool}/a", endings=ENDINGS))
     assert digest(find_shards(f"{pool}/a/*.tar", endings=ENDINGS)) == before
     os.utime(pool / "a" / "00003.tar", (1, 1))
     assert digest(find_shards(f"{pool}/a", endings=ENDINGS)) != before
 
 
-def test_a_path_with_odd_characters_is_itself(tmp_path: Path) -> None:
+def test_a_path_with_special_characters_is_taken_literally(tmp_path: Path) -> None:
     folder = tmp_path / "run[1] {x}"
     folder.mkdir()
     (folder / "0.tar").write_bytes(b"x")
@@ -96,7 +100,7 @@ def test_a_path_with_odd_characters_is_itself(tmp_path: Path) -> None:
         ("a/{00009..00012.tar", "unbalanced braces"),
     ],
 )
-def test_one_clear_line_for_what_is_not_there(pool: Path, uri: str, message: str) -> None:
+def test_missing_shards_give_a_one_line_error(pool: Path, uri: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as error:
         find_shards(f"{pool}/{uri}", endings=ENDINGS)
     assert str(error.value).startswith("source.uri: ")
@@ -104,17 +108,17 @@ def test_one_clear_line_for_what_is_not_there(pool: Path, uri: str, message: str
 
 
 @pytest.mark.parametrize("uri", [None, "", ()])
-def test_no_uri_at_all(uri: str | None) -> None:
+def test_an_unset_uri_is_an_error(uri: str | None) -> None:
     with pytest.raises(ConfigError, match=r"source\.uri is not set"):
         find_shards(uri, endings=ENDINGS)
 
 
-def test_messages_name_the_key_that_the_uri_came_from(pool: Path) -> None:
+def test_messages_name_the_setting_of_the_uri(pool: Path) -> None:
     with pytest.raises(ConfigError, match=r"^evaluation\.retrieval\.uri: no such path"):
         find_shards(f"{pool}/nowhere", endings=ENDINGS, setting="evaluation.retrieval.uri")
 
 
-def test_memory_uris() -> None:
+def test_shards_in_the_memory_file_system() -> None:
     fs = fsspec.filesystem("memory")
     for i in range(3):
         fs.pipe_file(f"/shards/{i}.tar", b"x")
@@ -146,7 +150,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[fsspec.AbstractFileSyste
     server.stop()
 
 
-def test_a_pool_in_a_bucket(bucket: fsspec.AbstractFileSystem, tmp_path: Path) -> None:
+def test_shards_in_a_bucket(bucket: fsspec.AbstractFileSystem, tmp_path: Path) -> None:
     for i in range(2):
         path = write_tar(tmp_path / f"{i:05d}.tar", pairs(5 + i))
         bucket.pipe_file(f"bucket/pool/{path.name}", path.read_bytes())

@@ -1,3 +1,5 @@
+"""Tar shards: catalog, images, damaged and compressed tars, sidecars."""
+
 from __future__ import annotations
 
 import json
@@ -23,7 +25,7 @@ def catalog_of(path: Path | str) -> PartCatalog:
 
 @pytest.mark.parametrize("extension", ["jpg", "jpeg", "png", "webp"])
 @pytest.mark.parametrize("with_json", [True, False])
-def test_catalog_and_images_of_a_plain_tar(tmp_path: Path, extension: str, with_json: bool) -> None:
+def test_the_catalog_and_the_images_of_a_tar(tmp_path: Path, extension: str, with_json: bool) -> None:
     entries = pairs(5, extension=extension, with_json=with_json)
     path = write_tar(tmp_path / "0.tar", entries)
     source = open_source(WebDatasetSource(uri=str(path)))
@@ -47,7 +49,7 @@ def test_catalog_and_images_of_a_plain_tar(tmp_path: Path, extension: str, with_
     assert all_images(source, part, [1, 4]) == [images["0001"], images["0004"]]
 
 
-def test_sidecar_is_matched_by_key_and_status(tmp_path: Path) -> None:
+def test_a_sidecar_is_joined_by_key_and_status(tmp_path: Path) -> None:
     write_tar(tmp_path / "0.tar", pairs(6))
     rows: list[dict[str, Any]] = [
         {
@@ -92,7 +94,7 @@ def test_sidecar_is_matched_by_key_and_status(tmp_path: Path) -> None:
     assert table["url"].to_pylist() == [f"u{i}" for i in range(5)] + ["http://x/0005"]
 
 
-def test_damaged_sidecar_falls_back_to_the_tar(tmp_path: Path) -> None:
+def test_with_a_damaged_sidecar_the_tar_is_used(tmp_path: Path) -> None:
     write_tar(tmp_path / "0.tar", pairs(2))
     (tmp_path / "0.parquet").write_bytes(b"PAR1 no parquet at all PAR1")
     catalog = catalog_of(tmp_path / "0.tar")
@@ -101,7 +103,7 @@ def test_damaged_sidecar_falls_back_to_the_tar(tmp_path: Path) -> None:
     assert not catalog.broken
 
 
-def test_sidecar_changes_the_identity(tmp_path: Path) -> None:
+def test_a_sidecar_changes_the_identity(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "0.tar", pairs(2))
     without = open_source(WebDatasetSource(uri=str(path))).identity()
     write_sidecar(tmp_path / "0.parquet", [{"key": "0000", "status": "success", "caption": "x"}])
@@ -109,7 +111,7 @@ def test_sidecar_changes_the_identity(tmp_path: Path) -> None:
     assert open_source(WebDatasetSource(uri=str(tmp_path))).identity() != without
 
 
-def test_members_of_a_key_join_wherever_they_lie(tmp_path: Path) -> None:
+def test_members_of_a_key_are_joined_in_any_order(tmp_path: Path) -> None:
     entries = pairs(4)
     images = [entry for entry in entries if entry[0].endswith("jpg")]
     rest = [entry for entry in entries if not entry[0].endswith("jpg")]
@@ -125,7 +127,7 @@ def test_members_of_a_key_join_wherever_they_lie(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("mode", "name"), [("w:gz", "0.tar.gz"), ("w:gz", "0.tgz"), ("w:gz", "compressed.tar")])
-def test_a_compressed_tar_gives_the_same_without_offsets(tmp_path: Path, mode: str, name: str) -> None:
+def test_a_compressed_tar_gives_the_same_catalog_without_offsets(tmp_path: Path, mode: str, name: str) -> None:
     entries = pairs(7, with_json=False)
     plain = open_source(WebDatasetSource(uri=str(write_tar(tmp_path / "plain.tar", entries))))
     packed = open_source(WebDatasetSource(uri=str(write_tar(tmp_path / name, entries, mode))))
@@ -171,9 +173,9 @@ def test_missing_and_bad_members_are_counted_and_named(tmp_path: Path) -> None:
     assert images[6] == picture(6)
 
 
-def test_no_more_of_an_image_is_read_than_its_header(tmp_path: Path) -> None:
+def test_the_header_of_an_image_is_enough_for_its_size(tmp_path: Path) -> None:
     big = picture(0, width=900, height=700, kind="PNG")
-    padded = big[:33] + b"\0" * (len(big) - 33)  # the header and nothing else
+    padded = big[:33] + b"\0" * (len(big) - 33)  # only the header is valid
     table = catalog_of(write_tar(tmp_path / "0.tar", [("a.png", padded), ("a.txt", b"x")])).table
     assert (table["width"][0].as_py(), table["height"][0].as_py()) == (900, 700)
     long_exif = picture(0)[:2] + b"\xff\xe1\xff\xf0" + b"\0" * 65518 + picture(0)[2:]
@@ -181,7 +183,7 @@ def test_no_more_of_an_image_is_read_than_its_header(tmp_path: Path) -> None:
     assert (table["width"][0].as_py(), table["height"][0].as_py()) == (40, 30)
 
 
-def test_long_names_and_folders_inside_a_tar(tmp_path: Path) -> None:
+def test_keys_may_have_long_names_and_folders(tmp_path: Path) -> None:
     key = "folder.with.dots/" + "é" * 150
     table = catalog_of(write_tar(tmp_path / "0.tar", [(f"./{key}.jpg", picture(0)), (f"./{key}.txt", b"x")])).table
     assert table["key"].to_pylist() == [key]
@@ -195,14 +197,14 @@ def headers_and_ends(path: Path) -> list[tuple[str, int, int, int]]:
 
 
 def whole_pairs(members: list[tuple[str, int, int, int]], position: int) -> int:
-    """The pairs all of whose members lie before a cut."""
+    """Return the number of pairs with all members before the position."""
     ends: dict[str, int] = {}
     for name, _, _, end in members:
         ends[name.split(".")[0]] = end
     return sum(end <= position for end in ends.values())
 
 
-def test_a_tar_cut_anywhere_keeps_the_pairs_before_the_cut(tmp_path: Path) -> None:
+def test_a_truncated_tar_keeps_the_pairs_before_the_end(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "whole.tar", pairs(4))
     data, members = path.read_bytes(), headers_and_ends(path)
     original = all_images(WebDataset.open(str(path)), WebDataset.open(str(path)).parts()[0])
@@ -220,7 +222,7 @@ def test_a_tar_cut_anywhere_keeps_the_pairs_before_the_cut(tmp_path: Path) -> No
         assert list(source.images(source.parts()[0], catalog.table)) == original[:num_pairs]
 
 
-def test_garbage_in_the_middle_of_a_tar(tmp_path: Path) -> None:
+def test_a_tar_keeps_the_pairs_before_a_damaged_header(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "0.tar", pairs(4))
     header = headers_and_ends(path)[6][1]
     data = bytearray(path.read_bytes())
@@ -232,7 +234,7 @@ def test_garbage_in_the_middle_of_a_tar(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fraction", [0.2, 0.5, 0.9, 0.999])
-def test_a_cut_compressed_tar(tmp_path: Path, fraction: float) -> None:
+def test_a_truncated_compressed_tar_keeps_some_pairs(tmp_path: Path, fraction: float) -> None:
     path = write_tar(tmp_path / "0.tar.gz", pairs(20), "w:gz")
     whole = all_images(WebDataset.open(str(path)), WebDataset.open(str(path)).parts()[0])
     data = path.read_bytes()
@@ -247,7 +249,7 @@ def test_a_cut_compressed_tar(tmp_path: Path, fraction: float) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"no tar at all", b"x" * 5000, b"\x1f\x8bnot really gzip"])
-def test_a_file_that_is_no_tar(tmp_path: Path, data: bytes) -> None:
+def test_a_file_that_is_not_a_tar_is_an_unreadable_shard(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "0.tar").write_bytes(data)
     catalog = catalog_of(tmp_path / "0.tar")
     assert catalog.broken
@@ -285,7 +287,7 @@ def test_a_shard_that_shrank_since_the_catalog_is_an_error(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("protocol", ["memory"])
-def test_remote_reading_gives_the_same(tmp_path: Path, protocol: str) -> None:
+def test_a_remote_shard_gives_the_same_pairs(tmp_path: Path, protocol: str) -> None:
     entries = [*pairs(30, with_json=False), ("big.png", picture(1, width=300, height=300, kind="PNG"))]
     path = write_tar(tmp_path / "0.tar", entries)
     local = open_source(WebDatasetSource(uri=str(path)))
@@ -300,7 +302,7 @@ def test_remote_reading_gives_the_same(tmp_path: Path, protocol: str) -> None:
     fs.rm("/pool", recursive=True)
 
 
-def test_half_a_surrogate_pair_in_json(tmp_path: Path) -> None:
+def test_an_unpaired_surrogate_in_json_is_replaced(tmp_path: Path) -> None:
     data = b'{"caption": "cut emoji \\ud83d"}'
     table = catalog_of(write_tar(tmp_path / "0.tar", [("a.jpg", picture(0)), ("a.json", data)])).table
     assert table["caption"].to_pylist() == ["cut emoji ?"]
@@ -314,16 +316,16 @@ def test_sources_and_parts_can_be_pickled(tmp_path: Path) -> None:
     assert again.catalog(part).table.equals(source.catalog(source.parts()[0]).table)
 
 
-def test_json_captions_serve_where_there_is_no_txt(tmp_path: Path) -> None:
+def test_the_json_caption_is_used_if_there_is_no_txt(tmp_path: Path) -> None:
     fields = json.dumps({"caption": "said in json", "sha256": "s", "width": 7, "height": 9}).encode()
     row = catalog_of(write_tar(tmp_path / "0.tar", [("a.jpg", picture(0)), ("a.json", fields)])).table.to_pylist()[0]
     assert (row["caption"], row["uid"]) == ("said in json", "s")
-    assert (row["width"], row["height"]) == (40, 30)  # the image's own
+    assert (row["width"], row["height"]) == (40, 30)  # the size in the image's header, not the JSON's
 
 
 @pytest.mark.parametrize("power", [45, 62, 70])
 @pytest.mark.parametrize("extension", ["txt", "jpg"])
-def test_a_header_may_say_any_size(tmp_path: Path, power: int, extension: str) -> None:
+def test_a_header_with_a_huge_size_breaks_the_shard(tmp_path: Path, power: int, extension: str) -> None:
     path = write_tar(tmp_path / "0.tar", pairs(2))
     header = tarfile.TarInfo(f"9999.{extension}")
     header.size = 2**power
@@ -335,7 +337,7 @@ def test_a_header_may_say_any_size(tmp_path: Path, power: int, extension: str) -
     assert catalog.broken
 
 
-def test_a_text_that_is_no_caption_is_counted_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_text_that_is_too_long_is_counted_and_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(webdataset, "MAX_TEXT", 1000)
     entries = [("0.jpg", picture(0)), ("0.txt", bytes(2000)), ("1.jpg", picture(1)), ("1.txt", b"a picture")]
     catalog = catalog_of(write_tar(tmp_path / "0.tar", entries))

@@ -1,3 +1,5 @@
+"""Byte ranges: combine near spans into one request, and read spans."""
+
 from __future__ import annotations
 
 import os
@@ -24,13 +26,13 @@ def test_coalesced_requests_hold_every_span_and_no_large_gap() -> None:
             assert 0 <= following - (offset + size) <= MAX_GAP
 
 
-def test_neighbours_are_one_request() -> None:
+def test_near_spans_are_one_request() -> None:
     near, far = [(0, 10), (10 + MAX_GAP, 10)], (MAX_GAP * 3, 5)
     assert coalesce([*near, far]) == [near, [far]]
 
 
 @pytest.mark.parametrize("where", ["local", "memory"])
-def test_spans_in_any_order_are_the_bytes_of_the_file(
+def test_spans_in_any_order_give_the_bytes_of_the_file(
     tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retry, "TRIES", 2)

@@ -1,4 +1,4 @@
-"""A cut over parts as a selection step makes it, for tests: histograms, ties and masks part by part."""
+"""A top-k threshold over parts, computed as in a selection step: histograms, ties and masks, part by part."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Ints = NDArray[np.int64]
 
 
 def cut_parts(parts: Sequence[Keys], groups: Sequence[Ints], num_wanted: Ints) -> NDArray[np.bool_]:
-    """Keeps the `num_wanted` [k] highest keys of each group: bool, all parts one after another."""
+    """Return a mask of the `num_wanted` [k] highest keys of each group: bool, all parts concatenated."""
     num_pairs = sum((np.bincount(group, minlength=len(num_wanted)) for group in groups), np.zeros_like(num_wanted))
 
     def total_histogram(cut: Cut) -> Ints:
@@ -35,7 +35,7 @@ def cut_parts(parts: Sequence[Keys], groups: Sequence[Ints], num_wanted: Ints) -
 
 
 def kept_by_sorting(keys: Keys, groups: Ints, num_wanted: Ints) -> NDArray[np.bool_]:
-    """The definition: of each group the highest keys first, equal ones by position."""
+    """Return the mask of the definition: the highest keys of each group; equal keys by position."""
     keep = np.zeros(len(keys), dtype=bool)
     for group, wanted in enumerate(num_wanted.tolist()):
         order = sorted(np.flatnonzero(groups == group).tolist(), key=lambda position: (-int(keys[position]), position))

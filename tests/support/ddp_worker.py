@@ -1,6 +1,6 @@
-"""One of N gloo workers: for each case the loss and the gradients after the averaging, or a few steps; rank 0 writes.
+"""One of N gloo workers. It computes the loss, the averaged gradients and a few steps of each case; rank 0 writes them.
 
-Run as `python ddp_worker.py FOLDER RANK NUM_WORKERS`; FOLDER/inputs.pt says what to do."""
+Run as `python ddp_worker.py FOLDER RANK NUM_WORKERS`. FOLDER/inputs.pt holds the cases."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def own_slots(inputs: dict[str, Any], mask: str) -> Batch:
 
 
 def run_case(inputs: dict[str, Any], case: dict[str, Any]) -> dict[str, Any]:
-    """A step at learning rate 0 leaves its gradients, clipped; then some steps of a fresh train_step."""
+    """Run a step with learning rate 0 to get the clipped gradients, then some steps of a new train_step."""
     batch = own_slots(inputs, case["mask"])
     train_step = make_train_step(inputs["config"], case["settings"])
     losses = [torch.zeros(()) for _ in range(dist.get_world_size())]
@@ -57,7 +57,7 @@ def run_steps(inputs: dict[str, Any], case: dict[str, Any], batch: Batch) -> dic
 
 
 def continue_case(inputs: dict[str, Any], case: dict[str, Any], saved: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """One more step after a state that any number of workers, DDP or FSDP, has saved."""
+    """Restore a state, from any number of DDP or FSDP workers, and run one more step."""
     train_step = make_train_step(inputs["config"], case["settings"])
     train_step.restore(saved)
     train_step.run(own_slots(inputs, case["mask"]), lr=1e-3, step=case["num_steps"])

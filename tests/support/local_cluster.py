@@ -1,4 +1,4 @@
-"""A Ray cluster of several nodes on this machine, as `ray start` makes it; nodes come and go by their processes."""
+"""A Ray cluster of several nodes on this machine. Each node is a `ray start` process that a test can kill."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.support.processes import kill
 
 PATIENCE = 90.0
 STORE_BYTES = 200_000_000
-# of nodes that are made and reached from afar, which these are not
+# settings for nodes that are created and reached over the network, which local nodes do not need
 UNUSED: dict[str, Any] = {
     "auth": {},
     "file_mounts": {},
@@ -43,7 +43,7 @@ UNUSED: dict[str, Any] = {
 
 
 def free_port() -> int:
-    """One that nobody listens at now."""
+    """Return a port that no process listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -51,7 +51,10 @@ def free_port() -> int:
 
 @dataclass
 class LocalCluster:
-    """`nodes`: the processes that hold them; the head is the first, of `cpus` as well if it is told no other."""
+    """A running cluster.
+
+    `nodes` holds the process of each node; the first is the head. Each node has `cpus` CPUs; the head has `head_cpus`
+    if that is set."""
 
     folder: Path
     cpus: int
@@ -63,25 +66,25 @@ class LocalCluster:
 
     @property
     def address(self) -> str:
-        """What `RAY_ADDRESS` is to be for a driver."""
+        """Return the `RAY_ADDRESS` of a driver."""
         return f"127.0.0.1:{self.port}"
 
     @property
     def job_env(self) -> dict[str, str]:
-        """What makes `ray job` use this cluster."""
+        """Return the environment variables that make `ray job` use this cluster."""
         return {"RAY_ADDRESS": f"http://127.0.0.1:{self.dashboard_port}", "RAY_AUTH_MODE": "token"}
 
     @property
     def driver_env(self) -> dict[str, str]:
-        """What makes a command use this cluster."""
+        """Return the environment variables that make a command use this cluster."""
         return {**self.env, "RAY_ADDRESS": self.address, "RAY_AUTH_MODE": "token"}
 
     def start_head(self, *, dashboard: bool = False, more: str = "") -> None:
-        """The first node; `more`: what `ray start` is told besides."""
-        # sockets below it have no room for a long path
+        """Start the head. `more` holds further arguments of `ray start`."""
+        # a short path: the length of the path of a Unix socket is limited
         temporary = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
         self.env["RAY_TMPDIR"] = temporary
-        # nodes that share a few cores answer late now and then; one that is gone refuses the connection at once
+        # nodes that share a few cores can answer late; a dead node refuses the connection at once
         self.env["RAY_health_check_timeout_ms"] = "60000"
         shown = f"--dashboard-port={self.dashboard_port}" if dashboard else ""
         size = self._size(self._head_size)
@@ -89,18 +92,18 @@ class LocalCluster:
         self._start(f"ray start --head --port={self.port} {dashboards} {size} {more}")
 
     def start_autoscaler(self, *, max_nodes: int) -> None:
-        """The first node, and Ray's autoscaler, which starts up to so many others as they are asked for."""
+        """Start the head and Ray's autoscaler, which adds up to `max_nodes` nodes on demand."""
         of_head, of_node = ({"CPU": cpus} for cpus in (self._head_size, self.cpus))
         config = {
             "cluster_name": "grows",
             "max_workers": max_nodes,
             "upscaling_speed": 10.0,
             "provider": {
-                # Ray's own name for it wants a file that its wheel does not have
+                # not Ray's name for this provider, because that needs a file that the wheel of Ray does not have
                 "type": "external",
                 "module": f"{FakeMultiNodeProvider.__module__}.{FakeMultiNodeProvider.__name__}",
                 "launch_multiple": True,
-                # they share an address, and what they need is there
+                # all nodes share one address and need no set-up
                 "use_node_id_as_ip": True,
                 "disable_node_updaters": True,
                 "disable_launch_config_check": True,
@@ -129,26 +132,30 @@ class LocalCluster:
         return self.cpus if self.head_cpus is None else self.head_cpus
 
     def sessions(self) -> list[Path]:
-        """Ray's folders of the clusters that were started with this one's environment."""
+        """Return the session folders of all Ray clusters that were started with the environment of this one."""
         return [path for path in Path(self.env["RAY_TMPDIR"]).glob("ray/session_*") if not path.is_symlink()]
 
     def add_node(self, *, before: str = "", gpus: int = 0, wait: bool = True) -> subprocess.Popen[bytes]:
-        """Another node, with GPUs that Ray counts and nobody has; `before`: shell commands in a mount namespace of its
-        own; `wait`: until it is up."""
+        """Start another node.
+
+        Args:
+            before: Shell commands to run first, in a new mount namespace of the node.
+            gpus: Number of GPUs that Ray counts; they need not exist.
+            wait: Wait until the node is up."""
         asked = f"--num-gpus={gpus}" if gpus else ""
         command = f"ray start --address={self.address} {asked} {self._size(self.cpus)}"
         self._start(f"unshare -m sh -c '{before}; exec {command}'" if before else command, wait=wait)
         return self.nodes[-1]
 
     def _size(self, cpus: int) -> str:
-        # nodes on one machine must not share the port that jobs are submitted through
+        # nodes on one machine must not share the port of the job agent
         agent = f"--dashboard-agent-listen-port={free_port()}"
         return f"--num-cpus={cpus} --object-store-memory={STORE_BYTES} {agent} --block --disable-usage-stats"
 
     def _start(self, command: str, *, wait: bool = True) -> None:
-        # nodes that were killed may have been taken off the list
-        said = self.folder / f"node{len(list(self.folder.glob('node*.log')))}.log"
-        with said.open("ab") as log:
+        # number the log by the logs that exist, because a test may have removed killed nodes from `nodes`
+        log_path = self.folder / f"node{len(list(self.folder.glob('node*.log')))}.log"
+        with log_path.open("ab") as log:
             self.nodes.append(
                 subprocess.Popen(
                     ["sh", "-c", f"exec {command}"],
@@ -159,17 +166,17 @@ class LocalCluster:
                 )
             )
         if wait:
-            self._wait_until_up(self.nodes[-1], said)
+            self._wait_until_up(self.nodes[-1], log_path)
 
-    def _wait_until_up(self, node: subprocess.Popen[bytes], said: Path) -> None:
+    def _wait_until_up(self, node: subprocess.Popen[bytes], log_path: Path) -> None:
         end = time.monotonic() + PATIENCE
-        while "Ray runtime started" not in said.read_text():
-            assert node.poll() is None, said.read_text()
-            assert time.monotonic() < end, said.read_text()
+        while "Ray runtime started" not in log_path.read_text():
+            assert node.poll() is None, log_path.read_text()
+            assert time.monotonic() < end, log_path.read_text()
             time.sleep(0.1)
 
     def stop(self) -> None:
-        """Every process of every node."""
+        """Kill all processes of all nodes."""
         for node in reversed(self.nodes):
             kill(node)
         shutil.rmtree(self.env.get("RAY_TMPDIR", ""), ignore_errors=True)
@@ -185,7 +192,7 @@ def local_cluster(
     dashboard: bool = False,
     env: dict[str, str] | None = None,
 ) -> Iterator[LocalCluster]:
-    """A cluster of so many nodes, the head among them, which is gone after the block."""
+    """Start a cluster of `nodes` nodes, including the head. It stops at the end of the block."""
     cluster = LocalCluster(folder, cpus, head_cpus, dict(env or {}))
     try:
         cluster.start_head(dashboard=dashboard)

@@ -1,4 +1,4 @@
-"""Real shards for tests: images by Pillow, tars by tarfile, sidecars by pyarrow."""
+"""Write real shards for tests: images with Pillow, tars with tarfile, sidecars with pyarrow."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Entry = tuple[str, bytes]
 
 
 def picture(seed: int, *, width: int = 40, height: int = 30, kind: str = "JPEG") -> bytes:
-    """A noisy image, encoded."""
+    """Return an encoded image of noise."""
     pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, kind)
@@ -28,7 +28,7 @@ def picture(seed: int, *, width: int = 40, height: int = 30, kind: str = "JPEG")
 
 
 def pair(key: str, seed: int, *, extension: str = "jpg", with_json: bool = True) -> list[Entry]:
-    """The members of a pair as img2dataset writes them; pair `seed` is 40 + seed pixels wide."""
+    """Return the members of a pair as img2dataset writes them. The image is 40 + seed pixels wide."""
     kind = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP"}[extension]
     entries = [(f"{key}.{extension}", picture(seed, width=40 + seed, kind=kind)), (f"{key}.txt", f"a {key}".encode())]
     fields = {"caption": f"a {key}", "width": 40 + seed, "height": 30, "uid": f"uid{key}", "url": f"http://x/{key}"}
@@ -36,12 +36,12 @@ def pair(key: str, seed: int, *, extension: str = "jpg", with_json: bool = True)
 
 
 def pairs(num_pairs: int, **options: object) -> list[Entry]:
-    """Members of several pairs with keys 0000, 0001, ..."""
+    """Return the members of several pairs with keys 0000, 0001, ..."""
     return [entry for i in range(num_pairs) for entry in pair(f"{i:04d}", i, **options)]  # type: ignore[arg-type]
 
 
 def write_tar(path: Path, entries: Iterable[Entry], mode: str = "w") -> Path:
-    """A tar (mode "w:gz": compressed) of the entries in order."""
+    """Write the entries in order into a tar. Mode "w:gz" compresses it."""
     with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
         for name, data in entries:
             info = tarfile.TarInfo(name)
@@ -51,12 +51,12 @@ def write_tar(path: Path, entries: Iterable[Entry], mode: str = "w") -> Path:
 
 
 def write_sidecar(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
-    """img2dataset's Parquet file beside a tar."""
+    """Write the Parquet file that img2dataset puts beside a tar."""
     pq.write_table(pa.Table.from_pylist(list(rows)), path)
     return path
 
 
 def all_images(source: Source, part: Part, rows: list[int] | None = None) -> list[bytes | None]:
-    """The images of the given rows of a part (default: all)."""
+    """Return the images of the given rows of a part; by default of all rows."""
     table = source.catalog(part).table
     return list(source.images(part, table if rows is None else table.take(pa.array(rows, pa.int64()))))

@@ -55,5 +55,5 @@ def test_sigterm_of_a_sweep_is_a_checkpoint_of_its_trial(tiny_conf: str, tmp_pat
         wait_for(lambda: list(tmp_path.glob("STORE/pretrain/*/tensorboard/*")), process)
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=300) == 143, said(tmp_path)
-    assert "stopped by SIGTERM; the same command with resume=true goes on" in said(tmp_path)
+    assert "stopped by SIGTERM; run the same command again with resume=true to resume" in said(tmp_path)
     assert len(checkpoints(tmp_path)) == 1
