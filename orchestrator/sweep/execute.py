@@ -37,7 +37,7 @@ from orchestrator.sweep.trials import (
     trial_at,
 )
 from orchestrator.sweep.tuner import Search, check_optuna, num_concurrent, search
-from orchestrator.training.tracking import check_trackers
+from orchestrator.training.tracking.trackers import check_trackers
 
 
 def sweep(config: Config, *, on_lost: Callable[[], None] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Agreement of all ranks: each rank's information is gathered at the same step, and all ranks act on it in the same way.
+"""Agreement of all ranks: they exchange information at the same step, and all act on it in the same way.
 
 Without it, a rank that stops or fails alone leaves the others waiting in a collective operation."""
 

@@ -103,7 +103,7 @@ class Checkpoints:
             cause = error.__context__ if isinstance(error.__context__, OSError) else error
             reason = getattr(cause, "strerror", None) or " ".join(str(cause).split())
             raise StoreError(
-                f"cannot write the checkpoint {target}: {reason}; expected a writable path with room"
+                f"cannot write the checkpoint {target}: {reason}; expected a writable URI with enough space"
             ) from error
         logger.info("wrote checkpoint %s", target)
         # a file that cannot be removed now is removed after the next checkpoint

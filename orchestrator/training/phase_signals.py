@@ -6,7 +6,7 @@ import logging
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -15,8 +15,8 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 ACTOR_PREFIX = "phase-signals-"
-# the logger above all loggers of this package
-PACKAGE_LOGGER = "orchestrator"
+# the loggers above those of this package, and of Python's warnings
+FORWARDED = ("orchestrator", "py.warnings")
 POLL_SECONDS = 0.5
 # the longest wait for phases to stop: a phase that waits for its workers takes no step at which it could stop
 LONGEST_STOP = 300.0
@@ -78,6 +78,8 @@ class PhaseSignals:
     def request_stop(self) -> None:
         """Ask the workers to write a checkpoint and stop."""
         self._state.stop_requested = True
+        # logged here, not by the driver: it calls this from a signal handler, which must not write to files
+        self.log(LogLine(__name__, logging.WARNING, "stop requested: the workers write a checkpoint and stop"))
 
     def confirm_stop(self, step: int) -> None:
         """Note that the workers stopped after `step` steps."""
@@ -109,22 +111,28 @@ class _ForwardingHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         sent = self.signals.log.remote(LogLine(record.name, record.levelno, self.format(record)))
         if record.levelno >= logging.ERROR:
-            # the process may end right after an error, and would lose the line
-            ray.get(sent)
+            # the process may end right after an error, and would lose the line; without a driver nobody reads it
+            with suppress(RayError):
+                ray.get(sent)
 
 
 @contextmanager
 def forwarded_log(signals: Any, rank: int) -> Iterator[None]:
-    """Send what this package logs in a worker process to the driver's log, inside the block."""
-    package, handler = logging.getLogger(PACKAGE_LOGGER), _ForwardingHandler(signals, rank)
-    level = package.level
-    package.addHandler(handler)
-    package.setLevel(logging.INFO)
+    """Send what this package logs, and Python's warnings, from a worker process to the driver's log, in the block."""
+    handler = _ForwardingHandler(signals, rank)
+    sources = [logging.getLogger(name) for name in FORWARDED]
+    levels = [source.level for source in sources]
+    logging.captureWarnings(True)
+    for source in sources:
+        source.addHandler(handler)
+        source.setLevel(logging.INFO)
     try:
         yield
     finally:
-        package.removeHandler(handler)
-        package.setLevel(level)
+        logging.captureWarnings(False)
+        for source, level in zip(sources, levels, strict=True):
+            source.removeHandler(handler)
+            source.setLevel(level)
 
 
 def start_signals() -> Any:

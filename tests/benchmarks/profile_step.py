@@ -1,8 +1,8 @@
 """Profile the parts of a training step in a real `run`; write a table and a chart.
 
-Timers wrap the parts of the real worker: its loader, its train step, the towers. The figures are means of rank 0 over the
-steady steps. DDP sends gradients while it computes others, so the cost of the all-reduce is only the time that it adds.
-To measure it, every second step runs without all-reduce, and the two means are subtracted. The ranks then have
+Timers wrap the parts of the real worker: its loader, its train step, the towers. The figures are means of rank 0 over
+the steady steps. DDP sends gradients while it computes others, so the cost of the all-reduce is only the time that it
+adds. To measure it, every second step runs without all-reduce, and the two means are subtracted. The ranks then have
 different weights, and the model is thrown away. Tokenising runs in a thread in parallel with the steps; its time is
 shown separately.
 
@@ -108,7 +108,7 @@ def mark_train_step(marks: Marks, train_step: TrainStep) -> None:
 def marked_worker(loop_config: dict[str, Any], path: str) -> None:
     """Run the real training function of a worker with timers. Rank 0 writes the steps."""
     marks = Marks()
-    load, make = worker.load, worker.TrainStep
+    load, make = worker.load_batches, worker.TrainStep
 
     def marked_train_step(*args: Any, rank: int, **kwargs: Any) -> TrainStep:
         train_step = make(*args, rank=rank, **kwargs)
@@ -116,7 +116,7 @@ def marked_worker(loop_config: dict[str, Any], path: str) -> None:
         marks.is_first = rank == 0
         return train_step
 
-    worker.load = lambda *args, **kwargs: marks.waiting(load(*args, **kwargs))  # type: ignore[assignment]
+    worker.load_batches = lambda *args, **kwargs: marks.waiting(load(*args, **kwargs))  # type: ignore[assignment]
     worker.TrainStep = marked_train_step  # type: ignore[misc, assignment]
     device_loader.to_batch = marks.on(TOKENISE, device_loader.to_batch)
     towers.encode_trimmed = marks.on(TEXT, towers.encode_trimmed)

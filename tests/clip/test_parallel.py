@@ -144,7 +144,7 @@ def test_the_number_of_workers_changes_no_loss_gradient_or_weight(
                 result["weights"],
                 0,
                 0,
-                f"{name}, restored in one process",
+                f"{name}, in one process",
             )
     for name, after in found["continued"].items():
         close(after, one_more, 1e-4, 1e-4, f"{name}, continued")
