@@ -1,9 +1,9 @@
-# Few verbs: `make demo`, `make test`, `make test-all`, `make check`. All set up what they need in .venv.
+# Few verbs: `make demo`, `make test`, `make test-all`, `make check`, `make docs`. All set up what they need in .venv.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all check setup clean
+.PHONY: demo test test-all check docs setup clean
 
 demo: setup ## the main job on the embedded pool
 	$(BIN)/python -m orchestrator run
@@ -19,6 +19,9 @@ check: setup ## lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy orchestrator
 
+docs: setup ## the site, in docs/_build/html; warnings are errors
+	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml
@@ -28,4 +31,4 @@ $(VENV)/.ready: pyproject.toml
 	touch $@
 
 clean: ## generated files; the environment stays
-	rm -rf runs build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf runs build dist docs/_build .pytest_cache .mypy_cache .ruff_cache

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from orchestrator.results.sweep import Sweep
 
 __all__ = ["Run", "Sweep", "__version__"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # without a handler Python prints warnings of this package to stderr; `engine.log` writes them to the run's log
 logging.getLogger(__name__).addHandler(logging.NullHandler())

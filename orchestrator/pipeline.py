@@ -22,8 +22,9 @@ from orchestrator.engine import lease, ray_cluster
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
 from orchestrator.engine.log import UPLOAD, run_log
+from orchestrator.engine.role import Role
 from orchestrator.engine.run_record import RunRecord, StageRecord
-from orchestrator.engine.stage import Stage
+from orchestrator.engine.stage import PairFlow, Stage
 from orchestrator.errors import UserError
 from orchestrator.plan.rows import COLUMNS, Reach, plan_rows, reaches, training_cost
 from orchestrator.selection import selection_stages
@@ -78,7 +79,7 @@ def plan(config: Config) -> None:
     config, display = prepare(config), Display()
     pipeline = _stages(config, open_source(config.source))
     found = _show_plan(pipeline, display)
-    left = [stage for stage in pipeline.stages if stage.artifact.kind != "evaluation"]
+    left = [stage for stage in pipeline.stages if stage.role != Role.EVALUATE]
     if config.plan.probe and not all(stage.artifact.is_complete() for stage in left):
         _show_costs(pipeline, found, display)
 
@@ -94,7 +95,7 @@ def evaluate(config: Config, *, on_lost: Callable[[], None] | None = None) -> No
 
 def report(config: Config) -> None:
     """Rebuilds the report of a finished run from its artifacts."""
-    from orchestrator.report import write_report
+    from orchestrator.report.write import write_report
 
     out = files.absolute(config.run) if config.run else _out(config)
     record = RunRecord.read(out)
@@ -150,12 +151,20 @@ def _report_words(config: Config, catalog: Catalog, steps: Sequence[Stage]) -> l
     stages, pool, kept = [], steps[0].artifact, steps[-1].artifact
     first = config.selection.settings[config.selection.steps[0]] if config.selection.steps else None
     min_count = first.min_count if isinstance(first, WfppStep) else MIN_COUNT
-    before = count_stage(config.store, catalog, pool, label="before")
+    before = count_stage(config.store, catalog, pool, label="before", role=Role.COUNT_WORDS_BEFORE)
     if before.artifact not in [stage.artifact for stage in steps]:
-        summed = words_stage(config.store, catalog, before.artifact, min_count=min_count, label="before")
-        stages += [replace(stage, on_whole_pool=True) for stage in (before, summed)]
-    after = count_stage(config.store, catalog, kept, label="after")
-    return [*stages, after, words_stage(config.store, catalog, after.artifact, min_count=1, label="after")]
+        summed = words_stage(
+            config.store,
+            catalog,
+            before.artifact,
+            min_count=min_count,
+            label="before",
+            role=Role.SUM_WORDS_BEFORE,
+        )
+        stages += [replace(stage, flow=PairFlow(on_whole_pool=True)) for stage in (before, summed)]
+    after = count_stage(config.store, catalog, kept, label="after", role=Role.COUNT_WORDS_AFTER)
+    summed = words_stage(config.store, catalog, after.artifact, min_count=1, label="after", role=Role.SUM_WORDS_AFTER)
+    return [*stages, after, summed]
 
 
 def _training(pipeline: Pipeline) -> Pipeline:
@@ -178,14 +187,15 @@ def _training(pipeline: Pipeline) -> Pipeline:
         whole = valid_stage(config.store, catalog, has_images=True, needs_caption=True, among=among)
         phase = Phase(name="finetune", config=config.finetune, keep=whole.artifact, start=pretrain.artifact)
         for stage in (whole, training_stage(config, phase, cached, catalog)):
-            stages.append(replace(stage, on_whole_pool=among is None, follows=config.finetune.after))
-    trained = [stage for stage in stages if stage.epochs]
+            flow = replace(stage.flow, on_whole_pool=among is None, follows=config.finetune.after)
+            stages.append(replace(stage, flow=flow))
+    trained = [stage for stage in stages if stage.trains]
     stages += models_stage(config, {stage.name: stage.artifact for stage in trained})
     return replace(pipeline, stages=stages)
 
 
 def _left_by(step: str | None, stages: Sequence[Stage]) -> Artifact | None:
-    keeps = {stage.name: stage.artifact for stage in stages if stage.artifact.kind == "keep"}
+    keeps = {stage.step or stage.role: stage.artifact for stage in stages if stage.role in (Role.POOL, Role.KEEP)}
     if step is not None and step not in keeps:
         raise UserError(f"finetune.after={step}: no such step; this run's steps: {', '.join(keeps)}")
     return keeps[step] if step else None
@@ -206,7 +216,7 @@ def _show_plan(pipeline: Pipeline, display: Display) -> list[Reach]:
     cost = training_cost(found, pipeline.source, pipeline.catalog)
     if cost:
         display.line(cost)
-    if cost and not any(stage.artifact.kind == "evaluation" for stage in pipeline.stages):
+    if cost and not any(stage.role == Role.EVALUATE for stage in pipeline.stages):
         display.line(NOT_EVALUATED)
     return found
 
@@ -235,7 +245,7 @@ def _show_costs(pipeline: Pipeline, found: list[Reach], display: Display) -> Non
 def _finish(
     config: Config, stages: Sequence[Stage], verb: str, display: Display, on_lost: Callable[[], None] | None
 ) -> None:
-    from orchestrator.report import write_report
+    from orchestrator.report.write import write_report
     from orchestrator.training.tracking.report import attach_report
 
     started, clock = datetime.now(UTC), time.monotonic()
@@ -243,7 +253,7 @@ def _finish(
     files.write_json(files.join(_out(config), "config.json"), config.model_dump(mode="json"))
     ray_cluster.connect(config.cluster)
     ray_cluster.check_shared({"out": _out(config), "store": config.store})
-    if any(stage.epochs and not stage.artifact.is_complete() for stage in stages):
+    if any(stage.trains and not stage.artifact.is_complete() for stage in stages):
         # and so are more workers than the cluster can hold
         ray_cluster.num_train_workers(config.training.num_workers, lanes=config.training.lanes)
     records = [build(stage, display, on_lost) for stage in stages]
@@ -257,7 +267,7 @@ def _finish(
         wall_seconds=round(time.monotonic() - clock, 1),
     )
     out = _out(config)
-    trained = record.named("finetune") or record.named("pretrain")
+    trained = record.find(Role.FINETUNE) or record.find(Role.PRETRAIN)
     if trained is not None:
         files.copy(trained.path("model"), files.join(out, "model"))
     record.write(out)
@@ -278,18 +288,11 @@ def build(stage: Stage, display: Display, on_lost: Callable[[], None] | None = N
         else:
             logger.info("%s: cache hit, %s", stage.name, stage.artifact.uri)
             display.line(f"{stage.name}: reused")
-    return StageRecord(
-        name=stage.name,
-        kind=stage.artifact.kind,
-        uri=stage.artifact.uri,
-        made_from=stage.artifact.made_from,
-        reused=not mine,
-        seconds=round(time.monotonic() - clock, 2),
-    )
+    return StageRecord.of(stage, reused=not mine, seconds=round(time.monotonic() - clock, 2))
 
 
 def _summary(record: RunRecord, out: str, display: Display) -> None:
-    from orchestrator.report import headline
+    from orchestrator.report.write import headline
 
     rows = [*headline(out), ("report", files.join(out, "report.html")), ("numbers", files.join(out, "report.json"))]
     if files.exists(files.join(out, "model")):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import socket
-import subprocess
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 
 from orchestrator.config import ClusterConfig
 from orchestrator.engine import ray_cluster as cluster
-from tests.support.commands import Shell, geometry_command, in_shell, tiny_command
+from tests.support.commands import Shell, geometry_command, run_command, run_process, tiny_command
 from tests.support.pools import make_pairs, write_experiment, write_tars, write_zero_shot
 
 
@@ -29,18 +28,14 @@ def ray_cluster() -> str:
 
 @pytest.fixture(scope="session")
 def shell() -> Shell:
-    """Types a command; what needs a cluster starts its own."""
-    return in_shell
+    """`run_process`: a command in a shell, which starts a cluster when it needs one."""
+    return run_process
 
 
 @pytest.fixture(scope="session")
 def typed(ray_cluster: str) -> Shell:
-    """Types a command that uses the session's cluster, as users with RAY_ADDRESS set do."""
-
-    def run(command: str, *, cwd: Path) -> subprocess.CompletedProcess[str]:
-        return in_shell(command, cwd=cwd, env={"RAY_ADDRESS": ray_cluster, "RAY_AUTH_MODE": "token"})
-
-    return run
+    """`run_command`: a command in this process, on the session's cluster."""
+    return run_command
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,8 @@ from orchestrator.engine import ray_cluster
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
 from orchestrator.engine.parts import PartResult, Work, build_parts, part_path
-from orchestrator.engine.stage import Stage, by_part
+from orchestrator.engine.role import Role
+from orchestrator.engine.stage import CostScaling, Stage, by_part
 from orchestrator.pruning.clusters import Nearest
 from orchestrator.storage import files
 
@@ -59,11 +60,12 @@ def assign_stage(step: Step, k: int, centroids: Artifact) -> Stage:
 
     return Stage(
         name=name,
+        role=Role.ASSIGN_CLUSTERS,
+        step=step.name,
         does="find every pair's cluster and its distance",
         artifact=artifact,
         build=build,
-        work=lambda pairs: pairs * k,
-        num_tasks=by_part,
+        scaling=CostScaling(work=lambda pairs: pairs * k, num_tasks=by_part),
     )
 
 

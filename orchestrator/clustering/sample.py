@@ -16,7 +16,8 @@ from orchestrator.embedding.vectors import Embedding, is_present
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
 from orchestrator.engine.parts import PartResult, Summary, Work, build_parts, part_path
-from orchestrator.engine.stage import Stage, by_groups
+from orchestrator.engine.role import Role
+from orchestrator.engine.stage import CostScaling, Stage, by_groups
 from orchestrator.errors import UserError
 from orchestrator.pruning.random import random_scores
 from orchestrator.storage import files
@@ -60,11 +61,12 @@ def sample_stage(step: Step, settings: Clustering) -> Stage:
 
     return Stage(
         name=f"sample, {step.name}",
+        role=Role.SAMPLE,
+        step=step.name,
         does=f"draw {num_wanted:,} vectors, or all, to train {settings.k:,} centroids on",
         artifact=artifact,
         build=build,
-        stores=lambda pairs: min(pairs, num_wanted),
-        num_tasks=by_groups(MAX_GROUPS),
+        scaling=CostScaling(stores=lambda pairs: min(pairs, num_wanted), num_tasks=by_groups(MAX_GROUPS)),
     )
 
 

@@ -16,7 +16,8 @@ from orchestrator.data.step import Step
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
 from orchestrator.engine.parts import PartResult, Work, build_parts, part_path
-from orchestrator.engine.stage import Stage, by_groups
+from orchestrator.engine.role import Role
+from orchestrator.engine.stage import CostScaling, Stage, by_groups
 from orchestrator.pruning.clusters import FIXED_POINT, sums_by_cluster
 from orchestrator.storage import files
 from orchestrator.storage.npy import from_npy, to_npy
@@ -57,11 +58,12 @@ def stats_stage(step: Step, k: int, assigned: Artifact) -> Stage:
 
     return Stage(
         name=name,
+        role=Role.CLUSTER_STATS,
+        step=step.name,
         does="count every cluster's pairs, sum their distances",
         artifact=artifact,
         build=build,
-        stores=lambda _: k,
-        num_tasks=by_groups(MAX_GROUPS),
+        scaling=CostScaling(stores=lambda _: k, num_tasks=by_groups(MAX_GROUPS)),
     )
 
 

@@ -18,7 +18,8 @@ from orchestrator.engine import ray_cluster
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
 from orchestrator.engine.metering import Meter, current_meter
-from orchestrator.engine.stage import Stage, by_groups, nothing
+from orchestrator.engine.role import Role
+from orchestrator.engine.stage import CostScaling, Stage, by_groups, nothing
 from orchestrator.pruning.clusters import Trained, Vectors, train, unit
 from orchestrator.storage import files
 from orchestrator.storage.npy import from_npy, to_npy
@@ -64,14 +65,18 @@ def centroids_stage(step: Step, settings: Clustering, sample: Artifact) -> Stage
     does = f"spherical k-means ({settings.trainer}), k = {settings.k:,}, {settings.num_iterations} iterations"
     return Stage(
         name=name,
+        role=Role.TRAIN_CENTROIDS,
+        step=step.name,
         does=does,
         artifact=artifact,
         build=build,
-        work=lambda pairs: num_sampled(pairs) * settings.k * settings.num_iterations,
-        stores=lambda _: settings.k,
-        holds=num_sampled if settings.trainer == "faiss" else nothing,
-        num_tasks=by_groups(MAX_GROUPS),
-        one_task=settings.trainer == "faiss",
+        scaling=CostScaling(
+            work=lambda pairs: num_sampled(pairs) * settings.k * settings.num_iterations,
+            stores=lambda _: settings.k,
+            holds=num_sampled if settings.trainer == "faiss" else nothing,
+            num_tasks=by_groups(MAX_GROUPS),
+            one_task=settings.trainer == "faiss",
+        ),
     )
 
 

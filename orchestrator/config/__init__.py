@@ -1,6 +1,6 @@
-"""What a run is, typed: one frozen class per group of `conf/`, validated once at the boundary.
+"""The typed configuration: one frozen class for each group of `conf/`, validated once.
 
-Past `parse` nothing sees a raw mapping. Every message names the key, what came and what is expected."""
+Code behind `parse` sees typed settings only. Each error message names the key, the value and what was expected."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any, Literal
 from pydantic import ValidationError, field_serializer, field_validator, model_validator
 
 from orchestrator.config.embedding import (
-    BroughtConfig,
     ClipRetrievalEmbedding,
     ColumnEmbedding,
     EfficientNetLite0Encoder,
@@ -19,6 +18,7 @@ from orchestrator.config.embedding import (
     EncoderConfig,
     MatchBy,
     OpenClipEncoder,
+    PrecomputedConfig,
     TimmEncoder,
 )
 from orchestrator.config.evaluation import (
@@ -68,7 +68,6 @@ __all__ = [
     "AshaConfig",
     "AugmentationConfig",
     "BasicStep",
-    "BroughtConfig",
     "Budgeted",
     "ClipRetrievalEmbedding",
     "ClipScoreStep",
@@ -95,6 +94,7 @@ __all__ = [
     "ParquetSource",
     "PhaseConfig",
     "PlanConfig",
+    "PrecomputedConfig",
     "RandomStep",
     "RetrievalConfig",
     "Section",
@@ -118,20 +118,24 @@ __all__ = [
 
 
 class TrackingConfig(Section):
-    """Where the training curve goes besides the JSON-lines file.
-
-    `wandb_mode` null leaves it to WANDB_MODE. A user and password in `mlflow_uri` are used, and written nowhere."""
+    """The trackers that get the training curve, besides the JSON-lines file that is always written."""
 
     tensorboard: bool = True
+    """Write TensorBoard files beside the curve."""
     wandb_project: str | None = None
+    """The Weights & Biases project. Null: off. Needs the extra `wandb`."""
     wandb_mode: Literal["online", "offline"] | None = None
+    """The mode of Weights & Biases. Null: the environment variable WANDB_MODE decides."""
     mlflow_uri: str | None = None
+    """The MLflow tracking URI, or a folder. Null: off. Needs the extra `mlflow`. A user and password in it are used but
+    never written down."""
     mlflow_experiment: str = "orchestrator"
+    """The MLflow experiment."""
 
     @field_validator("mlflow_uri")
     @classmethod
     def _absolute(cls, uri: str | None) -> str | None:
-        # workers have another working folder; a name without a scheme is a folder, but for this one
+        # workers run in another folder; a name without a scheme is a path, except Databricks' own
         if uri and ":" not in uri and uri != "databricks":
             return os.path.abspath(os.path.expanduser(uri))
         return uri and re.sub(r"^sqlite:///(?!/)", f"sqlite:///{os.getcwd()}/", uri)
@@ -142,49 +146,80 @@ class TrackingConfig(Section):
 
 
 class ClusterConfig(Section):
-    """Which Ray cluster: an address (default: RAY_ADDRESS, else the one that `ray start` made this machine a node of,
-    else one that is started here; `num_cpus` asks for that, as the address `local` does). With an autoscaler, what it
-    brings the cluster to, for which stages are planned: `scales_to_cpus`, `scales_to_gpus`."""
+    """The Ray cluster that a command uses, and how it may grow."""
 
     address: str | None = None
+    """Address of the cluster. Null: RAY_ADDRESS, otherwise the cluster that `ray start` made this machine a node of,
+    otherwise a new one on this machine. `local`: always a new one."""
     num_cpus: Positive | None = None
+    """Logical CPUs of a new cluster on this machine. Setting it starts one. Null: twice the cores, at least 4. Unit:
+    CPUs."""
     scales_to_cpus: Positive | None = None
+    """With an autoscaler: the CPUs that the cluster can grow to. Stages are planned for them and wait for them. Null:
+    the CPUs that are there when a stage starts. Unit: CPUs."""
     scales_to_gpus: Positive | None = None
+    """With an autoscaler: the GPUs that the cluster can grow to. Null: the GPUs that are there when a stage starts.
+    Unit: GPUs."""
     scoring_actors: Positive | None = None
+    """Actors that score captions. Null: one for each CPU. Unit: actors."""
 
 
 class PlanConfig(Section):
-    """The estimates of `plan`: whether a probe measures rates, on how many of the pool's parts, and what an hour of a
-    core and of a GPU costs."""
+    """The estimates of `plan`."""
 
     probe: bool = True
+    """Measure rates on a few parts of the pool to estimate hours, memory, storage and cost. False: only count pairs
+    and samples."""
     probe_parts: Positive = 4
+    """Parts that the probe measures, spread evenly over the pool. Unit: parts."""
     core_hour_price: Price | None = None
+    """Price of one hour of one core on a CPU node. Null: no cost is shown. Unit: dollars."""
     gpu_hour_price: Price | None = None
+    """Price of one hour of one GPU with the cores of its node. Null: no cost is shown. Unit: dollars."""
 
 
 class Config(Section):
-    """A whole run."""
+    """The whole configuration of a command."""
 
     name: str = "run"
+    """The name of the run."""
     source: SourceConfig
+    """The pool."""
     embedding: dict[str, EmbeddingConfig]
+    """The embeddings by name. Only those that a selection step names are computed or read."""
     selection: SelectionConfig
+    """The selection steps."""
     model: ModelConfig
+    """The model to train."""
     training: TrainingConfig
+    """Pre-training, and what both phases share."""
     finetune: FinetuneConfig
+    """The fine-tune phase."""
     evaluation: EvaluationConfig
+    """The evaluation sets."""
     tracking: TrackingConfig
+    """The trackers."""
     cluster: ClusterConfig
+    """The Ray cluster."""
     sweep: SweepConfig = SweepConfig()
+    """The sweep."""
     plan: PlanConfig = PlanConfig()
+    """The estimates of `plan`."""
     store: str = "runs/store"
+    """The folder or URI of the artifacts that runs share."""
     out: str | None = None
+    """The run's own folder or URI. Null: `runs/NAME`."""
     run: str | None = None
+    """For `export` and `report`: the folder of a finished run."""
     to: str | None = None
+    """For `export`: the file (`.parquet`, `.npy`) or folder to write."""
     checkpoint: str | None = None
+    """For `evaluate`: a model folder, an open_clip model name (with `model.pretrained`) or
+    `hf-hub:ORGANISATION/NAME`."""
     resume: bool = False
+    """For `sweep`: continue the interrupted sweep in `out`."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """The least severe messages that `OUT/run.log` gets."""
 
     @model_validator(mode="after")
     def _embeddings_are_declared(self) -> Config:
@@ -197,9 +232,9 @@ class Config(Section):
 
 
 def parse(raw: dict[str, Any]) -> Config:
-    """The typed configuration of a resolved Hydra config.
+    """Return the typed configuration of a resolved Hydra config.
 
-    Errors: `ConfigError`, one line for all that is wrong, each with its key, what came and what was expected."""
+    Errors: `ConfigError`, one line that lists every invalid setting with its value and what was expected."""
     check_no_secrets(raw)
     try:
         return Config.model_validate(raw)
@@ -209,7 +244,7 @@ def parse(raw: dict[str, Any]) -> Config:
 
 def _line(problem: Any) -> str:
     where = [str(step) for step in problem["loc"]]
-    # pydantic's location also names the union's member ("table", "wfpp") and the folded node, no keys of the user's
+    # pydantic's location also holds the union's member ("table", "wfpp") and the folded node: not keys of the user
     if where[:1] == ["source"]:
         where = where[:1] + where[2:]
     if where[:2] == ["selection", "settings"]:

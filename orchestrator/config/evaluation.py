@@ -1,4 +1,4 @@
-"""What trained models are measured on: one classification set, one retrieval set, and lists of benchmark tasks."""
+"""The evaluation sets: one classification set, one retrieval set, and lists of benchmark tasks."""
 
 from __future__ import annotations
 
@@ -21,44 +21,62 @@ Metric = Literal[
 
 
 class ZeroShotConfig(Section):
-    """A classification set: a tar of image + `cls`, its class names and prompt templates in text files beside it."""
+    """A zero-shot classification set."""
 
     uri: str | None = None
+    """A tar of images with their class numbers (`cls`), beside `NAME.classnames.txt` with one class a line. Null: no
+    such set. `demo`: the set of the embedded pool."""
     templates: tuple[str, ...] | None = None
+    """Prompt templates with `{}` for the class name. Null: the templates beside the tar, otherwise OpenAI's."""
 
 
 class RetrievalConfig(Section):
-    """Held-out pairs: a tar of image + caption."""
+    """A retrieval set of validation pairs."""
 
     uri: str | None = None
+    """A tar of images with captions that are not in the pool. Null: no such set. `demo`: the set of the embedded
+    pool."""
 
 
 class TaskConfig(Section):
-    """A benchmark task in clip_benchmark's WebDataset layout: its `metric` is the main one, `group` the average it
-    enters beside the one over all tasks, `folders` what its folder may be called besides the task's key."""
+    """A benchmark task in clip_benchmark's WebDataset layout."""
 
     name: str
+    """The name in tables."""
     metric: Metric = "acc1"
+    """The main metric, by its name in DataComp."""
     group: str | None = None
+    """The group average that the task enters, besides the average over all tasks."""
     folders: tuple[str, ...] = ()
+    """Further names of the task's folder, besides the task's key."""
 
 
 class EvaluationConfig(Section):
-    """What the trained models are measured on; `root` is the folder (or bucket) that the tasks' folders are in."""
+    """The sets and tasks that trained models are evaluated on."""
 
     zero_shot: ZeroShotConfig = ZeroShotConfig()
+    """A zero-shot classification set."""
     retrieval: RetrievalConfig = RetrievalConfig()
+    """A retrieval set."""
     batch_size: Positive = 256
+    """Images or texts in one forward pass. Unit: items."""
     root: str | None = None
+    """The folder or bucket that holds the folders of the benchmark tasks."""
     tasks: dict[str, TaskConfig] = Field(default={})
+    """The benchmark tasks by key. A key names its folder: `ROOT/wds_KEY_test`, `ROOT/wds_KEY` or `ROOT/KEY`. Lists to
+    choose from: `evaluation=imagenet`, `imagenet_shifts`, `vtab`, `retrieval`, `datacomp38`."""
     linear_probe: bool = False
+    """Also fit a logistic regression on the features of every classification task that has a `train/` split. The
+    features are held in memory."""
 
     @model_validator(mode="after")
     def _tasks_and_their_root(self) -> EvaluationConfig:
         if self.tasks and self.root is None:
             raise ValueError(
-                f"evaluation.root is not set; expected the folder that holds the {len(self.tasks)} tasks' folders"
+                f"evaluation.root is not set; expected the folder that holds the folders of the {len(self.tasks)} tasks"
             )
         if self.root is not None and not self.tasks:
-            raise ValueError("evaluation.root is set, but there are no tasks; name a list, evaluation=datacomp38 say")
+            raise ValueError(
+                "evaluation.root is set but there are no tasks; choose a list, such as evaluation=datacomp38"
+            )
         return self

@@ -1,4 +1,4 @@
-"""What every group of settings is made of."""
+"""The base of every group of settings, and the number types that groups share."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ Price = Annotated[float, Field(ge=0)]
 
 
 class ConfigError(UserError, ValueError):
-    """A setting that cannot be: the message is one line, meant for the user."""
+    """An invalid setting. The message is one line for the user."""
 
 
 class Section(BaseModel):
-    """A group of settings: immutable, and an unknown key is an error."""
+    """A group of settings: immutable, and an unknown key is an error.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    The string below each setting is its meaning in the configuration reference of the documentation. A number's string
+    ends with its unit, as in "Unit: steps."; "Unit: none." marks a plain number. `tests/docs` checks both."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True)

@@ -1,4 +1,4 @@
-"""Where a run's pairs are, and how much of them may be broken."""
+"""The location and format of the pool, and how much of it may be broken."""
 
 from __future__ import annotations
 
@@ -10,53 +10,75 @@ from orchestrator.config.section import Positive, Section, Share
 
 
 class Limits(Section):
-    """How much of a pool may be broken before a run stops. One shard may always be; 0 allows none at all."""
+    """How much of a pool may be broken before the run fails."""
 
     max_broken_shards: Share = 0.01
+    """The largest share of broken shards. One broken shard is always allowed, unless the value is 0. Unit: fraction of
+    the shards."""
     max_broken_pairs: Share = 0.1
+    """The largest share of broken pairs. Unit: fraction of the pairs."""
 
 
 class WebDatasetSource(Section):
-    """Tar shards as img2dataset writes them (image + txt + json, and a Parquet file beside each tar).
-
-    `cache`: a folder of each node's own disk in which training keeps copies of remote shards."""
+    """Tar shards as img2dataset writes them: image, txt and json, and a Parquet file beside each tar."""
 
     format: Literal["webdataset"] = "webdataset"
+    """Selects this format (`source=webdataset`)."""
     uri: str | tuple[str, ...] | None = None
+    """The shards: a path or URI, braces (`{00000..00999}`), a glob, a folder, or a list of these."""
     cache: str | None = None
+    """A folder on each node's local disk where training keeps copies of remote shards. Null: no copies."""
     limits: Limits = Limits()
+    """How much of the pool may be broken."""
 
 
 class ParquetSource(Section):
-    """Parquet shards with the image bytes in a column (img2dataset's `parquet` output); `cache` as of tars."""
+    """Parquet shards with the image bytes in a column (img2dataset's `parquet` output)."""
 
     format: Literal["parquet"] = "parquet"
+    """Selects this format (`source=parquet`)."""
     uri: str | tuple[str, ...] | None = None
+    """The shards: a path or URI, braces, a glob, a folder, or a list of these."""
     cache: str | None = None
+    """A folder on each node's local disk where training keeps copies of remote shards. Null: no copies."""
     image_column: str = "jpg"
+    """The column with the encoded image bytes."""
     caption_column: str = "caption"
+    """The column with the captions."""
     key_column: str | None = "key"
+    """The column with the keys. Null: a column with a usual name, such as `key`, otherwise row numbers."""
     limits: Limits = Limits()
+    """How much of the pool may be broken."""
 
 
 class TableSource(Section):
-    """A caption table without images (Parquet, CSV, TSV, JSON lines): prune before downloading."""
+    """A caption table without images (Parquet, CSV, TSV or JSON lines), to prune before downloading."""
 
     format: Literal["table"] = "table"
+    """Selects this format (`source=table`)."""
     uri: str | tuple[str, ...] | None = None
+    """The files: a path or URI, braces, a glob, a folder, or a list of these."""
     caption_column: str = "caption"
+    """The column with the captions."""
     key_column: str | None = None
+    """The column with the keys. Null: a column with a usual name, such as `key`, otherwise row numbers."""
     part_rows: Positive = 1_000_000
+    """Rows of a part at most. A larger file is split into several parts. Unit: rows."""
     limits: Limits = Limits()
+    """How much of the pool may be broken."""
 
 
 class DemoSource(Section):
-    """The embedded pool, written once into the store as LAION-shaped shards."""
+    """The embedded pool, written into the store once as shards like LAION's."""
 
     format: Literal["demo"] = "demo"
+    """Selects this format (`source=demo`)."""
     uri: None = None
+    """Always null: the pool is part of the package."""
     pairs_per_shard: Positive = 1000
+    """Size of the shards that are written. Unit: pairs."""
     limits: Limits = Limits()
+    """How much of the pool may be broken."""
 
 
 SourceConfig = Annotated[WebDatasetSource | ParquetSource | TableSource | DemoSource, Field(discriminator="format")]

@@ -19,6 +19,7 @@ from orchestrator.engine import process_cache
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
 from orchestrator.engine.parts import PartResult, Summary, Work, build_parts, part_path, sums
+from orchestrator.engine.role import Role
 from orchestrator.engine.stage import Stage
 from orchestrator.errors import UserError
 from orchestrator.source import Part, Source
@@ -142,7 +143,7 @@ def catalog_stage(store_uri: str, source: Source, limits: Limits) -> Stage:
         return artifact
 
     what = f"read captions, sizes and offsets of {len(parts):,} part{'s' if len(parts) != 1 else ''}"
-    return Stage(name="catalog", does=what, artifact=artifact, build=build)
+    return Stage(name="catalog", role=Role.CATALOG, does=what, artifact=artifact, build=build)
 
 
 def _catalog_work(source: Source) -> Work:

@@ -26,7 +26,8 @@ from orchestrator.engine import shuffle
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
 from orchestrator.engine.parts import PartResult, Summary, Work, build_parts, part_path, sums
-from orchestrator.engine.stage import Stage, by_groups
+from orchestrator.engine.role import Role
+from orchestrator.engine.stage import CostScaling, PairFlow, Stage, by_groups
 from orchestrator.errors import UserError
 from orchestrator.pruning.wfpp import word_bucket
 from orchestrator.source import Status
@@ -109,34 +110,37 @@ def align_stages(store_uri: str, catalog: Catalog, foreign: Foreign, *, label: s
     def num_rows(pairs: int) -> int:
         return pairs + foreign.num_rows()
 
-    by, by_group = foreign.match_by, by_groups(MAX_GROUPS, PAIRS_PER_GROUP)
+    by, by_group, whole = foreign.match_by, by_groups(MAX_GROUPS, PAIRS_PER_GROUP), PairFlow(on_whole_pool=True)
     return [
         Stage(
             name=f"sort, {label}",
+            role=Role.SORT_KEYS,
+            step=label,
             does=f"sort pool and list by the {by}'s hash",
             artifact=sent,
             build=build_sent,
-            on_whole_pool=True,
-            work=num_rows,
-            stores=num_rows,
-            num_tasks=by_group,
+            flow=whole,
+            scaling=CostScaling(work=num_rows, stores=num_rows, num_tasks=by_group),
         ),
         Stage(
             name=f"join, {label}",
+            role=Role.JOIN_KEYS,
+            step=label,
             does=f"join the two by {by}",
             artifact=joined,
             build=build_joined,
-            on_whole_pool=True,
-            work=num_rows,
-            num_tasks=lambda size: _num_buckets(size.pool),
+            flow=whole,
+            scaling=CostScaling(work=num_rows, num_tasks=lambda size: _num_buckets(size.pool)),
         ),
         Stage(
             name=f"align, {label}",
+            role=Role.ORDER_MATCHES,
+            step=label,
             does="bring the matches in pool order",
             artifact=aligned,
             build=build_aligned,
-            on_whole_pool=True,
-            num_tasks=by_group,
+            flow=whole,
+            scaling=CostScaling(num_tasks=by_group),
         ),
     ]
 

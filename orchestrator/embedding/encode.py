@@ -21,7 +21,8 @@ from orchestrator.embedding.vectors import embedding_totals
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display, StageProgress
 from orchestrator.engine.parts import Summary, done_summaries
-from orchestrator.engine.stage import Size, Stage
+from orchestrator.engine.role import Role
+from orchestrator.engine.stage import CostScaling, PairFlow, Size, Stage
 from orchestrator.engine.stopwatch import Stopwatch
 from orchestrator.errors import UserError
 from orchestrator.source import Source
@@ -79,7 +80,14 @@ def encode_stage(config: Config, name: str, source: Source, catalog: Catalog) ->
 
     does = f"embed the {' and '.join(f'{tower}s' for tower in towers)} by {getattr(settings, 'model', settings.kind)}"
     stage = Stage(
-        name=f"embed, {name}", does=does, artifact=artifact, build=build, on_whole_pool=True, num_tasks=num_batches
+        name=f"embed, {name}",
+        role=Role.EMBED,
+        step=name,
+        does=does,
+        artifact=artifact,
+        build=build,
+        flow=PairFlow(on_whole_pool=True),
+        scaling=CostScaling(num_tasks=num_batches),
     )
     return stage
 

@@ -16,7 +16,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.config import BroughtConfig, ClipRetrievalEmbedding, ColumnEmbedding, Config
+from orchestrator.config import ClipRetrievalEmbedding, ColumnEmbedding, Config, PrecomputedConfig
 from orchestrator.config.embedding import Tower
 from orchestrator.data.catalog import Catalog, PartRows, part_rows
 from orchestrator.data.join import WITHOUT_IMAGE, Aligned, Match, align_stages
@@ -25,7 +25,8 @@ from orchestrator.embedding.vectors import Vectors, embedding_totals, part_resul
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
 from orchestrator.engine.parts import InRuns, PartResult, RunWork, build_parts
-from orchestrator.engine.stage import Stage
+from orchestrator.engine.role import Role
+from orchestrator.engine.stage import PairFlow, Stage
 from orchestrator.errors import UserError
 from orchestrator.source.schema import Problems
 
@@ -67,11 +68,19 @@ def brought_stages(config: Config, name: str, catalog: Catalog) -> list[Stage]:
         return build_parts(artifact, part_rows(catalog), work, display=display, name=f"embed, {name}", totals=totals)
 
     does = f"fetch the {' and '.join(brought.towers)} vectors brought along"
-    gather = Stage(name=f"embed, {name}", does=does, artifact=artifact, build=build, on_whole_pool=True)
+    gather = Stage(
+        name=f"embed, {name}",
+        role=Role.EMBED,
+        step=name,
+        does=does,
+        artifact=artifact,
+        build=build,
+        flow=PairFlow(on_whole_pool=True),
+    )
     return [replace(first, build=build_first), *others, gather]
 
 
-def _check_missing(settings: BroughtConfig, name: str, aligned: Aligned) -> None:
+def _check_missing(settings: PrecomputedConfig, name: str, aligned: Aligned) -> None:
     totals = aligned.totals
     usable, missing = totals["usable"], totals["usable_unmatched"]
     if missing > settings.max_missing * usable:

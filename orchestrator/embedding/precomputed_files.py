@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from orchestrator.config import BroughtConfig, ClipRetrievalEmbedding, ColumnEmbedding, ConfigError
+from orchestrator.config import ClipRetrievalEmbedding, ColumnEmbedding, ConfigError, PrecomputedConfig
 from orchestrator.config.embedding import Tower
 from orchestrator.data.external_list import PARQUET, Foreign
 from orchestrator.errors import UserError
@@ -64,7 +64,7 @@ class Brought(Protocol):
         Errors: `UserError` for a damaged file or a vector of another length; `OSError` from reading."""
 
 
-def open_brought(settings: BroughtConfig, name: str) -> Brought:
+def open_brought(settings: PrecomputedConfig, name: str) -> Brought:
     """The files that an embedding's settings name. Errors: `ConfigError`, one line, for what is not there."""
     if isinstance(settings, ClipRetrievalEmbedding):
         return ClipRetrieval.open(settings, f"embedding.{name}")

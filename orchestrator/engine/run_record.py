@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.role import TRAINING_ROLES, Role, role_and_step
+from orchestrator.engine.stage import Stage
 from orchestrator.errors import UserError
 from orchestrator.storage import files
 
 FILE = "run.json"
-# the stages that train, in order; each is of the kind of its name
-PHASES = ("pretrain", "finetune")
+# the stages that train, in order; each is of the kind of its role, and is named after it
+PHASES = tuple(role.value for role in TRAINING_ROLES)
 
 
 class StageRecord(BaseModel):
@@ -21,11 +24,28 @@ class StageRecord(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     name: str
+    role: Role
+    step: str | None = None
     kind: str
     uri: str
     made_from: dict[str, Any]
     reused: bool
     seconds: float
+
+    @classmethod
+    def of(cls, stage: Stage, *, reused: bool, seconds: float) -> StageRecord:
+        """The record of a stage that is complete."""
+        made = stage.artifact
+        return cls(
+            name=stage.name,
+            role=stage.role,
+            step=stage.step,
+            kind=made.kind,
+            uri=made.uri,
+            made_from=made.made_from,
+            reused=reused,
+            seconds=seconds,
+        )
 
     @property
     def artifact(self) -> Artifact:
@@ -50,9 +70,13 @@ class RunRecord(BaseModel):
         """The artifacts of a kind, in order; none where the verb did not go that far."""
         return [stage.artifact for stage in self.stages if stage.kind == kind]
 
-    def named(self, name: str) -> Artifact | None:
-        """The artifact of the stage with that name."""
-        return next((stage.artifact for stage in self.stages if stage.name == name), None)
+    def with_role(self, role: Role) -> list[StageRecord]:
+        """The stages with a role, in order; none if the verb did not run them."""
+        return [stage for stage in self.stages if stage.role == role]
+
+    def find(self, role: Role, step: str | None = None) -> Artifact | None:
+        """The artifact of the stage with that role, of that selection step; None if the run has no such stage."""
+        return next((stage.artifact for stage in self.with_role(role) if stage.step == step), None)
 
     def write(self, out: str) -> None:
         """Writes `run.json` into the run's folder."""
@@ -60,8 +84,22 @@ class RunRecord(BaseModel):
 
     @classmethod
     def read(cls, out: str) -> RunRecord:
-        """The record in a run's folder. Errors: `UserError` where there is none."""
+        """The record in a run's folder. Errors: `UserError` if there is none, or it is not one that we can read."""
         uri = files.join(out, FILE)
         if not files.exists(uri):
             raise UserError(f"no finished run at {out}: expected {FILE} in it; give run= the out= folder of a run")
-        return cls.model_validate_json(files.read(uri))
+        try:
+            found = json.loads(files.read(uri))
+            found["stages"] = [_with_role(stage) for stage in found["stages"]]
+            return cls.model_validate(found)
+        except (ValidationError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"cannot read {uri}: expected the record of a run of this version or an earlier one; repeat the run"
+            ) from error
+
+
+def _with_role(stage: dict[str, Any]) -> dict[str, Any]:
+    if "role" in stage:
+        return stage
+    role, step = role_and_step(stage["kind"], stage["name"])
+    return stage | {"role": role, "step": step}

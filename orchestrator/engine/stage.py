@@ -1,4 +1,4 @@
-"""A stage as the plan and the run both see it: what it makes, how to tell the user, how to compute it."""
+"""A stage as `plan` and `run` both use it: what it makes, how to show it, how to compute it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import NamedTuple
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
 from orchestrator.engine.parts import MAX_PART_BLOCKS
+from orchestrator.engine.role import TRAINING_ROLES, Role
 
 
 def nothing(num_pairs: int) -> int:
@@ -40,22 +41,14 @@ def by_groups(limit: int, pairs_per_group: int = 1) -> Callable[[Size], int]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
-    """`does` says it in words; `build` computes what is missing of the artifact and publishes it.
+class PairFlow:
+    """How many pairs a stage sees and leaves, as far as `plan` can know before anything is computed.
 
-    For the plan's estimates: `keep_fraction`, or first `keep_pairs`, is what a step leaves of the pairs that reach it,
-    `is_filter` that what it leaves is an outcome, `epochs` how often a training phase sees them (or `samples`, how many
-    of them in all), `on_whole_pool` that it sees every valid pair and not the selected ones, `follows` that it sees
-    what the step of that name left.
+    `keep_pairs` (or, if it is None, `keep_fraction`) is the budget of a selection step. `is_filter`: the step has no
+    budget, and only its result shows how many pairs it leaves. `epochs` and `samples`: how often a training phase sees
+    each pair, or how many samples it sees in all. `on_whole_pool`: the stage sees every valid pair, not only the
+    selected ones. `follows`: the stage sees the pairs that the selection step of that name leaves."""
 
-    For its costs, of the number of pairs that reach it: `work` and `stores` are what its hours and its artifact grow
-    with, `holds` how many pairs' vectors one of its processes holds. `num_tasks`: in how many at once it works at most;
-    `one_task`: it is not spread over the cluster; `by_cluster_size`: a pair costs the more the larger its cluster."""
-
-    name: str
-    does: str
-    artifact: Artifact
-    build: Callable[[Display], object]
     keep_fraction: float | None = None
     keep_pairs: int | None = None
     is_filter: bool = False
@@ -63,9 +56,41 @@ class Stage:
     samples: int | None = None
     on_whole_pool: bool = False
     follows: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostScaling:
+    """How the costs of a stage grow with the number of pairs that reach it; `plan` scales a probe's costs by it.
+
+    `work` and `stores` are proportional to the stage's hours and to the bytes of its artifact; `holds` is the number
+    of pairs of which one process holds the vectors. `num_tasks` is the largest number of tasks that run at once;
+    `one_task`: the stage does not spread over the cluster. `by_cluster_size`: a pair costs more in a larger cluster."""
+
     work: Callable[[int], float] = float
     stores: Callable[[int], float] = float
     holds: Callable[[int], int] = nothing
     num_tasks: Callable[[Size], int] = in_blocks
     one_task: bool = False
     by_cluster_size: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A stage of a run: `build` computes the missing parts of `artifact` and publishes it.
+
+    `role` and `step` identify the stage: `step` is the name or alias of the selection step that it belongs to, or the
+    name of the embedding that it makes, or None. `name` is the title and `does` one phrase; both are only shown."""
+
+    name: str
+    does: str
+    artifact: Artifact
+    build: Callable[[Display], object]
+    role: Role
+    step: str | None = None
+    flow: PairFlow = PairFlow()
+    scaling: CostScaling = CostScaling()
+
+    @property
+    def trains(self) -> bool:
+        """Whether the stage is a training phase."""
+        return self.role in TRAINING_ROLES

@@ -1,3 +1,4 @@
-"""Evaluation of models: the stage (`stage.py`), the sets (`sets.py`), their pictures through the models (`embed.py`).
+"""Evaluate models on zero-shot and retrieval sets and on benchmark tasks.
 
-Empty on purpose: a plan imports `stage` from here, and would import torch with anything else."""
+`stage` is the entry point, `sets` and `tasks` open the data, `embed` runs images through the models. May import
+everything up to `selection`, and `clip`. This file imports nothing, so that a plan can import `stage` without torch."""

@@ -1,10 +1,11 @@
-"""Pictures through the models: tasks read and decode, actors (one model set each, on a GPU where there is one) embed.
+"""Run images through the models: Ray tasks read and decode, actors embed.
 
-Zero-shot hits are counted in the actors, per class; the features of held-out pairs come back for the ranks, as every
-query looks at the whole gallery."""
+Each actor has all models, on a GPU if the cluster has any. Actors count zero-shot hits per class. For retrieval they
+return the features, because each query is ranked against the whole gallery."""
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -26,9 +27,11 @@ from orchestrator.data.image_decode import Interpolation, Pictures
 from orchestrator.engine import ray_cluster
 from orchestrator.engine.console import StageProgress
 from orchestrator.errors import UserError
-from orchestrator.evaluation.image_reader import MAX_PIXELS, Rows, read_pictures
+from orchestrator.evaluation.image_reader import MAX_PIXELS, Rows, read_images
 from orchestrator.evaluation.sets import EvaluationSet
 from orchestrator.storage import files
+
+logger = logging.getLogger(__name__)
 
 # a training worker evaluates while its own reading tasks hold CPUs
 READ_CPUS = 0.25
@@ -36,18 +39,18 @@ READ_CPUS = 0.25
 
 @dataclass(frozen=True, kw_only=True)
 class Models:
-    """Models by name, each a folder's URI or an open_clip reference; all take the same pictures."""
+    """Models by name: URIs of model folders or open_clip references. All models take the same image input."""
 
     references: Mapping[str, str]
     pretrained: str | None = None
 
     def image_size(self) -> int:
-        """The side of the pictures they take, without loading any weights."""
+        """Return the side of the input images in pixels, without loading weights."""
         return model.side(self._preprocess_cfg()["size"])
 
-    def pictures(self) -> Pictures:
-        """How pictures are decoded for them, told without any weights. Errors: `UserError` for what cannot be had."""
-        return _pictures(next(iter(self.references.values())), self._preprocess_cfg())
+    def decoder(self) -> Pictures:
+        """Return the image decoder, without loading weights. Errors: `UserError` for an unsupported preprocessing."""
+        return _decoder(next(iter(self.references.values())), self._preprocess_cfg())
 
     def _preprocess_cfg(self) -> dict[str, Any]:
         reference = next(iter(self.references.values()))
@@ -60,7 +63,7 @@ class Models:
             raise UserError(f"checkpoint: {error}") from error
 
     def load(self) -> dict[str, Clip]:
-        """The models, on the GPU where this process has one."""
+        """Load the models, onto the GPU if this process has one."""
         return {name: self._load(reference) for name, reference in self.references.items()}
 
     def _load(self, reference: str) -> Clip:
@@ -77,32 +80,32 @@ class Models:
 
 @dataclass(frozen=True)
 class LoadedModels:
-    """Models of this process, which embeds with them itself: no actor is started, no weights travel."""
+    """Models already in this process. It embeds by itself: no actor starts and no weights are sent."""
 
     references: Mapping[str, Clip]
 
-    def pictures(self) -> Pictures:
-        """How pictures are decoded for them. Errors: `UserError` for what cannot be had."""
+    def decoder(self) -> Pictures:
+        """Return the image decoder. Errors: `UserError` for an unsupported preprocessing."""
         name, clip = next(iter(self.references.items()))
-        return _pictures(name, clip.preprocess_cfg)
+        return _decoder(name, clip.preprocess_cfg)
 
     def load(self) -> Mapping[str, Clip]:
-        """The models, where they are."""
+        """Return the models."""
         return self.references
 
 
 def _folder(reference: str) -> str | None:
-    # at any place, with open_clip's scheme for one or without; None for what is no saved folder
+    # with or without open_clip's scheme for local folders; None if it is not a saved model folder
     folder = reference.removeprefix(model.LOCAL_SCHEME)
     return folder if files.exists(files.join(folder, model.CONFIG_FILE)) else None
 
 
-def _pictures(name: str, preprocess_cfg: Mapping[str, Any]) -> Pictures:
+def _decoder(name: str, preprocess_cfg: Mapping[str, Any]) -> Pictures:
     try:
         taken = preprocessing.image_input(name, preprocess_cfg["size"], preprocess_cfg["resize_mode"])
     except ValueError as error:
         raise UserError(f"evaluation: {error}") from error
-    # open_clip's third, "random", is for training: its transform evaluates with bicubic
+    # open_clip's third value, "random", is for training; open_clip evaluates such a model with bicubic
     interpolation: Interpolation = "bilinear" if preprocess_cfg["interpolation"] == "bilinear" else "bicubic"
     return Pictures(
         size=taken.size,
@@ -124,26 +127,27 @@ def measure(
     settings: EvaluationConfig,
     progress: StageProgress | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Every model's numbers on every set, `{model: {set: {metric: value}}}`."""
+    """Evaluate every model on every set; return `{model: {set: {metric: value}}}`."""
     measured: dict[str, dict[str, Any]] = {name: {} for name in models.references}
     for of_set, numbers_of in (("zero_shot", _zero_shot), ("retrieval", _retrieval)):
         if of_set in sets:
             for name, numbers in numbers_of(models, sets[of_set], settings, progress).items():
+                logger.info("%s of %s: %s", of_set, name, numbers)
                 measured[name][of_set] = numbers
     return measured
 
 
 def _zero_shot(
     models: Models | LoadedModels,
-    pictures: EvaluationSet,
+    dataset: EvaluationSet,
     settings: EvaluationConfig,
     progress: StageProgress | None,
 ) -> dict[str, dict[str, Any]]:
-    templates = settings.zero_shot.templates or pictures.templates or OPENAI_IMAGENET_TEMPLATES
-    actor = partial(_ZeroShot, models, pictures.class_names, templates, settings.batch_size)
+    templates = settings.zero_shot.templates or dataset.templates or OPENAI_IMAGENET_TEMPLATES
+    actor = partial(_ZeroShot, models, dataset.class_names, templates, settings.batch_size)
     counts: dict[str, list[ClassCounts]] = {name: [] for name in models.references}
     skipped = 0
-    for row in embed(models, pictures, settings, actor, needs_label=True):
+    for row in embed(models, dataset, settings, actor, needs_label=True):
         skipped += row["skipped"]
         for name, found in zip(row["name"], row["counts"], strict=True):
             counts[name].append(ClassCounts(*torch.from_numpy(np.asarray(found))))
@@ -154,7 +158,7 @@ def _zero_shot(
         total = reduce(add, found)
         results[name] = {
             **total.summary(),
-            "num_classes": len(pictures.class_names),
+            "num_classes": len(dataset.class_names),
             "num_images": int(total.num_images.sum()),
             "skipped": skipped,
         }
@@ -185,21 +189,23 @@ def _retrieval(
 
 def embed(
     models: Models | LoadedModels,
-    pictures: EvaluationSet,
+    dataset: EvaluationSet,
     settings: EvaluationConfig,
     make: Callable[[], Any],
     *,
     needs_label: bool,
 ) -> Iterator[Rows]:
-    """What `make()`, called once an actor, makes of each batch of whole pictures (uint8 [b, 3, size, size]) and its
-    columns, with the number of `images` in it and of those `skipped`, which cannot be decoded."""
-    read = partial(read_pictures, pictures=models.pictures(), batch_size=settings.batch_size, needs_label=needs_label)
-    rows = [{"uri": uri} for uri in pictures.shard_uris]
+    """Yield one result per batch: what the callable from `make()` returns for it, with `images` and `skipped` added.
+
+    `make()` is called once per actor. Its callable gets the decodable images of a batch (uint8 [b, 3, size, size]) and
+    their columns. `images` is their number, `skipped` the number of images that cannot be decoded."""
+    read = partial(read_images, decoder=models.decoder(), batch_size=settings.batch_size, needs_label=needs_label)
+    rows = [{"uri": uri} for uri in dataset.shard_uris]
     is_here = isinstance(models, LoadedModels)
     decoded = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         read, batch_size=1, num_cpus=READ_CPUS if is_here else 1
     )
-    # a linear probe holds out rows by their place
+    # a linear probe splits its rows by position
     decoded.context.execution_options.preserve_order = True
     if is_here:
         actor = _Actor(make)
@@ -219,7 +225,7 @@ def embed(
 
 
 class _Actor:
-    """Hands each batch's whole pictures to the models, and counts the others."""
+    """Passes the decodable images of each batch to the models and counts the others."""
 
     def __init__(self, make: Callable[[], Any]):
         self.embed = make()

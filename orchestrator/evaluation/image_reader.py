@@ -1,4 +1,4 @@
-"""Evaluation sets as Ray Data's tasks read and decode them; no torch here, which each of those tasks would import."""
+"""Read and decode evaluation sets in Ray Data tasks. Without torch, which every task would have to import."""
 
 from __future__ import annotations
 
@@ -10,20 +10,23 @@ import numpy as np
 from orchestrator.data.image_decode import BadImage, Pictures
 from orchestrator.evaluation.sets import read_samples
 
+# Pillow's default limit against decompression bombs
 MAX_PIXELS = 89_478_485
 Rows = dict[str, Any]
 
 
-def read_pictures(batch: Rows, *, pictures: Pictures, batch_size: int, needs_label: bool) -> Iterator[Rows]:
-    """The samples of the tars at `batch["uri"]`, decoded, in batches of columns: `image` uint8 [n, size, size, 3],
-    `label`, `caption`, `group`, and `valid`, False (and the image black) where the picture cannot be decoded."""
+def read_images(batch: Rows, *, decoder: Pictures, batch_size: int, needs_label: bool) -> Iterator[Rows]:
+    """Decode the samples of the tars at `batch["uri"]`; yield batches of columns.
+
+    Columns: `image` uint8 [n, size, size, 3], `label`, `caption`, `group`, and `valid`. An image that cannot be decoded
+    is black and not `valid`."""
     for uri in batch["uri"]:
         rows: list[tuple] = []
         for sample in read_samples(uri, needs_label=needs_label):
             try:
-                rows.append((pictures.decode(sample.image), sample.label, sample.caption, sample.group, True))
+                rows.append((decoder.decode(sample.image), sample.label, sample.caption, sample.group, True))
             except BadImage:
-                black = np.zeros((pictures.size, pictures.size, 3), np.uint8)
+                black = np.zeros((decoder.size, decoder.size, 3), np.uint8)
                 rows.append((black, sample.label, sample.caption, sample.group, False))
             if len(rows) == batch_size:
                 yield _columns(rows)

@@ -1,4 +1,4 @@
-"""A benchmark task through the models."""
+"""Measure models on one benchmark task: classification or retrieval, by its main metric."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from orchestrator.evaluation.tasks import RETRIEVAL_METRIC, Task
 def measure_task(
     models: Models | LoadedModels, task: Task, settings: EvaluationConfig, progress: StageProgress | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Every model's numbers: `metrics` by name, the main one as `value`, `num_images`, and `skipped`, undecodable ones.
+    """Return each model's results: `metrics` by name, the main one as `value`, `num_images`, and undecodable `skipped`.
 
-    Errors: `UserError`, which names the task, for labels without a class, missing groups or a diverged model."""
+    Errors: `UserError`, with the task's name, for labels without a class, missing groups or a diverged model."""
     numbers_of = retrieval if task.config.metric == RETRIEVAL_METRIC else classification
     found = numbers_of(models, task, settings, progress)
     return {name: {**numbers, "value": numbers["metrics"][task.config.metric]} for name, numbers in found.items()}

@@ -1,8 +1,8 @@
-"""Evaluation sets in WebDataset form: tars of image + `cls` (a class index) or image + `txt` (a caption).
+"""Open evaluation sets in WebDataset format: tars of image + `cls` (a class index) or image + `txt` (a caption).
 
-The class names stand in a text file beside the tar (`NAME.classnames.txt`, a line a class), the prompt templates too
-(`NAME.templates.txt`); clip_benchmark's layout (`classnames.txt` and `zeroshot_classification_templates.txt` in the
-set's folder, its tars in `test/`) is read as well."""
+Class names are in a text file beside the tar (`NAME.classnames.txt`, one class per line), prompt templates in
+`NAME.templates.txt`. clip_benchmark's layout is supported too: `classnames.txt` and
+`zeroshot_classification_templates.txt` in the set's folder, with the tars in `test/`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ RETRIEVAL = tuple(f"{way}_recall_at_{k}" for way in ("image_to_text", "text_to_i
 
 
 class Sample(NamedTuple):
-    """One picture with what is known of it; `group` is the first number of its `npy`, -1 where there is none."""
+    """An image with its label, caption and group: the first number in its `npy` member, -1 if there is none."""
 
     key: str
     image: bytes
@@ -41,7 +41,7 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSet:
-    """Where the tars lie; names and templates are empty where the set has none."""
+    """The tars of a set, its class names and templates (empty if it has none), and a hash of all of them."""
 
     shard_uris: tuple[str, ...]
     class_names: tuple[str, ...]
@@ -50,7 +50,7 @@ class EvaluationSet:
 
 
 def open_set(uri: str, *, needs_classes: bool) -> EvaluationSet:
-    """The set at a URI. Errors: `UserError` for no tars, or for no class names where they are needed."""
+    """Open the set at a URI. Errors: `UserError` if it has no tars, or no class names although they are needed."""
     uri = files.absolute(uri)
     if files.exists(files.join(uri, "test")):
         uri = files.join(uri, "test")
@@ -59,7 +59,7 @@ def open_set(uri: str, *, needs_classes: bool) -> EvaluationSet:
 
 
 def set_of(shards: Sequence[Shard], uri: str, *, needs_classes: bool) -> EvaluationSet:
-    """The set of the given tars. Errors: `UserError`, which names `uri`, for no class names where they are needed."""
+    """Open the set in the given tars. Errors: `UserError`, with `uri`, if class names are needed and missing."""
     names, templates = (_lines(shards[0].uri, kind) if needs_classes else () for kind in (CLASS_NAMES, TEMPLATES))
     if needs_classes and not names:
         raise UserError(
@@ -75,7 +75,7 @@ def set_of(shards: Sequence[Shard], uri: str, *, needs_classes: bool) -> Evaluat
 
 
 def evaluation_sets(settings: EvaluationConfig) -> dict[str, EvaluationSet]:
-    """The sets that the config names: `zero_shot`, `retrieval`, both or none."""
+    """Open the configured sets: `zero_shot`, `retrieval`, both or none."""
     return {
         name: open_set(node.uri, needs_classes=name == "zero_shot")
         for name, node in (("zero_shot", settings.zero_shot), ("retrieval", settings.retrieval))
@@ -84,14 +84,15 @@ def evaluation_sets(settings: EvaluationConfig) -> dict[str, EvaluationSet]:
 
 
 def metrics(settings: EvaluationConfig) -> list[str]:
-    """The names of what is measured on the sets that the config names, `SET/METRIC`."""
+    """Return the names of all metrics on the configured sets, as `SET/METRIC`."""
     names = [f"zero_shot/{name}" for name in ZERO_SHOT] if settings.zero_shot.uri else []
     return names + ([f"retrieval/{name}" for name in RETRIEVAL] if settings.retrieval.uri else [])
 
 
 def named_results(settings: EvaluationConfig, measured: Mapping[str, Any]) -> dict[str, float]:
-    """A model's numbers by set as numbers by name: `SET/METRIC`, and of benchmark tasks, where there are any,
-    `TASK/METRIC` of the main metric and `average/GROUP`."""
+    """Flatten a model's results to `SET/METRIC` and, if there are benchmark tasks, `TASK/METRIC` and `average/GROUP`.
+
+    Of each task only the main metric is included."""
     found = {name: measured[name.split("/")[0]][name.split("/")[1]] for name in metrics(settings)}
     tasks = measured.get("tasks", {"results": [], "averages": []})
     found |= {f"{task['key']}/{task['metric']}": task["value"] for task in tasks["results"]}
@@ -99,7 +100,7 @@ def named_results(settings: EvaluationConfig, measured: Mapping[str, Any]) -> di
 
 
 def measured_on(settings: EvaluationConfig, sets: Mapping[str, EvaluationSet]) -> dict[str, Any]:
-    """What makes a model's results what they are, beside the model: the sets and the prompt templates."""
+    """Return the part of the fingerprint that does not come from the model: the sets and the prompt templates."""
     return {
         "templates": settings.zero_shot.templates and list(settings.zero_shot.templates),
         "sets": {name: one.identity for name, one in sets.items()},
@@ -119,7 +120,7 @@ def _lines(shard_uri: str, endings: tuple[str, ...]) -> tuple[str, ...]:
 
 @contextmanager
 def open_whole(shard_uri: str) -> Iterator[IO[bytes]]:
-    """A set's tar, for `members`. Errors: `UserError` where it shows to be damaged."""
+    """Open a tar of a set, for `members`. Errors: `UserError` if it is damaged, also in the body of the `with`."""
     try:
         with open_tar(shard_uri) as (file, _):
             yield file
@@ -128,8 +129,9 @@ def open_whole(shard_uri: str) -> Iterator[IO[bytes]]:
 
 
 def read_samples(shard_uri: str, *, needs_label: bool) -> Iterator[Sample]:
-    """The samples of a tar in order. Errors: `UserError` for a damaged tar, or a sample without its label or
-    caption."""
+    """Yield the samples of a tar in order.
+
+    Errors: `UserError` for a damaged tar, or a sample without an image, label or caption."""
     fields: dict[str, dict[str, bytes]] = {}
     with open_whole(shard_uri) as file:
         for member in members(file):
@@ -159,12 +161,12 @@ def _group(shard_uri: str, key: str, npy: bytes | None) -> int:
     try:
         first = np.ravel(np.load(io.BytesIO(npy), allow_pickle=False)).astype(float)[0]
     except (ValueError, IndexError, EOFError) as error:
-        raise UserError(f"{shard_uri}/{key}.npy: got no array of numbers, expected one with the group first") from error
+        raise UserError(f"{shard_uri}/{key}.npy: expected an array of numbers that starts with the group") from error
     return int(first) if np.isfinite(first) else -1
 
 
 def has_member(shard_uri: str, extension: str) -> bool:
-    """Whether the tar's first sample has such a member. Errors: `UserError` for a damaged tar."""
+    """Whether the first sample of a tar has a member with this extension. Errors: `UserError` for a damaged tar."""
     first = None
     with open_whole(shard_uri) as file:
         for member in members(file):

@@ -1,5 +1,6 @@
-"""Evaluation as a stage: zero-shot classification and image-text retrieval of every model of a run, in one pass a set,
-and the benchmark tasks that the config lists."""
+"""The evaluation stage: zero-shot classification, image-text retrieval, and the configured benchmark tasks.
+
+All models of a run are evaluated in one pass over each set."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from typing import Any
 from orchestrator.config import Config, EvaluationConfig
 from orchestrator.engine.artifact import Artifact, fingerprint
 from orchestrator.engine.console import Display
+from orchestrator.engine.role import Role
 from orchestrator.engine.stage import Stage
 from orchestrator.errors import UserError
 from orchestrator.evaluation.sets import evaluation_sets, measured_on
@@ -22,7 +24,7 @@ CONFIG_FILE, LOCAL_SCHEME = "open_clip_config.json", "local-dir:"
 
 
 def models_stage(config: Config, trained: Mapping[str, Artifact]) -> list[Stage]:
-    """The stage that evaluates a run's phases; none where the config names no evaluation set."""
+    """Return the stage that evaluates the models of a run; empty if no evaluation set is configured."""
     if not _has_sets(config.evaluation):
         return []
     references = {name: artifact.path("model") for name, artifact in trained.items()}
@@ -31,9 +33,9 @@ def models_stage(config: Config, trained: Mapping[str, Artifact]) -> list[Stage]
 
 
 def checkpoint_stage(config: Config) -> Stage:
-    """The stage that evaluates one checkpoint: a model folder of ours, or any open_clip reference.
+    """Return the stage that evaluates one checkpoint: a model folder of a run, or any open_clip reference.
 
-    Errors: `UserError` when there is no checkpoint, or nothing to evaluate it on."""
+    Errors: `UserError` if no checkpoint or no evaluation set is configured."""
     if config.checkpoint is None:
         raise UserError(
             "evaluate needs checkpoint= (a model folder, an open_clip name with model.pretrained=, or "
@@ -42,16 +44,16 @@ def checkpoint_stage(config: Config) -> Stage:
     if not _has_sets(config.evaluation):
         raise UserError(
             "evaluate needs evaluation.zero_shot.uri= or evaluation.retrieval.uri= (a tar, or a folder of tars), or a "
-            "list of tasks, evaluation=datacomp38 evaluation.root=... say"
+            "list of tasks, for example evaluation=datacomp38 evaluation.root=..."
         )
     reference, pretrained = config.checkpoint, config.model.pretrained
     folder = reference.removeprefix(LOCAL_SCHEME)
     if files.exists(files.join(folder, CONFIG_FILE)):
-        # without the scheme: its files are of the fingerprint, and actors in other folders find it
+        # an absolute path without the scheme: `_files` finds it for the fingerprint, and so do actors in other folders
         reference = files.absolute(folder)
     elif reference.endswith((".pt", ".bin", ".safetensors")) and files.exists(reference):
         if config.model.name is None:
-            raise UserError(f"{reference} holds weights only: name their architecture, model.name=ViT-B-32 say")
+            raise UserError(f"{reference} contains only weights: set their architecture, such as model.name=ViT-B-32")
         reference, pretrained = config.model.name, files.absolute(reference)
     made_from = {"reference": reference, "pretrained": pretrained, "files": _files(reference, pretrained)}
     return _stage(config, {"checkpoint": reference}, pretrained, made_from)
@@ -62,7 +64,7 @@ def _has_sets(settings: EvaluationConfig) -> bool:
 
 
 def _files(reference: str, pretrained: str | None) -> dict[str, Any]:
-    # another file at the same place is another model
+    # another file at the same path is another model
     found: dict[str, Any] = {}
     for place in filter(None, (reference, pretrained)):
         if "://" in place or files.is_path(place):
@@ -84,7 +86,7 @@ def _stage(
     artifact = Artifact.of(config.store, "evaluation", version=VERSION, models=identity, **measured)
 
     def build(display: Display) -> Artifact:
-        # torch and open_clip, which a plan can do without
+        # imports torch and open_clip, which a plan does not need
         from orchestrator.evaluation.embed import Models, measure
 
         models, started = Models(references=references, pretrained=pretrained), time.monotonic()
@@ -97,4 +99,5 @@ def _stage(
         return artifact
 
     on = [name.replace("_", "-") for name in sets] + ([f"{len(of_tasks)} tasks"] if of_tasks else [])
-    return Stage(name="evaluate", does=f"{' and '.join(on)} of {', '.join(references)}", artifact=artifact, build=build)
+    does = f"{' and '.join(on)} of {', '.join(references)}"
+    return Stage(name="evaluate", role=Role.EVALUATE, does=does, artifact=artifact, build=build)

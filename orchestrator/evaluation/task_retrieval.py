@@ -1,8 +1,8 @@
-"""Retrieval as clip_benchmark has it: a picture has several captions, the lines of its `txt`.
+"""Retrieval tasks as defined by clip_benchmark: an image has several captions, the lines of its `txt` member.
 
-`image_retrieval_recall@K`: the share of captions whose picture is among the K nearest pictures;
-`text_retrieval_recall@K`: the share of pictures with at least one of their captions among the K nearest captions;
-`mean_recall@1`: the mean of both at 1, DataComp's main metric."""
+`image_retrieval_recall@K`: share of captions that have their image among the K nearest images;
+`text_retrieval_recall@K`: share of images with at least one of their captions among the K nearest captions;
+`mean_recall@1`: mean of both at K = 1, DataComp's main metric."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ RECALL_AT = (1, 5, 10)
 def retrieval(
     models: Models | LoadedModels, task: Task, settings: EvaluationConfig, progress: StageProgress | None
 ) -> dict[str, dict[str, Any]]:
-    """By model: `metrics`, `num_images` and `skipped`.
+    """Return, by model, `metrics`, `num_images` and `skipped`.
 
-    Errors: `UserError` for no pictures, no captions, or a diverged model."""
+    Errors: `UserError` for a set without images or captions, or a diverged model."""
     batches: dict[str, list[Rows]] = {name: [] for name in models.references}
     skipped = 0
     for row in embed(models, task.test, settings, partial(_Retrieve, models, settings.batch_size), needs_label=False):
@@ -53,9 +53,10 @@ def retrieval(
 
 
 def recalls(images: torch.Tensor, texts: torch.Tensor, owners: torch.Tensor) -> dict[str, float]:
-    """The recalls of unit-norm float [n, dim] and [m, dim], where text i tells of image `owners[i]`, int64 [m].
+    """Return all recalls of unit-norm `images`, float [n, dim], and `texts`, float [m, dim].
 
-    Equal scores rank in row order. Errors: `ValueError` for no images or no texts, or diverged features."""
+    Text i describes image `owners[i]`, int64 [m]. Equal scores rank in row order.
+    Errors: `ValueError` if there are no images or texts, or features are not finite."""
     if not len(images) or not len(texts):
         raise ValueError(f"got {len(images)} images and {len(texts)} captions: expected at least one each")
     of_texts = target_ranks(texts, images, owners)
@@ -81,7 +82,7 @@ class _Retrieve:
         found: Rows = {}
         for name, clip in self.clips.items():
             of_images = encode_images(clip, images, batch_size=self.batch_size).numpy()
-            # none of a batch's pictures may be decodable
+            # a batch may have no decodable image
             of_texts = encode_texts(clip, captions, batch_size=self.batch_size).numpy() if captions else of_images[:0]
             found[name] = {"images": of_images, "texts": of_texts, "counts": counts}
         return found

@@ -1,5 +1,6 @@
-"""The tasks of an evaluation, each an artifact of its own: one that is measured is kept when the command is killed, and
-reused by any other list that has it."""
+"""Measure benchmark tasks, one artifact per task.
+
+A measured task is kept if the command is killed later, and reused by any list that includes it."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ VERSION = 2
 
 
 def task_artifacts(store_uri: str, tasks: Tasks, models: str) -> dict[str, Artifact]:
-    """Where each task's numbers are kept, by key; `models` is the fingerprint of the models."""
+    """Return the artifact of each task by key; `models` is the fingerprint of the models."""
     return {task.key: _artifact(store_uri, task, models) for task in tasks.found}
 
 
@@ -39,7 +40,7 @@ def _artifact(store_uri: str, task: Task, models: str) -> Artifact:
 
 
 def measured_tasks(settings: EvaluationConfig, tasks: Tasks, artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
-    """What makes the tasks' table what it is: the found ones' artifacts, the others' reasons, all names and groups."""
+    """Return the fingerprint part of the task table: name, group, and artifact or reason for skipping, by task."""
     became = {key: artifact.fingerprint for key, artifact in artifacts.items()} | dict(tasks.skipped)
     return {key: [config.name, config.group, became[key]] for key, config in settings.tasks.items()}
 
@@ -52,10 +53,10 @@ def measure_tasks(
     display: Display,
     progress: StageProgress,
 ) -> dict[str, dict[str, Any]]:
-    """Measures what is missing and gives, by model, `results`, what was `skipped`, and `averages`, as lists of rows.
+    """Measure the missing tasks; return, by model, lists of rows: `results`, `skipped` and `averages`.
 
-    A task whose files turn out not to do is skipped as one that is not there. Errors: `UserError` when that leaves
-    none, `StoreError` for a store that fails."""
+    A task with unusable files is skipped like a missing one.
+    Errors: `UserError` if no task is left; `StoreError` if the storage fails."""
     skipped = dict(tasks.skipped)
     for key, reason in skipped.items():
         display.warn(f"{settings.tasks[key].name}: skipped, {reason}")
@@ -64,10 +65,10 @@ def measure_tasks(
         is_reused = artifact.is_complete()
         if not is_reused:
             progress.update(progress.done, name)
-            found_wanting = _measure(models, task, artifact, settings, progress)
-            if found_wanting is not None:
-                skipped[task.key] = found_wanting
-                display.warn(f"{name}: skipped, {found_wanting}")
+            reason = _measure(models, task, artifact, settings, progress)
+            if reason is not None:
+                skipped[task.key] = reason
+                display.warn(f"{name}: skipped, {reason}")
                 continue
         values = ", ".join(f"{model} {numbers['value']:.2%}" for model, numbers in artifact.totals.items())
         display.line(f"{name}: {task.config.metric} of {values}{', reused' if is_reused else ''}")
@@ -77,14 +78,14 @@ def measure_tasks(
         first = tasks.found[0]
         raise UserError(f"none of the {len(skipped)} tasks can be measured; {first.key}: {skipped[first.key]}")
     tables = {name: _table(name, measured, artifacts, settings) for name in models.references}
-    _tell_averages(tables, display)
+    _show_averages(tables, display)
     return tables
 
 
 def _measure(
     models: Models, task: Task, artifact: Artifact, settings: EvaluationConfig, progress: StageProgress
 ) -> str | None:
-    # the reason why it cannot be measured, if it cannot; torch and open_clip, which a plan can do without
+    # returns the reason if the task cannot be measured; imports torch and open_clip, which a plan does not need
     from orchestrator.evaluation.measure_task import measure_task
 
     started = time.monotonic()
@@ -99,7 +100,7 @@ def _measure(
     return None
 
 
-def _tell_averages(tables: Mapping[str, dict[str, Any]], display: Display) -> None:
+def _show_averages(tables: Mapping[str, dict[str, Any]], display: Display) -> None:
     for same in zip(*(table["averages"] for table in tables.values()), strict=True):
         measured, of = same[0]["measured"], same[0]["of"]
         if measured:

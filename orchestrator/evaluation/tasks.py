@@ -1,7 +1,8 @@
-"""Benchmark tasks in clip_benchmark's WebDataset layout, as DataComp's evaluation sets have it: a folder a task, with
-`test/N.tar` (and `train/N.tar`) counted by `nshards.txt`, `classnames.txt` and `zeroshot_classification_templates.txt`.
+"""Open benchmark tasks in clip_benchmark's WebDataset layout, which DataComp's evaluation sets use.
 
-A task that is not there, or whose main metric cannot be computed from its files, is skipped with the reason."""
+A task is a folder with `test/N.tar` (and `train/N.tar`), their number in `nshards.txt`, `classnames.txt` and
+`zeroshot_classification_templates.txt`. A task is skipped, with a reason, if its folder is missing or its files lack
+what its main metric needs. The reason is hashed into the evaluation's fingerprint, so its text must not change."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from orchestrator.storage import files
 from orchestrator.storage.files import StoreError
 
 RETRIEVAL_METRIC = "mean_recall@1"
-# accuracy in the worst group of pictures; the group is the first number of a sample's npy, as in DataComp's sets
+# accuracy of the worst group of images; the group is the first number in a sample's npy, as in DataComp's sets
 GROUPED_METRICS = ("acc_wg", "acc_top5_wg", "acc_worst_region")
 NOT_IN_THE_LAYOUT = {
     "jaccard_score_10-12": "the layout has no form for its samples, each a cue and the pictures to choose from"
@@ -26,7 +27,7 @@ NOT_IN_THE_LAYOUT = {
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A task whose files are there; `train` is the split of a linear probe, null where none is fitted."""
+    """A task with its files; `train` is the split for the linear probe, None if no probe is fitted."""
 
     key: str
     config: TaskConfig
@@ -36,15 +37,16 @@ class Task:
 
 @dataclass(frozen=True)
 class Tasks:
-    """A list of tasks: those `found`, and why the others are `skipped`, by key."""
+    """A list of tasks: the `found` ones, and the reason for each `skipped` one, by key."""
 
     found: tuple[Task, ...]
     skipped: Mapping[str, str]
 
 
 def open_tasks(settings: EvaluationConfig) -> Tasks:
-    """The tasks of the config at its root. Errors: `UserError` when none of them can be measured, `StoreError` for a
-    store that fails."""
+    """Open the configured tasks below `evaluation.root`.
+
+    Errors: `UserError` if none of them can be measured; `StoreError` if the storage fails."""
     found, skipped = [], {}
     root = files.absolute(settings.root or "")
     folders = set(files.names(root)) if settings.tasks else set()
@@ -52,7 +54,7 @@ def open_tasks(settings: EvaluationConfig) -> Tasks:
         try:
             found.append(_open(root, folders, key, config, probe=settings.linear_probe))
         except StoreError:
-            # a store that fails now says nothing of the task
+            # a failed read says nothing about the task
             raise
         except UserError as reason:
             skipped[key] = str(reason)
@@ -82,7 +84,7 @@ def _open(root: str, folders: set[str], key: str, config: TaskConfig, *, probe: 
 
 
 def folder_names(key: str, config: TaskConfig) -> list[str]:
-    """What a task's folder may be called: DataComp's name, clip_benchmark's, or the key itself."""
+    """Return the possible names of a task's folder: DataComp's, clip_benchmark's, or the key itself."""
     return [name for one in (key, *config.folders) for name in (f"wds_{one}_test", f"wds_{one}", one)]
 
 

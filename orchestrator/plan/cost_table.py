@@ -8,6 +8,7 @@ from operator import add
 
 from orchestrator.config import PlanConfig
 from orchestrator.engine.metering import peak_bytes
+from orchestrator.engine.role import Role
 from orchestrator.engine.stopwatch import duration
 from orchestrator.plan.costs import HOUR, Estimate, Estimates
 from orchestrator.plan.measurements import Probe, Trained
@@ -44,9 +45,9 @@ def cost_rows(estimates: Estimates, found: Sequence[Reach], prices: PlanConfig) 
 
 def scale(one: Reach) -> str:
     """The samples of a phase, or the pairs that reach a stage; `<`: at most, as filters are still to come."""
-    if one.stage.artifact.kind == "evaluation":
+    if one.stage.role == Role.EVALUATE:
         return ""
-    mark = "" if one.stage.samples else one.mark
+    mark = "" if one.stage.flow.samples else one.mark
     return f"{mark}{one.reached if one.samples is None else one.samples:,}"
 
 
@@ -118,10 +119,12 @@ def _compared(phases: Sequence[Reach], estimates: Estimates, found: Sequence[Rea
     rest = total(estimate for name, estimate in estimates.by_stage.items() if name not in names)
     told = f"wall: {duration(training.wall_hours * HOUR)} of training, {duration(rest.wall_hours * HOUR)} of the rest"
     first = phases[0].stage
-    if first.samples:
+    if first.flow.samples:
         return told
-    whole = estimates.of_samples(first.name, first.epochs * found[0].left)
-    return f"{told}; training for {first.epochs} epochs on every pair would take {duration(whole.wall_hours * HOUR)}"
+    whole = estimates.of_samples(first.name, first.flow.epochs * found[0].left)
+    return (
+        f"{told}; training for {first.flow.epochs} epochs on every pair would take {duration(whole.wall_hours * HOUR)}"
+    )
 
 
 def _priced(prices: PlanConfig) -> bool:

@@ -10,6 +10,7 @@ from orchestrator.config import PlanConfig
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.metering import Cost
 from orchestrator.engine.parts import num_done
+from orchestrator.engine.role import Role
 from orchestrator.engine.stage import Size, Stage
 from orchestrator.plan.decode_rates import Forward
 from orchestrator.plan.measurements import Measured, Probe, Trained
@@ -64,7 +65,7 @@ class Estimates:
     ):
         self.probe, self.num_parts, self.catalog = probe, num_parts, catalog
         self.batch_size, self.window, self.num_pairs = batch_size, window, found[0].left
-        self.num_models = sum(one.stage.epochs > 0 for one in found)
+        self.num_models = sum(one.stage.trains for one in found)
         # of two stages with one artifact the second finds it there
         first = {one.stage.artifact.uri: one for one in reversed(found)}
         left = [one for one in found if first[one.stage.artifact.uri] is one and not one.stage.artifact.is_complete()]
@@ -98,7 +99,7 @@ class Estimates:
         if stage.name in self.probe.phases:
             samples = max(0, (reach.samples or 0) - steps_saved(stage.artifact) * self.batch_size)
             return self.of_samples(stage.name, samples, share=min(1.0, max(1, reach.left) / max(1, self.num_pairs)))
-        if stage.artifact.kind == "evaluation":
+        if stage.role == Role.EVALUATE:
             return self._evaluation(self.probe.forward) if self.probe.forward else None
         measured = self.probe.stages.get(stage.name)
         if measured is None or not measured.work or not measured.stores:
@@ -133,10 +134,10 @@ class Estimates:
     def _stage(self, reach: Reach, measured: Measured) -> Estimate:
         stage, pairs = reach.stage, reach.reached
         is_catalog = stage.artifact == self.catalog
-        work, stores = (1.0, 1.0) if is_catalog else (stage.work(pairs), stage.stores(pairs))
+        work, stores = (1.0, 1.0) if is_catalog else (stage.scaling.work(pairs), stage.scaling.stores(pairs))
         by_part = stage.artifact.kind in BY_PART
         left = 1 - min(1.0, num_done(stage.artifact) / self.num_parts) if by_part else 1.0
-        held = max(0, stage.holds(pairs) - measured.holds)
+        held = max(0, stage.scaling.holds(pairs) - measured.holds)
         share = left * work / measured.work
         return replace(
             self._hours(measured.cost.times(share), stage, pairs, measured.serial_seconds * share / HOUR),
@@ -148,10 +149,11 @@ class Estimates:
     def _hours(self, cost: Cost, stage: Stage, pairs: int, serial_hours: float) -> Estimate:
         """Spread over as much of the cluster as the stage has tasks for."""
         probe = self.probe
-        tasks = stage.num_tasks(Size(pairs=pairs, pool=self.num_pairs, parts=self.num_parts))
-        cores, gpus = (probe.node_cores, 1) if stage.one_task else (probe.num_cores, probe.num_gpus)
-        bound = "1 task" if stage.one_task and cores < probe.num_cores else ""
-        if not stage.one_task:
+        one_task = stage.scaling.one_task
+        tasks = stage.scaling.num_tasks(Size(pairs=pairs, pool=self.num_pairs, parts=self.num_parts))
+        cores, gpus = (probe.node_cores, 1) if one_task else (probe.num_cores, probe.num_gpus)
+        bound = "1 task" if one_task and cores < probe.num_cores else ""
+        if not one_task:
             bound = f"{tasks:,} task{'s' if tasks > 1 else ''}" if tasks < (gpus if cost.gpu_seconds else cores) else ""
             cores, gpus = min(cores, tasks), min(gpus, tasks)
         gpus = max(1, gpus)

@@ -1,36 +1,24 @@
-"""What the run's models are evaluated on: how many pictures and captions, by the listings of the sets."""
+"""Estimate the number of images and texts in the evaluation sets, from file listings and a few samples."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from orchestrator.config import EvaluationConfig
 from orchestrator.evaluation.sets import EvaluationSet, evaluation_sets, open_whole
 from orchestrator.evaluation.tasks import open_tasks
+from orchestrator.plan.measurements import SetSize
 from orchestrator.source.tar import members
 from orchestrator.storage import files
 
-# of a set's first tar: what a picture takes of it is counted by these
+# samples of a set's first tar that give the bytes per image
 NUM_SAMPLES = 100
-# prompts of a class where a set has none of its own: OpenAI's for ImageNet
+# prompts per class if a set has no templates: OpenAI's templates for ImageNet
 NUM_TEMPLATES = 80
 
 
-@dataclass(frozen=True, kw_only=True)
-class SetSize:
-    """Of a set: its tars and their bytes, its images (about), the captions or prompts, and whether every actor embeds
-    all of those."""
-
-    num_bytes: int
-    num_shards: int
-    images: int
-    texts: int
-    shares_texts: bool
-
-
 def set_sizes(settings: EvaluationConfig) -> list[SetSize]:
-    """Of all sets and tasks. Errors: as of opening them; `UserError` for a damaged tar."""
+    """Return the size of every set and task. Errors: those of opening them; `UserError` for a damaged tar."""
     return [_size(one, settings) for one in _sets(settings)]
 
 
@@ -56,12 +44,12 @@ def _size(one: EvaluationSet, settings: EvaluationConfig) -> SetSize:
 
 
 def _sample_bytes(uri: str, num_bytes: int) -> float:
-    """What a sample takes of a tar, by its first ones."""
+    """Return the bytes per sample in a tar, from its first samples."""
     keys: dict[str, int] = {}
     with open_whole(uri) as file:
         for member in members(file):
             if len(keys) == NUM_SAMPLES and member.key not in keys:
-                # up to where the next one begins
+                # the offset of the next sample ends the last one
                 return (member.offset - next(iter(keys.values()))) / NUM_SAMPLES
             keys.setdefault(member.key, member.offset)
     return num_bytes / max(1, len(keys))

@@ -1,19 +1,43 @@
-"""What a probe measures: each stage's cost, each phase's pace, and the cluster and pool that they are for."""
+"""Measurements of a probe: the cost of each stage, the pace of each phase, and the cluster and pool they apply to."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 from orchestrator.engine.metering import Cost
-from orchestrator.plan.decode_rates import Forward
-from orchestrator.plan.evaluation_size import SetSize
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
-    """A stage in the probe: its cost for so much of `Stage.work`, the bytes it left for so much of `Stage.stores`, the
-    pairs whose vectors one of its processes held, and the seconds that its work takes the one process that all of it
-    passes."""
+class ForwardPass:
+    """A model's forward pass: seconds per image and per text (on a GPU if there is one), core seconds to decode an
+    image, and the resident memory of the process in bytes."""
+
+    image_seconds: float
+    text_seconds: float
+    decode_seconds: float
+    peak_bytes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetSize:
+    """Size of an evaluation set: bytes and number of its tars, its images (approximate), and its texts.
+
+    The texts are captions or prompts. `shares_texts`: every actor embeds all of them, as for class prompts."""
+
+    num_bytes: int
+    num_shards: int
+    images: int
+    texts: int
+    shares_texts: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredStage:
+    """A stage in the probe.
+
+    `cost` is for `work` units of work, `num_bytes` of artifact for `stores` units of storage (both units are the
+    stage's own). `holds` is the number of pairs with vectors in one process. `serial_seconds` is the time that a single
+    process needs for work that is not spread."""
 
     cost: Cost
     work: float
@@ -24,12 +48,13 @@ class Measured:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trained:
-    """A phase in the probe: the samples a second of so many workers, once warm; the pairs of a batch that each of them
-    had, and that each will have; the resident memory and, on GPUs, the device's of a worker; the bytes of its model.
+class MeasuredPhase:
+    """A training phase in the probe, after its warm-up.
 
-    On GPUs the pace is that of computing alone, and `wait_share` what waiting for data took besides; `decode_seconds`
-    are a core's for a picture."""
+    `samples_per_second` is for all `num_workers` together. `batch_share` is the pairs of a batch per worker in the
+    probe, `full_share` in the run. `peak_bytes` is a worker's resident memory, `gpu_bytes` its GPU memory (0 on CPUs),
+    `num_bytes` the size of the model. On GPUs the pace is that of computing alone, and `wait_share` is the share of
+    time spent waiting for data. `decode_seconds` are core seconds per image."""
 
     samples_per_second: float
     num_workers: int
@@ -43,14 +68,15 @@ class Trained:
 
 
 @dataclass(kw_only=True)
-class Probe:
-    """What was measured, by stage. The numbers of cores (of the cluster, of its largest node, and left to decoding by
-    the training workers), GPUs and training workers are those of the run, once its cluster has grown; `shares_cores`:
-    there are more logical CPUs than cores. `sets` are what the models are evaluated on, at the pace of `forward`;
-    `left_out` names what is neither measured nor a stage.
+class Measurements:
+    """All measurements of a probe, with the cluster that the run will have once it has scaled up.
 
-    `pool_bytes` are read by the catalog, `image_bytes` for a pair's image where those of all `rows_per_read` around it
-    are wanted too, and `vector_bytes` held for a pair's longest vector."""
+    `num_cores` are those of the cluster, `node_cores` of its largest node, `decoding_cores` the cores that training
+    workers leave for decoding. `shares_cores`: there are more logical CPUs than cores. `sets` are the evaluation sets,
+    `forward` the model's pace on them. `left_out` names work that is neither measured nor a stage.
+
+    `pool_bytes` are read for the catalog. `image_bytes` are read for a pair's image if all `rows_per_read` pairs around
+    it are needed too. `vector_bytes` is the memory for a pair's longest vector."""
 
     num_cores: int
     num_gpus: int
@@ -63,9 +89,9 @@ class Probe:
     image_bytes: float = 0.0
     rows_per_read: float = 1.0
     vector_bytes: int = 0
-    stages: dict[str, Measured] = field(default_factory=dict)
-    phases: dict[str, Trained] = field(default_factory=dict)
+    stages: dict[str, MeasuredStage] = field(default_factory=dict)
+    phases: dict[str, MeasuredPhase] = field(default_factory=dict)
     sets: list[SetSize] = field(default_factory=list)
-    forward: Forward | None = None
+    forward: ForwardPass | None = None
     left_out: list[str] = field(default_factory=list)
     seconds: float = 0.0

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from orchestrator.config import Config
 from orchestrator.engine import ray_cluster
 from orchestrator.engine.console import Display
+from orchestrator.engine.role import Role
 from orchestrator.errors import UserError
 from orchestrator.plan import probe_config
 from orchestrator.plan.evaluation_size import set_sizes
@@ -37,7 +38,7 @@ def probe(config: Config, source: Source, make: Make, found: Sequence[Reach], di
         with display.stage("probe", unit="stages") as progress:
             has_vectors = any(map(config.selection.embedding_of, config.selection.steps))
             drawn = draw_parts(source, config.plan.probe_parts, max_rows=ENOUGH_ROWS if has_vectors else None)
-            if any(one.stage.artifact.kind == "evaluation" and not one.stage.artifact.is_complete() for one in found):
+            if any(one.stage.role == Role.EVALUATE and not one.stage.artifact.is_complete() for one in found):
                 probed.sets = set_sizes(config.evaluation)
             probed.left_out = list(_left_out(config))
             running = Running(probe_config.in_own_store(config, place), drawn, make, found, probed)
@@ -60,7 +61,7 @@ def _left_out(config: Config) -> Iterator[str]:
 
 def _num_workers(config: Config, found: Sequence[Reach], display: Display) -> int:
     """The run's training workers; 0 where no phase is left, or the cluster cannot hold them."""
-    if all(one.stage.artifact.is_complete() for one in found if one.stage.epochs):
+    if all(one.stage.artifact.is_complete() for one in found if one.stage.trains):
         return 0
     try:
         return ray_cluster.num_train_workers(config.training.num_workers, lanes=config.training.lanes)

@@ -89,7 +89,7 @@ class Running:
             yield from self._step(name)
         without_steps = probe_config.with_steps(self.config, {})
         planned = self.make(without_steps, self.source)
-        yield from self._stages(planned, [stage for stage in planned.stages if not stage.epochs])
+        yield from self._stages(planned, [stage for stage in planned.stages if not stage.trains])
         self.probed.stages[read.name] = replace(
             self.probed.stages[read.name], work=self.drawn.share, stores=self.drawn.share * self._share_of_rows()
         )
@@ -97,7 +97,7 @@ class Running:
         num_pairs = min(KeepList(artifact).num_pairs for artifact in lists)
         if self.probed.num_workers and num_pairs:
             config = probe_config.training_of(without_steps, num_pairs, self.probed.num_workers)
-            phases = [stage for stage in self.make(config, self.source).stages if stage.epochs]
+            phases = [stage for stage in self.make(config, self.source).stages if stage.trains]
             drawn = Pictured(config, self.source, self.catalog)
             yield from measure_phases(drawn, phases, self.config, self.probed, self.display)
 
@@ -114,15 +114,15 @@ class Running:
         step = self.config.selection.settings[name]
         clustering: Clustering | None = getattr(step, "clustering", None)
         many = self._planned_step(name, math.inf)
-        stages = [stage for stage in many.stages if not stage.epochs]
+        stages = [stage for stage in many.stages if not stage.trains]
         if not any(self._is_left(stage.name) for stage in stages):
             return
-        by_size = next((place for place, stage in enumerate(stages) if stage.by_cluster_size), None)
+        by_size = next((place for place, stage in enumerate(stages) if stage.scaling.by_cluster_size), None)
         yield from self._stages(many, stages[:by_size])
         if by_size is not None and clustering is not None:
             pairs_per_cluster = self.real[stages[by_size].name].reached / clustering.k
             few = self._planned_step(name, self.probed.num_pairs / max(1, pairs_per_cluster))
-            yield from self._stages(few, [stage for stage in few.stages if not stage.epochs])
+            yield from self._stages(few, [stage for stage in few.stages if not stage.trains])
 
     def _planned_step(self, name: str, num_clusters: float) -> Planned:
         step = probe_config.step_of(self.config.selection.settings[name], self.probed.num_pairs, num_clusters)
@@ -153,10 +153,10 @@ class Running:
         stage = reach.stage
         return Measured(
             cost=self.costs[stage.name],
-            work=stage.work(reach.reached),
+            work=stage.scaling.work(reach.reached),
             num_bytes=files.num_bytes(stage.artifact.uri),
-            stores=stage.stores(reach.reached),
-            holds=stage.holds(reach.reached),
+            stores=stage.scaling.stores(reach.reached),
+            holds=stage.scaling.holds(reach.reached),
             serial_seconds=self.serial.get(stage.name, 0.0),
         )
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from orchestrator.data.catalog import Catalog
 from orchestrator.data.keep_list import KeepList
 from orchestrator.engine.parts import num_done
+from orchestrator.engine.role import Role
 from orchestrator.engine.stage import Stage
 from orchestrator.pruning.threshold import budget
 from orchestrator.source import Source
@@ -39,22 +40,22 @@ def reaches(stages: Sequence[Stage], source: Source, catalog: Catalog) -> list[R
     steps: dict[str, tuple[int, str]] = {}
     for stage in stages:
         reached = left
-        if stage.keep_pairs is not None:
-            left = min(left, stage.keep_pairs)
-        elif stage.keep_fraction is not None:
-            left = budget(left, stage.keep_fraction)
-        elif stage.is_filter:
+        if stage.flow.keep_pairs is not None:
+            left = min(left, stage.flow.keep_pairs)
+        elif stage.flow.keep_fraction is not None:
+            left = budget(left, stage.flow.keep_fraction)
+        elif stage.flow.is_filter:
             known = stage.artifact.is_complete()
             left, sign = (KeepList(stage.artifact).num_pairs, "") if known else (left, "<")
-        if stage.artifact.kind == "keep":
-            steps.setdefault(stage.name, (left, sign))
+        if stage.role in (Role.POOL, Role.KEEP):
+            steps[stage.step or stage.role] = (left, sign)
         pairs, mark = left, sign
-        if stage.on_whole_pool or stage.artifact == catalog.artifact:
+        if stage.flow.on_whole_pool or stage.artifact == catalog.artifact:
             reached, pairs, mark = total, total, "" if exact else "~"
-        elif stage.follows is not None:
-            pairs, mark = steps[stage.follows]
+        elif stage.flow.follows is not None:
+            pairs, mark = steps[stage.flow.follows]
             reached = pairs
-        samples = stage.samples or (pairs * stage.epochs or None)
+        samples = stage.flow.samples or (pairs * stage.flow.epochs or None)
         found.append(Reach(stage=stage, reached=reached, left=pairs, mark=mark, samples=samples))
     return found
 
@@ -66,20 +67,20 @@ def plan_rows(found: Sequence[Reach]) -> list[tuple[str, ...]]:
 
 def _pairs(one: Reach) -> str:
     # a set to evaluate on is none of the pool's
-    return f"{one.mark}{one.left:,}" if one.stage.artifact.kind != "evaluation" else ""
+    return f"{one.mark}{one.left:,}" if one.stage.role != Role.EVALUATE else ""
 
 
 def _samples(one: Reach) -> str:
     if one.samples is None:
         return ""
-    return f"{'' if one.stage.samples else one.mark}{one.samples:,}"
+    return f"{'' if one.stage.flow.samples else one.mark}{one.samples:,}"
 
 
 def state(stage: Stage) -> str:
     """`reused`, `resumes` with the parts or steps that are done, or `to compute`."""
     if stage.artifact.is_complete():
         return "reused"
-    if stage.epochs:
+    if stage.trains:
         steps = steps_saved(stage.artifact)
         return f"resumes after step {steps:,}" if steps else "to compute"
     done = num_done(stage.artifact)
@@ -101,13 +102,13 @@ def training_cost(found: Sequence[Reach], source: Source, catalog: Catalog) -> s
     """A sentence on the samples that the phases see, against training as long on everything."""
     total, exact = num_pairs(source, catalog)
     seen = sum(one.samples for one in found if one.samples is not None)
-    epochs = max((one.stage.epochs for one in found), default=0)
+    epochs = max((one.stage.flow.epochs for one in found), default=0)
     if not seen:
         return None
     sign = "" if exact else "~"
     bound = "at most " if any(_samples(one).startswith("<") for one in found) else ""
     told = f"samples seen: {bound}{sign}{seen:,}"
-    if any(one.stage.samples for one in found):
+    if any(one.stage.flow.samples for one in found):
         return told
     return (
         f"{told}, {seen / (epochs * total):.1%} of the {sign}{epochs * total:,} that {epochs} epochs on every pair take"

@@ -1,4 +1,4 @@
-"""The plots of what the steps did that go by an embedding: clusters as dots, similarities as bars."""
+"""Draw the plots for steps that use an embedding: clusters as dots, similarities as a histogram."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from matplotlib.ticker import FuncFormatter, PercentFormatter
 from orchestrator.report.figures import AFTER, BEFORE, PAPER, RAMP, THIRD, count_axis, short, svg
 from orchestrator.report.schema_clusters import Cluster, Duplicates
 
-# of a plot some 27,000 square points large
+# dot areas in square points; the whole plot has about 27,000
 MEAN_DOT, ALL_DOTS, SMALLEST_DOT = 60.0, 4000.0, 10.0
-# the largest cluster over the smallest
+# axes are logarithmic if the largest cluster is more than this many times the smallest
 LINEAR_UP_TO = 20
 
 
 def density(name: str, clusters: Sequence[Cluster]) -> str:
-    """d_inter against d_intra, a dot a cluster, its area the size, its colour the share that is kept."""
+    """Plot d_intra over d_inter: one dot per cluster, its area for the size, its colour for the share kept."""
 
     def draw(axes: Axes) -> None:
         sizes = np.array([cluster.size for cluster in clusters])
@@ -39,8 +39,8 @@ def density(name: str, clusters: Sequence[Cluster]) -> str:
         bar = axes.figure.colorbar(dots, ax=axes, pad=0.02, aspect=28, format=PercentFormatter(1.0, decimals=0))
         bar.set_label("share of the cluster kept")
         bar.outline.set_visible(False)
-        assert bar.solids is not None, "a bar of dots is filled"
-        # else the paper shines through between the steps
+        assert bar.solids is not None, "the colour bar of a scatter plot is filled"
+        # otherwise viewers show thin lines between the colours
         bar.solids.set_edgecolor("face")
 
     return svg(name, draw)
@@ -55,14 +55,14 @@ def _mean_area(num_clusters: int) -> float:
 
 
 def quota(name: str, clusters: Sequence[Cluster]) -> str:
-    """Quota against size, and the line on which a cluster stays whole; logarithmic where sizes differ much."""
+    """Plot quota over size, with a line where quota = size; logarithmic if sizes differ a lot."""
     sizes, quotas = ([getattr(cluster, key) for cluster in clusters] for key in ("size", "quota"))
     is_whole = np.equal(sizes, quotas)
 
     def draw(axes: Axes) -> None:
         ends = (min(quotas), max(sizes))
         axes.plot(ends, ends, color=BEFORE, linestyle=(0, (4, 3)), linewidth=1.2, label="quota = size")
-        for label, chosen, colour in (("kept whole", is_whole, AFTER), ("thinned", ~is_whole, THIRD)):
+        for label, chosen, colour in (("all pairs kept", is_whole, AFTER), ("pruned", ~is_whole, THIRD)):
             axes.scatter(
                 np.array(sizes)[chosen],
                 np.array(quotas)[chosen],
@@ -73,7 +73,7 @@ def quota(name: str, clusters: Sequence[Cluster]) -> str:
                 zorder=2,
                 label=label,
             )
-        axes.set(xlabel="pairs in the cluster, M", ylabel="pairs it keeps, quota")
+        axes.set(xlabel="size: pairs in the cluster", ylabel="quota: pairs to keep")
         _count_scale(axes, sizes, quotas)
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
 
@@ -92,12 +92,12 @@ def _count_scale(axes: Axes, sizes: Sequence[int], quotas: Sequence[int]) -> Non
 
 
 def similarity(name: str, found: Duplicates) -> str:
-    """How many pairs have their nearest earlier pair at which cosine; what is above 1 - eps is a duplicate."""
+    """Plot the histogram of cosines to the nearest earlier pair; pairs above 1 - eps are duplicates."""
 
     def draw(axes: Axes) -> None:
         edges = np.array(found.similarity.edges)
         is_copy = edges[:-1] > 1 - found.eps - 1e-6
-        for label, chosen, colour in (("stay", ~is_copy, BEFORE), ("dropped as duplicates", is_copy, THIRD)):
+        for label, chosen, colour in (("kept", ~is_copy, BEFORE), ("dropped as duplicates", is_copy, THIRD)):
             counts = np.array(found.similarity.counts)[chosen]
             axes.bar(
                 edges[:-1][chosen],

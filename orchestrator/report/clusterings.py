@@ -1,4 +1,4 @@
-"""The report's account of the clusterings that steps went by."""
+"""Build the report's section on the clusterings that steps use."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from numpy.typing import NDArray
 
 from orchestrator.clustering.stats import ClusterStats
 from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.role import Role
 from orchestrator.engine.run_record import RunRecord
 from orchestrator.report.schema_clusters import ClusteringReport, ClusterSizes
 from orchestrator.report.selected import SelectedStep
 
 
 def clusterings(record: RunRecord, steps: list[SelectedStep]) -> dict[str, ClusteringReport]:
-    """Of every step that went by one, its clustering."""
+    """Return the clustering of each step that uses one."""
     reports = {}
     for step in steps:
-        centroids, stats = record.named(f"train centroids, {step.name}"), record.named(f"measure clusters, {step.name}")
+        centroids = record.find(Role.TRAIN_CENTROIDS, step.name)
+        stats = record.find(Role.CLUSTER_STATS, step.name)
         if centroids is not None and stats is not None:
             reports[step.name] = _report(centroids, ClusterStats.read(stats).sizes)
     return reports

@@ -1,7 +1,7 @@
-"""What budgeted steps kept of which cluster, and a few pairs of the densest and of the most spread-out ones.
+"""Report how many pairs budgeted steps kept of each cluster, with examples from the densest and most spread-out ones.
 
-The pairs are those with the lowest random keys: of each cluster, kept and pruned, a block of parts names as many as are
-shown, and so does any union of blocks."""
+Examples are the pairs with the lowest random keys. Each block of parts returns as many kept and pruned pairs per
+cluster as are shown, and so does any union of blocks: the result does not depend on the blocks."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from orchestrator.data.catalog import PartRows, part_rows
 from orchestrator.data.keep_list import KeepList
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.parts import over_blocks
+from orchestrator.engine.role import Role
 from orchestrator.engine.run_record import RunRecord
 from orchestrator.pruning.random import random_scores
 from orchestrator.report.entry import Example
@@ -29,19 +30,19 @@ from orchestrator.selection.dbp import read_quotas
 MAX_CLUSTERS = 500
 SHEETS_EACH_END = 3
 PAIRS_PER_ROW = 8
-SEED = 0x736865657473
+SEED = int.from_bytes(b"sheets", "big")
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """Of some parts: pairs by cluster and fate (`cluster`, `kept`, `key`, `ordinal`, `distance`), a few of each; and
-    the pairs kept of each cluster asked for, int64 [m]."""
+class ClusterSample:
+    """Example pairs of some parts, with columns `cluster`, `kept`, `key`, `ordinal` and `distance`; and the number of
+    kept pairs in each requested cluster, int64 [m]."""
 
     pairs: pl.DataFrame
     num_kept: NDArray[np.int64]
 
-    def __add__(self, other: Drawn) -> Drawn:
-        return Drawn(_lowest(pl.concat([self.pairs, other.pairs])), self.num_kept + other.num_kept)
+    def __add__(self, other: ClusterSample) -> ClusterSample:
+        return ClusterSample(_lowest(pl.concat([self.pairs, other.pairs])), self.num_kept + other.num_kept)
 
 
 def _lowest(pairs: pl.DataFrame) -> pl.DataFrame:
@@ -49,7 +50,7 @@ def _lowest(pairs: pl.DataFrame) -> pl.DataFrame:
 
 
 def cluster_prunings(record: RunRecord, steps: list[SelectedStep]) -> dict[str, ClusterPruning]:
-    """Of every budgeted step that went by a clustering, what it kept of the clusters."""
+    """Return, for each budgeted step with a clustering, the pairs kept of its clusters."""
     reports = {}
     for step in steps:
         table = cluster_table(record, step.name)
@@ -60,9 +61,10 @@ def cluster_prunings(record: RunRecord, steps: list[SelectedStep]) -> dict[str, 
 
 
 def cluster_table(record: RunRecord, step: str) -> pl.DataFrame | None:
-    """The clusters of a step that have pairs, from the densest on: `cluster`, `size`, `d_intra`, and for a step with
-    quotas `d_inter`, `complexity`, `quota`; None for a step without a clustering."""
-    stats, quotas = record.named(f"measure clusters, {step}"), record.named(f"quotas, {step}")
+    """Return the clusters of a step that are not empty, densest first; None for a step without a clustering.
+
+    Columns: `cluster`, `size`, `d_intra`; for a step with quotas also `d_inter`, `complexity`, `quota`."""
+    stats, quotas = record.find(Role.CLUSTER_STATS, step), record.find(Role.QUOTAS, step)
     if stats is None:
         return None
     if quotas is not None:
@@ -91,25 +93,27 @@ def _pruning(step: SelectedStep, assigned: Artifact, clusters: list[Cluster]) ->
 
 def _sheets(step: SelectedStep, assigned: Artifact, clusters: list[Cluster]) -> list[ClusterSheet]:
     chosen = np.array([cluster.cluster for cluster in clusters], np.int64)
-    drawn = reduce(Drawn.__add__, over_blocks(part_rows(step.catalog), partial(_drawn, step, assigned, chosen)))
-    scores: dict[int, float | None] = dict(drawn.pairs.select("ordinal", "distance").iter_rows())
+    sample = reduce(
+        ClusterSample.__add__, over_blocks(part_rows(step.catalog), partial(_sample, step, assigned, chosen))
+    )
+    scores: dict[int, float | None] = dict(sample.pairs.select("ordinal", "distance").iter_rows())
     examples = examples_at(step.catalog, scores)
 
     def of(cluster: Cluster, kept: bool) -> list[Example]:
-        mine = drawn.pairs.filter((pl.col("cluster") == cluster.cluster) & (pl.col("kept") == kept))
+        mine = sample.pairs.filter((pl.col("cluster") == cluster.cluster) & (pl.col("kept") == kept))
         return [examples[ordinal] for ordinal in mine.sort("distance", "ordinal")["ordinal"]]
 
     return [
         ClusterSheet(cluster=cluster, num_kept=int(num_kept), kept=of(cluster, True), pruned=of(cluster, False))
-        for cluster, num_kept in zip(clusters, drawn.num_kept, strict=True)
+        for cluster, num_kept in zip(clusters, sample.num_kept, strict=True)
     ]
 
 
-def _drawn(step: SelectedStep, assigned: Artifact, chosen: NDArray[np.int64], parts: list[PartRows]) -> Drawn:
-    return reduce(Drawn.__add__, (_drawn_of_part(step, assigned, chosen, part) for part in parts))
+def _sample(step: SelectedStep, assigned: Artifact, chosen: NDArray[np.int64], parts: list[PartRows]) -> ClusterSample:
+    return reduce(ClusterSample.__add__, (_sample_part(step, assigned, chosen, part) for part in parts))
 
 
-def _drawn_of_part(step: SelectedStep, assigned: Artifact, chosen: NDArray[np.int64], part: PartRows) -> Drawn:
+def _sample_part(step: SelectedStep, assigned: Artifact, chosen: NDArray[np.int64], part: PartRows) -> ClusterSample:
     rows = np.flatnonzero(KeepList(step.incoming).mask(part.index, part.num_rows))
     clusters, distances = read_assigned(assigned, part.index)
     among = np.isin(clusters, chosen)
@@ -124,4 +128,4 @@ def _drawn_of_part(step: SelectedStep, assigned: Artifact, chosen: NDArray[np.in
             "distance": distances[among].astype(np.float64),
         }
     )
-    return Drawn(_lowest(pairs), np.array([np.count_nonzero(clusters[kept] == cluster) for cluster in chosen]))
+    return ClusterSample(_lowest(pairs), np.array([np.count_nonzero(clusters[kept] == cluster) for cluster in chosen]))

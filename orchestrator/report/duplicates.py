@@ -1,9 +1,10 @@
-"""Groups of near-duplicates, exactly: links never leave a cluster, and a cluster lies in one bucket of the comparison,
-so each bucket's groups are found on their own; the sums, the largest groups and a few pairs of each come together.
+"""Find the groups of near-duplicates in a run, exactly.
 
-A duplicate's link leads to an earlier pair in the order of its cluster, so links form trees: each has one root, a pair
-that is no duplicate and was kept. Every pair is led to its root by pointer jumping, in as many rounds as the depth has
-bits."""
+Links never leave a cluster, and a cluster is in one bucket of the comparison. Each bucket's groups are therefore found
+independently, and only counts, the largest groups and a few pairs of each are combined.
+
+A duplicate is linked to an earlier pair in the order of its cluster, so links form trees. The root of a tree is not a
+duplicate and was kept. Pointer jumping leads every pair to its root in log2(depth) rounds."""
 
 from __future__ import annotations
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from orchestrator.data.catalog import Catalog
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.parts import over_blocks
+from orchestrator.engine.role import Role
 from orchestrator.engine.run_record import RunRecord
 from orchestrator.pruning.random import random_keys
 from orchestrator.report.entry import Example
@@ -27,15 +29,15 @@ from orchestrator.selection.near_duplicates import Compared, bucket_parts, read_
 
 GROUPS_SHOWN = 8
 COPIES_SHOWN = 6
-SEED = 0x636F70696573
+SEED = int.from_bytes(b"copies", "big")
 BINS_PER_UNIT = 100
-# a cosine is at most a rounding error outside [-1, 1], so no bin but these, on both sides of 1 - eps, can be needed
+# bins on each side of 1 - eps; enough for any cosine, which rounding takes only slightly outside [-1, 1]
 BINS_EACH_SIDE = 2 * BINS_PER_UNIT + 1
 
 
 @dataclass(frozen=True)
 class Group:
-    """A root's ordinal, how many copies it has, and the ordinals and cosines of a few of them, falling."""
+    """A group: the root's ordinal, the number of copies, and (ordinal, cosine) of some copies, highest cosine first."""
 
     root: int
     num_copies: int
@@ -43,17 +45,17 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What some buckets hold: groups, those of two, the largest; and a histogram int64 [bins] of the cosines."""
+class GroupSummary:
+    """Groups in some buckets: their number, the groups of two, the largest; histogram int64 [bins] of the cosines."""
 
     num_groups: int
     groups_of_two: int
     largest: list[Group]
     histogram: NDArray[np.int64]
 
-    def __add__(self, other: Found) -> Found:
+    def __add__(self, other: GroupSummary) -> GroupSummary:
         largest = heapq.nsmallest(GROUPS_SHOWN, self.largest + other.largest, key=_rank)
-        return Found(
+        return GroupSummary(
             self.num_groups + other.num_groups,
             self.groups_of_two + other.groups_of_two,
             largest,
@@ -66,8 +68,8 @@ def _rank(group: Group) -> tuple[int, int]:
 
 
 def duplicates(record: RunRecord, steps: list[SelectedStep]) -> dict[str, Duplicates]:
-    """Of every step that removed duplicates, what it found."""
-    compared = ((step, record.named(f"compare, {step.name}")) for step in steps)
+    """Return the duplicates that each step found, by step."""
+    compared = ((step, record.find(Role.COMPARE, step.name)) for step in steps)
     return {
         step.name: _duplicates(step.catalog, artifact, step.settings["eps"])
         for step, artifact in compared
@@ -76,7 +78,7 @@ def duplicates(record: RunRecord, steps: list[SelectedStep]) -> dict[str, Duplic
 
 
 def _duplicates(catalog: Catalog, compared: Artifact, eps: float) -> Duplicates:
-    found = reduce(Found.__add__, over_blocks(bucket_parts(compared), partial(_found_in, compared, eps)))
+    found = reduce(GroupSummary.__add__, over_blocks(bucket_parts(compared), partial(_found_in, compared, eps)))
     scores: dict[int, float | None] = {group.root: None for group in found.largest}
     scores |= {ordinal: cosine for group in found.largest for ordinal, cosine in group.copies}
     return Duplicates(
@@ -100,12 +102,12 @@ def _shown(groups: list[Group], examples: dict[int, Example]) -> list[DuplicateG
     ]
 
 
-def _found_in(compared: Artifact, eps: float, buckets: list[list[int]]) -> Found:
-    return reduce(Found.__add__, (groups_of(read_compared(compared, parts), eps) for parts in buckets))
+def _found_in(compared: Artifact, eps: float, buckets: list[list[int]]) -> GroupSummary:
+    return reduce(GroupSummary.__add__, (groups_of(read_compared(compared, parts), eps) for parts in buckets))
 
 
-def groups_of(bucket: Compared, eps: float) -> Found:
-    """The groups of duplicates at eps among whole clusters."""
+def groups_of(bucket: Compared, eps: float) -> GroupSummary:
+    """Find the groups of duplicates at `eps` in a bucket of whole clusters."""
     is_copy = bucket.similarity > np.float32(1 - eps)
     copies = np.flatnonzero(is_copy)
     roots = _roots(bucket, copies)[copies]
@@ -113,11 +115,11 @@ def groups_of(bucket: Compared, eps: float) -> Found:
     filled = np.flatnonzero(sizes)
     order = filled[np.lexsort((bucket.ordinals[filled], -sizes[filled]))]
     largest = [_group(bucket, root, copies[roots == root]) for root in order[:GROUPS_SHOWN]]
-    return Found(len(filled), int((sizes == 1).sum()), largest, _count(bucket.similarity, eps))
+    return GroupSummary(len(filled), int((sizes == 1).sum()), largest, _count(bucket.similarity, eps))
 
 
 def _roots(bucket: Compared, copies: NDArray[np.int64]) -> NDArray[np.int64]:
-    # places in the bucket
+    # positions in the bucket, not ordinals
     by_ordinal = np.argsort(bucket.ordinals)
     parents = np.arange(len(bucket.ordinals))
     parents[copies] = by_ordinal[np.searchsorted(bucket.ordinals[by_ordinal], bucket.earlier[copies])]
@@ -129,12 +131,12 @@ def _roots(bucket: Compared, copies: NDArray[np.int64]) -> NDArray[np.int64]:
 def _group(bucket: Compared, root: int, copies: NDArray[np.int64]) -> Group:
     drawn = copies[np.argsort(random_keys(SEED, bucket.ordinals[copies]))[:COPIES_SHOWN]]
     drawn = drawn[np.lexsort((bucket.ordinals[drawn], -bucket.similarity[drawn]))]
-    told = zip(bucket.ordinals[drawn].tolist(), bucket.similarity[drawn].tolist(), strict=True)
-    return Group(int(bucket.ordinals[root]), len(copies), list(told))
+    pairs = zip(bucket.ordinals[drawn].tolist(), bucket.similarity[drawn].tolist(), strict=True)
+    return Group(int(bucket.ordinals[root]), len(copies), list(pairs))
 
 
 def _count(similarity: NDArray[np.float32], eps: float) -> NDArray[np.int64]:
-    # bin BINS_EACH_SIDE is the first whose pairs are duplicates: the bins hold their upper edges, as the rule is >
+    # bin BINS_EACH_SIDE is the first with duplicates; bins include their upper edge, because the rule is `> 1 - eps`
     above = similarity[np.isfinite(similarity)].astype(np.float64) - np.float32(1 - eps)
     bins = np.ceil(above * BINS_PER_UNIT).astype(np.int64) - 1 + BINS_EACH_SIDE
     return np.bincount(bins, minlength=2 * BINS_EACH_SIDE)

@@ -1,4 +1,4 @@
-"""What every part of `report.json` is made of."""
+"""The base class of all parts of `report.json`, and an example pair."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Entry(BaseModel):
-    """A part of the report: immutable; numbers that are not finite become null in JSON."""
+    """A part of the report. Immutable; numbers that are not finite become null in JSON."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Example(Entry):
-    """A pair shown: `part` and `row` are its place in the catalog; `key` and `caption` as there, the caption cut short;
-    `score` is what put it here, null where nothing did: among kept and pruned examples the step's score, among a
-    cluster's pairs the distance from the centroid, among duplicates the cosine to the nearest earlier pair."""
+    """A pair to show: its `part` and `row` in the catalog, its `key`, and its `caption`, which may be shortened.
+
+    `score` depends on the section: the step's score among kept and pruned examples, the distance from the centroid in a
+    cluster, the cosine to the nearest earlier pair among duplicates; null if there is none."""
 
     part: int
     row: int

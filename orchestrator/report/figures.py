@@ -1,5 +1,7 @@
-"""The report's plots as inline SVG: drawn once, in colours that are CSS variables of the page, so that they follow its
-light and dark scheme; text stays text, in the page's own fonts."""
+"""Draw the report's plots as inline SVG.
+
+Colours are CSS variables of the page, so a plot follows its light or dark colour scheme. Text stays text, in the page's
+fonts."""
 
 from __future__ import annotations
 
@@ -15,11 +17,11 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 
 from orchestrator.report.schema import PhaseReport, Words
 
-# stand-ins that nothing else is drawn in, and what they become
+# placeholder colours, which the SVG must not use otherwise; `_inline` replaces them with the CSS colours below
 INK, GRID, BEFORE, AFTER, THIRD, PAPER = "#010203", "#040506", "#070809", "#0a0b0c", "#0d0e0f", "#101112"
 CSS = {INK: "currentColor", GRID: "var(--rule)", BEFORE: "var(--muted)", AFTER: "var(--accent)", THIRD: "var(--second)"}
 CSS |= {PAPER: "var(--paper)"}
-# a scale from none to all, in as many steps; the lowest one still differs from the paper
+# a colour scale from 0 to 1; its lowest colour still differs from the background
 RAMP = [f"#1314{step:02x}" for step in range(16)]
 CSS |= {
     colour: f"color-mix(in oklab, var(--accent) {100 * step / (len(RAMP) - 1):.3g}%, var(--gone))"
@@ -54,13 +56,16 @@ PHASE_NAMES = {"pretrain": "pre-training", "finetune": "fine-tuning"}
 
 
 def word_frequency(words: Words) -> str:
-    """Rank against occurrences, log-log, before and after pruning."""
+    """Plot occurrences over rank, log-log, before and after pruning."""
 
     def draw(axes: Axes) -> None:
-        for label, statistics, colour in (("before pruning", words.before, BEFORE), ("after", words.after, AFTER)):
+        for label, statistics, colour in (
+            ("before pruning", words.before, BEFORE),
+            ("after pruning", words.after, AFTER),
+        ):
             if statistics.curve:
                 axes.plot(*zip(*statistics.curve, strict=True), color=colour, label=label)
-        axes.set(xscale="log", yscale="log", xlabel="word, by rank of frequency", ylabel="occurrences")
+        axes.set(xscale="log", yscale="log", xlabel="rank of the word by frequency", ylabel="occurrences")
         count_axis(axes.xaxis)
         count_axis(axes.yaxis)
         axes.legend(loc="upper right")
@@ -69,7 +74,7 @@ def word_frequency(words: Words) -> str:
 
 
 def kept_by_frequency(words: Words, kept_fraction: float) -> str:
-    """Which share of its occurrences each band of frequency keeps, against the share of pairs kept."""
+    """Plot the share of occurrences kept in each frequency band, with the share of pairs kept as a line."""
 
     def draw(axes: Axes) -> None:
         middles = [(band.at_least * band.below) ** 0.5 for band in words.bands]
@@ -82,7 +87,7 @@ def kept_by_frequency(words: Words, kept_fraction: float) -> str:
             label="occurrences kept",
         )
         axes.axhline(kept_fraction, color=BEFORE, linestyle=(0, (4, 3)), linewidth=1.2, label="pairs kept")
-        axes.set(xscale="log", ylim=(0, 1.04), xlabel="occurrences of a word before pruning", ylabel="kept")
+        axes.set(xscale="log", ylim=(0, 1.04), xlabel="occurrences of a word before pruning", ylabel="share kept")
         count_axis(axes.xaxis)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.legend(loc="lower left", ncols=2)
@@ -91,7 +96,7 @@ def kept_by_frequency(words: Words, kept_fraction: float) -> str:
 
 
 def loss_curves(phases: dict[str, PhaseReport]) -> str:
-    """Loss over samples seen, one phase after the other."""
+    """Plot the loss over samples seen, one phase after the other."""
 
     def draw(axes: Axes) -> None:
         start = 0
@@ -107,7 +112,7 @@ def loss_curves(phases: dict[str, PhaseReport]) -> str:
 
 
 def count_axis(axis: Any) -> None:
-    """Few and short labels for counts on a logarithmic scale."""
+    """Set a few short labels on a logarithmic axis of counts."""
     axis.set_major_locator(LogLocator(numticks=7))
     axis.set_major_formatter(FuncFormatter(short))
     axis.set_minor_locator(NullLocator())
@@ -115,7 +120,7 @@ def count_axis(axis: Any) -> None:
 
 
 def short(value: float, _position: int | None = None) -> str:
-    """A number as an axis has room for it; matplotlib asks with the tick's position."""
+    """Format a number for an axis label. The second argument is the tick position that matplotlib passes."""
     for size, letter in ((1e9, "B"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= size:
             return f"{value / (1e3 if letter == 'k' else size):,.4g}{letter}"
@@ -123,7 +128,7 @@ def short(value: float, _position: int | None = None) -> str:
 
 
 def svg(name: str, draw: Callable[[Axes], None]) -> str:
-    """A plot as an element of the page; `name` keeps its ids apart from other plots'."""
+    """Return a plot as an SVG element; its ids begin with `name`, to be unique in the page."""
     out = io.StringIO()
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=INCHES, layout="constrained")
@@ -138,9 +143,9 @@ def _inline(svg: str, name: str) -> str:
     svg = svg[svg.index("<svg") :]
     for colour, variable in CSS.items():
         svg = svg.replace(colour, variable)
-    # ids are the page's, not the plot's: two plots must not share one
+    # ids must be unique in the whole page
     svg = re.sub(r'(\bid="|url\(#|xlink:href="#)', rf"\g<1>{name}-", svg)
     svg = re.sub(r'font: ([\d.]+)px [^;"]+', r"font-size: \1px", svg)
     start = svg.index(">")
-    # the page sets the width; the viewBox keeps the shape
+    # the page sets the width; the viewBox keeps the aspect ratio
     return re.sub(r' (width|height)="[^"]*"', "", svg[:start]) + svg[start:]

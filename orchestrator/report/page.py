@@ -1,5 +1,7 @@
-"""`report.html`: one page without scripts or requests. Captions, keys and names are untrusted text from the web: the
-template escapes everything but the plots, and the page's content policy forbids whatever might still slip through."""
+"""Render `report.html`: one self-contained page without scripts or network requests.
+
+Captions, keys and names are untrusted text from the web. The templates escape everything except our own plots, and the
+page's Content-Security-Policy blocks scripts and requests in any case."""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ from orchestrator.report import cluster_figures
 from orchestrator.report.figures import PHASE_NAMES, kept_by_frequency, loss_curves, word_frequency
 from orchestrator.report.schema import ModelEvaluation, Report, TaskAverage, TaskResult, TaskTable
 from orchestrator.report.summary import headlines
-from orchestrator.report.thumbnails import Pictures
+from orchestrator.report.thumbnails import Thumbnails
 
 MODEL_NAMES = {"pretrain": "pre-trained", "finetune": "fine-tuned", "checkpoint": "checkpoint"}
 GROUP_TITLES = {
@@ -29,23 +31,23 @@ GROUP_TITLES = {
     "kept": "Kept",
     "pruned": "Pruned",
 }
-# what is not here is told by its own name
+# other reasons are shown by their key
 REASONS = {
-    "duplicate": "near-duplicates of an earlier pair",
-    "no_embedding": "without an embedding",
-    "below_the_cut": "beyond the budget",
-    "no_score": "without a score",
+    "duplicate": "near-duplicate of an earlier pair",
+    "no_embedding": "no embedding",
+    "below_the_cut": "outside the budget",
+    "no_score": "no score",
     "low_score": "score below the threshold",
     "not_on_the_list": "not on the list",
-    "no_entry": "no entry of the metadata in the caption",
-    "balanced_out": "drawn out to balance the entries",
-    "size_unknown": "image size unknown",
+    "no_entry": "caption contains no metadata entry",
+    "balanced_out": "dropped to balance the metadata entries",
+    "size_unknown": "unknown image size",
     "too_elongated": "image too elongated",
     "other_language": "caption in another language",
 }
 CLUSTER_TITLES = {
-    "complexity": ("The densest clusters: lowest complexity", "The most complex clusters"),
-    "d_intra": ("The densest clusters: lowest d_intra", "The most spread-out clusters"),
+    "complexity": ("Densest clusters: lowest complexity", "Most complex clusters"),
+    "d_intra": ("Densest clusters: lowest d_intra", "Most spread-out clusters"),
 }
 RECALL_WAYS = {"image_to_text": "image to text", "text_to_image": "text to image"}
 RECALL_AT = (1, 5, 10)
@@ -53,7 +55,7 @@ RECALL_AT = (1, 5, 10)
 
 @dataclass(frozen=True)
 class ResultRow:
-    """A row of the evaluation table: what chance gives, and each model's value, None where it was not measured."""
+    """A row of the evaluation table: the chance level, and each model's value (None: not measured)."""
 
     label: str
     chance: float | None
@@ -62,7 +64,7 @@ class ResultRow:
 
 @dataclass(frozen=True)
 class TaskRow:
-    """A row of the tasks' table: the last model's result, each model's main metric, the last one's other metrics."""
+    """A row of the task table: each model's main metric, and the last model's result and other metrics."""
 
     result: TaskResult
     values: list[float | None]
@@ -71,14 +73,14 @@ class TaskRow:
 
 @dataclass(frozen=True)
 class AverageRow:
-    """A row of the averages over tasks: over how many of how many, and each model's value."""
+    """A row of the averages over tasks: the number of tasks, and each model's value."""
 
     average: TaskAverage
     values: list[float | None]
 
 
-def render(report: Report, pictures: Pictures) -> str:
-    """The page. Everything in `report` is escaped."""
+def render(report: Report, thumbnails: Thumbnails) -> str:
+    """Return the page as HTML. Everything in `report` is escaped."""
     environment = page_environment("orchestrator.report")
     environment.filters |= {
         "score": "{:.4g}".format,
@@ -88,7 +90,7 @@ def render(report: Report, pictures: Pictures) -> str:
     }
     return environment.get_template("report.html.j2").render(
         report=report,
-        pictures=pictures,
+        thumbnails=thumbnails,
         style=page_style(environment),
         headlines=headlines(report),
         figures=_figures(report),
@@ -107,7 +109,7 @@ def render(report: Report, pictures: Pictures) -> str:
 
 
 def page_environment(*packages: str) -> Environment:
-    """Templates of the packages, in which everything is escaped, with the filters that all pages have."""
+    """Return a Jinja environment for the packages' templates, with autoescaping and the filters shared by all pages."""
     environment = Environment(
         loader=ChoiceLoader([PackageLoader(package, ".") for package in packages]),
         autoescape=True,
@@ -125,19 +127,19 @@ def page_environment(*packages: str) -> Environment:
 
 
 def page_style(environment: Environment) -> Markup:
-    """The style sheet of all pages."""
+    """Return the style sheet shared by all pages."""
     return Markup(environment.get_template("style.css").render())
 
 
 def percent(value: float, digits: int = 1) -> str:
-    """A fraction as a percentage."""
+    """Format a fraction as a percentage."""
     return f"{value:.{digits}%}"
 
 
 def settings_text(settings: dict[str, Any]) -> str:
-    """A step's settings on one line, without those that are not set or that another overrides."""
-    untold = {"method", "keep_fraction"} if settings.get("keep_pairs") else {"method"}
-    return ", ".join(f"{name} {value}" for name, value in _flat(settings) if name not in untold)
+    """Return a step's settings on one line, without unset and overridden settings."""
+    hidden = {"method", "keep_fraction"} if settings.get("keep_pairs") else {"method"}
+    return ", ".join(f"{name} {value}" for name, value in _flat(settings) if name not in hidden)
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -153,7 +155,7 @@ def _kept_fraction(report: Report) -> float:
 
 
 def _figures(report: Report) -> dict[str, Markup]:
-    # the only markup that is not escaped: our own plots, which hold no word of the pool's
+    # our own plots are the only markup that is not escaped; they contain no text from the pool
     figures: dict[str, Markup] = {}
     if report.words is not None and report.words.bands:
         figures["words"] = Markup(word_frequency(report.words))
@@ -164,7 +166,7 @@ def _figures(report: Report) -> dict[str, Markup]:
 
 
 def _step_plots(report: Report) -> dict[str, dict[str, Markup]]:
-    # a step's name is a user's, so it is no part of an id
+    # ids use a number, because a step's name is free text from the configuration
     plots: dict[str, dict[str, Markup]] = {step.name: {} for step in report.steps}
     for number, (step, found) in enumerate(report.duplicates.items()):
         if found.similarity.counts:
@@ -177,7 +179,7 @@ def _step_plots(report: Report) -> dict[str, dict[str, Markup]]:
 
 
 def result_rows(evaluation: dict[str, ModelEvaluation]) -> list[ResultRow]:
-    """The evaluation as a table: a row for each measure, a column for each model."""
+    """Return the rows of the evaluation table: one per metric, with a value per model."""
     shots = [model.zero_shot for model in evaluation.values()]
     classes = next((shot.num_classes for shot in shots if shot), None)
     rows = []
@@ -193,7 +195,7 @@ def result_rows(evaluation: dict[str, ModelEvaluation]) -> list[ResultRow]:
 
 
 def task_rows(tables: dict[str, TaskTable]) -> list[TaskRow]:
-    """The benchmark tasks as a table: a row for each task, a column for each model."""
+    """Return the rows of the task table: one per task, with a value per model."""
     by_model = [{result.key: result for result in table.results} for table in tables.values()]
     return [
         TaskRow(
@@ -211,7 +213,7 @@ def _by_k(metric: tuple[str, float]) -> tuple[str, int]:
 
 
 def average_rows(tables: dict[str, TaskTable]) -> list[AverageRow]:
-    """The averages over groups of tasks and over all, a column for each model."""
+    """Return the averages over groups of tasks and over all tasks, with a value per model."""
     rows = zip(*(table.averages for table in tables.values()), strict=True)
     return [AverageRow(same[-1], [average.value for average in same]) for same in rows]
 

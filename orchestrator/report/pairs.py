@@ -1,4 +1,4 @@
-"""Pairs as they are shown: found in the catalog by their place, a part at a time and several parts at once."""
+"""Look up the pairs to show in the catalog, by position; several parts at once."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ PARTS_AT_ONCE = 8
 
 
 def example(part: int, row: int, label: dict[str, Any], score: float | None) -> Example:
-    """A pair with the label (`key`, `caption`) that the catalog has for it."""
+    """Return a pair with its label (`key`, `caption`) from the catalog."""
     caption = (label["caption"] or "")[:MAX_CAPTION_CHARS]
     return Example(part=part, row=row, key=label["key"], caption=caption, score=score)
 
 
 def examples_at(catalog: Catalog, scores: dict[int, float | None]) -> dict[int, Example]:
-    """The pairs with the given global ordinals, each with its score."""
+    """Return the pairs with the given global ordinals, each with its score, by ordinal."""
     ordinals = np.array(sorted(scores), np.int64)
     firsts = np.array([part.first_ordinal for part in part_rows(catalog)], np.int64)
-    # where parts are empty, the last of those that begin at an ordinal holds it
+    # an empty part starts at the same ordinal as the next part; the last of them contains the pair
     parts = np.searchsorted(firsts, ordinals, side="right") - 1
     shown = {}
     with ThreadPoolExecutor(PARTS_AT_ONCE) as pool:
@@ -46,7 +46,7 @@ def _labels(catalog: Catalog, part: int, rows: NDArray[np.int64]) -> list[dict[s
 
 
 def pairs_shown(report: Report) -> list[Example]:
-    """All pairs that the page shows."""
+    """Return all pairs that the page shows."""
     return list(chain(_examples(report), _sheets(report), _duplicates(report)))
 
 

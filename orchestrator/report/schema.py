@@ -1,7 +1,7 @@
-"""What `report.json` holds: these classes are the schema, their attributes the keys, in this order.
+"""The schema of `report.json`: the attributes of these classes are its keys, in this order.
 
-All fractions lie in [0, 1], all times are wall seconds, a key that does not apply to the verb is null or empty. A key
-is never renamed or given another meaning without a new `schema_version`; new keys may come."""
+Fractions are in [0, 1], times are wall-clock seconds. A key that does not apply to the verb is null or empty. Keys are
+not renamed and do not change their meaning without a new `schema_version`; new keys may be added."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ SCHEMA_VERSION = 1
 
 
 class FunnelRow(Entry):
-    """How many pairs are left at a point of the way.
+    """The number of pairs left after a step.
 
-    Keys: `name` ("source", "pool", a step's name, "pretrain" or "finetune"); `what` it means, in words; `pairs`."""
+    Keys: `name` ("source", "pool", a step's name, "pretrain" or "finetune"); `what`, its label; `pairs`."""
 
     name: str
     what: str
@@ -28,8 +28,8 @@ class FunnelRow(Entry):
 class StepReport(Entry):
     """A selection step.
 
-    Keys: `name` and `method`; `settings` as configured; `pairs_in` that reached it; `budget` it was asked to keep (null
-    for a step without one); `pairs_out` that left it; `reasons`, how many of the others were dropped for what;
+    Keys: `name` and `method`; `settings` as configured; `pairs_in`, the pairs that reach the step; `budget`, the pairs
+    to keep (null for a step without one); `pairs_out`, the pairs that it keeps; `reasons`, dropped pairs by reason;
     `threshold`, the lowest score kept (null without scores); `no_words`, pairs whose caption holds no word, pruned
     first (null without scores)."""
 
@@ -45,9 +45,9 @@ class StepReport(Entry):
 
 
 class CatalogSkips(Entry):
-    """What was wrong with the source.
+    """Problems of the source.
 
-    Keys: `broken_shards`; `problems`, a count for each kind; `examples`, some of them named."""
+    Keys: `broken_shards`; `problems`, a count for each kind; `examples`, some problems in words."""
 
     broken_shards: int
     problems: dict[str, int]
@@ -55,14 +55,14 @@ class CatalogSkips(Entry):
 
 
 class TrainingSkips(Entry):
-    """Samples of a phase that kept their slot but were masked from the loss: `skipped` of them, some named."""
+    """Undecodable samples of a phase, which are masked from the loss: the number `skipped` and some `examples`."""
 
     skipped: int
     examples: list[str]
 
 
-class Skipped(Entry):
-    """What was left out, and why.
+class Skips(Entry):
+    """Data that could not be used.
 
     Keys: `catalog`; `training` by phase; `evaluation`, undecodable images of the evaluation sets by model."""
 
@@ -72,12 +72,12 @@ class Skipped(Entry):
 
 
 class WordStatistics(Entry):
-    """The words of a set of captions.
+    """Statistics of the words in a set of captions.
 
-    Keys: `distinct` words and their `occurrences`, all of them; `frequent_distinct`, those with at least `min_count`
-    occurrences; `top_100_share`, the share of all occurrences that the 100 most frequent of those have; `entropy_bits`
-    of the distribution over those; `curve`, [rank, occurrences] of up to 200
-    words at log-spaced ranks, rank 1 being the most frequent word, down to `min_count` occurrences."""
+    Keys: `distinct` words and their `occurrences`; `frequent_distinct`, the words with at least `min_count`
+    occurrences; `top_100_share`, the share of all occurrences that belongs to the 100 most frequent words;
+    `entropy_bits` of the distribution over the frequent words; `curve`, [rank, occurrences] of up to 200 words at
+    log-spaced ranks, from rank 1 (the most frequent word) down to `min_count` occurrences."""
 
     distinct: int
     occurrences: int
@@ -97,7 +97,7 @@ class WordChange(Entry):
 
 
 class FrequencyBand(Entry):
-    """All `words` that occur `at_least` to less than `below` times before pruning: their occurrences then and now."""
+    """Words with `at_least` to less than `below` occurrences before pruning, and their occurrences before and after."""
 
     at_least: int
     below: int
@@ -109,9 +109,9 @@ class FrequencyBand(Entry):
 class Words(Entry):
     """Word frequencies before and after pruning.
 
-    Keys: `min_count`, the occurrences below which the curves and bands leave a word out; `before` and `after`; `bands`
-    of frequency, each twice as frequent as the one before; `most_affected` and `least_affected`, the words of lowest
-    and highest kept share among the `compared_words` most frequent ones."""
+    Keys: `min_count`, the fewest occurrences of a word in the curves and bands; `before` and `after`; `bands` of
+    frequency, each twice as frequent as the previous one; `most_affected` and `least_affected`, the words with the
+    lowest and highest kept share among the `compared_words` most frequent words."""
 
     min_count: int
     before: WordStatistics
@@ -123,7 +123,7 @@ class Words(Entry):
 
 
 class CurvePoint(Entry):
-    """A logged step: `step`, `samples_seen` and `epoch` of the phase so far, `loss`, `lr`, `samples_per_second`."""
+    """A logged step of a phase: `step`, `samples_seen` and `epoch` so far, `loss`, `lr`, `samples_per_second`."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -138,8 +138,8 @@ class CurvePoint(Entry):
 class PhaseReport(Entry):
     """A training phase.
 
-    Keys: `pairs` it sees, `epochs` over them, `samples_seen` and `steps` in all; `loss`, the last; `num_workers`;
-    `curve`, at most 500 of the logged steps, the last one among them."""
+    Keys: `pairs` to train on, `epochs` over them, total `samples_seen` and `steps`; `loss`, the last one;
+    `num_workers`; `curve`, at most 500 of the logged steps, including the last."""
 
     pairs: int
     epochs: float
@@ -150,13 +150,13 @@ class PhaseReport(Entry):
     curve: list[CurvePoint]
 
 
-class Cost(Entry):
-    """What training took against training as long on everything.
+class TrainingCost(Entry):
+    """The cost of training, compared with as many epochs on every pair.
 
-    Keys: `samples_seen` in all phases; `full_samples`, the epochs of pre-training over every pair that can be trained
-    on; `samples_fraction`, the first over the second; `paper_fraction`, keep fraction + 1 / epochs where there is a
-    fine-tune epoch, of which a share where it sees a share of the pairs; `pruning_seconds` (without the catalog, which
-    training needs in any case) and `training_seconds`, what the stages took when they were computed."""
+    Keys: `samples_seen` in all phases; `full_samples`, the epochs of pre-training times every pair that can be trained
+    on; `samples_fraction`, samples_seen / full_samples; `paper_fraction`, keep fraction + fine-tuned fraction / epochs;
+    `pruning_seconds` (without the catalog, which training needs in any case) and `training_seconds`, measured when the
+    stages were computed."""
 
     samples_seen: int
     full_samples: int
@@ -167,7 +167,7 @@ class Cost(Entry):
 
 
 class ZeroShot(Entry):
-    """Zero-shot classification: `top1`, `top5`, `mean_per_class`, the set's size, undecodable images `skipped`."""
+    """Zero-shot classification: `top1`, `top5`, `mean_per_class`, the size of the set, undecodable images `skipped`."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -181,15 +181,15 @@ class ZeroShot(Entry):
 
 class ModelEvaluation(Entry):
     """A model's results: `zero_shot`, and `retrieval` with `image_to_text_recall_at_K`, `text_to_image_recall_at_K` for
-    K = 1, 5, 10, `num_pairs` and `skipped`; null where the set was not given."""
+    K = 1, 5, 10, `num_pairs` and `skipped`; null without such a set."""
 
     zero_shot: ZeroShot | None = None
     retrieval: dict[str, float] | None = None
 
 
 class TaskResult(Entry):
-    """A benchmark task: its `key`, `name` and `group`; the main `metric` and its `value`; all `metrics` by name, as
-    DataComp and clip_benchmark call them; `num_images` measured and undecodable ones `skipped`."""
+    """Result of a benchmark task: `key`, `name` and `group`; the main `metric` and its `value`; all `metrics`, named as
+    in DataComp and clip_benchmark; `num_images` measured and undecodable images `skipped`."""
 
     key: str
     name: str
@@ -202,7 +202,7 @@ class TaskResult(Entry):
 
 
 class SkippedTask(Entry):
-    """A task of the list that was not measured, and the `reason`."""
+    """A task in the list that was not measured, and the `reason`."""
 
     key: str
     name: str
@@ -210,8 +210,9 @@ class SkippedTask(Entry):
 
 
 class TaskAverage(Entry):
-    """The mean of the main metrics of a group of tasks (`name`) or of all of them, null without any: of so many
-    `measured` tasks, `of` so many in the list. It compares with other work only if all of them are measured."""
+    """Mean of the main metrics of a group of tasks (`name`) or of all tasks; null if none is measured.
+
+    `measured` tasks are included, `of` are in the list. Compare it with other work only if all tasks are measured."""
 
     name: str
     value: float | None
@@ -220,7 +221,7 @@ class TaskAverage(Entry):
 
 
 class TaskTable(Entry):
-    """A model on a list of benchmark tasks: `results` of those measured, the `skipped` ones, and the `averages`."""
+    """Benchmark tasks of a model: `results` of the measured tasks, the `skipped` tasks, and `averages`."""
 
     results: list[TaskResult]
     skipped: list[SkippedTask]
@@ -228,7 +229,7 @@ class TaskTable(Entry):
 
 
 class ExampleGroup(Entry):
-    """Pairs of one fate.
+    """A group of example pairs.
 
     Keys: `name` ("highest", "above", "below", "lowest"; "kept", "pruned" for steps without scores), `kept`, `pairs`."""
 
@@ -238,7 +239,7 @@ class ExampleGroup(Entry):
 
 
 class Examples(Entry):
-    """Example pairs of the last step that pruned: its name, and the `parts_read` of `num_parts` they are drawn from."""
+    """Example pairs of the last step that pruned, from `parts_read` of the pool's `num_parts` parts."""
 
     step: str
     parts_read: int
@@ -247,8 +248,8 @@ class Examples(Entry):
 
 
 class StageTime(Entry):
-    """A stage: `reused` from an earlier run or not, `seconds` in this run, `computed_seconds` of all the runs that it
-    took to compute it."""
+    """Time of a stage: `reused` from an earlier run or not; `seconds` in this run; `computed_seconds`, the time to
+    compute it, summed over all runs that worked on it."""
 
     name: str
     reused: bool
@@ -257,7 +258,7 @@ class StageTime(Entry):
 
 
 class Fingerprint(Entry):
-    """What a stage's artifact is: its `kind`, the folder's `uri`, and the `fingerprint` of all that made it."""
+    """Artifact of a stage: its `kind`, the `uri` of its folder, and the `fingerprint` of everything that made it."""
 
     kind: str
     uri: str
@@ -267,11 +268,11 @@ class Fingerprint(Entry):
 class Report(Entry):
     """The whole of `report.json`.
 
-    Keys: `schema_version`; the run's `name`, `verb`, when it `started` (ISO 8601) and its `wall_seconds`; `funnel`, the
-    counts at each step; `steps`; `captionless` pairs of the pool (null where nothing counted them); `clusterings`,
-    `clusters` and `duplicates` by step, of the steps that have them; `skipped`; `words`; `training` by phase; `cost`;
-    `evaluation` and benchmark `tasks` by model ("pretrain", "finetune", "checkpoint"); `examples`; `stages`, wall
-    seconds in order; `fingerprints` by stage; `versions` of the libraries; `config`, whole."""
+    Keys: `schema_version`; the run's `name`, `verb`, start time `started` (ISO 8601) and `wall_seconds`; `funnel`, the
+    pairs left after each step; `steps`; `captionless` pairs of the pool (null if not counted); `clusterings`,
+    `clusters` and `duplicates`, by step; `skipped`; `words`; `training` by phase; `cost`; `evaluation` and benchmark
+    `tasks` by model ("pretrain", "finetune", "checkpoint"); `examples`; `stages`, their times in order; `fingerprints`
+    by stage; `versions` of the libraries; `config`, the whole configuration."""
 
     schema_version: int = SCHEMA_VERSION
     name: str
@@ -284,10 +285,10 @@ class Report(Entry):
     clusterings: dict[str, ClusteringReport] = Field(default={})
     clusters: dict[str, ClusterPruning] = Field(default={})
     duplicates: dict[str, Duplicates] = Field(default={})
-    skipped: Skipped = Skipped()
+    skipped: Skips = Skips()
     words: Words | None = None
     training: dict[str, PhaseReport] = Field(default={})
-    cost: Cost | None = None
+    cost: TrainingCost | None = None
     evaluation: dict[str, ModelEvaluation] = Field(default={})
     tasks: dict[str, TaskTable] = Field(default={})
     examples: Examples | None = None

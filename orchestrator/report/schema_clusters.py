@@ -1,4 +1,4 @@
-"""What `report.json` holds of the steps that go by an embedding: clusterings, clusters, duplicates."""
+"""The part of `report.json` about steps that use an embedding: clusterings, clusters, duplicates."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from orchestrator.report.entry import Entry, Example
 
 
 class ClusterSizes(Entry):
-    """Pairs of a cluster, over the clusters that have any: `min`, `median`, `max`."""
+    """Sizes of the clusters that are not empty, in pairs: `min`, `median`, `max`."""
 
     min: int
     median: float
@@ -14,12 +14,12 @@ class ClusterSizes(Entry):
 
 
 class ClusteringReport(Entry):
-    """The k-means clustering a step goes by.
+    """The k-means clustering of a step.
 
-    Keys: `k`; `pairs` assigned, those that reached the step with an embedding; `empty` clusters that got none; `sizes`
-    of the others; `sampled` vectors that the centroids were trained on, over `iterations`; `objective_first` and
-    `objective_last`, the mean cosine of the sample to its centroids in the first and the last of them; `restarts`, how
-    often an empty centroid was set anew."""
+    Keys: `k`; `pairs` assigned, which reached the step and have an embedding; `empty` clusters; `sizes` of the others;
+    `sampled` vectors that the centroids were trained on; `iterations`; `objective_first` and `objective_last`, the mean
+    cosine of the sample to its centroids in the first and last iteration; `restarts`, how often an empty centroid was
+    replaced."""
 
     k: int
     pairs: int
@@ -33,11 +33,11 @@ class ClusteringReport(Entry):
 
 
 class Cluster(Entry):
-    """A cluster that has pairs.
+    """A cluster that is not empty.
 
-    Keys: `cluster`, its number; `size` in pairs; `d_intra`, their mean distance from the centroid; and, for a step with
-    quotas, else null: `d_inter`, the mean distance to the nearest other centroids; `complexity`, the product of the
-    two; `quota`, the pairs it keeps."""
+    Keys: `cluster`, its number; `size` in pairs; `d_intra`, the mean distance of its pairs from the centroid. For a
+    step with quotas (else null): `d_inter`, the mean distance to the nearest other centroids; `complexity`, d_inter
+    times d_intra; `quota`, the pairs to keep."""
 
     cluster: int
     size: int
@@ -48,7 +48,7 @@ class Cluster(Entry):
 
 
 class ClusterSheet(Entry):
-    """Pictures of a cluster: `kept` and `pruned` pairs, a few of each drawn at random; `num_kept` of them in all."""
+    """Example pairs of a cluster: some `kept` and `pruned` pairs, drawn at random; `num_kept`, all its kept pairs."""
 
     cluster: Cluster
     num_kept: int
@@ -57,11 +57,11 @@ class ClusterSheet(Entry):
 
 
 class ClusterPruning(Entry):
-    """What a budgeted step kept of which cluster.
+    """The pairs that a budgeted step kept of each cluster.
 
-    Keys: `ordered_by`, "complexity" or "d_intra"; `clusters`, at most 500, from the densest to the most spread out in
-    that order: all there are, or evenly spaced among them; `densest` and `most_spread`, up to three of each end, of
-    those at least half as large as the median cluster."""
+    Keys: `ordered_by`, "complexity" or "d_intra"; `clusters` in that order, from the densest to the most spread out: at
+    most 500, evenly spaced if there are more; `densest` and `most_spread`, up to three examples from each end, of
+    clusters at least half as large as the median one."""
 
     ordered_by: str
     clusters: list[Cluster]
@@ -70,16 +70,17 @@ class ClusterPruning(Entry):
 
 
 class SimilarityHistogram(Entry):
-    """Pairs by their cosine to the nearest earlier pair of their cluster: `counts` of the bins between `edges`, each
-    with its upper edge and without its lower; 1 - eps is one of the edges. Bins that are empty at either end are left
-    out."""
+    """Pairs by their cosine to the nearest earlier pair of their cluster.
+
+    `counts` of the bins between `edges`. A bin includes its upper edge but not its lower; 1 - eps is one of the edges.
+    Empty bins at both ends are left out."""
 
     edges: list[float]
     counts: list[int]
 
 
 class DuplicateGroup(Entry):
-    """`num_copies` duplicates of the pair `kept`, at any number of removes; a few of the `copies`, drawn at random."""
+    """A kept pair and its `num_copies` duplicates, direct or through other duplicates; random `copies` as examples."""
 
     kept: Example
     num_copies: int
@@ -87,11 +88,13 @@ class DuplicateGroup(Entry):
 
 
 class Duplicates(Entry):
-    """What a step that removes duplicates found. A duplicate is linked to the earlier pair nearest to it, whether or
-    not that one is a duplicate itself; a group is all that hangs together so, and its first pair stays.
+    """The duplicates that a step found and dropped.
 
-    Keys: `eps`; `num_duplicates` that were dropped, in `num_groups`, `groups_of_two` of which are one pair and its one
-    copy; `largest` groups, exactly; `similarity` of every pair that has an earlier one in its cluster."""
+    A duplicate is linked to its nearest earlier pair, which may be a duplicate itself. A group consists of all pairs
+    that are linked in this way; its first pair is kept.
+
+    Keys: `eps`; `num_duplicates`, all dropped pairs; `num_groups`; `groups_of_two`, the groups with a single copy;
+    `largest` groups; `similarity` of every pair that has an earlier pair in its cluster."""
 
     eps: float
     num_duplicates: int

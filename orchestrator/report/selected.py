@@ -13,10 +13,10 @@ from orchestrator.data.catalog import Catalog, PartRows, part_rows
 from orchestrator.data.keep_list import KeepList
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.parts import over_blocks
+from orchestrator.engine.role import Role
 from orchestrator.engine.run_record import RunRecord
 from orchestrator.pruning.threshold import budget
 from orchestrator.report.schema import CatalogSkips, FunnelRow, StepReport
-from orchestrator.selection.pool_mask import CAPTIONED
 from orchestrator.selection.wfpp import read_scores
 
 NO_EMBEDDING, BELOW_THE_CUT = "no_embedding", "below_the_cut"
@@ -38,13 +38,13 @@ class SelectedStep:
 
 def pool(record: RunRecord) -> Artifact | None:
     """The keep list of the whole pool, where selection began."""
-    return next(iter(record.of_kind("keep")), None)
+    return record.find(Role.POOL)
 
 
 def captioned(record: RunRecord) -> Artifact | None:
     """The keep list of every pair of the pool with an image and a caption; None where fine-tuning begins from what a
     step left (`finetune.after`), whose captioned pairs are not all."""
-    found, whole = record.named(CAPTIONED), pool(record)
+    found, whole = record.find(Role.CAPTIONED), pool(record)
     if found is None or whole is None:
         return None
     return found if found.made_from.get("among") in (None, whole.fingerprint) else None
@@ -56,13 +56,13 @@ def selected_steps(record: RunRecord) -> list[SelectedStep]:
     if incoming is None:
         return []
     catalog = Catalog(record.of_kind("catalog")[0])
-    keeps = {stage.name: stage.artifact for stage in record.stages if stage.kind == "keep"}
+    keeps = {stage.step: stage.artifact for stage in record.with_role(Role.KEEP)}
     scores = {artifact.fingerprint: artifact for artifact in record.of_kind("scores")}
     selection, steps = record.config["selection"], []
     for name in selection["steps"]:
         outgoing = keeps.get(name, incoming)
         scored = scores.get(outgoing.made_from.get("scored") or "") if name in keeps else None
-        assigned = record.named(f"assign, {name}")
+        assigned = record.find(Role.ASSIGN_CLUSTERS, name)
         steps.append(SelectedStep(name, selection["settings"][name], catalog, incoming, outgoing, scored, assigned))
         incoming = outgoing
     return steps

@@ -1,4 +1,4 @@
-"""The few numbers a reader wants first: on top of the page, and in the command's last table."""
+"""The headline numbers, shown at the top of the page and in the command's last table."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from orchestrator.report.schema import Report
 
 @dataclass(frozen=True)
 class Headline:
-    """A number, what it is of, and what to compare it with."""
+    """A number with its label, and a note to compare it with."""
 
     label: str
     value: str
@@ -18,7 +18,7 @@ class Headline:
 
 
 def headlines(report: Report) -> list[Headline]:
-    """Two to five numbers, by what the verb has done."""
+    """Return two to five headlines, depending on the verb."""
     rows: list[Headline] = []
     if report.steps:
         pool, kept = report.steps[0].pairs_in, report.steps[-1].pairs_out

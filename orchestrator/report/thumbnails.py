@@ -1,6 +1,6 @@
-"""Thumbnails of the pairs shown: decoded as training decodes them, encoded anew, carried inside the page.
+"""Make thumbnails of the pairs on the page: decoded as in training, encoded as WebP, embedded as data URIs.
 
-A source may be gone or changed by the time a report is rebuilt: then the page shows captions and says why."""
+When a report is rebuilt, the source may have changed or be gone. The page then shows captions and the reason."""
 
 from __future__ import annotations
 
@@ -26,48 +26,50 @@ PIXELS = 128
 WEBP_QUALITY = 80
 PARTS_AT_ONCE = 8
 COLUMNS = ("key", "status", "image_offset", "image_size")
-Place = tuple[int, int]
+Position = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Data URIs by (part, row); `problems` where a picture cannot be shown; `missing` says why there is none at all."""
+class Thumbnails:
+    """Thumbnails by (part, row): data `uris`, and `problems` of images that cannot be shown.
 
-    uris: dict[Place, str] = field(default_factory=dict)
-    problems: dict[Place, str] = field(default_factory=dict)
+    `missing` is the reason if there are no images at all."""
+
+    uris: dict[Position, str] = field(default_factory=dict)
+    problems: dict[Position, str] = field(default_factory=dict)
     missing: str | None = None
 
 
-def pictures_of(record: RunRecord, catalog: Artifact, pairs: Sequence[Example]) -> Pictures:
-    """The pictures of the pairs, each some 5 KiB of text."""
+def read_thumbnails(record: RunRecord, catalog: Artifact, pairs: Sequence[Example]) -> Thumbnails:
+    """Read the images of the pairs and return their thumbnails, about 5 KiB of text each."""
     config = parse(record.config)
     try:
         source = open_source(config.source)
         if not source.has_images:
-            return Pictures(missing="The source is a caption table: it has no pictures.")
+            return Thumbnails(missing="The source is a caption table without images.")
         if not Catalog(catalog).is_of(source):
-            return Pictures(missing="The source has changed since it was catalogued, so its pictures are not shown.")
+            return Thumbnails(missing="Images are not shown, because the source changed after its catalog was made.")
         return _read(source, Catalog(catalog), pairs, config.training.max_image_pixels)
     except (OSError, UserError) as error:
-        return Pictures(missing=f"The source can no longer be read, so its pictures are not shown ({error}).")
+        return Thumbnails(missing=f"Images are not shown, because the source can no longer be read ({error}).")
 
 
-def _read(source: Source, catalog: Catalog, pairs: Sequence[Example], max_pixels: int) -> Pictures:
-    pictures, parts = Pictures(), catalog.parts_of(source)
+def _read(source: Source, catalog: Catalog, pairs: Sequence[Example], max_pixels: int) -> Thumbnails:
+    thumbnails, parts = Thumbnails(), catalog.parts_of(source)
     rows: dict[int, set[int]] = {}
     for pair in pairs:
         rows.setdefault(pair.part, set()).add(pair.row)
 
     def read(index: int) -> None:
-        _read_part(source, catalog, parts[index], index, sorted(rows[index]), max_pixels, pictures)
+        _read_part(source, catalog, parts[index], index, sorted(rows[index]), max_pixels, thumbnails)
 
     with ThreadPoolExecutor(PARTS_AT_ONCE) as pool:
         list(pool.map(read, sorted(rows)))
-    return pictures
+    return thumbnails
 
 
 def _read_part(
-    source: Source, catalog: Catalog, part: Part, index: int, rows: list[int], max_pixels: int, into: Pictures
+    source: Source, catalog: Catalog, part: Part, index: int, rows: list[int], max_pixels: int, into: Thumbnails
 ) -> None:
     wanted = catalog.table(index, COLUMNS).take(pa.array(rows, pa.int64()))
     for row, data in zip(rows, source.images(part, wanted), strict=True):
@@ -78,7 +80,7 @@ def _read_part(
 
 
 def thumbnail(data: bytes, max_pixels: int) -> str:
-    """A WebP data URI of the image's centre, 128 x 128. Errors: `BadImage` for what cannot be decoded."""
+    """Return a WebP data URI of the image's centre, 128 x 128. Errors: `BadImage` if it cannot be decoded."""
     out = io.BytesIO()
     Image.fromarray(decode(data, size=PIXELS, max_pixels=max_pixels)).save(out, "WEBP", quality=WEBP_QUALITY)
     return "data:image/webp;base64," + base64.b64encode(out.getvalue()).decode()

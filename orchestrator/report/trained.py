@@ -1,4 +1,4 @@
-"""The report's account of training and evaluation: curves, samples seen against full training, results, seconds."""
+"""Build the report's sections on training and evaluation: curves, cost against full training, results, times."""
 
 from __future__ import annotations
 
@@ -10,34 +10,36 @@ import numpy as np
 
 from orchestrator.data.keep_list import KeepList
 from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.role import TRAINING_ROLES, Role
 from orchestrator.engine.run_record import PHASES, RunRecord, StageRecord
 from orchestrator.report.schema import (
-    Cost,
     CurvePoint,
     ModelEvaluation,
     PhaseReport,
     StageTime,
     TaskTable,
+    TrainingCost,
     TrainingSkips,
 )
 from orchestrator.report.selected import SelectedStep, captioned, pool
 from orchestrator.storage import files
 
-# stages before training that a run on everything has, too, or that are for the report
+# stages that a run without pruning has too, and those that only the report needs
 NOT_PRUNING = (
-    *("catalog", "pool", "captioned"),
-    *("count words, before", "sum words, before", "count words, after", "sum words, after"),
+    *(Role.CATALOG, Role.POOL, Role.CAPTIONED),
+    *(Role.COUNT_WORDS_BEFORE, Role.SUM_WORDS_BEFORE, Role.COUNT_WORDS_AFTER, Role.SUM_WORDS_AFTER),
+    *(*TRAINING_ROLES, Role.EVALUATE),
 )
 MAX_CURVE_POINTS = 500
 
 
 def phases(record: RunRecord) -> dict[str, Artifact]:
-    """The trained phases by name, in order."""
+    """Return the trained phases by name, in order."""
     return {kind: artifact for kind in PHASES for artifact in record.of_kind(kind)}
 
 
 def phase_report(phase: Artifact) -> PhaseReport:
-    """A phase's numbers and its curve, thinned."""
+    """Return a phase's numbers and its curve, reduced to at most `MAX_CURVE_POINTS` points."""
     totals = phase.totals
     lines = files.read(phase.path("metrics.jsonl")).decode().splitlines()
     curve = [CurvePoint(**json.loads(lines[index])) for index in _thinned(len(lines))]
@@ -57,12 +59,12 @@ def _thinned(num_points: int) -> list[int]:
 
 
 def training_skips(phase: Artifact) -> TrainingSkips:
-    """The samples of a phase that could not be used."""
+    """Return the samples of a phase that could not be used."""
     return TrainingSkips(skipped=phase.totals["skipped"], examples=phase.totals["examples"])
 
 
-def cost(record: RunRecord, steps: list[SelectedStep]) -> Cost | None:
-    """Samples seen against the same epochs on everything; null when nothing was trained."""
+def cost(record: RunRecord, steps: list[SelectedStep]) -> TrainingCost | None:
+    """Compare the samples seen with the same epochs on every pair; None if nothing was trained."""
     trained, whole = phases(record), captioned(record) or pool(record)
     if "pretrain" not in trained or whole is None:
         return None
@@ -71,22 +73,18 @@ def cost(record: RunRecord, steps: list[SelectedStep]) -> Cost | None:
     num_pairs = KeepList(whole).num_pairs
     full = round(epochs * num_pairs)
     kept = KeepList(steps[-1].outgoing).num_pairs / KeepList(steps[0].incoming).num_pairs if steps else 1.0
-    return Cost(
+    return TrainingCost(
         samples_seen=seen,
         full_samples=full,
         samples_fraction=seen / full,
         paper_fraction=kept + _finetuned(trained, num_pairs) / epochs,
-        pruning_seconds=_seconds(
-            stage
-            for stage in record.stages
-            if stage.kind not in (*PHASES, "evaluation") and stage.name not in NOT_PRUNING
-        ),
-        training_seconds=_seconds(stage for stage in record.stages if stage.kind in PHASES),
+        pruning_seconds=_seconds(stage for stage in record.stages if stage.role not in NOT_PRUNING),
+        training_seconds=_seconds(stage for stage in record.stages if stage.role in TRAINING_ROLES),
     )
 
 
 def _finetuned(trained: Mapping[str, Artifact], num_pairs: int) -> float:
-    """Epochs of fine-tuning as epochs on all `num_pairs`: it may see what a step left."""
+    """Return the epochs of fine-tuning as epochs on all `num_pairs`; fine-tuning may use only some of them."""
     if "finetune" not in trained:
         return 0.0
     totals = trained["finetune"].totals
@@ -98,16 +96,16 @@ def _seconds(stages: Iterable[StageRecord]) -> float:
 
 
 def stage_time(stage: StageRecord) -> StageTime:
-    """A stage's seconds, in this run and when it was computed."""
-    # a stage may have begun in another run that was interrupted
+    """Return a stage's time, in this run and when it was computed."""
+    # another run may have computed a part of the stage before it was interrupted
     computed = stage.artifact.manifest["seconds"]
-    if not stage.reused and stage.kind not in PHASES:
+    if not stage.reused and stage.role not in TRAINING_ROLES:
         computed = max(computed, stage.seconds)
     return StageTime(name=stage.name, reused=stage.reused, seconds=stage.seconds, computed_seconds=computed)
 
 
 def evaluations(record: RunRecord) -> dict[str, ModelEvaluation]:
-    """The results of every model that was evaluated, in the order they were trained."""
+    """Return the results of every evaluated model, in the order of training."""
     return {
         name: ModelEvaluation(**{of_set: numbers for of_set, numbers in result.items() if of_set != "tasks"})
         for name, result in _results(record).items()
@@ -115,7 +113,7 @@ def evaluations(record: RunRecord) -> dict[str, ModelEvaluation]:
 
 
 def task_tables(record: RunRecord) -> dict[str, TaskTable]:
-    """The results of every model on the benchmark tasks, in the order they were trained; none without such tasks."""
+    """Return the benchmark results of every model, in the order of training; empty without benchmark tasks."""
     return {name: TaskTable(**result["tasks"]) for name, result in _results(record).items() if "tasks" in result}
 
 
@@ -126,5 +124,5 @@ def _results(record: RunRecord) -> dict[str, dict[str, Any]]:
 
 
 def evaluation_skips(result: ModelEvaluation) -> int:
-    """Pictures of both evaluation sets that could not be used."""
+    """Return the number of undecodable images in both evaluation sets."""
     return (result.zero_shot.skipped if result.zero_shot else 0) + int((result.retrieval or {}).get("skipped", 0))

@@ -1,7 +1,8 @@
-"""Word frequencies before and after pruning, one bucket of the words' hash in memory at a time.
+"""Compare word frequencies before and after pruning, with one hash bucket of words in memory at a time.
 
-Rank and frequency need no sorted list of words: rank(c) is the number of words that occur at least c times, so a
-histogram of counts gives the curve exactly. Both tables use the same buckets, so a word's two counts meet in one."""
+The rank-frequency curve needs no sorted list of words. rank(c) is the number of words with at least c occurrences, so a
+histogram of counts gives the exact curve. Both tables use the same buckets, so both counts of a word are in the same
+bucket."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.role import Role
 from orchestrator.engine.run_record import RunRecord
 from orchestrator.report.schema import FrequencyBand, WordChange, Words, WordStatistics
 from orchestrator.selection.word_counts import read_bucket
@@ -24,19 +26,19 @@ CHANGE_SCHEMA = {"word": pl.String, "before": pl.Int64, "after": pl.Int64}
 
 
 def word_tables(record: RunRecord) -> tuple[Artifact, Artifact] | None:
-    """The words before and after. Where WFPP is the first step, its own table is the one before."""
-    after = record.named("sum words, after")
-    before = record.named("sum words, before") or next(iter(record.of_kind("words")), None)
+    """Return the word tables before and after pruning. If WFPP is the first step, its own table is the one before."""
+    after = record.find(Role.SUM_WORDS_AFTER)
+    before = record.find(Role.SUM_WORDS_BEFORE) or next(iter(record.of_kind("words")), None)
     return None if before is None or after is None else (before, after)
 
 
 def compare_words(before: Artifact, after: Artifact) -> Words:
-    """Statistics, frequency bands, and the words that pruning moved most and least."""
+    """Return statistics, frequency bands, and the words that pruning affects most and least."""
     min_count = before.made_from["min_count"]
     histograms: tuple[Counter[int], Counter[int]] = (Counter(), Counter())
     bands: dict[int, NDArray[np.int64]] = {}
     frequent = pl.DataFrame(schema=CHANGE_SCHEMA)
-    assert len(before.parts) == len(after.parts), "both tables come from one pool, so from as many buckets"
+    assert len(before.parts) == len(after.parts), "both tables come from the same pool, so they have the same buckets"
     for index in range(len(before.parts)):
         now = read_bucket(after, index).cast({"count": pl.Int64})
         both = (

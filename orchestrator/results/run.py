@@ -31,10 +31,11 @@ from orchestrator.data.catalog import Catalog
 from orchestrator.data.image_decode import whole_image
 from orchestrator.data.keep_list import KeepList, Mask
 from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.role import Role
 from orchestrator.engine.run_record import RunRecord
 from orchestrator.errors import UserError
-from orchestrator.report import JSON_FILE
 from orchestrator.report.clusters import cluster_table
+from orchestrator.report.files import JSON_FILE
 from orchestrator.report.schema import Report
 from orchestrator.report.trained import phases
 from orchestrator.report.word_tables import word_tables
@@ -52,7 +53,6 @@ CATALOG_COLUMNS = {
     "uid": pl.String,
     "url": pl.String,
 }
-ASSIGN, MEASURE = "assign, ", "measure clusters, "
 READ_COLUMNS = ("key", "status", "image_offset", "image_size")
 
 
@@ -148,13 +148,13 @@ class Run:
         of DBP also `d_inter`, `complexity` (their product) and `quota`, the pairs it keeps."""
         table = cluster_table(self.record, step)
         if table is None:
-            steps = [stage.name.removeprefix(MEASURE) for stage in self.record.stages if stage.kind == "cluster_stats"]
+            steps = [str(stage.step) for stage in self.record.with_role(Role.CLUSTER_STATS)]
             raise UserError(f"{self.out} has no clusters of {step!r}; it has those of: {', '.join(steps) or 'none'}")
         return table
 
     def centroids(self, step: str) -> NDArray[np.float32]:
         """The unit centroids that a step went by, [k, d]; row i is cluster i's."""
-        made = self.record.named(f"train centroids, {step}")
+        made = self.record.find(Role.TRAIN_CENTROIDS, step)
         if made is None:
             self.clusters(step)
         assert made is not None, "who has clusters has centroids"
@@ -199,9 +199,8 @@ class Run:
             columns["kept"] = Column(pl.Boolean, self._mask(steps[-1][1]))
         for name, (scored, reached) in score_columns(self.record).items():
             columns[name] = Column(pl.Float64, self._spread(reached.artifact, partial(read_scores, scored)))
-        for stage in self.record.stages:
-            if stage.kind == "clusters":
-                columns |= self._assigned(stage.name.removeprefix(ASSIGN), stage.artifact)
+        for stage in self.record.with_role(Role.ASSIGN_CLUSTERS):
+            columns |= self._assigned(str(stage.step), stage.artifact)
         return columns
 
     def _mask(self, keep: Artifact) -> Callable[[int], Mask]:

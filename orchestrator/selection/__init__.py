@@ -11,9 +11,10 @@ from orchestrator.data.keep_list import KeepList
 from orchestrator.data.step import Step
 from orchestrator.embedding import embedding_stages
 from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.role import Role
 from orchestrator.engine.run_record import RunRecord
 from orchestrator.engine.stage import Stage
-from orchestrator.selection.pool_mask import CAPTIONED, valid_stage
+from orchestrator.selection.pool_mask import valid_stage
 from orchestrator.source import Source
 
 # a method's module, imported once a step needs it: faiss, fastText and the like are no business of the others
@@ -52,7 +53,7 @@ def selection_stages(config: Config, source: Source, catalog: Catalog) -> list[S
 
 def selection_keep_lists(record: RunRecord) -> list[tuple[str, Artifact]]:
     """A run's keep lists by stage name, from the pool to the last step: the funnel of counts."""
-    return [(stage.name, stage.artifact) for stage in record.stages if stage.kind == "keep" and stage.name != CAPTIONED]
+    return [(stage.name, stage.artifact) for stage in record.stages if stage.role in (Role.POOL, Role.KEEP)]
 
 
 def final_keep_list(record: RunRecord) -> Artifact | None:

@@ -23,7 +23,8 @@ from orchestrator.data.step import Step
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
 from orchestrator.engine.parts import MAX_ANSWER_BLOCKS, PartResult, Work, build_parts, over_blocks
-from orchestrator.engine.stage import Stage, by_groups
+from orchestrator.engine.role import Role
+from orchestrator.engine.stage import CostScaling, PairFlow, Stage, by_groups
 from orchestrator.errors import UserError
 from orchestrator.pruning.threshold import Cut, budget, find_cut, keep_mask, share_ties
 
@@ -95,13 +96,14 @@ def budget_stage(step: Step, *, scored: Artifact | None, ranking: Callable[[int]
     kept = f"{settings.keep_pairs:,}" if settings.keep_pairs else f"{settings.keep_fraction:.1%} of the"
     return Stage(
         name=step.name,
+        role=Role.KEEP,
+        step=step.name,
         does=f"{does}: {kept} pairs",
         artifact=artifact,
         build=build,
-        keep_fraction=settings.keep_fraction,
-        keep_pairs=settings.keep_pairs,
+        flow=PairFlow(keep_fraction=settings.keep_fraction, keep_pairs=settings.keep_pairs),
         # the search for the threshold, which goes over the pairs several times
-        num_tasks=by_groups(MAX_ANSWER_BLOCKS),
+        scaling=CostScaling(num_tasks=by_groups(MAX_ANSWER_BLOCKS)),
     )
 
 

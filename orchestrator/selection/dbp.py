@@ -18,7 +18,8 @@ from orchestrator.data.step import Step
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
 from orchestrator.engine.parts import PartResult, Work, build_parts, part_path
-from orchestrator.engine.stage import Stage
+from orchestrator.engine.role import Role
+from orchestrator.engine.stage import CostScaling, Stage
 from orchestrator.errors import UserError
 from orchestrator.pruning.density import complexities, inter_distances, quotas, shares
 from orchestrator.selection.budget import Ranking, budget_stage, num_wanted
@@ -60,13 +61,15 @@ def _quotas_stage(step: Step, settings: DbpStep, clusters: Clusters) -> Stage:
 
     return Stage(
         name=name,
+        role=Role.QUOTAS,
+        step=step.name,
         does=f"share the budget out by complexity, tau {settings.tau:g}",
         artifact=artifact,
         build=build,
         # every centroid against every other
-        work=lambda _: settings.clustering.k**2,
-        stores=lambda _: settings.clustering.k,
-        one_task=True,
+        scaling=CostScaling(
+            work=lambda _: settings.clustering.k**2, stores=lambda _: settings.clustering.k, one_task=True
+        ),
     )
 
 

@@ -17,7 +17,8 @@ from orchestrator.engine import ray_cluster
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
 from orchestrator.engine.parts import PartResult, Work, build_parts
-from orchestrator.engine.stage import Stage, by_part, in_blocks
+from orchestrator.engine.role import Role
+from orchestrator.engine.stage import CostScaling, PairFlow, Stage, by_part, in_blocks
 
 VERSION = 1
 
@@ -52,8 +53,16 @@ def filter_stage(
             num_actors=(step.num_actors or ray_cluster.num_cpus()) if loads else None,
         )
 
-    num_tasks = by_part if loads else in_blocks
-    return Stage(name=step.name, does=does, artifact=artifact, build=build, is_filter=True, num_tasks=num_tasks)
+    return Stage(
+        name=step.name,
+        role=Role.KEEP,
+        step=step.name,
+        does=does,
+        artifact=artifact,
+        build=build,
+        flow=PairFlow(is_filter=True),
+        scaling=CostScaling(num_tasks=by_part if loads else in_blocks),
+    )
 
 
 def _work(incoming: KeepList, make_rule: Callable[[], Rule]) -> Work:

@@ -21,7 +21,8 @@ from orchestrator.engine import ray_cluster
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
 from orchestrator.engine.parts import PartResult, Work, build_parts, part_path
-from orchestrator.engine.stage import Stage, by_groups
+from orchestrator.engine.role import Role
+from orchestrator.engine.stage import CostScaling, Stage, by_groups
 from orchestrator.errors import UserError
 from orchestrator.pruning.metaclip import Matcher, entry_probabilities, keep
 from orchestrator.selection.filter import Rule, Verdict, filter_stage
@@ -94,11 +95,12 @@ def _count_stage(step: Step, uri: str) -> Stage:
 
     return Stage(
         name=name,
+        role=Role.COUNT_ENTRIES,
+        step=step.name,
         does="count the captions that hold each entry",
         artifact=artifact,
         build=build,
-        stores=lambda _: 1,
-        num_tasks=by_groups(MAX_GROUPS),
+        scaling=CostScaling(stores=lambda _: 1, num_tasks=by_groups(MAX_GROUPS)),
     )
 
 
@@ -126,12 +128,12 @@ def _sum_stage(step: Step, counts: Artifact) -> Stage:
 
     return Stage(
         name=name,
+        role=Role.SUM_ENTRIES,
+        step=step.name,
         does="sum the counts of all groups",
         artifact=artifact,
         build=build,
-        work=lambda _: 1,
-        stores=lambda _: 1,
-        one_task=True,
+        scaling=CostScaling(work=lambda _: 1, stores=lambda _: 1, one_task=True),
     )
 
 

@@ -26,6 +26,7 @@ from orchestrator.embedding.vectors import Embedding
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
 from orchestrator.engine.parts import PartResult, Summary, Work, build_parts, part_path
+from orchestrator.engine.role import Role
 from orchestrator.engine.shuffle import (
     column_to_vectors,
     gather,
@@ -35,7 +36,7 @@ from orchestrator.engine.shuffle import (
     split,
     vectors_to_column,
 )
-from orchestrator.engine.stage import Stage, by_groups
+from orchestrator.engine.stage import CostScaling, Stage, by_groups
 from orchestrator.pruning.clusters import unit
 from orchestrator.pruning.order import order_keys
 from orchestrator.pruning.semdedup import TILE, max_earlier_similarity
@@ -116,11 +117,15 @@ def _regroup_stage(step: Step, clusters: Clusters) -> Stage:
 
     return Stage(
         name=name,
+        role=Role.REGROUP,
+        step=step.name,
         does="bring the vectors of each cluster together",
         artifact=artifact,
         build=build,
-        holds=lambda pairs: min(pairs, max(PAIRS_PER_GROUP, pairs // MAX_GROUPS)),
-        num_tasks=by_groups(MAX_GROUPS, PAIRS_PER_GROUP),
+        scaling=CostScaling(
+            holds=lambda pairs: min(pairs, max(PAIRS_PER_GROUP, pairs // MAX_GROUPS)),
+            num_tasks=by_groups(MAX_GROUPS, PAIRS_PER_GROUP),
+        ),
     )
 
 
@@ -161,13 +166,17 @@ def _compare_stage(step: Step, settings: SemDeDupStep, clusters: Clusters, regro
     per_cluster = 1 / settings.clustering.k
     return Stage(
         name=name,
+        role=Role.COMPARE,
+        step=step.name,
         does="compare each pair with the earlier ones of its cluster",
         artifact=artifact,
         build=build,
-        work=lambda pairs: pairs * pairs * per_cluster,
-        holds=lambda pairs: min(pairs, max(PAIRS_PER_BUCKET, pairs // MAX_BUCKETS) + int(pairs * per_cluster)),
-        num_tasks=lambda size: _num_shares(size.pairs, settings.clustering.k),
-        by_cluster_size=True,
+        scaling=CostScaling(
+            work=lambda pairs: pairs * pairs * per_cluster,
+            holds=lambda pairs: min(pairs, max(PAIRS_PER_BUCKET, pairs // MAX_BUCKETS) + int(pairs * per_cluster)),
+            num_tasks=lambda size: _num_shares(size.pairs, settings.clustering.k),
+            by_cluster_size=True,
+        ),
     )
 
 
@@ -260,10 +269,12 @@ def _return_stage(step: Step, compared: Artifact) -> Stage:
 
     return Stage(
         name=name,
+        role=Role.COLLECT_SIMILARITY,
+        step=step.name,
         does="bring what was found back to the pool's order",
         artifact=artifact,
         build=build,
-        num_tasks=by_groups(MAX_GROUPS, PAIRS_PER_GROUP),
+        scaling=CostScaling(num_tasks=by_groups(MAX_GROUPS, PAIRS_PER_GROUP)),
     )
 
 

@@ -13,11 +13,11 @@ from orchestrator.data.keep_list import KeepList, pack
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
 from orchestrator.engine.parts import PartResult, Work, build_parts
+from orchestrator.engine.role import Role
 from orchestrator.engine.stage import Stage
 from orchestrator.source import Status
 
 VERSION = 1
-POOL, CAPTIONED = "pool", "captioned"
 
 
 def valid_stage(
@@ -39,13 +39,13 @@ def valid_stage(
 
     def build(display: Display) -> Artifact:
         work = partial(_work, catalog, has_images, needs_caption, among)
-        return build_parts(artifact, part_rows(catalog), work, display=display, name=name)
+        return build_parts(artifact, part_rows(catalog), work, display=display, name=role.value)
 
-    name = CAPTIONED if needs_caption else POOL
+    role = Role.CAPTIONED if needs_caption else Role.POOL
     does = "mark the pairs with " + (
         "an image and a caption" if needs_caption else "an image" if has_images else "a row"
     )
-    return Stage(name=name, does=does, artifact=artifact, build=build)
+    return Stage(name=role.value, role=role, does=does, artifact=artifact, build=build)
 
 
 def _work(catalog: Catalog, has_images: bool, needs_caption: bool, among: Artifact | None) -> Work:

@@ -17,7 +17,8 @@ from orchestrator.engine import ray_cluster
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
 from orchestrator.engine.parts import PartResult, Work, build_parts, part_path
-from orchestrator.engine.stage import Stage, by_part
+from orchestrator.engine.role import Role
+from orchestrator.engine.stage import CostScaling, Stage, by_part
 from orchestrator.pruning.caption_words import caption_words
 from orchestrator.pruning.threshold import sortable
 from orchestrator.pruning.wfpp import WordTable, discard_probabilities, scores
@@ -68,10 +69,12 @@ def _score_stage(step: Step, settings: WfppStep, words: Artifact) -> Stage:
 
     return Stage(
         name=f"score, {step.name}",
+        role=Role.SCORE,
+        step=step.name,
         does="score every caption by the frequency of its words",
         artifact=artifact,
         build=build,
-        num_tasks=by_part,
+        scaling=CostScaling(num_tasks=by_part),
     )
 
 

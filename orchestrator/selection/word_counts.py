@@ -18,7 +18,8 @@ from orchestrator.engine import shuffle
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
 from orchestrator.engine.parts import PartResult, Work, build_parts, part_path
-from orchestrator.engine.stage import Stage, by_groups
+from orchestrator.engine.role import Role
+from orchestrator.engine.stage import CostScaling, Stage, by_groups
 from orchestrator.pruning.caption_words import caption_words
 from orchestrator.pruning.wfpp import count_words, merge_counts, word_bucket
 from orchestrator.storage import files
@@ -33,7 +34,9 @@ CHUNK_CAPTIONS = 100_000
 MERGE_ROWS = 4_000_000
 
 
-def count_stage(store_uri: str, catalog: Catalog, keep: Artifact, *, label: str) -> Stage:
+def count_stage(
+    store_uri: str, catalog: Catalog, keep: Artifact, *, label: str, role: Role = Role.COUNT_WORDS
+) -> Stage:
     """Counts the words of the kept captions, whole, by groups of parts."""
     artifact = Artifact.of(store_uri, "word_counts", version=COUNTS_VERSION, catalog=catalog.artifact, keep=keep)
 
@@ -52,14 +55,18 @@ def count_stage(store_uri: str, catalog: Catalog, keep: Artifact, *, label: str)
 
     return Stage(
         name=f"count words, {label}",
+        role=role,
+        step=label if role == Role.COUNT_WORDS else None,
         does="tokenise every caption and count its words",
         artifact=artifact,
         build=build,
-        num_tasks=by_groups(MAX_GROUPS),
+        scaling=CostScaling(num_tasks=by_groups(MAX_GROUPS)),
     )
 
 
-def words_stage(store_uri: str, catalog: Catalog, counts: Artifact, *, min_count: int, label: str) -> Stage:
+def words_stage(
+    store_uri: str, catalog: Catalog, counts: Artifact, *, min_count: int, label: str, role: Role = Role.SUM_WORDS
+) -> Stage:
     """Sums the counts, bucket by bucket, and keeps the words with at least `min_count`."""
     artifact = Artifact.of(store_uri, "words", version=VERSION, counts=counts, min_count=min_count)
 
@@ -71,10 +78,12 @@ def words_stage(store_uri: str, catalog: Catalog, counts: Artifact, *, min_count
 
     return Stage(
         name=f"sum words, {label}",
+        role=role,
+        step=label if role == Role.SUM_WORDS else None,
         does=f"sum the counts, keep words with at least {min_count}",
         artifact=artifact,
         build=build,
-        num_tasks=lambda size: _num_buckets(size.pool),
+        scaling=CostScaling(num_tasks=lambda size: _num_buckets(size.pool)),
     )
 
 

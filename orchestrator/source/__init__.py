@@ -1,4 +1,7 @@
-"""A user's pairs: from a URI to shards and parts, from a part to catalog columns, from rows to image bytes."""
+"""Read a user's image-text pairs: from a URI to shards and parts, from a part to catalog columns, from rows to bytes.
+
+One module per format (`webdataset`, `parquet`, `caption_table`); each implements the `Source` protocol of `schema`.
+May import `errors`, `storage` and `config`; never Ray or torch."""
 
 from __future__ import annotations
 
@@ -27,9 +30,9 @@ __all__ = [
 
 
 def open_source(config: SourceConfig) -> Source:
-    """The source that a configuration describes, its shards listed.
+    """Open the configured source and list its shards.
 
-    Errors: `ConfigError`, one line, for a place without shards; `OSError` for one that cannot be listed."""
+    Errors: `ConfigError` (one line) if the URI has no shards; `OSError` if it cannot be listed."""
     match config:
         case WebDatasetSource():
             return WebDataset.open(config.uri)
@@ -38,10 +41,12 @@ def open_source(config: SourceConfig) -> Source:
         case TableSource():
             return CaptionTable.open(config)
         case DemoSource():
-            raise TypeError("the demo pool is written as WebDataset shards first: open those")
+            raise TypeError(
+                "the demo source has no shards: write the demo pool as WebDataset shards first and open those"
+            )
 
 
 def with_cache(source: Source, config: SourceConfig) -> Source:
-    """The source as it is read many times: from copies on the node, where the configuration names a folder for them."""
+    """Wrap the source to read images from copies on the node's disk, if `source.cache` names a folder for them."""
     folder = config.cache if isinstance(config, (WebDatasetSource, ParquetSource)) else None
     return source if folder is None else Cached(source, absolute(folder))

@@ -1,13 +1,15 @@
-"""Copies of remote shards on each node's own disk, made when training first asks for a shard's images.
+"""Keep copies of remote shards on each node's disk, made when training first reads a shard's images.
 
-Of two processes that ask at once one copies, the other reads over the network meanwhile; so does everybody once the
-disk is nearly full. Nothing is ever thrown out: the folder is the user's, and a shard that changed has another name."""
+If two processes need the same shard at once, one copies it and the other reads over the network. When the disk is
+nearly full, all reads go over the network. Nothing is deleted: the folder belongs to the user, and a changed shard gets
+a new file name."""
 
 from __future__ import annotations
 
 import errno
 import glob
 import hashlib
+import logging
 import os
 import shutil
 import time
@@ -22,36 +24,39 @@ import pyarrow as pa
 from orchestrator.source.schema import Part, PartCatalog, Reads, Shard, Source
 from orchestrator.storage import files
 
-# of the disk, for whoever else writes there
+logger = logging.getLogger(__name__)
+
+# share of the disk that stays free for other programs
 LEFT_FREE = 0.05
+# errors of a folder that cannot be written
 NO_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 MISSING: Any = object()
-# a copy that is begun and older than this was left by a process that is gone
+# an unfinished copy without writes for this long was left behind by a process that ended
 STALE_SECONDS = 3600.0
 
 
 @dataclass(frozen=True)
 class Cached:
-    """A source whose images are read from copies in a folder of the node."""
+    """A source that reads images from local copies of its shards in `folder`."""
 
     source: Source
     folder: str
 
     @property
     def has_images(self) -> bool:
-        """As of the source."""
+        """Same as the source."""
         return self.source.has_images
 
     def parts(self) -> list[Part]:
-        """The source's."""
+        """Return the source's parts."""
         return self.source.parts()
 
     def catalog(self, part: Part) -> PartCatalog:
-        """The source's: a shard is read once for it."""
+        """Read the catalog without copying the shard, because a catalog reads each shard only once."""
         return self.source.catalog(part)
 
     def images(self, part: Part, rows: pa.Table) -> Iterator[bytes | None]:
-        """The source's, from the copy of the part's shard where there is one, or can be."""
+        """Yield images from the local copy of the part's shard, made now if needed; else from the source."""
         copy = local_copy(part.shard, self.folder)
         if copy is None:
             yield from self.source.images(part, rows)
@@ -60,7 +65,7 @@ class Cached:
         try:
             first = next(found, MISSING)
         except FileNotFoundError:
-            # the folder is the user's to clear
+            # the user may clear the folder at any time
             yield from self.source.images(part, rows)
             return
         if first is not MISSING:
@@ -68,17 +73,19 @@ class Cached:
             yield from found
 
     def reads(self, part: Part) -> Reads:
-        """The source's, as though there were no copies."""
+        """Return the source's reads, regardless of copies."""
         return self.source.reads(part)
 
     def identity(self) -> dict[str, Any]:
-        """The source's: where bytes lie changes nothing."""
+        """Return the source's identity; local copies do not change it."""
         return self.source.identity()
 
 
 def local_copy(shard: Shard, folder: str) -> str | None:
-    """The path of a shard's copy; None for one that is local anyway, that another process is copying, or that there is
-    no room for. Errors: `StoreError` from reading it, or where it is no longer what was listed."""
+    """Return the path of a shard's copy, made now if needed.
+
+    None if the shard is local, another process is copying it, or the disk has no room.
+    Errors: `StoreError` if the shard cannot be read or has changed since it was listed."""
     if files.is_local(shard.uri):
         return None
     digest = hashlib.sha256(f"{shard.uri}\t{shard.num_bytes}\t{shard.version}".encode()).hexdigest()[:24]
@@ -89,14 +96,15 @@ def local_copy(shard: Shard, folder: str) -> str | None:
         os.makedirs(folder, exist_ok=True)
         return path if _has_room(shard, folder) and _copied(shard, path) else None
     except OSError as error:
-        # without a place for it there is no copy; what reading raises is told
+        # a folder that cannot be written means no copy; other errors come from reading the shard
         if error.errno in NO_PLACE:
+            logger.warning("no local copy of %s: %s", shard.uri, error)
             return None
         raise
 
 
 def _is_whole(path: str, shard: Shard) -> bool:
-    # a disk that lost its power may keep a name without all of its bytes; some listings do not say how many they are
+    # after a power loss a file may be shorter than its name promises; num_bytes is 0 if the listing has no size
     with suppress(OSError):
         return os.path.getsize(path) == shard.num_bytes or not shard.num_bytes
     return False
@@ -119,10 +127,11 @@ def _copied(shard: Shard, path: str) -> bool:
         files.get_file(shard.uri, copy)
         if not _is_whole(copy, shard):
             raise files.StoreError(
-                f"{shard.uri}: got {os.path.getsize(copy):,} bytes, {shard.num_bytes:,} when it was listed; the shard "
-                "changed since it was read; expected shards that stay as they are"
+                f"{shard.uri}: got {os.path.getsize(copy):,} bytes, expected {shard.num_bytes:,} as listed; the shard "
+                "changed during the run; shards must not change"
             )
         files.settle(copy, path)
+        logger.info("copied %s to %s", shard.uri, path)
     finally:
         for left in (copy, begun):
             with suppress(FileNotFoundError):
@@ -131,10 +140,10 @@ def _copied(shard: Shard, path: str) -> bool:
 
 
 def _clear_stale(path: str, begun: str) -> None:
-    # the mark last: without it nobody would look for the bytes
+    # `begun` is removed last: without it no process would look for the temporary files
     left = [*glob.glob(f"{glob.escape(path)}.*{files.TEMPORARY}"), begun]
     with suppress(FileNotFoundError):
-        # one that is under way is written to, however long it takes
+        # a copy in progress has a recent modification time, however long it takes
         if time.time() - max(map(os.path.getmtime, left)) > STALE_SECONDS:
             for file in left:
                 os.remove(file)

@@ -1,4 +1,4 @@
-"""Caption tables without images (Parquet, CSV, TSV, JSON lines), such as a pool's metadata before it is downloaded."""
+"""Read caption tables without images (Parquet, CSV, TSV, JSON lines), such as a pool's metadata before download."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ ENDINGS = (PARQUET, *TEXT_ENDINGS)
 
 @dataclass(frozen=True, slots=True)
 class CaptionTable:
-    """A table of captions: Parquet in parts of up to `part_rows` rows, a text file in one part."""
+    """A table of captions. Parquet files are split into parts of up to `part_rows` rows; a text file is one part."""
 
     config: TableSource
     shards: tuple[Shard, ...]
 
     @classmethod
     def open(cls, config: TableSource) -> CaptionTable:
-        """Lists the files. Errors: `ConfigError` if there are none."""
+        """List the files. Errors: `ConfigError` if there are none."""
         return cls(config, tuple(find_shards(config.uri, endings=ENDINGS)))
 
     @property
     def has_images(self) -> bool:
-        """Whether there is anything to train on."""
+        """False: a caption table has no images."""
         return False
 
     def identity(self) -> dict[str, Any]:
-        """What makes the pool what it is."""
+        """Return the settings and the digest of the shards."""
         config = self.config
         return {
             "format": "table",
@@ -51,7 +51,7 @@ class CaptionTable:
         }
 
     def parts(self) -> list[Part]:
-        """Ranges of a Parquet file's rows, whole text files. Errors: `ConfigError` if a Parquet lacks a column."""
+        """Return row ranges of Parquet files and whole text files. Errors: `ConfigError` if a column is missing."""
         tables = [shard for shard in self.shards if _is_parquet(shard)]
         by_uri: dict[str, list[Part]] = {}
         for part in cut_shards(tables, self.config.part_rows, self._check):
@@ -66,7 +66,7 @@ class CaptionTable:
         ]
 
     def catalog(self, part: Part) -> PartCatalog:
-        """The catalog of a part: no images, sizes where the table states them.
+        """Read the catalog of a part: no images; image sizes if the table has columns for them.
 
         Errors: `ConfigError` for a text table that cannot be parsed or lacks a column."""
         problems = Problems()
@@ -86,23 +86,23 @@ class CaptionTable:
         return PartCatalog(table=catalog, problems=problems.counts, examples=problems.examples)
 
     def rows(self, part: Part) -> pa.Table:
-        """The table's own columns, all of them, for the rows of a part in row order.
+        """Read all columns of the table for the rows of a part, in row order.
 
-        Errors: `StoreError` where one of them cannot be read, which the catalog need not have read."""
+        Errors: `StoreError` if a column is damaged; the catalog may not have read that column."""
         if not _is_parquet(part.shard):
             return read_text_table(part.shard, Problems()).to_arrow()
         try:
             with open_parquet(part.shard.uri) as file:
                 return read_part(file, part, file.schema_arrow.names)
         except DamagedParquet as error:
-            raise StoreError(f"{part.shard.uri} is not readable as Parquet ({error}); get it again") from error
+            raise StoreError(f"{part.shard.uri} is not readable as Parquet ({error}); download it again") from error
 
     def key_column(self, names: list[str]) -> str | None:
-        """Which of a file's columns its keys are of; none where its rows are numbered."""
+        """Return the name of the key column; None if rows are numbered instead."""
         return self._sources(names).get("key")
 
     def reads(self, part: Part) -> Reads:
-        """Of Parquet the columns of the catalog, of a text table all."""
+        """Return the bytes of the catalog's columns in Parquet, or of the whole text file."""
         if not _is_parquet(part.shard):
             return Reads(catalog=part.shard.num_bytes)
         if part.num_rows is None:
@@ -112,7 +112,7 @@ class CaptionTable:
             return Reads(catalog=sum(chunk_bytes(file, part, set(sources.values()))))
 
     def images(self, part: Part, rows: pa.Table) -> NoReturn:
-        """There are none. Errors: `TypeError`."""
+        """Raise `TypeError`: a caption table has no images."""
         raise TypeError(f"{part.shard.name} is a caption table: it has no images")
 
     def _labels(self, part: Part, problems: Problems) -> tuple[pa.Table, dict[str, str]]:

@@ -1,5 +1,6 @@
-"""Catalog columns from the columns of a user's table, whose names vary in case (`url`, `URL`) and types (LAION's
-`SAMPLE_ID` is a float)."""
+"""Build catalog columns from the columns of a user's table.
+
+Names vary in case (`url`, `URL`), and so do types (LAION's `SAMPLE_ID` is a float)."""
 
 from __future__ import annotations
 
@@ -18,29 +19,29 @@ OPTIONAL = {"width": ("width",), "height": ("height",), "uid": ("uid", "sha256")
 
 
 def require(shard: Shard, names: Iterable[str], wanted: str, setting: str) -> None:
-    """Errors: `ConfigError` if a column is not among a shard's."""
+    """Check that a shard has a column. Errors: `ConfigError` if it does not."""
     names = list(names)
     if wanted not in names:
         raise ConfigError(f"{setting}: {shard.name} has no column {wanted!r}; its columns: {', '.join(names)}")
 
 
 def find(names: Iterable[str], wanted: Sequence[str]) -> str | None:
-    """The first of the wanted names that is there, in any case."""
+    """Return the first of the wanted names that exists, ignoring case."""
     by_lower = {name.lower(): name for name in reversed(list(names))}
     return next((by_lower[name] for name in wanted if name in by_lower), None)
 
 
 def label_columns(names: Sequence[str], caption: str, key: str | None) -> dict[str, str]:
-    """Which of a table's columns holds which catalog column; `key` is left out where rows are to be numbered."""
+    """Map catalog columns to the table's columns. Without a key column there is no `key`: rows get numbers."""
     found = {name: find(names, wanted) for name, wanted in OPTIONAL.items()}
     found |= {"key": key or find(names, KEY_NAMES), "caption": caption}
     return {name: column for name, column in found.items() if column is not None}
 
 
 def catalog_columns(table: pa.Table, sources: dict[str, str], part: Part, problems: Problems) -> dict[str, pa.Array]:
-    """The catalog columns that a table's own columns give; a missing key is the row's number in the shard.
+    """Return the catalog columns found in a table; a missing key becomes the row's number in the shard.
 
-    Errors: `ConfigError` for a column that holds lists or records."""
+    Errors: `ConfigError` if a column holds lists or records."""
     columns = {}
     for name in ("key", "caption", "width", "height", "uid", "url"):
         kind = CATALOG_SCHEMA.field(name).type
@@ -57,17 +58,17 @@ def catalog_columns(table: pa.Table, sources: dict[str, str], part: Part, proble
 
 
 def text_values(column: pa.ChunkedArray, name: str, problems: Problems) -> pa.Array:
-    """A column of text or numbers as text (large_string [n], nulls stay); numbers that are all whole have no decimal
-    point, and one that is not a number is null.
+    """Convert a column of text or numbers to text (large_string [n]); nulls stay null and NaN becomes null.
 
-    Errors: `ConfigError` naming the column by `name` if it holds lists or records."""
+    Numbers get no decimal point if all of them are whole. `name` is the column's name in messages.
+    Errors: `ConfigError` if the column holds lists or records."""
     if _is_bytes(column.type):
         return _decoded(column.cast(pa.large_binary()).combine_chunks(), name, problems)
     series = pl.Series(pl.from_arrow(column))
     if series.dtype.is_nested():
         raise ConfigError(f"{name} is {column.type}; expected text or numbers")
     if series.dtype.is_float():
-        # pandas writes a gap in numbers as NaN: it is no key, and the numbers beside it are as whole as elsewhere
+        # pandas writes missing numbers as NaN, which also turns a column of whole numbers into floats
         series = series.fill_nan(None)
         if (series.drop_nulls() % 1 == 0).all():
             series = series.cast(pl.Int64)
@@ -75,14 +76,14 @@ def text_values(column: pa.ChunkedArray, name: str, problems: Problems) -> pa.Ar
 
 
 def count_duplicates(shard_name: str, keys: pa.Array, problems: Problems) -> None:
-    """Counts every row whose key an earlier row of the part has."""
+    """Count every row with a key that an earlier row of the part already has."""
     series = pl.Series(keys)
     for key in series.filter(~series.is_first_distinct()):
         problems.add("duplicate_key", f"{shard_name}/{key}: more than one row has this key")
 
 
 def report_statuses(shard_name: str, keys: pa.Array, status: np.ndarray, problems: Problems) -> None:
-    """Counts every row that is not `OK`, by the name of its status."""
+    """Count every row that is not `OK` as a problem named after its status."""
     for row in np.flatnonzero(status != Status.OK):
         kind = Status(int(status[row])).name.lower()
         problems.add(kind, f"{shard_name}/{keys[int(row)]}: {kind.replace('_', ' ')}")
@@ -105,7 +106,7 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
 
 def _decoded(values: pa.Array, name: str, problems: Problems) -> pa.Array:
-    # Parquet's text is not checked when it is read; this cast is the check
+    # Arrow does not validate text when it reads Parquet; this cast does
     try:
         return values.cast(pa.large_string())
     except pa.ArrowInvalid:

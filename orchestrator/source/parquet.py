@@ -1,7 +1,7 @@
-"""Parquet shards with the encoded image in a column (img2dataset's `parquet` output).
+"""Read Parquet shards with the encoded image in a column (img2dataset's `parquet` output).
 
-A row whose `status` is not success, or whose image is null, is a pair without an image. The image column is read only
-for the row groups that are wanted, and for the catalog only where a size or the nulls cannot be had without it."""
+A row is a pair without an image if its `status` is not "success" or its image is null. The image column is read only
+for the requested row groups. The catalog reads it only if image sizes or null positions are not known without it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from orchestrator.storage.files import StoreError
 
 ENDINGS = (".parquet",)
 PART_ROWS = 20_000
-"""img2dataset writes 10,000 pairs a shard: one part; a larger file is several."""
+"""A shard of img2dataset has 10,000 pairs and is one part; a larger file is split."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +36,16 @@ class ParquetImages:
 
     @classmethod
     def open(cls, config: ParquetSource) -> ParquetImages:
-        """Lists the shards. Errors: `ConfigError` if there are none."""
+        """List the shards. Errors: `ConfigError` if there are none."""
         return cls(config, tuple(find_shards(config.uri, endings=ENDINGS)))
 
     @property
     def has_images(self) -> bool:
-        """Whether there is anything to train on."""
+        """True: every shard has an image column."""
         return True
 
     def identity(self) -> dict[str, Any]:
-        """What makes the pool what it is."""
+        """Return the settings and the digest of the shards."""
         config = self.config
         return {
             "format": "parquet",
@@ -58,11 +58,11 @@ class ParquetImages:
         }
 
     def parts(self) -> list[Part]:
-        """Ranges of row groups. Errors: `ConfigError` if a column is missing."""
+        """Return ranges of row groups. Errors: `ConfigError` if a column is missing."""
         return cut_shards(self.shards, PART_ROWS, self._check)
 
     def catalog(self, part: Part) -> PartCatalog:
-        """The catalog of a range of rows. A file that is no Parquet gives no rows."""
+        """Read the catalog of a range of rows. A file that is not Parquet has no rows."""
         problems = Problems()
         try:
             with open_parquet(part.shard.uri) as file:
@@ -73,7 +73,7 @@ class ParquetImages:
             return unreadable(part, problems, f"not readable as Parquet ({error})")
 
     def reads(self, part: Part) -> Reads:
-        """By the footer: the columns of the catalog, and the images where it cannot do without; whole row groups."""
+        """Return the bytes to read, from the footer. Row groups are read whole."""
         if part.num_rows is None:
             return Reads(catalog=0, images=0)
         with open_parquet(part.shard.uri) as file:
@@ -88,13 +88,13 @@ class ParquetImages:
         )
 
     def images(self, part: Part, rows: pa.Table) -> Iterator[bytes | None]:
-        """The encoded images of rows, from the row groups that hold them."""
+        """Yield the encoded images of rows, from the row groups that contain them."""
         wanted = rows["image_offset"].to_numpy(zero_copy_only=False).astype(np.float64)
         try:
             with open_parquet(part.shard.uri) as file:
                 yield from self._images(file, part, wanted)
         except DamagedParquet as error:
-            raise StoreError(f"{part.shard.uri}: {error}; the shard changed since it was read") from error
+            raise StoreError(f"{part.shard.uri}: {error}; the shard changed since its catalog was made") from error
 
     def _check(self, shard: Shard, schema: pa.Schema) -> None:
         config = self.config
@@ -133,10 +133,10 @@ class ParquetImages:
         return sources, ["status"] if "status" in names else []
 
     def _is_full(self, file: pq.ParquetFile, index: int) -> bool:
-        # whether the footer says that no image of the group is null
+        # whether the footer guarantees that no image of the group is null
         group = file.metadata.row_group(index)
         column = group.column(file.schema_arrow.names.index(self.config.image_column))
-        # the position is the column's only while no nested column comes before it
+        # a nested column before this one shifts the positions of leaf columns
         known = column.statistics if column.path_in_schema == self.config.image_column else None
         return known is not None and known.has_null_count and known.null_count == 0
 
@@ -159,7 +159,9 @@ class ParquetImages:
         position, column = 0, self.config.image_column
         found = wanted[np.isfinite(wanted)]
         if part.num_rows is None or ((found < part.first_row) | (found >= part.first_row + part.num_rows)).any():
-            raise StoreError(f"{part.shard.uri}: its row groups are not those of its catalog; it changed since")
+            raise StoreError(
+                f"{part.shard.uri}: row groups differ from its catalog; the shard changed since it was made"
+            )
         for index, start, length in groups_of(file, part):
             first = sum(file.metadata.row_group(i).num_rows for i in range(index))
             stop = position
@@ -172,7 +174,7 @@ class ParquetImages:
             else:
                 yield from (None for _ in range(position, stop))
             position = stop
-        assert position == len(wanted), f"{len(wanted) - position} rows lie beyond part {part.index}"
+        assert position == len(wanted), f"{len(wanted) - position} rows are outside part {part.index}"
 
 
 def _has_sizes(sources: Collection[str]) -> bool:

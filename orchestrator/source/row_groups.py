@@ -1,4 +1,4 @@
-"""Parquet by ranges of rows: a file is cut at row groups, and a range is read without the rest of the file."""
+"""Read Parquet files by row range: split a file at its row groups, and read a range without the rest of the file."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from orchestrator.storage.files import open_file
 from orchestrator.storage.retry import CutOff
 
 NUM_THREADS = 16
-# Arrow asks for whole column chunks by itself
+# in bytes, read with the file's end; Arrow then reads whole column chunks by itself
 FOOTER = 64 << 10
 
 
 class DamagedParquet(Exception):
-    """The bytes were read, but are not (all of) a Parquet file."""
+    """The bytes were read but are not a complete Parquet file."""
 
 
 @contextmanager
 def open_parquet(uri: str, *, buffer_size: int = 0) -> Iterator[pq.ParquetFile]:
-    """A Parquet file at any URI; a column chunk is read whole, or by `buffer_size` bytes as its rows are asked for.
+    """Open a Parquet file at any URI. Column chunks are read whole, or in steps of `buffer_size` bytes if it is set.
 
-    Errors: `DamagedParquet`, here or in the body; `OSError` from reading."""
+    Errors: `DamagedParquet`, here or in the body of the `with`; `OSError` if the read fails."""
     options = {"buffer_size": buffer_size, "pre_buffer": not buffer_size}
     try:
         with open_file(uri, read_ahead=buffer_size or FOOTER) as file, pq.ParquetFile(file, **options) as parquet:
@@ -34,15 +34,16 @@ def open_parquet(uri: str, *, buffer_size: int = 0) -> Iterator[pq.ParquetFile]:
     except (pa.ArrowInvalid, CutOff) as error:
         raise DamagedParquet(str(error)) from error
     except OSError as error:
-        # Arrow reports undecodable thrift and pages as a plain OSError without a number; a failed read has one
+        # Arrow reports corrupt metadata and pages as a plain OSError without errno; a failed read has an errno
         if type(error) is not OSError or error.errno is not None:
             raise
         raise DamagedParquet(str(error)) from error
 
 
 def cut(group_rows: Sequence[int], part_rows: int) -> list[tuple[int, int]]:
-    """Ranges (first row, number of rows) of at most `part_rows` rows that cover a file: whole row groups together
-    while they fit, a row group that is larger by itself in pieces."""
+    """Split a file into ranges (first row, number of rows) of at most `part_rows` rows.
+
+    Consecutive row groups share a range if they fit; a row group larger than `part_rows` is split by itself."""
     ranges: list[tuple[int, int]] = []
     first = 0
     for num_rows in group_rows:
@@ -55,10 +56,10 @@ def cut(group_rows: Sequence[int], part_rows: int) -> list[tuple[int, int]]:
 
 
 def cut_shards(shards: Sequence[Shard], part_rows: int, check: Callable[[Shard, pa.Schema], None]) -> list[Part]:
-    """The parts of Parquet shards, from their footers; a shard whose footer is damaged is one part of unknown size.
+    """Split Parquet shards into parts, from their footers. A shard with a damaged footer is one part of unknown size.
 
-    `check(shard, schema)` may raise what is wrong with a shard's columns. Errors: `CutOff` for a shard that the network
-    cuts off: taken for damaged, it would number the parts after it in another way than the catalog has them."""
+    `check(shard, schema)` may raise an error about a shard's columns. Errors: `CutOff` if the network cuts a read off.
+    Such a shard is not treated as damaged, because that would change the numbers of all parts after it."""
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         ranges = pool.map(lambda shard: _ranges(shard, part_rows, check), shards)
         pairs = [(shard, piece) for shard, pieces in zip(shards, ranges, strict=True) for piece in pieces]
@@ -69,7 +70,7 @@ def cut_shards(shards: Sequence[Shard], part_rows: int, check: Callable[[Shard, 
 
 
 def groups_of(file: pq.ParquetFile, part: Part) -> Iterator[tuple[int, int, int]]:
-    """The row groups that hold a part: (index, first row within the group, number of rows)."""
+    """Yield the row groups of a part: (index, first row within the group, number of rows)."""
     assert part.num_rows is not None
     first = 0
     for index in range(file.num_row_groups):
@@ -82,7 +83,7 @@ def groups_of(file: pq.ParquetFile, part: Part) -> Iterator[tuple[int, int, int]
 
 
 def read_part(file: pq.ParquetFile, part: Part, columns: Sequence[str]) -> pa.Table:
-    """The given columns of a part's rows, in row order."""
+    """Read the given columns of a part's rows, in row order."""
     pieces = [
         file.read_row_group(index, columns=list(columns)).slice(start, length)
         for index, start, length in groups_of(file, part)
@@ -91,9 +92,9 @@ def read_part(file: pq.ParquetFile, part: Part, columns: Sequence[str]) -> pa.Ta
 
 
 def chunk_bytes(file: pq.ParquetFile, part: Part, columns: Collection[str]) -> list[int]:
-    """The compressed bytes of the given columns in each row group that holds rows of a part: a group is read whole."""
+    """Return the compressed bytes of the given columns in each row group of a part; row groups are read whole."""
 
-    # a nested column has several chunks
+    # the path of a nested column's chunk begins with the column's name and a dot
     wanted = tuple(f"{name}." for name in columns)
 
     def of_group(index: int) -> int:

@@ -1,10 +1,12 @@
-"""What a source is made of: shards, parts of shards, and the catalog columns of a part (one row per pair).
+"""Shards, parts of shards, and the catalog of a part: a table with one row per pair.
 
-The row of a pair is its position in the part's catalog: for a tar the order in which its samples first appear, for a
-table the order of its rows. Every derived column is stored in this order."""
+The row of a pair is its position in the part's catalog: in a tar, the order in which the samples first appear; in a
+table, the order of its rows. Every derived column (scores, embeddings, clusters) is stored in the same order, so no
+join is needed."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -12,9 +14,11 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
+logger = logging.getLogger(__name__)
+
 
 class Status(IntEnum):
-    """What is known of a pair without decoding its image. A pair with neither image nor caption is `MISSING_IMAGE`."""
+    """State of a pair, known without decoding its image. A pair with neither image nor caption is `MISSING_IMAGE`."""
 
     OK = 0
     MISSING_IMAGE = 1
@@ -35,13 +39,14 @@ CATALOG_SCHEMA = pa.schema(
         pa.field("url", pa.string()),
     ]
 )
-"""`image_offset` is where the image lies in its shard: a byte offset in a tar, a row in a Parquet file; null in a
-compressed tar (which is read in sequence) and where there is no image. `image_size` is in bytes, null if unknown."""
+"""Columns of a catalog. `image_offset` is the image's position in its shard: a byte offset in a tar, a row number in a
+Parquet file. It is null in a compressed tar (which is read in sequence) and for pairs without an image. `image_size` is
+in bytes, null if unknown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shard:
-    """A file of pairs. `version` changes when the file, or the Parquet file beside it, does."""
+    """A file of pairs. `version` changes when the file changes, or the Parquet file beside it (`sidecar_uri`)."""
 
     uri: str
     name: str
@@ -52,7 +57,7 @@ class Shard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """The unit of work: rows `first_row` to `first_row + num_rows` of a shard (`None`: all, unknown until read)."""
+    """The unit of work: rows `first_row` to `first_row + num_rows` of a shard (None: all rows, not counted yet)."""
 
     index: int
     shard: Shard
@@ -62,8 +67,10 @@ class Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartCatalog:
-    """The catalog of a part (`CATALOG_SCHEMA`), what was wrong by kind, a few of them named, and whether the shard
-    as a whole is damaged."""
+    """The catalog of a part.
+
+    `table` has the columns of `CATALOG_SCHEMA`, `problems` counts them by kind, `examples` names a few, `broken` says
+    that the whole shard is damaged."""
 
     table: pa.Table
     problems: dict[str, int]
@@ -73,8 +80,10 @@ class PartCatalog:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reads:
-    """What is read of a part, in bytes: for its `catalog`, and for `images` where all of its pairs are wanted (None:
-    the catalog knows the size of each). `rows_per_read`: how many pairs lie in what is read for the image of one."""
+    """Bytes to read from a part.
+
+    `catalog` is for its catalog, `images` for the images of all its pairs (None: the catalog has the size of each).
+    `rows_per_read` is the number of pairs in the block that must be read to get one image."""
 
     catalog: int
     images: int | None = None
@@ -82,29 +91,29 @@ class Reads:
 
 
 class Source(Protocol):
-    """A pool of pairs. Implementations are small picklable values; every call opens its own files."""
+    """A pool of pairs. Implementations are small and picklable; every call opens its own files."""
 
     @property
     def has_images(self) -> bool:
-        """Whether there is anything to train on."""
+        """Whether pairs have images, which training needs."""
 
     def parts(self) -> list[Part]:
-        """The parts in order: by shard URI, then by row."""
+        """Return the parts, ordered by shard URI and then by row."""
 
     def catalog(self, part: Part) -> PartCatalog:
-        """The catalog of a part. Errors: `OSError` if it cannot be read; damage is reported, not raised."""
+        """Read the catalog of a part. Damage is reported in the result. Errors: `OSError` if the read fails."""
 
     def images(self, part: Part, rows: pa.Table) -> Iterator[bytes | None]:
-        """The encoded image of each given row of the part's catalog, in the same order; `None` where there is none.
+        """Yield the encoded image of each given row of the part's catalog, in order; None for a row without an image.
 
         `rows` needs the columns `key`, `status`, `image_offset` and `image_size`, in ascending row order.
-        Errors: `OSError` when the shard cannot be read, or is no longer what was catalogued."""
+        Errors: `OSError` if the shard cannot be read or has changed since its catalog was made."""
 
     def reads(self, part: Part) -> Reads:
-        """What is read of a part, by the listing or its footer. Errors: `OSError` if that cannot be read."""
+        """Return the bytes to read, from the listing or the file's footer. Errors: `OSError` if the read fails."""
 
     def identity(self) -> dict[str, Any]:
-        """What makes the pool what it is: settings, and a digest of every shard's URI, size and version."""
+        """Return the settings and a digest of every shard's URI, size and version, for fingerprints."""
 
 
 EXAMPLES_PER_KIND = 3
@@ -112,20 +121,21 @@ EXAMPLES_PER_KIND = 3
 
 @dataclass(slots=True)
 class Problems:
-    """Counts what is wrong with a part by kind, and keeps a few examples of each kind."""
+    """Counts of a part's problems by kind, with a few examples of each kind."""
 
     counts: dict[str, int] = field(default_factory=dict)
     examples: list[str] = field(default_factory=list)
 
     def add(self, kind: str, example: str) -> None:
-        """Counts one more of a kind."""
+        """Count one problem."""
         self.counts[kind] = self.counts.get(kind, 0) + 1
         if self.counts[kind] <= EXAMPLES_PER_KIND:
             self.examples.append(example)
 
 
 def unreadable(part: Part, problems: Problems, reason: str) -> PartCatalog:
-    """The catalog of a part whose shard cannot be made sense of: no rows."""
+    """Return the catalog of a part with an unreadable shard: no rows."""
+    logger.warning("unreadable shard %s: %s", part.shard.uri, reason)
     problems.add("unreadable_shard", f"{part.shard.name}: {reason}")
     return PartCatalog(
         table=CATALOG_SCHEMA.empty_table(), problems=problems.counts, examples=problems.examples, broken=True

@@ -1,12 +1,13 @@
-"""From what a user writes (a file, a folder, globs, braces, or a list of them, at any fsspec URI) to sorted shards.
+"""Find shards from a URI: a file, a folder, globs, braces, or a list of them, on any file system that fsspec supports.
 
-Folders are listed once with details; only a few names in a large folder, or names on a web server (which cannot list),
-are asked for one by one."""
+A folder is listed once, with sizes and versions. Names are looked up one by one only if there are few of them, or on a
+web server, which cannot list folders."""
 
 from __future__ import annotations
 
 import fnmatch
 import hashlib
+import logging
 import posixpath
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,23 +25,26 @@ from orchestrator.source.schema import Shard
 from orchestrator.storage.files import absolute, filesystem
 from orchestrator.storage.retry import tried
 
+logger = logging.getLogger(__name__)
+
+# up to this many names in a folder are looked up one by one, without listing the folder
 FEW_NAMES = 8
 NUM_THREADS = 16
 VERSION_KEYS = ("ETag", "etag", "mtime", "LastModified", "updated", "last_modified", "created")
 
 
-class _Nothing(Exception):
-    """What a user's path names is not there."""
+class _NotFound(Exception):
+    """A path in the configuration does not exist."""
 
 
 def find_shards(
     uri: str | Sequence[str] | None, *, endings: Sequence[str], sidecars: bool = False, setting: str = "source.uri"
 ) -> list[Shard]:
-    """The shards that a URI or a list of them names, unique and sorted by URI.
+    """Find the shards at a URI or a list of URIs, unique and sorted by URI.
 
-    `endings`: what a shard's name may end in. `sidecars`: also look for a `.parquet` of the same stem beside each.
-    `setting`: the key that the messages name.
-    Errors: `ConfigError`, one line, for nothing there, nothing with a known ending, or gaps in a brace expansion."""
+    `endings` are the allowed file name endings. `sidecars` also looks for a `.parquet` file with the same stem beside
+    each shard. `setting` is the configuration key to name in messages.
+    Errors: `ConfigError` (one line) if nothing exists, no name has an allowed ending, or a brace expansion has gaps."""
     if uri is None or not len(uri):
         raise ConfigError(
             f"{setting} is not set; expected shards ending in {' '.join(endings)}, "
@@ -53,16 +57,17 @@ def find_shards(
         fs.invalidate_cache()  # a pool may have grown since this process last listed it
         try:
             matches = _matches(listing, fs, path, item, endings)
-        except _Nothing as error:
+        except _NotFound as error:
             raise ConfigError(f"{setting}: {error}") from None
         for found in matches:
             shard = _shard(listing, fs, found, endings, sidecars)
             shards[shard.uri] = shard
+    logger.info("%s=%s: %d shards, %d bytes", setting, uri, len(shards), sum(one.num_bytes for one in shards.values()))
     return [shards[name] for name in sorted(shards)]
 
 
 def digest(shards: Iterable[Shard]) -> str:
-    """A SHA-256 over every shard's URI, size and version."""
+    """Return a SHA-256 over every shard's URI, size and version."""
     state = hashlib.sha256()
     for shard in shards:
         state.update(f"{shard.uri}\t{shard.num_bytes}\t{shard.version}\n".encode())
@@ -70,18 +75,18 @@ def digest(shards: Iterable[Shard]) -> str:
 
 
 def stem(name: str, endings: Sequence[str]) -> str:
-    """A shard's name without its ending."""
+    """Return a shard's name without its ending."""
     return next(name[: -len(ending)] for ending in endings if name.lower().endswith(ending))
 
 
 class _Listing:
-    """Details of files by path, asked for once."""
+    """Details of files by path, each listed once."""
 
     def __init__(self) -> None:
         self.folders: dict[tuple[AbstractFileSystem, str], dict[str, Mapping[str, Any]]] = {}
 
     def folder(self, fs: AbstractFileSystem, folder: str) -> dict[str, Mapping[str, Any]]:
-        """Every file directly in a folder by name; empty if there is no such folder."""
+        """List the files directly in a folder, by name; empty if the folder does not exist."""
         place = (fs, folder)
         if place not in self.folders:
             try:
@@ -93,7 +98,7 @@ class _Listing:
         return self.folders[place]
 
     def names(self, fs: AbstractFileSystem, folder: str, names: set[str]) -> Mapping[str, Mapping[str, Any]]:
-        """Those of the given names that are files in the folder."""
+        """Return those of the given names that are files in the folder."""
         if (fs, folder) in self.folders or (len(names) > FEW_NAMES and not _is_web(fs)):
             files = self.folder(fs, folder)
             return {name: files[name] for name in names if name in files}
@@ -115,7 +120,7 @@ def _matches(listing: _Listing, fs: AbstractFileSystem, path: str, item: str, en
     try:
         paths = list(braceexpand(path))
     except ValueError as error:
-        raise _Nothing(f"unbalanced braces in {item!r}") from error
+        raise _NotFound(f"unbalanced braces in {item!r}") from error
     found = [match for name in paths if _has_glob(name) for match in _glob(listing, fs, name, endings)]
     return found + _literals(
         listing, fs, [name for name in paths if not _has_glob(name)], item, endings, expects_some=not found
@@ -126,13 +131,13 @@ def _plain(listing: _Listing, fs: AbstractFileSystem, path: str, item: str, endi
     info = _info(fs, path)
     if info:
         if not _ends(path, endings):
-            raise _Nothing(f"{item} is no shard; expected a name ending in {' '.join(endings)}")
+            raise _NotFound(f"{item} is not a shard; expected a name ending in {' '.join(endings)}")
         return [_Found(path, info, False)]
     if not fs.isdir(path):
-        raise _Nothing(f"no such path: {item}")
+        raise _NotFound(f"no such path: {item}")
     files = {name: info for name, info in listing.folder(fs, path).items() if _ends(name, endings)}
     if not files:
-        raise _Nothing(f"no shards in {item}; expected names ending in {' '.join(endings)}")
+        raise _NotFound(f"no shards in {item}; expected names ending in {' '.join(endings)}")
     return [_Found(_join(path, name), info, True) for name, info in files.items()]
 
 
@@ -165,12 +170,12 @@ def _literals(
     there = {folder: listing.names(fs, folder, names) for folder, names in wanted.items()}
     missing = [path for path in paths if posixpath.basename(path) not in there[posixpath.dirname(path)]]
     if len(missing) == len(paths) and expects_some:
-        raise _Nothing(f"nothing matches {item}; expected names ending in {' '.join(endings)}")
+        raise _NotFound(f"nothing matches {item}; expected names ending in {' '.join(endings)}")
     if missing:
         first = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-        raise _Nothing(f"{len(missing)} of the {len(paths)} files of {item} are missing: {first}")
+        raise _NotFound(f"{len(missing)} of the {len(paths)} files of {item} are missing: {first}")
     if odd := [path for path in paths if not _ends(path, endings)]:
-        raise _Nothing(f"{odd[0]} is no shard; expected a name ending in {' '.join(endings)}")
+        raise _NotFound(f"{odd[0]} is not a shard; expected a name ending in {' '.join(endings)}")
     few = all(len(names) <= FEW_NAMES for names in wanted.values())
     return [
         _Found(path, there[posixpath.dirname(path)][posixpath.basename(path)], not few) for path in dict.fromkeys(paths)

@@ -1,7 +1,7 @@
-"""Captions and sizes from the Parquet file that img2dataset writes beside a tar.
+"""Read captions and sizes from the Parquet file that img2dataset writes beside a tar.
 
-It lists failed downloads too and its order is not the tar's, so its rows are matched by key where status is success.
-Its `width` and `height` are those of the stored (resized) image."""
+The file also lists failed downloads, and its order differs from the tar's. Rows are therefore matched by key, and only
+rows with status "success" count. `width` and `height` are those of the stored (resized) image."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COLUMNS = ("key", "status", "caption", "width", "height", "uid", "sha256", "url"
 
 @dataclass(slots=True)
 class Labels:
-    """What is said of a pair besides its image."""
+    """Metadata of a pair."""
 
     caption: str | None = None
     width: int | None = None
@@ -30,16 +30,16 @@ class Labels:
 
 @dataclass(slots=True)
 class Sidecar:
-    """Labels by key. `error`: why the file could not be made sense of, if so."""
+    """Labels by key. `error` is the reason why the file cannot be read, if it cannot."""
 
     labels: dict[str, Labels] = field(default_factory=dict)
     error: str | None = None
 
 
 def read_sidecar(uri: str) -> Sidecar:
-    """The successful rows of a sidecar by key; damage is reported in `error`. Errors: `OSError` from reading."""
+    """Read the successful rows of a sidecar; damage is reported in `error`. Errors: `OSError` if the read fails."""
     data = read(uri)
-    # the bytes are in memory: an OSError from here on is damage, not a failed read
+    # the bytes are in memory, so an OSError from here on means damage, not a failed read
     try:
         file = pq.ParquetFile(io.BytesIO(data))
         columns = [name for name in COLUMNS if name in file.schema_arrow.names]
@@ -52,7 +52,7 @@ def read_sidecar(uri: str) -> Sidecar:
 
 
 def labels_of(fields: dict[str, Any]) -> Labels:
-    """Labels from the fields of a sidecar row or a JSON member (img2dataset's names); what is unusable is `None`."""
+    """Return the labels in a sidecar row or JSON member (img2dataset's field names); unusable values become None."""
     uid = fields.get("uid") or fields.get("sha256")
     width, height = _whole(fields.get("width")), _whole(fields.get("height"))
     return Labels(_text(fields.get("caption")), width, height, _text(uid), _text(fields.get("url")))
@@ -63,7 +63,7 @@ def _succeeded(row: dict[str, Any]) -> bool:
 
 
 def _text(value: Any) -> str | None:
-    # JSON can escape half of a surrogate pair, which is no character
+    # JSON can escape half of a surrogate pair, which UTF-8 cannot encode
     return None if value is None else str(value).encode(errors="replace").decode()
 
 

@@ -1,7 +1,7 @@
-"""The members of a tar without its payloads: a walk over the headers that gives name, offset and size of each member.
+"""List the members of a tar from its headers: name, offset and size of each member, without the payloads.
 
-On an uncompressed tar the walk seeks from header to header; a compressed one has to be read through. Key and extension
-follow WebDataset's convention: the key is the path up to the first dot of the base name. Reference: POSIX ustar/pax;
+In an uncompressed tar the reader seeks from header to header; a compressed tar must be read in full. Key and extension
+follow the WebDataset convention: the key is the path up to the first dot of the base name. Format: POSIX ustar/pax;
 `tarfile` resolves pax and GNU long names."""
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from orchestrator.storage.files import open_file
 from orchestrator.storage.retry import CutOff
 
 BLOCK = 512
-# in bytes: what is longer is read only once the file is known to be so long
+# in bytes: for a longer member, the file size is checked before memory is allocated
 LONG = 1 << 20
-# in bytes: what a compressed tar is taken to hold at most
+# in bytes: assumed upper bound of the uncompressed size of a compressed tar
 MAX_COMPRESSED = 1 << 50
 GZIP_MAGIC = b"\x1f\x8b"
 _NAME = re.compile(r"^((?:.*/|)[^./][^.]*)\.([^/]+)$")
-# a stream that ends early time and again is as good as a file that does
+# CutOff: a stream that ends early on every retry is treated like a truncated file
 _CUT = (gzip.BadGzipFile, zlib.error, EOFError, CutOff)
 _DAMAGE = (tarfile.TarError, *_CUT)
 
 
 class DamagedTar(Exception):
-    """The tar ends before its end. `member`: the one that was cut, if the cut is not between members."""
+    """The tar is truncated or corrupt. `member` is the affected member; None if the damage is between members."""
 
     def __init__(self, member: Member | None) -> None:
         super().__init__(member)
@@ -40,12 +40,12 @@ class DamagedTar(Exception):
 
 
 class NotATar(Exception):
-    """The file does not begin as a tar does."""
+    """The file does not start with a tar header."""
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A file in a tar; `offset` is where its payload begins in the (uncompressed) stream, `size` its bytes."""
+    """A file in a tar. `offset` is the start of its payload in the (uncompressed) stream; `size` is in bytes."""
 
     key: str
     extension: str
@@ -55,9 +55,9 @@ class Member:
 
 @contextmanager
 def open_tar(uri: str) -> Iterator[tuple[IO[bytes], bool]]:
-    """The tar as a stream of uncompressed bytes, and whether offsets into it are offsets into the file.
+    """Open a tar as a stream of uncompressed bytes; the flag says whether stream offsets equal file offsets.
 
-    Errors: `DamagedTar`; `OSError` from reading."""
+    Errors: `DamagedTar`; `OSError` if the read fails."""
     with open_file(uri) as file:
         try:
             is_compressed = file.read(len(GZIP_MAGIC)) == GZIP_MAGIC
@@ -72,10 +72,10 @@ def open_tar(uri: str) -> Iterator[tuple[IO[bytes], bool]]:
 
 
 def members(file: IO[bytes]) -> Iterator[Member]:
-    """The regular files of a tar in order; names that are no sample's (no dot, hidden) are passed over.
+    """Yield the regular files of a tar in order, except names that cannot be samples (no dot, or hidden).
 
-    Between two members the caller may `read_member` the one just given, never an earlier one.
-    Errors: `NotATar`, `DamagedTar` (raised after the last member whose header is whole); `OSError` from reading."""
+    Before it asks for the next member, the caller may call `read_member` on the current one, but not on earlier ones.
+    Errors: `NotATar`; `DamagedTar`, after the last member with a complete header; `OSError` if the read fails."""
     length = _length(file)
     file.seek(0)
     try:
@@ -84,7 +84,7 @@ def members(file: IO[bytes]) -> Iterator[Member]:
         raise NotATar(str(error)) from error
     member: Member | None = None
     while True:
-        # a header may say any size, and `tarfile` seeks to its end
+        # a damaged header may state any size, and `tarfile` would seek beyond the end of the file
         if tar.offset > length:
             raise DamagedTar(member)
         try:
@@ -95,7 +95,7 @@ def members(file: IO[bytes]) -> Iterator[Member]:
             break
         if info.size < 0:
             raise DamagedTar(member)
-        tar.members.clear()  # type: ignore[attr-defined]  # a tar keeps every header it has seen otherwise
+        tar.members.clear()  # type: ignore[attr-defined]  # TarFile would keep every header in memory
         member = _member(info)
         if member is not None:
             yield member
@@ -103,10 +103,10 @@ def members(file: IO[bytes]) -> Iterator[Member]:
 
 
 def read_member(file: IO[bytes], member: Member, limit: int | None = None) -> bytes:
-    """The payload of the member just given by `members`, or its first `limit` bytes. Errors: `DamagedTar`."""
+    """Read the payload of the current member, or its first `limit` bytes. Errors: `DamagedTar`."""
     length = member.size if limit is None else min(limit, member.size)
     try:
-        # so much memory would be asked for
+        # a damaged header may ask for more memory than there is
         if length > LONG and member.offset + member.size > _length(file):
             raise DamagedTar(member)
         file.seek(member.offset)
@@ -119,13 +119,13 @@ def read_member(file: IO[bytes], member: Member, limit: int | None = None) -> by
 
 
 def split_name(name: str) -> tuple[str, str] | None:
-    """Key and extension of a member of that name; none where it is no sample's."""
+    """Split a member's name into key and extension; None if it cannot belong to a sample."""
     found = _NAME.match(name.removeprefix("./"))
     return (found[1], found[2].lower()) if found else None
 
 
 def _length(file: IO[bytes]) -> int:
-    # that of a compressed stream shows at its end only
+    # the length of a compressed stream is known only at its end
     return file.seek(0, os.SEEK_END) if not isinstance(file, gzip.GzipFile) else MAX_COMPRESSED
 
 
@@ -135,7 +135,7 @@ def _member(info: tarfile.TarInfo) -> Member | None:
 
 
 def _check_end(file: IO[bytes], offset: int) -> None:
-    # `tarfile` takes any odd header, and the bare end of the file, for the end of the archive
+    # `tarfile` stops at an invalid header and at the end of the file; only a complete tar ends with a block of zeros
     try:
         file.seek(offset)
         block = file.read(BLOCK)

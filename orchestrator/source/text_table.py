@@ -1,6 +1,6 @@
-"""Caption tables as text: CSV, TSV and JSON lines, plain or compressed (.gz, .zst), read whole.
+"""Read caption tables in text form: CSV, TSV and JSON lines, plain or compressed (.gz, .zst). Each file is read whole.
 
-Every line is a row or an error, never dropped: rows are what pairs are known by."""
+Every line is a row or an error. No line is dropped, because row numbers identify pairs."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ ENDINGS = tuple(kind + compression for kind in (*SEPARATORS, *JSON_LINES) for co
 
 
 def read_text_table(shard: Shard, problems: Problems) -> pl.DataFrame:
-    """All rows of a text table; a CSV's columns are text as it stands (so that `007` stays).
+    """Read all rows of a text table. CSV columns are kept as text, so `007` stays `007`.
 
-    Bytes that are no UTF-8 are replaced and their lines counted.
-    Errors: `ConfigError` naming file and reason (a ragged line, bad JSON, nothing in it); `OSError` from reading."""
+    Invalid UTF-8 is replaced and the affected lines are counted as problems.
+    Errors: `ConfigError` with file and reason (a ragged line, bad JSON, an empty file); `OSError` if the read fails."""
     ending = next(ending for ending in sorted(ENDINGS, key=len, reverse=True) if shard.name.lower().endswith(ending))
     kind = "." + ending.split(".")[1]
     data = _utf8(shard, _decompressed(shard, read(shard.uri), ending.removeprefix(kind)), problems)

@@ -1,12 +1,14 @@
-"""WebDataset tars: image + txt/json members grouped into samples, the catalog in one walk over the headers.
+"""Read WebDataset tars: image, txt and json members grouped into samples; one pass over the headers gives the catalog.
 
-Captions and sizes come from img2dataset's Parquet beside the tar where a pair is in it; else from the pair's `txt` and
-`json` members; else the size from the first bytes of the image. Small members are read while the walk passes them, so
-that a remote tar is read once. Members of one key join wherever they lie; rows are in order of first appearance."""
+Captions and sizes come from img2dataset's Parquet file beside the tar if it lists the pair. Otherwise they come from
+the pair's `txt` and `json` members, and the size from the first bytes of the image. Small members are read during the
+same pass, so a remote tar is read once. Members with one key form one sample wherever they are in the tar; rows are in
+order of first appearance."""
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any
@@ -21,38 +23,40 @@ from orchestrator.source.tar import DamagedTar, Member, NotATar, members, open_t
 from orchestrator.storage.files import StoreError
 from orchestrator.storage.ranges import read_spans
 
+logger = logging.getLogger(__name__)
+
 ENDINGS = (".tar", ".tar.gz", ".tgz")
-# of a caption or a json member, in bytes: what says more is no caption, and is not read
+# in bytes: a longer txt or json member is not read
 MAX_TEXT = 4 << 20
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp"})
 
 
 @dataclass(frozen=True, slots=True)
 class WebDataset:
-    """Tar shards as img2dataset writes them."""
+    """Tar shards in the layout of img2dataset."""
 
     shards: tuple[Shard, ...]
 
     @classmethod
     def open(cls, uri: str | Sequence[str] | None) -> WebDataset:
-        """Lists the shards. Errors: `ConfigError` if there are none."""
+        """List the shards. Errors: `ConfigError` if there are none."""
         return cls(tuple(find_shards(uri, endings=ENDINGS, sidecars=True)))
 
     @property
     def has_images(self) -> bool:
-        """Whether there is anything to train on."""
+        """True: samples have images."""
         return True
 
     def identity(self) -> dict[str, Any]:
-        """What makes the pool what it is."""
+        """Return the format and the digest of the shards."""
         return {"format": "webdataset", "num_shards": len(self.shards), "shards": digest(self.shards)}
 
     def parts(self) -> list[Part]:
-        """One part per tar."""
+        """Return one part per tar."""
         return [Part(index=i, shard=shard, first_row=0, num_rows=None) for i, shard in enumerate(self.shards)]
 
     def catalog(self, part: Part) -> PartCatalog:
-        """The catalog of a tar. A cut tar gives the pairs that are whole before the cut."""
+        """Read the catalog of a tar. A truncated tar gives the pairs that are complete before the cut."""
         problems = Problems()
         known = _sidecar_labels(part.shard, problems)
         walk = _Walk(part.shard.name, known, problems)
@@ -74,11 +78,11 @@ class WebDataset:
         )
 
     def reads(self, part: Part) -> Reads:
-        """The catalog walks over the whole tar."""
+        """Return the size of the tar: the catalog reads all of it."""
         return Reads(catalog=part.shard.num_bytes)
 
     def images(self, part: Part, rows: pa.Table) -> Iterator[bytes | None]:
-        """The encoded images of rows, by range requests; a compressed tar is walked."""
+        """Yield the encoded images of rows by range requests; a compressed tar is read in sequence."""
         has_image = [status != Status.MISSING_IMAGE for status in rows["status"].to_pylist()]
         offsets, sizes = rows["image_offset"].to_pylist(), rows["image_size"].to_pylist()
         if any(has and offset is None for has, offset in zip(has_image, offsets, strict=True)):
@@ -100,7 +104,7 @@ class _Sample:
 
 
 class _Walk:
-    """The samples of a tar as its members pass by."""
+    """Collects the samples of a tar from its members."""
 
     def __init__(self, shard_name: str, known: dict[str, Labels], problems: Problems) -> None:
         self.shard_name = shard_name
@@ -110,7 +114,7 @@ class _Walk:
         self.last_key: str | None = None
 
     def add(self, file: IO[bytes], member: Member) -> None:
-        """Takes in a member, reading what of it is needed."""
+        """Add a member; reads its payload only if needed."""
         self.last_key = member.key
         sample = self.samples.setdefault(member.key, _Sample(self.known.get(member.key) or Labels()))
         if member.extension in sample.extensions:
@@ -125,15 +129,17 @@ class _Walk:
             self._add_json(file, member, sample)
 
     def cut(self, member: Member | None) -> None:
-        """Drops the sample that the end of a cut tar leaves incomplete."""
+        """Drop the sample that a truncated tar leaves incomplete."""
+        # the first sample shows which members a complete sample has
         whole = next(iter(self.samples.values())).extensions if self.samples else set()
         if self.last_key is not None and (member or not whole <= self.samples[self.last_key].extensions):
             del self.samples[self.last_key]
-        text = f"{self.shard_name}: cut off after {len(self.samples)} of its pairs"
+        text = f"{self.shard_name}: truncated after {len(self.samples)} pairs"
+        logger.warning("truncated shard: %s", text)
         self.problems.add("truncated_shard", text)
 
     def table(self, *, with_offsets: bool) -> pa.Table:
-        """The samples as a catalog."""
+        """Return the samples as a catalog table."""
         rows = [self._row(key, sample, with_offsets) for key, sample in self.samples.items()]
         return pa.Table.from_pylist(rows, schema=CATALOG_SCHEMA)
 
@@ -155,7 +161,7 @@ class _Walk:
         except (ValueError, RecursionError):
             fields = None
         if not isinstance(fields, dict):
-            self.problems.add("bad_json", f"{self._name(member)}: its json member is no object")
+            self.problems.add("bad_json", f"{self._name(member)}: its json member is not an object")
             return
         found = labels_of(fields)
         labels = sample.labels
@@ -198,7 +204,7 @@ class _Walk:
             self.problems.add("missing_image", f"{name}: no image")
             return Status.MISSING_IMAGE
         if sample.is_bad:
-            self.problems.add("bad_image", f"{name}: its {sample.image.extension} member shows no image header")
+            self.problems.add("bad_image", f"{name}: its {sample.image.extension} member has no readable image header")
             return Status.BAD_IMAGE
         if caption is None:
             self.problems.add("missing_caption", f"{name}: no caption")
@@ -232,6 +238,8 @@ def _walk_images(shard: Shard, keys: list[str]) -> Iterator[bytes]:
                 if position == len(keys):
                     return
     except (DamagedTar, NotATar) as error:
-        raise StoreError(f"{shard.uri}: cut off before {keys[position]}; it changed since it was read") from error
+        raise StoreError(
+            f"{shard.uri}: truncated before {keys[position]}; the shard changed since its catalog was made"
+        ) from error
     if position < len(keys):
-        raise StoreError(f"{shard.uri}: no image of {keys[position]}; the shard changed since it was read")
+        raise StoreError(f"{shard.uri}: no image for {keys[position]}; the shard changed since its catalog was made")

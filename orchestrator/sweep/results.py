@@ -9,7 +9,7 @@ from ray.tune import Result
 
 from orchestrator.config import Config
 from orchestrator.engine.run_record import PHASES
-from orchestrator.report import JSON_FILE
+from orchestrator.report.files import JSON_FILE
 from orchestrator.report.schema import Report
 from orchestrator.storage import files
 from orchestrator.sweep.schema import ModelResult, TrialResult

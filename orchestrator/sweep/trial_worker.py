@@ -12,7 +12,7 @@ from orchestrator.config import Config
 from orchestrator.engine import ray_cluster
 from orchestrator.errors import UserError, causes
 from orchestrator.pipeline import execute, planned
-from orchestrator.report import JSON_FILE
+from orchestrator.report.files import JSON_FILE
 from orchestrator.report.schema import ModelEvaluation, Report
 from orchestrator.storage import files
 from orchestrator.storage.files import StoreError

@@ -15,16 +15,16 @@ from orchestrator.config import Config, PhaseConfig, SourceConfig
 from orchestrator.config.paths import absolute_places
 from orchestrator.data.keep_list import KeepList
 from orchestrator.engine.artifact import Artifact, fingerprint
+from orchestrator.engine.role import TRAINING_ROLES, Role
 from orchestrator.engine.stage import Stage
 from orchestrator.pipeline import Pipeline, planned
-from orchestrator.selection.pool_mask import CAPTIONED
 from orchestrator.source import Source, open_source
 from orchestrator.storage import files
 from orchestrator.sweep.space import configured, ordered, points, settings_of
 from orchestrator.sweep.trial_worker import TrialJob
 
 Control = Literal["full", "random"]
-TRAINED = ("pretrain", "finetune", "evaluation")
+TRAINED = (*TRAINING_ROLES, Role.EVALUATE)
 TRIALS = "trials"
 # a step that only some trials have is no place to fine-tune after
 NO_STEP = {"finetune.after": None}
@@ -51,7 +51,7 @@ class Trial:
     @property
     def shared(self) -> list[Stage]:
         """Its stages before training, which other trials may need too."""
-        return [stage for stage in self.pipeline.stages if stage.artifact.kind not in TRAINED]
+        return [stage for stage in self.pipeline.stages if stage.role not in TRAINED]
 
     @property
     def num_samples(self) -> int | None:
@@ -61,13 +61,13 @@ class Trial:
     @property
     def num_finetune_samples(self) -> int | None:
         """Samples of the fine-tune epoch; None as of pre-training."""
-        whole = [stage.artifact for stage in self.pipeline.stages if stage.name == CAPTIONED]
+        whole = [stage.artifact for stage in self.pipeline.stages if stage.role == Role.CAPTIONED]
         return _samples(self.config.finetune, whole[0]) if whole else 0
 
     @property
     def models(self) -> list[str]:
         """What it trains, by fingerprint: two trials with the same are one."""
-        return [stage.artifact.uri for stage in self.pipeline.stages if stage.artifact.kind in TRAINED]
+        return [stage.artifact.uri for stage in self.pipeline.stages if stage.role in TRAINED]
 
 
 def _samples(phase: PhaseConfig, kept: Artifact) -> int | None:

@@ -23,7 +23,7 @@ from ray.tune.schedulers import ASHAScheduler
 from orchestrator.config import AshaConfig, Config, Dimension
 from orchestrator.engine import ray_cluster
 from orchestrator.errors import UserError
-from orchestrator.report import JSON_FILE
+from orchestrator.report.files import JSON_FILE
 from orchestrator.storage import files
 from orchestrator.sweep.trial_worker import FAILURE_FILE, SAMPLES, STOPPED_FILE, TrialJob, run_trial
 

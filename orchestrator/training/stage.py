@@ -14,7 +14,8 @@ from orchestrator.data.keep_list import KeepList
 from orchestrator.engine import ray_cluster
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
-from orchestrator.engine.stage import Stage
+from orchestrator.engine.role import Role
+from orchestrator.engine.stage import PairFlow, Stage
 from orchestrator.errors import Stopped, UserError
 from orchestrator.evaluation.sets import evaluation_sets, measured_on, metrics
 from orchestrator.source import Source
@@ -86,20 +87,16 @@ def training_stage(config: Config, phase: Phase, source: Source, catalog: Catalo
         length=length,
     )
 
-    def build(display: Display) -> Artifact:
-        return _train(config, phase, source, catalog, artifact, display)
-
     epochs = f"{phase.config.epochs} epoch{'s' if phase.config.epochs > 1 else ''}"
     how_long = f"{phase.config.samples:,} samples" if phase.config.samples else epochs
     what = config.model.name or "the configured model"
     return Stage(
         name=phase.name,
+        role=Role(phase.name),
         does=f"train {what} for {how_long} at lr {phase.config.lr:g}, batches of {config.training.global_batch_size:,}",
         artifact=artifact,
-        build=build,
-        epochs=phase.config.epochs,
-        samples=phase.config.samples,
-        on_whole_pool=phase.start is not None,
+        build=TrainPhase(config=config, phase=phase, source=source, catalog=catalog, artifact=artifact),
+        flow=PairFlow(epochs=phase.config.epochs, samples=phase.config.samples, on_whole_pool=phase.start is not None),
     )
 
 
@@ -133,34 +130,49 @@ def phase_order(config: Config, phase: Phase) -> SampleOrder:
     )
 
 
-def _train(
-    config: Config, phase: Phase, source: Source, catalog: Catalog, artifact: Artifact, display: Display
-) -> Artifact:
-    # imported here: it loads Ray Train and torch, which a plan does not need
-    from orchestrator.training.driver import fit
+@dataclass(frozen=True, kw_only=True)
+class TrainPhase:
+    """The work of a training stage."""
 
-    check_installed(config.tracking)
-    num_workers = ray_cluster.num_train_workers(config.training.num_workers, lanes=config.training.lanes)
-    job = Job(
-        config=config,
-        phase=phase.config,
-        name=phase.name,
-        artifact=artifact,
-        start_uri=phase.start.path("model") if phase.start else None,
-        source=source,
-        parts=tuple(catalog.parts_of(source)),
-        catalog=catalog,
-        keep=KeepList(phase.keep),
-        order=phase_order(config, phase),
-        # opened here: workers have another working folder, and relative paths must be those of the driver
-        sets=evaluation_sets(config.evaluation) if config.training.evaluate_every_steps else {},
-        signals=start_signals(),
-    )
-    stop_requested = fit(job, num_workers, display)
-    summary = files.read_json(artifact.path("summary.json"))
-    artifact.publish(totals={**summary, "num_workers": num_workers}, parts=[], seconds=summary["seconds"])
-    for name in REMOVED_AT_END:
-        files.remove(artifact.path(name))
-    if stop_requested:
-        raise Stopped(f"{phase.name}: done, then stopped by SIGTERM; run the same command again to continue")
-    return artifact
+    config: Config
+    phase: Phase
+    source: Source
+    catalog: Catalog
+    artifact: Artifact
+
+    def __call__(self, display: Display) -> Artifact:
+        """Train the phase to its end and publish its artifact.
+
+        Errors: `UserError` with the workers' error; `Stopped` after a SIGTERM."""
+        # imported here: it loads Ray Train and torch, which a plan does not need
+        from orchestrator.training.driver import fit
+
+        check_installed(self.config.tracking)
+        training, artifact = self.config.training, self.artifact
+        num_workers = ray_cluster.num_train_workers(training.num_workers, lanes=training.lanes)
+        stop_requested = fit(self._job(), num_workers, display)
+        summary = files.read_json(artifact.path("summary.json"))
+        artifact.publish(totals={**summary, "num_workers": num_workers}, parts=[], seconds=summary["seconds"])
+        for name in REMOVED_AT_END:
+            files.remove(artifact.path(name))
+        if stop_requested:
+            raise Stopped(f"{self.phase.name}: done, then stopped by SIGTERM; run the same command again to continue")
+        return artifact
+
+    def _job(self) -> Job:
+        config, phase = self.config, self.phase
+        return Job(
+            config=config,
+            phase=phase.config,
+            name=phase.name,
+            artifact=self.artifact,
+            start_uri=phase.start.path("model") if phase.start else None,
+            source=self.source,
+            parts=tuple(self.catalog.parts_of(self.source)),
+            catalog=self.catalog,
+            keep=KeepList(phase.keep),
+            order=phase_order(config, phase),
+            # opened here: workers have another working folder, and relative paths must be those of the driver
+            sets=evaluation_sets(config.evaluation) if config.training.evaluate_every_steps else {},
+            signals=start_signals(),
+        )

@@ -137,7 +137,7 @@ def is_worker(process: psutil.Process) -> bool:
 def result(folder: Path) -> dict:
     """Return the keep list, all global batches and the metrics of a finished run."""
     report, run = (json.loads((folder / "OUT" / name).read_text()) for name in ("report.json", "run.json"))
-    (keep,) = [stage["uri"] for stage in run["stages"] if stage["name"] == "wfpp"]
+    (keep,) = [stage["uri"] for stage in run["stages"] if (stage["role"], stage["step"]) == ("keep", "wfpp")]
     batches = {}
     for phase in ("pretrain", "finetune"):
         for place in (folder / "STORE" / phase).glob("*/batches"):

@@ -22,7 +22,7 @@ from orchestrator.clip.preprocessing import Normaliser
 from orchestrator.data.image_decode import decode
 from orchestrator.errors import UserError
 from orchestrator.evaluation.embed import LoadedModels, Models
-from orchestrator.evaluation.image_reader import read_pictures
+from orchestrator.evaluation.image_reader import read_images
 from orchestrator.evaluation.sets import Sample
 from orchestrator.training.start import build_model
 
@@ -55,7 +55,7 @@ def evaluated(models: Models | LoadedModels, data: bytes, monkeypatch: pytest.Mo
     monkeypatch.setattr(
         "orchestrator.evaluation.image_reader.read_samples", lambda uri, needs_label: [Sample("a", data, 0, "", -1)]
     )
-    batch = next(read_pictures({"uri": ["a"]}, pictures=models.pictures(), batch_size=1, needs_label=True))
+    batch = next(read_images({"uri": ["a"]}, decoder=models.decoder(), batch_size=1, needs_label=True))
     return batch["image"][0]
 
 
@@ -99,7 +99,7 @@ def test_a_model_with_default_preprocessing_gets_the_evaluation_crop(
 def test_a_saved_model_keeps_its_preprocessing(tiny_clip: Clip, tmp_path: Path) -> None:
     clip = model.load(str(save(tiny_clip, tmp_path / "first", CLIPA)))
     model.save(clip, tmp_path / "second")
-    again = Models(references={"model": str(tmp_path / "second")}).pictures()
+    again = Models(references={"model": str(tmp_path / "second")}).decoder()
     assert (again.resize_mode, again.interpolation) == ("squash", "bilinear")
 
 
@@ -129,7 +129,7 @@ def test_the_preprocessing_of_a_tag_equals_that_of_the_loaded_model(
         settings = preprocessing.preprocess_cfg("ViT-Tiny", pretrained=pretrained)
         assert settings == {**loaded, "size": 32}
         assert model.side(loaded["size"]) == 32
-    pictures = Models(references={"checkpoint": "ViT-Tiny"}, pretrained="web").pictures()
+    pictures = Models(references={"checkpoint": "ViT-Tiny"}, pretrained="web").decoder()
     assert pictures.resize_mode == preprocess_cfg.get("resize_mode", "shortest")
 
 
@@ -155,12 +155,12 @@ def test_a_model_of_the_hub_is_evaluated(tiny_clip: Clip, tmp_path: Path, monkey
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     models = Models(references={"checkpoint": "hf-hub:somebody/tiny"})
     assert models.image_size() == 32
-    assert models.pictures() == Models(references={"checkpoint": str(folder)}).pictures()
+    assert models.decoder() == Models(references={"checkpoint": str(folder)}).decoder()
     (clip,) = models.load().values()
     assert torch.equal(clip.model.visual.proj, tiny_clip.model.visual.proj)
     assert clip.preprocess_cfg["resize_mode"] == "squash"
     with pytest.raises(UserError, match="cannot load hf-hub:nobody/none") as raised:
-        Models(references={"checkpoint": "hf-hub:nobody/none"}).pictures()
+        Models(references={"checkpoint": "hf-hub:nobody/none"}).decoder()
     assert "\n" not in str(raised.value)
 
 
@@ -180,6 +180,6 @@ def test_missing_settings_get_open_clips_defaults() -> None:
 def test_unusable_preprocessing_gives_a_one_line_error(tmp_path: Path, config: dict[str, Any], said: str) -> None:
     (tmp_path / model.CONFIG_FILE).write_text(json.dumps(config))
     with pytest.raises(UserError, match=said):
-        Models(references={"checkpoint": str(tmp_path)}).pictures()
+        Models(references={"checkpoint": str(tmp_path)}).decoder()
     with pytest.raises(UserError, match="no model folder at"):
-        Models(references={"checkpoint": f"local-dir:{tmp_path / 'nowhere'}"}).pictures()
+        Models(references={"checkpoint": f"local-dir:{tmp_path / 'nowhere'}"}).decoder()

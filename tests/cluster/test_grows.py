@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.commands import in_shell
+from tests.support.commands import run_process
 from tests.support.local_cluster import LocalCluster
 from tests.support.processes import called, descendants
 from tests.support.training_runs import batches, command_of
@@ -25,10 +25,10 @@ def test_the_autoscaler_starts_the_nodes_that_a_run_needs(tiny_conf: str, tmp_pa
         cluster.start_autoscaler(max_nodes=2)
         (head,) = cluster.nodes
         assert len(called("raylet/raylet", descendants(head.pid))) == 1
-        refused = in_shell(command, cwd=tmp_path, env=cluster.driver_env)
+        refused = run_process(command, cwd=tmp_path, env=cluster.driver_env)
         assert refused.returncode == 2
         assert "cluster.scales_to_cpus" in refused.stderr
-        done = in_shell(f"{command} cluster.scales_to_cpus=6", cwd=tmp_path, env=cluster.driver_env)
+        done = run_process(f"{command} cluster.scales_to_cpus=6", cwd=tmp_path, env=cluster.driver_env)
         assert done.returncode == 0, done.stderr
         assert len(called("raylet/raylet", descendants(head.pid))) == 3
     finally:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.commands import environment, in_shell
+from tests.support.commands import environment, run_process
 from tests.support.local_cluster import LocalCluster, local_cluster
 from tests.support.processes import called, descendants
 from tests.support.training_runs import STEPS, command_of, curve
@@ -41,7 +41,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def submit(cluster: LocalCluster, entrypoint: str, *, cwd: Path, options: str = "") -> subprocess.CompletedProcess[str]:
-    return in_shell(f"ray job submit {options} -- {entrypoint}", cwd=cwd, env=cluster.job_env)
+    return run_process(f"ray job submit {options} -- {entrypoint}", cwd=cwd, env=cluster.job_env)
 
 
 @contextmanager
@@ -80,7 +80,7 @@ def test_a_stopped_job_from_a_clone_resumes_when_submitted_again(
             assert waiting.poll() is None, (tmp_path / "log.txt").read_text()
             time.sleep(0.1)
         assert num_heads(cluster) == 1, "the job uses the cluster that it runs on"
-        stopped = in_shell("ray job stop first", cwd=clone, env=cluster.job_env)
+        stopped = run_process("ray job stop first", cwd=clone, env=cluster.job_env)
         assert stopped.returncode == 0, stopped.stderr
         waiting.wait(timeout=120)
     assert "stopped after step" in (tmp_path / "log.txt").read_text()
@@ -101,9 +101,9 @@ def test_a_stopped_job_from_a_clone_resumes_when_submitted_again(
 
 def test_jobs_from_a_wheel_use_its_configuration_and_exit_code(cluster: LocalCluster, tmp_path: Path) -> None:
     pip = f"{sys.executable} -m pip"
-    built = in_shell(f"{pip} wheel -q --no-deps -w {tmp_path / 'dist'} {ROOT}", cwd=tmp_path)
+    built = run_process(f"{pip} wheel -q --no-deps -w {tmp_path / 'dist'} {ROOT}", cwd=tmp_path)
     assert built.returncode == 0, built.stderr
-    unpacked = in_shell(f"{pip} install -q --no-deps --target site dist/*.whl", cwd=tmp_path)
+    unpacked = run_process(f"{pip} install -q --no-deps --target site dist/*.whl", cwd=tmp_path)
     assert unpacked.returncode == 0, unpacked.stderr
     runtime = json.dumps({"env_vars": {"PYTHONPATH": str(tmp_path / "site")}})
     # the wheel brings its configuration and its entry point, which gives the exit code

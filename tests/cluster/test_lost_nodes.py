@@ -11,6 +11,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
+from orchestrator.engine.role import Role
 from orchestrator.engine.run_record import PHASES, RunRecord
 from tests.support.commands import geometry_command
 from tests.support.local_cluster import LocalCluster, local_cluster
@@ -81,7 +82,7 @@ def result(folder: Path) -> dict[str, Any]:
     }
     batches = {}
     for phase in PHASES:
-        trained = record.named(phase)
+        trained = record.find(Role(phase))
         assert trained is not None
         table = pq.read_table(trained.path("batches"))
         batches[phase] = sorted(zip(table["step"].to_pylist(), table["key"].to_pylist(), strict=True))

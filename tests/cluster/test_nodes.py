@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tests.support.commands import Shell, in_shell
+from tests.support.commands import Shell, run_process
 from tests.support.local_cluster import LocalCluster, local_cluster
 from tests.support.pools import make_pairs, real_captions, write_table, write_tars
 from tests.support.processes import called, descendants, kill, started, wait_for
@@ -115,13 +115,13 @@ def test_a_store_that_only_one_node_sees_is_refused(tmp_path: Path) -> None:
     select = "python -m orchestrator select +exp=wfpp source=table source.uri=table"
     with local_cluster(tmp_path, nodes=1) as cluster:
         cluster.add_node(before=f"mount -t tmpfs tmpfs {mine}")
-        done = in_shell(f"{select} out=OUT store=mine/STORE", cwd=tmp_path, env=cluster.driver_env)
+        done = run_process(f"{select} out=OUT store=mine/STORE", cwd=tmp_path, env=cluster.driver_env)
         assert done.returncode == 2
         (line,) = done.stderr.strip().splitlines()
         assert f"store={mine}/STORE is a folder of one node" in line
         assert "all 2 nodes share" in line
         assert not list(mine.glob("STORE/**/.seen*"))
         # no address is given, but this machine is a node of the cluster
-        shared = in_shell(f"{select} out=OUT store=STORE", cwd=tmp_path, env=cluster.env)
+        shared = run_process(f"{select} out=OUT store=STORE", cwd=tmp_path, env=cluster.env)
         assert shared.returncode == 0, shared.stderr
         assert len(cluster.sessions()) == 1, "no other cluster was started"

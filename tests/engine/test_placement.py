@@ -21,6 +21,7 @@ from orchestrator.clustering.train import read_centroids
 from orchestrator.config import Clustering, OpenClipEncoder
 from orchestrator.embedding.encode import _describe
 from orchestrator.engine.console import Display
+from orchestrator.engine.role import Role
 from orchestrator.evaluation.task_classification import _probed
 from orchestrator.storage import files
 from tests.support.embedded import artifact, blobs, write_pool
@@ -52,7 +53,7 @@ def clustered(folder: Path, trainer: str) -> Selected:
 
 @pytest.mark.parametrize("trainer", ["faiss", "lloyd"])
 def test_a_clustering_is_trained_in_a_trial(tmp_path: Path, trainer: str) -> None:
-    (stage,) = [stage for stage in clustered(tmp_path, trainer).stages if stage.name == "train centroids, ssp"]
+    (stage,) = [stage for stage in clustered(tmp_path, trainer).stages if stage.role == Role.TRAIN_CENTROIDS]
     expected = read_centroids(stage.artifact)
     files.remove(stage.artifact.uri)
     in_trial(lambda: stage.build(Display()))
@@ -72,7 +73,7 @@ def test_a_linear_probe_is_fitted_in_a_trial() -> None:
 
 
 def test_a_share_that_is_lost_between_passes_changes_nothing(tmp_path: Path) -> None:
-    sample = artifact(clustered(tmp_path, "lloyd"), "sample, ssp")
+    sample = artifact(clustered(tmp_path, "lloyd"), Role.SAMPLE, "ssp")
     held = lloyd._hold(sample)
     assert len(held) == 4
     centroids = lloyd._start(held, sample, Clustering(k=K))

@@ -29,13 +29,13 @@ from orchestrator.evaluation import tasks as opening
 from orchestrator.evaluation.embed import LoadedModels, Models
 from orchestrator.evaluation.measure_task import measure_task
 from orchestrator.evaluation.stage import checkpoint_stage
-from orchestrator.evaluation.task_metrics import Judged, averages, classification_metrics, worst_group
+from orchestrator.evaluation.task_metrics import Predictions, averages, classification_metrics, worst_group
 from orchestrator.evaluation.task_retrieval import recalls
 from orchestrator.evaluation.task_stage import measure_tasks, task_artifacts
 from orchestrator.evaluation.tasks import Task, Tasks, open_tasks
 from orchestrator.report.page import render
 from orchestrator.report.schema import Report, TaskTable
-from orchestrator.report.thumbnails import Pictures
+from orchestrator.report.thumbnails import Thumbnails
 from orchestrator.storage import files
 from orchestrator.storage.files import StoreError
 from tests.support.pools import TINY_MODEL, add, kind_of, picture, torn
@@ -57,7 +57,7 @@ def write_split(folder: Path, samples: Sequence[Mapping[str, bytes]], *, num_sha
 
 
 def labelled(numbers: Sequence[int], *, grouped: bool = False) -> list[dict[str, bytes]]:
-    """Pictures with their class; some labels are wrong, so that classes differ. The group is in the npy."""
+    """Thumbnails with their class; some labels are wrong, so that classes differ. The group is in the npy."""
     samples = []
     for number in numbers:
         label = number % 8 if number % 3 else (number + number // 8) % 8
@@ -178,7 +178,7 @@ def test_the_lists_are_datacomps() -> None:
             "+evaluation=datacomp38 evaluation.root=nowhere",
             "none of the 38 tasks can be measured; imagenet1k: not there",
         ),
-        ("evaluation=vtab", "evaluation.root is not set; expected the folder that holds the 13 tasks' folders"),
+        ("evaluation=vtab", "evaluation.root is not set; expected the folder that holds the folders of the 13 tasks"),
         ("evaluation.root=nowhere", "there are no tasks; name a list, evaluation=datacomp38 say"),
         ("+evaluation=datacomp evaluation.root=nowhere", "Available options in 'evaluation': datacomp38, default"),
     ],
@@ -269,9 +269,9 @@ def test_f1_recall_and_groups_against_scikit_learn() -> None:
     labels, predictions = generator.choice([0, 1, 2, 3, 4, 5], 300), generator.choice([0, 1, 2, 3, 4, 6], 300)
     predictions = np.where(generator.random(300) < 0.4, np.where(labels == 5, 0, labels), predictions)
     groups, top5 = generator.choice([0, 2, 5], 300), generator.random(300) < 0.7
-    judged = Judged(labels=labels, predictions=predictions, top5=top5, groups=groups)
+    rows = Predictions(labels=labels, predicted=predictions, top5=top5, groups=groups)
     found = {
-        metric: classification_metrics(judged, num_classes=7, metric=metric)[metric]
+        metric: classification_metrics(rows, num_classes=7, metric=metric)[metric]
         for metric in (
             "acc1",
             "acc5",
@@ -297,9 +297,9 @@ def test_f1_recall_and_groups_against_scikit_learn() -> None:
             "acc_top5_wg": min(top5[groups == group].mean() for group in (0, 2, 5)),
         }
     )
-    few = Judged(labels=labels % 4, predictions=predictions % 4, top5=top5, groups=groups)
+    few = Predictions(labels=labels % 4, predicted=predictions % 4, top5=top5, groups=groups)
     assert "acc5" not in classification_metrics(few, num_classes=4, metric="acc1")
-    with pytest.raises(ValueError, match="1 of 2 pictures have no group"):
+    with pytest.raises(ValueError, match="1 of 2 images have no group"):
         worst_group(np.array([True, False]), np.array([0, -1]))
 
 
@@ -323,7 +323,7 @@ def test_groups_are_read_from_the_npy_and_torn_pictures_counted(
     # one of its pictures lacks its group: told, not guessed
     del samples[9]["npy"]
     write_task(tmp_path / "again", "wds_region_test", samples)
-    with pytest.raises(UserError, match="Region: 1 of 39 pictures have no group"):
+    with pytest.raises(UserError, match="Region: 1 of 39 images have no group"):
         measured(models, settings_of(tmp_path / "again", tasks))
 
 
@@ -462,12 +462,12 @@ def test_a_task_whose_files_do_not_do_is_skipped(ray_cluster: str, models: Loade
     found = tables(models, settings_of(tmp_path, tasks), tmp_path / "STORE")
     assert [row["key"] for row in found["results"]] == ["whole"]
     reasons = {row["key"]: row["reason"] for row in found["skipped"]}
-    assert reasons["lonely"] == "1 of 8 pictures have no group, expected one in each npy"
+    assert reasons["lonely"] == "1 of 8 images have no group; expected one in each npy"
     assert reasons["damaged"].endswith("1.tar is damaged; an evaluation set must be whole")
     assert set(reasons) == {"lonely", "damaged", "gone"}
     assert (found["averages"][-1]["measured"], found["averages"][-1]["of"]) == (1, 4)
     # none left is no result
-    with pytest.raises(UserError, match=r"none of the 1 tasks can be measured; lonely: 1 of 8 pictures"):
+    with pytest.raises(UserError, match=r"none of the 1 tasks can be measured; lonely: 1 of 8 images"):
         tables(models, settings_of(tmp_path, {"lonely": tasks["lonely"]}), tmp_path / "STORE")
 
 
@@ -517,11 +517,11 @@ def test_the_page_names_what_is_missing() -> None:
         versions={},
         config={},
     )
-    page = render(report, Pictures())
-    for said in ("1 of 2, incomplete", "B: not there", "acc5 50.00%", "1 undecodable images left out", "fine-tuned"):
+    page = render(report, Thumbnails())
+    for said in ("1 of 2, incomplete", "B: not there", "acc5 50.00%", "1 undecodable images skipped", "fine-tuned"):
         assert said in page
     assert "<script" not in page
-    assert "Benchmark tasks" not in render(report.model_copy(update={"tasks": {}}), Pictures())
+    assert "Benchmark tasks" not in render(report.model_copy(update={"tasks": {}}), Thumbnails())
 
 
 def test_no_tasks_is_no_work() -> None:

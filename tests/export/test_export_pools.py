@@ -20,6 +20,7 @@ from orchestrator.data.keep_list import pack
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
 from orchestrator.engine.parts import PartResult, Summary, sums, write_part
+from orchestrator.engine.role import Role
 from orchestrator.engine.run_record import RunRecord, StageRecord
 from orchestrator.errors import UserError, one_line
 from orchestrator.export import export_keep_list
@@ -55,8 +56,8 @@ def selected(source: dict[str, Any], store: Path, *, leave: tuple[int, ...] = ()
     for artifact, summaries in ((catalog, rows), (keep, kept)):
         artifact.publish(totals=sums(summaries), parts=summaries, seconds=0)
     stages = [
-        StageRecord(name=one.kind, kind=one.kind, uri=one.uri, made_from=one.made_from, reused=False, seconds=0)
-        for one in (catalog, keep)
+        StageRecord(name=role, role=role, kind=one.kind, uri=one.uri, made_from=one.made_from, reused=False, seconds=0)
+        for role, one in ((Role.CATALOG, catalog), (Role.POOL, keep))
     ]
     told = config.model_dump(mode="json")
     return RunRecord(name="t", verb="select", config=told, stages=stages, versions={}, started="", wall_seconds=0)

@@ -86,7 +86,7 @@ def test_a_cut_tar_a_header_that_is_none_and_a_missing_caption_are_counted_and_n
     assert skipped["broken_shards"] == 1
     assert skipped["problems"] == {"truncated_shard": 1, "bad_image": 1, "missing_caption": 1}
     examples = "; ".join(skipped["examples"])
-    for name in ("00001.tar: cut off after", "00000.tar/000000002", "00000.tar/000000003"):
+    for name in ("00001.tar: truncated after", "00000.tar/000000002", "00000.tar/000000003"):
         assert name in examples
         assert name.split(":")[0] in (tmp_path / "OUT" / "report.html").read_text()
     funnel = {row["name"]: row["pairs"] for row in report_of(tmp_path)["funnel"]}

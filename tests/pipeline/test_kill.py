@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tests.support.commands import in_shell
+from tests.support.commands import run_process
 from tests.support.pools import real_captions, write_table
 from tests.support.processes import kill, started, wait_for
 
@@ -35,14 +35,14 @@ def test_killed_while_scoring(tmp_path: Path) -> None:
     assert not list((tmp_path / "STORE" / "scores").glob("*/manifest.json")), "killed in the middle"
     others = {kind: finished_parts(tmp_path, kind) for kind in ("catalog", "word_counts", "words")}
     assert all(others.values())
-    done = in_shell(f"{select} out=OUT store=STORE", cwd=tmp_path)
+    done = run_process(f"{select} out=OUT store=STORE", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     after = finished_parts(tmp_path, "scores")
     assert len(after) > len(before)
     assert {path: after[path] for path in before} == before, "what was committed was not done again"
     for kind, parts in others.items():
         assert {path: path.stat().st_mtime_ns for path in parts} == parts, kind
-    whole = in_shell(
+    whole = run_process(
         f"{select.replace('part_rows=40', 'part_rows=100000')} out=WHOLE store=STORE2 && "
         "python -m orchestrator export run=WHOLE to=whole.parquet && "
         "python -m orchestrator export run=OUT to=kept.parquet",

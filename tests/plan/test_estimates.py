@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
+from orchestrator.plan.decode_rates import Forward
 
 from orchestrator.config import PlanConfig, TableSource
 from orchestrator.data.catalog import Catalog
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.metering import Cost
 from orchestrator.engine.parts import part_path
-from orchestrator.engine.stage import Size, Stage, by_groups, by_part
+from orchestrator.engine.role import role_and_step
+from orchestrator.engine.stage import CostScaling, PairFlow, Size, Stage, by_groups, by_part
 from orchestrator.plan import cost_table
 from orchestrator.plan.costs import Estimate, Estimates
-from orchestrator.plan.decode_rates import Forward
 from orchestrator.plan.evaluation_size import SetSize
 from orchestrator.plan.measurements import Measured, Probe, Trained
 from orchestrator.plan.rows import Reach, reaches
@@ -29,11 +30,24 @@ from orchestrator.storage import files
 HOUR = 3600
 GB = 10**9
 NUM_PARTS = 100
+FLOW = {field.name for field in fields(PairFlow)}
 
 
-def stage(name: str, kind: str = "scores", at: Path = Path("/nowhere"), **changes: Any) -> Stage:
+def stage(name: str, kind: str = "scores", at: Path = Path("/nowhere"), **numbers: Any) -> Stage:
     artifact = Artifact.of(str(at), kind, version=1, name=name, towers=["image"])
-    return Stage(name=name, does="", artifact=artifact, build=lambda display: None, **changes)
+    role, step = role_and_step(kind, name)
+    flow = PairFlow(**{key: value for key, value in numbers.items() if key in FLOW})
+    scaling = CostScaling(**{key: value for key, value in numbers.items() if key not in FLOW})
+    return Stage(
+        name=name,
+        role=role,
+        step=step,
+        does="",
+        artifact=artifact,
+        build=lambda display: None,
+        flow=flow,
+        scaling=scaling,
+    )
 
 
 def reach(of: Stage, reached: int, samples: int | None = None) -> Reach:
@@ -179,9 +193,9 @@ def test_stages_know_how_many_tasks_they_are() -> None:
     catalog, valid = Catalog(CATALOG.artifact), CATALOG.artifact
     count = count_stage("/nowhere", catalog, valid, label="before")
     words = words_stage("/nowhere", catalog, count.artifact, min_count=1, label="before")
-    assert (count.num_tasks(size), words.num_tasks(size)) == (512, 256)
-    assert words.num_tasks(size._replace(pool=5_000_000)) == 3
-    assert stage("any").num_tasks(size) == 2000
+    assert (count.scaling.num_tasks(size), words.scaling.num_tasks(size)) == (512, 256)
+    assert words.scaling.num_tasks(size._replace(pool=5_000_000)) == 3
+    assert stage("any").scaling.num_tasks(size) == 2000
 
 
 def test_nothing_to_scale_from_is_not_measured() -> None:

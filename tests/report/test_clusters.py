@@ -13,18 +13,19 @@ from orchestrator.clustering.assign import read_assigned
 from orchestrator.data.catalog import Catalog
 from orchestrator.data.keep_list import KeepList
 from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.role import Role
 from orchestrator.engine.run_record import RunRecord
-from orchestrator.report import build_report, write_report
 from orchestrator.report.clusters import PAIRS_PER_ROW
 from orchestrator.report.page import render
 from orchestrator.report.schema import Report
 from orchestrator.report.schema_clusters import ClusterSheet
-from orchestrator.report.thumbnails import Pictures
+from orchestrator.report.thumbnails import Thumbnails
+from orchestrator.report.write import build_report, write_report
 from orchestrator.selection.dbp import read_quotas
 from tests.support.geometry_pool import NUM_COPIES, NUM_DISTINCT
 from tests.support.report_runs import HOSTILE, Elements
 
-STEPS = {"semdedup": "pool", "dbp": "semdedup", "ssp": "dbp"}
+STEPS = {"semdedup": None, "dbp": "semdedup", "ssp": "dbp"}
 NUM_LEFT = NUM_DISTINCT + 3
 
 
@@ -40,18 +41,20 @@ def report(out: Path) -> Report:
     return Report.model_validate_json((out / "report.json").read_text())
 
 
-def artifact(record: RunRecord, name: str) -> Artifact:
-    found = record.named(name)
-    assert found is not None, name
+def artifact(record: RunRecord, role: Role, step: str | None) -> Artifact:
+    found = record.find(role, step)
+    assert found is not None, (role, step)
     return found
 
 
 def reached(record: RunRecord, step: str) -> dict[tuple[int, int], tuple[int, float, bool]]:
     """Of every pair that reached a step, by part and row: its cluster, its distance, whether the step kept it."""
-    incoming, outgoing = KeepList(artifact(record, STEPS[step])), KeepList(artifact(record, step))
+    before = STEPS[step]
+    incoming = KeepList(artifact(record, Role.KEEP if before else Role.POOL, before))
+    outgoing = KeepList(artifact(record, Role.KEEP, step))
     pairs = {}
     for part, num_rows in enumerate(Catalog(record.of_kind("catalog")[0]).rows_per_part):
-        found, kept = read_assigned(artifact(record, f"assign, {step}"), part), outgoing.mask(part, num_rows)
+        found, kept = read_assigned(artifact(record, Role.ASSIGN_CLUSTERS, step), part), outgoing.mask(part, num_rows)
         rows = np.flatnonzero(incoming.mask(part, num_rows))
         for row, cluster, distance in zip(rows.tolist(), found.cluster.tolist(), found.distance.tolist(), strict=True):
             pairs[part, row] = (cluster, distance, bool(kept[row]))
@@ -70,7 +73,7 @@ def test_every_dropped_pair_has_a_reason(report: Report) -> None:
 
 @pytest.mark.parametrize("step", STEPS)
 def test_a_clustering_is_told_by_its_numbers(clustered: RunRecord, report: Report, step: str) -> None:
-    told, totals = report.clusterings[step], artifact(clustered, f"train centroids, {step}").totals
+    told, totals = report.clusterings[step], artifact(clustered, Role.TRAIN_CENTROIDS, step).totals
     clusters = [cluster for cluster, _, _ in reached(clustered, step).values() if cluster >= 0]
     sizes = np.bincount(clusters, minlength=told.k)
     filled = sizes[sizes > 0]
@@ -98,7 +101,7 @@ def test_clusters_are_those_that_were_pruned(clustered: RunRecord, report: Repor
 
 
 def test_d_inter_is_that_of_the_quotas(clustered: RunRecord, report: Report) -> None:
-    inter = dict(read_quotas(artifact(clustered, "quotas, dbp")).select("cluster", "inter").iter_rows())
+    inter = dict(read_quotas(artifact(clustered, Role.QUOTAS, "dbp")).select("cluster", "inter").iter_rows())
     assert all(each.d_inter == inter[each.cluster] for each in report.clusters["dbp"].clusters)
 
 
@@ -143,12 +146,12 @@ def test_the_page_shows_pictures_and_escapes_captions(out: Path, report: Report)
     labels = ("cosine to the nearest earlier pair", "d_inter", "d_intra", "share of the cluster kept", "quota = size")
     assert all(label in "".join(plots) for label in labels)
     assert set(re.findall(r"#[0-9a-f]{6}\b", "".join(plots))) <= {"#000000", "#ffffff"}
-    assert "near-duplicates of an earlier pair" in page
-    assert f"copies of {report.duplicates['semdedup'].num_groups} pairs that stayed" in page
+    assert "near-duplicate of an earlier pair" in page
+    assert f"copies of {report.duplicates['semdedup'].num_groups} kept pairs" in page
 
 
 def test_without_pictures_the_page_shows_captions_escaped(report: Report) -> None:
-    page = render(report, Pictures(missing="<b>gone</b>"))
+    page = render(report, Thumbnails(missing="<b>gone</b>"))
     assert "<img" not in page
     assert "<b>gone" not in page
     assert all(str(escape(caption)) in page for caption in HOSTILE)

@@ -11,10 +11,11 @@ import pytest
 
 from orchestrator.data.catalog import Catalog
 from orchestrator.data.keep_list import KeepList
+from orchestrator.engine.role import Role
 from orchestrator.engine.run_record import RunRecord
-from orchestrator.report import build_report
-from orchestrator.report.duplicates import BINS_EACH_SIDE, COPIES_SHOWN, GROUPS_SHOWN, Found, groups_of
+from orchestrator.report.duplicates import BINS_EACH_SIDE, COPIES_SHOWN, GROUPS_SHOWN, GroupSummary, groups_of
 from orchestrator.report.schema_clusters import Duplicates
+from orchestrator.report.write import build_report
 from orchestrator.selection.near_duplicates import Compared, Similarity
 from tests.support.geometry_pool import COPIES, EPS, NUM_COPIES
 
@@ -55,7 +56,7 @@ def walked(buckets: list[Compared], eps: float) -> dict[int, dict[int, float]]:
 @pytest.mark.parametrize("eps", [0.0, 0.05, 0.2, 0.4999, 2.0])
 def test_groups_are_what_a_walk_finds(eps: float) -> None:
     buckets = chains(3000, 7, seed=round(100 * eps))
-    told, expected = reduce(Found.__add__, (groups_of(bucket, eps) for bucket in buckets)), walked(buckets, eps)
+    told, expected = reduce(GroupSummary.__add__, (groups_of(bucket, eps) for bucket in buckets)), walked(buckets, eps)
     sizes = sorted((-len(copies), root) for root, copies in expected.items())
     assert (told.num_groups, told.groups_of_two) == (len(sizes), sum(size == -1 for size, _ in sizes))
     assert [(-group.num_copies, group.root) for group in told.largest] == sizes[:GROUPS_SHOWN]
@@ -70,7 +71,10 @@ def test_groups_are_what_a_walk_finds(eps: float) -> None:
 def test_buckets_do_not_matter() -> None:
     buckets = chains(800, 6, seed=1)
     joined = Compared(*(np.concatenate(columns) for columns in zip(*buckets, strict=True)))
-    apart, at_once = reduce(Found.__add__, (groups_of(bucket, 0.1) for bucket in buckets)), groups_of(joined, 0.1)
+    apart, at_once = (
+        reduce(GroupSummary.__add__, (groups_of(bucket, 0.1) for bucket in buckets)),
+        groups_of(joined, 0.1),
+    )
     assert apart.largest == at_once.largest
     assert (apart.num_groups, apart.groups_of_two) == (at_once.num_groups, at_once.groups_of_two)
     np.testing.assert_array_equal(apart.histogram, at_once.histogram)
@@ -92,7 +96,7 @@ def test_planted_copies_are_the_groups(found: Duplicates) -> None:
 
 
 def test_the_first_of_a_group_is_the_one_that_was_kept(clustered: RunRecord, found: Duplicates) -> None:
-    keep = clustered.named("semdedup")
+    keep = clustered.find(Role.KEEP, "semdedup")
     assert keep is not None
     rows = Catalog(clustered.of_kind("catalog")[0]).rows_per_part
     for group in found.largest:
@@ -101,7 +105,7 @@ def test_the_first_of_a_group_is_the_one_that_was_kept(clustered: RunRecord, fou
 
 
 def test_the_histogram_holds_every_compared_pair(clustered: RunRecord, found: Duplicates) -> None:
-    collected, catalog = clustered.named("collect, semdedup"), Catalog(clustered.of_kind("catalog")[0])
+    collected, catalog = clustered.find(Role.COLLECT_SIMILARITY, "semdedup"), Catalog(clustered.of_kind("catalog")[0])
     assert collected is not None
     similarity = Similarity(collected, catalog)
     cosines = np.concatenate([similarity.of_part(part)[0] for part in range(len(catalog.rows_per_part))])

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator.engine.run_record import RunRecord
-from orchestrator.report import build_report, write_report
 from orchestrator.report.page import render
-from orchestrator.report.thumbnails import Pictures
+from orchestrator.report.thumbnails import Thumbnails
+from orchestrator.report.write import build_report, write_report
 from tests.support.browser import CHROMIUM, POLICY, QUIET
 from tests.support.report_runs import HOSTILE, Elements
 
@@ -54,7 +54,7 @@ def test_hostile_words_problems_and_names_are_escaped(trained: RunRecord) -> Non
             "config": {evil: evil},
         }
     )
-    text = render(hostile, Pictures(missing=evil))
+    text = render(hostile, Thumbnails(missing=evil))
     assert "<script" not in text
     assert text.count("&lt;script&gt;") >= 9
 

@@ -12,11 +12,12 @@ import pytest
 from orchestrator.data.catalog import Catalog
 from orchestrator.data.keep_list import KeepList
 from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.role import role_and_step
 from orchestrator.engine.run_record import RunRecord, StageRecord
-from orchestrator.report import build_report, headline, write_report
 from orchestrator.report.schema import Report
 from orchestrator.report.selected import SelectedStep, num_captionless
 from orchestrator.report.trained import cost
+from orchestrator.report.write import build_report, headline, write_report
 from orchestrator.selection.wfpp import read_scores
 from tests.support.report_runs import CAPTIONS, LOGGED_STEPS, TORN, evaluation_record, phase_record, select
 
@@ -119,8 +120,16 @@ def test_fine_tuning_after_a_step_does_not_see_everything(
 
 
 def record_of(name: str, artifact: Artifact) -> StageRecord:
+    role, step = role_and_step(artifact.kind, name)
     return StageRecord(
-        name=name, kind=artifact.kind, uri=artifact.uri, made_from=artifact.made_from, reused=True, seconds=0.0
+        name=name,
+        role=role,
+        step=step,
+        kind=artifact.kind,
+        uri=artifact.uri,
+        made_from=artifact.made_from,
+        reused=True,
+        seconds=0.0,
     )
 
 
@@ -155,7 +164,7 @@ def test_caption_table_shows_captions_only(ray_cluster: str, tmp_path: Path) -> 
     record = select(source, {"steps": ["wfpp"], "wfpp": {}}, tmp_path)
     report, page = written(record, tmp_path), (tmp_path / "report.html").read_text()
     assert report.funnel[1].what == "with a row to select by"
-    assert "caption table: it has no pictures" in page
+    assert "caption table without images" in page
     assert "<img" not in page
 
 
@@ -205,7 +214,7 @@ def test_torn_picture_is_a_placeholder(selected: RunRecord, tmp_path: Path) -> N
     write_report(str(tmp_path), selected)
     page = (tmp_path / "report.html").read_text()
     assert str(CAPTIONS[TORN]) in page
-    assert "no picture: undecodable" in page
+    assert "no image: undecodable" in page
 
 
 def test_page_does_without_a_source_that_is_gone(ray_cluster: str, pool_folder: Path, tmp_path: Path) -> None:
@@ -215,7 +224,7 @@ def test_page_does_without_a_source_that_is_gone(ray_cluster: str, pool_folder: 
     record = select({"format": "webdataset", "uri": str(copied / "0.tar")}, {"steps": ["wfpp"], "wfpp": {}}, tmp_path)
     (copied / "0.tar").write_bytes((pool_folder / "00000.tar").read_bytes())
     write_report(str(tmp_path), record)
-    assert "has changed since it was catalogued" in (tmp_path / "report.html").read_text()
+    assert "changed after its catalog was made" in (tmp_path / "report.html").read_text()
     (copied / "0.tar").unlink()
     write_report(str(tmp_path), record)
     assert "can no longer be read" in (tmp_path / "report.html").read_text()

@@ -15,6 +15,7 @@ from polars.testing import assert_frame_equal
 
 from orchestrator import Run
 from orchestrator.data.keep_list import KeepList
+from orchestrator.engine.role import Role
 from orchestrator.engine.run_record import RunRecord, StageRecord
 from orchestrator.errors import UserError
 from orchestrator.selection import final_keep_list
@@ -108,7 +109,7 @@ def test_a_curve_has_what_is_measured_late(tmp_path: Path) -> None:
     steps = [{"step": step, "loss": 1.0} | ({"zero_shot/top1": 0.5} if step == 150 else {}) for step in range(1, 151)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, steps)))
     made: dict[str, Any] = {"uri": str(tmp_path), "made_from": {}, "reused": False, "seconds": 1.0}
-    curve = finished(tmp_path, StageRecord(name="pretrain", kind="pretrain", **made)).curve()
+    curve = finished(tmp_path, StageRecord(name="pretrain", role=Role.PRETRAIN, kind="pretrain", **made)).curve()
     assert curve["zero_shot/top1"].to_list() == [None] * 149 + [0.5]
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from orchestrator.clustering.stats import ClusterStats
 from orchestrator.clustering.train import read_centroids
+from orchestrator.engine.role import Role
 from orchestrator.errors import UserError
 from orchestrator.pruning.order import STREAM
 from orchestrator.pruning.random import random_keys
@@ -81,7 +82,7 @@ def test_a_large_cluster_compared_by_several_tasks_is_the_same(tmp_path: Path, m
     # clusters of about 1,100 pairs are two tiles and a bit
     monkeypatch.setattr(near_duplicates, "COMPARISONS_PER_TASK", 300_000)
     shared = EmbeddedPool(many.table, many.vectors, tmp_path / "several").select(steps)
-    one, several = (artifact(found, "compare, semdedup") for found in (whole, shared))
+    one, several = (artifact(found, Role.COMPARE, "semdedup") for found in (whole, shared))
     assert (len(one.parts), len(several.parts)) == (1, 5)
     assert 3 <= sum(part["pairs"] > 0 for part in several.parts) <= 5, "cut at the tiles of clusters"
     assert one.totals == several.totals == {"pairs": 2200}
@@ -96,7 +97,7 @@ def test_dbp_keeps_each_clusters_quota(pool: EmbeddedPool, order: str) -> None:
     node = {"clustering": CLUSTERING, "keep_fraction": 0.5, "num_neighbours": 2, "order": order, "seed": 4}
     found = pool.select({"dbp": node})
     cluster, distance = assigned(found, "dbp")
-    table = read_quotas(artifact(found, "quotas, dbp"))
+    table = read_quotas(artifact(found, Role.QUOTAS, "dbp"))
     assert table["quota"].sum() == NUM_PAIRS // 2
     assert table["size"].to_list() == np.bincount(cluster[cluster >= 0], minlength=K).tolist()
     kept = []
@@ -138,7 +139,7 @@ def test_nothing_depends_on_parts_and_actors(pool: EmbeddedPool, tmp_path: Path)
 
 def test_the_second_clustering_is_of_what_the_first_step_left(pool: EmbeddedPool) -> None:
     found = pool.select(STEPS)
-    left = artifact(found, "semdedup").totals["kept"]
+    left = artifact(found, Role.KEEP, "semdedup").totals["kept"]
     assert len(assigned(found, "dbp")[0]) == left
     assert found.keep.num_pairs == left // 2
     assert set(found.ordinals()) < set(found.ordinals([s.name for s in found.stages].index("semdedup")))
@@ -146,7 +147,10 @@ def test_the_second_clustering_is_of_what_the_first_step_left(pool: EmbeddedPool
 
 def test_words_after_deduplication_are_those_of_what_it_left(pool: EmbeddedPool) -> None:
     found = pool.select({"semdedup": STEPS["semdedup"], "wfpp": {"keep_fraction": 0.5}})
-    assert artifact(found, "count words, wfpp").totals["pairs"] == artifact(found, "semdedup").totals["kept"]
+    assert (
+        artifact(found, Role.COUNT_WORDS, "wfpp").totals["pairs"]
+        == artifact(found, Role.KEEP, "semdedup").totals["kept"]
+    )
 
 
 def test_another_eps_compares_nothing_again(pool: EmbeddedPool) -> None:
@@ -198,7 +202,7 @@ def test_all_alike_leave_one_of_each_cluster(tmp_path: Path) -> None:
     found = write_pool(tmp_path, [blobs(1, 8, 1)[0]] * 60).select(
         {"semdedup": {"clustering": {"k": 3, "num_iterations": 5}, "eps": 0.001}}
     )
-    sizes = ClusterStats.read(artifact(found, "measure clusters, semdedup")).sizes
+    sizes = ClusterStats.read(artifact(found, Role.CLUSTER_STATS, "semdedup")).sizes
     assert sizes.sum() == 60
     assert found.keep.num_pairs == (sizes > 0).sum()
     assert found.ordinals()[0] == 0
@@ -207,7 +211,7 @@ def test_all_alike_leave_one_of_each_cluster(tmp_path: Path) -> None:
 def test_empty_clusters_get_no_quota(tmp_path: Path) -> None:
     vectors = [blobs(1, 8, 1)[0]] * 60 + list(blobs(20, 8, 2, seed=1))
     found = write_pool(tmp_path, vectors).select({"dbp": {"clustering": {"k": 30}, "keep_fraction": 0.6}})
-    table = read_quotas(artifact(found, "quotas, dbp"))
+    table = read_quotas(artifact(found, Role.QUOTAS, "dbp"))
     assert (table["size"] == 0).any()
     assert table.filter(table["size"] == 0)["quota"].sum() == 0
     assert found.keep.num_pairs == 48
@@ -224,11 +228,11 @@ def test_lloyd_in_tasks_gives_unit_centroids_whatever_the_parts(pool: EmbeddedPo
     steps = {"ssp": {"clustering": {**CLUSTERING, "trainer": "lloyd"}, "keep_fraction": 0.5}}
     whole = pool.select(steps)
     parts = EmbeddedPool(pool.table, pool.vectors, tmp_path).select(steps, part_rows=100)
-    centroids = [read_centroids(artifact(one, "train centroids, ssp")) for one in (whole, parts)]
+    centroids = [read_centroids(artifact(one, Role.TRAIN_CENTROIDS, "ssp")) for one in (whole, parts)]
     np.testing.assert_allclose(np.linalg.norm(centroids[0], axis=1), 1, atol=1e-6)
     np.testing.assert_array_equal(*centroids)
     assert parts.ordinals() == whole.ordinals()
-    objective = artifact(whole, "train centroids, ssp").totals["objective"]
+    objective = artifact(whole, Role.TRAIN_CENTROIDS, "ssp").totals["objective"]
     assert objective == sorted(objective), "Lloyd's algorithm never makes it worse"
 
 

@@ -53,17 +53,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def record_of(config: Config, selected: Selected) -> RunRecord:
-    stages = [
-        StageRecord(
-            name=stage.name,
-            kind=stage.artifact.kind,
-            uri=stage.artifact.uri,
-            made_from=stage.artifact.made_from,
-            reused=False,
-            seconds=0,
-        )
-        for stage in selected.stages
-    ]
+    stages = [StageRecord.of(stage, reused=False, seconds=0) for stage in selected.stages]
     told = config.model_dump(mode="json")
     return RunRecord(name="t", verb="select", config=told, stages=stages, versions={}, started="", wall_seconds=0)
 
@@ -120,7 +110,7 @@ def test_a_list_made_before_the_download_applies_after_it(
 def test_only_pairs_that_reach_the_step_stay(exported: Path, shuffled: tuple[str, list[int]], tmp_path: Path) -> None:
     uri, numbers = shuffled
     found = apply(tmp_path, uri, {"uri": f"{exported}/kept.npy", "match_by": "uid"}, "random")
-    before = next(stage.artifact for stage in found.stages if stage.name == "random")
+    before = next(stage.artifact for stage in found.stages if stage.step == "random")
     drawn = found.ordinals([stage.artifact for stage in found.stages].index(before))
     assert found.ordinals() == [place for place in drawn if numbers[place] in kept_before(exported)]
     assert 0 < len(found.ordinals()) < len(drawn)

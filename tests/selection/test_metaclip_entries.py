@@ -11,6 +11,7 @@ import pytest
 from orchestrator.data.catalog import Catalog
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.parts import PartResult, num_done, part_path, write_part
+from orchestrator.engine.role import Role
 from orchestrator.engine.stage import Stage
 from orchestrator.selection import selection_stages
 from orchestrator.selection.metaclip import _rule, _sum_work, read_counts
@@ -40,7 +41,7 @@ def planned(folder: Path) -> tuple[list[Stage], Any]:
 
 
 def counted(stages: list[Stage], groups: list[np.ndarray]) -> Artifact:
-    counts = next(stage.artifact for stage in stages if stage.name == "count entries, metaclip")
+    counts = next(stage.artifact for stage in stages if stage.role == Role.COUNT_ENTRIES)
     parts = [write_part(counts, i, PartResult({"npy": to_npy(group)}, {})) for i, group in enumerate(groups)]
     counts.publish(totals={}, parts=parts, seconds=0.0)
     return counts
@@ -51,7 +52,7 @@ def test_an_actor_reads_one_file_of_counts(
 ) -> None:
     stages, settings = planned(tmp_path)
     counts = counted(stages, groups)
-    summed = next(stage.artifact for stage in stages if stage.name == "sum entries, metaclip")
+    summed = next(stage.artifact for stage in stages if stage.role == Role.SUM_ENTRIES)
     write_part(summed, 0, _sum_work(counts)(None))
     assert num_done(summed) == 1, "a resumed run finds it"
     found = read_counts(summed)
@@ -68,4 +69,4 @@ def test_the_sum_stands_before_the_draw_and_changes_no_keep_list(tmp_path: Path)
     stages, _ = planned(tmp_path)
     counts, summed, draw = stages[-3:]
     assert summed.artifact.made_from["counts"] == draw.artifact.made_from["counts"] == counts.artifact.fingerprint
-    assert summed.one_task
+    assert summed.scaling.one_task

@@ -91,7 +91,7 @@ def test_a_path_with_special_characters_is_taken_literally(tmp_path: Path) -> No
         ("nowhere", "no such path: .*nowhere"),
         ("nowhere/0.tar", "no such path: .*nowhere/0.tar"),
         ("empty", r"no shards in .*empty; expected names ending in .tar .tgz"),
-        ("a/00003.parquet", r"is no shard; expected a name ending in .tar .tgz"),
+        ("a/00003.parquet", r"is not a shard; expected a name ending in .tar .tgz"),
         ("a/*.parquet", r"nothing matches .*a/\*.parquet; expected names ending in .tar .tgz"),
         ("a/x*.tar", "nothing matches"),
         ("nowhere/*.tar", "nothing matches"),

@@ -217,7 +217,7 @@ def test_a_truncated_tar_keeps_the_pairs_before_the_end(tmp_path: Path) -> None:
         num_pairs = whole_pairs(members, position)
         assert catalog.broken, position
         assert catalog.problems == {"truncated_shard": 1}, position
-        assert catalog.examples == [f"cut.tar: cut off after {num_pairs} of its pairs"]
+        assert catalog.examples == [f"cut.tar: truncated after {num_pairs} pairs"]
         assert catalog.table["status"].to_pylist() == [Status.OK] * num_pairs
         assert list(source.images(source.parts()[0], catalog.table)) == original[:num_pairs]
 

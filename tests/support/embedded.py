@@ -12,6 +12,7 @@ import polars as pl
 
 from orchestrator.clustering.assign import read_assigned
 from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.role import Role
 from tests.support.pools import Selected, build_selection, config_of
 
 
@@ -67,15 +68,15 @@ def write_pool(
     return EmbeddedPool(folder / "table", folder / "vectors.parquet", folder / "store")
 
 
-def artifact(selected: Selected, name: str) -> Artifact:
-    """The artifact of the stage with that name."""
-    return next(stage.artifact for stage in selected.stages if stage.name == name)
+def artifact(selected: Selected, role: Role, step: str) -> Artifact:
+    """The artifact of the stage with that role, of that selection step."""
+    return next(stage.artifact for stage in selected.stages if (stage.role, stage.step) == (role, step))
 
 
 def assigned(selected: Selected, step: str) -> tuple[np.ndarray, np.ndarray]:
     """Cluster and distance of every pair that reached a step, in the pool's order."""
     found = [
-        read_assigned(artifact(selected, f"assign, {step}"), part)
+        read_assigned(artifact(selected, Role.ASSIGN_CLUSTERS, step), part)
         for part in range(len(selected.catalog.rows_per_part))
     ]
     return np.concatenate([one.cluster for one in found]), np.concatenate([one.distance for one in found])

@@ -15,6 +15,7 @@ from PIL import Image
 from orchestrator import pipeline
 from orchestrator.config import Config, parse
 from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.role import Role
 from orchestrator.engine.run_record import RunRecord, StageRecord
 from orchestrator.storage import files
 
@@ -115,7 +116,15 @@ def phase_record(folder: str, name: str, pairs: int, epochs: int) -> StageRecord
         "num_workers": 2,
     }
     artifact.publish(totals=totals, parts=[], seconds=60.0)
-    return StageRecord(name=name, kind=name, uri=artifact.uri, made_from=artifact.made_from, reused=True, seconds=0.01)
+    return StageRecord(
+        name=name,
+        role=Role(name),
+        kind=name,
+        uri=artifact.uri,
+        made_from=artifact.made_from,
+        reused=True,
+        seconds=0.01,
+    )
 
 
 def evaluation_record(folder: str, models: tuple[str, ...]) -> StageRecord:
@@ -138,5 +147,11 @@ def evaluation_record(folder: str, models: tuple[str, ...]) -> StageRecord:
     }
     artifact.publish(totals=totals, parts=[], seconds=5.0)
     return StageRecord(
-        name="evaluate", kind="evaluation", uri=artifact.uri, made_from=artifact.made_from, reused=False, seconds=5.0
+        name="evaluate",
+        role=Role.EVALUATE,
+        kind="evaluation",
+        uri=artifact.uri,
+        made_from=artifact.made_from,
+        reused=False,
+        seconds=5.0,
     )

@@ -128,7 +128,7 @@ def test_an_empty_space_is_told() -> None:
         ({"grid": [1], "choice": [2]}, "got grid and choice"),
         ({"grid": []}, "grid is empty"),
         ({"uniform": [2, 1]}, r"got \[2.0, 1.0\], expected \[low, high\]"),
-        ({"log_uniform": [0, 1]}, "above 0 for logs"),
+        ({"log_uniform": [0, 1]}, "low > 0 for log_uniform"),
     ],
 )
 def test_a_dimension_without_values_is_told(dimension: dict[str, Any], message: str) -> None:
@@ -139,8 +139,8 @@ def test_a_dimension_without_values_is_told(dimension: dict[str, Any], message: 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"samples": 10, "epochs": 1}, "two budgets"),
-        ({"seeds": [1, 1]}, "each once"),
+        ({"samples": 10, "epochs": 1}, "are both set"),
+        ({"seeds": [1, 1]}, "without repeats"),
         ({"seeds": []}, "at least one"),
         ({"search": "optuna", "seeds": [1, 2]}, "one seed"),
     ],

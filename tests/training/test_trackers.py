@@ -20,6 +20,7 @@ import pytest
 
 from orchestrator.config import Config, TrackingConfig, ZeroShotConfig, parse
 from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.role import Role
 from orchestrator.engine.run_record import RunRecord, StageRecord
 from orchestrator.errors import UserError
 from orchestrator.storage import files
@@ -150,7 +151,9 @@ def evaluated(config: Config, phases: dict[str, str], steps: int) -> tuple[Confi
     for phase, uri in phases.items():
         Artifact(phase, uri, {}).publish(totals={"steps": steps}, parts=[], seconds=1.0)
     settings = config.evaluation.model_copy(update={"zero_shot": ZeroShotConfig(uri="zs.tar")})
-    stage = StageRecord(name="evaluate", kind="evaluation", uri=made.uri, made_from={}, reused=False, seconds=1.0)
+    stage = StageRecord(
+        name="evaluate", role=Role.EVALUATE, kind="evaluation", uri=made.uri, made_from={}, reused=False, seconds=1.0
+    )
     return config.model_copy(update={"evaluation": settings}), stage
 
 
@@ -169,7 +172,7 @@ def finish(config: Config, phases: dict[str, str], *more: StageRecord, reused: b
     for name in ("report.html", "report.json"):
         files.write(files.join(out, name), f"{name} of {config.name}".encode())
     stages = [
-        StageRecord(name=name, kind=name, uri=uri, made_from={}, reused=reused, seconds=1.0)
+        StageRecord(name=name, role=Role(name), kind=name, uri=uri, made_from={}, reused=reused, seconds=1.0)
         for name, uri in phases.items()
     ] + list(more)
     told: list[str] = []

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.config import Config
-from orchestrator.engine.run_record import PHASES, RunRecord, StageRecord
+from orchestrator.engine.role import TRAINING_ROLES
+from orchestrator.engine.run_record import RunRecord, StageRecord
 from orchestrator.evaluation.sets import named_results
 from orchestrator.storage import files
 from orchestrator.training.tracking.curve import Curve
@@ -30,16 +31,16 @@ def attach_report(config: Config, out: str, record: RunRecord, warn: Callable[[s
     settings and the evaluation's numbers there."""
     settings = config.model_dump(mode="json")
     for stage in record.stages:
-        if stage.name not in PHASES:
+        if stage.role not in TRAINING_ROLES:
             continue
         results = _results(config, record, stage)
         events = stage.artifact.path("tensorboard")
         if config.tracking.tensorboard and files.exists(events):
-            copy = files.join(out, "tensorboard", stage.name)
+            copy = files.join(out, "tensorboard", stage.role.value)
             files.remove(copy)
             files.copy(events, copy)
             _add_to_tensorboard(copy, settings, results)
-        run = PhaseRun(phase=stage.name, uri=stage.uri, settings=settings)
+        run = PhaseRun(phase=stage.role.value, uri=stage.uri, settings=settings)
         for title, tracker in configured(config.tracking).items():
             try:
                 _attach(tracker(config.tracking, run), record, stage, results, out)
@@ -50,8 +51,8 @@ def attach_report(config: Config, out: str, record: RunRecord, warn: Callable[[s
 def _results(config: Config, record: RunRecord, stage: StageRecord) -> Record:
     # the metrics of the phase's model, at its last step; empty without an evaluation
     for evaluation in record.of_kind("evaluation"):
-        if stage.name in evaluation.totals:
-            values = named_results(config.evaluation, evaluation.totals[stage.name])
+        if stage.role.value in evaluation.totals:
+            values = named_results(config.evaluation, evaluation.totals[stage.role.value])
             return {"step": stage.artifact.totals["steps"], **values}
     return {}
 
