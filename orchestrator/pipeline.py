@@ -56,7 +56,7 @@ class Pipeline:
 
 def run(config: Config, *, on_lost: Callable[[], None] | None = None) -> None:
     """Build every stage, then write the report. `on_lost` is called when another run takes over a lease."""
-    from orchestrator.training.tracking import check_trackers
+    from orchestrator.training.tracking.trackers import check_trackers
 
     check_trackers(config.tracking)
     execute(planned(prepare(config)), "run", Display(), on_lost=on_lost)
@@ -247,7 +247,7 @@ def _finish(
     config: Config, stages: Sequence[Stage], verb: str, display: Display, on_lost: Callable[[], None] | None
 ) -> None:
     from orchestrator.report.write import write_report
-    from orchestrator.training.tracking import attach_report
+    from orchestrator.training.tracking.report import attach_report
 
     started, clock = datetime.now(UTC), time.monotonic()
     # a folder that cannot be written is an error before hours of work, not after

@@ -31,7 +31,7 @@ from orchestrator.sweep.space import check_space, num_points
 from orchestrator.sweep.state import ended_state, read_state
 from orchestrator.sweep.trials import TRIALS, Trial, TrialPlanner, job_of, suggested_job
 from orchestrator.sweep.tuner import Search, check_optuna, num_concurrent, run_search
-from orchestrator.training.tracking import check_trackers
+from orchestrator.training.tracking.trackers import check_trackers
 
 logger = logging.getLogger(__name__)
 

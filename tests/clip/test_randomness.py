@@ -10,7 +10,7 @@ import torch
 from orchestrator.clip.model import Clip, build
 from orchestrator.clip.randomness import draws, mix, seeded
 from orchestrator.clip.recipe import Recipe
-from orchestrator.clip.train_step import Batch, Learner
+from orchestrator.clip.train_step import Batch, TrainStep
 
 CPU = torch.device("cpu")
 
@@ -34,8 +34,8 @@ def test_dropout_depends_on_step_and_seed_not_on_earlier_random_numbers(
     timm_config: dict[str, Any], batch: Batch
 ) -> None:
     def loss(step: int, seed: int = 0) -> float:
-        learner = Learner(make_clip(timm_config, timm_drop=0.5), Recipe(seed=seed), device=CPU)
-        return learner.step(batch, lr=0.0, step=step).loss.item()
+        train_step = TrainStep(make_clip(timm_config, timm_drop=0.5), Recipe(seed=seed), device=CPU)
+        return train_step.run(batch, lr=0.0, step=step).loss.item()
 
     first = loss(4)
     torch.rand(7)

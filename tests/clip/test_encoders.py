@@ -38,7 +38,7 @@ def timm_file(tmp_path: Path) -> Path:
 
 
 def pixels_of(encoder: Encoder, pictures: list[bytes]) -> torch.Tensor:
-    size, fraction = encoder.pictures.size, encoder.pictures.crop_fraction
+    size, fraction = encoder.image_input.size, encoder.image_input.crop_fraction
     crop = partial(evaluation_crop, size=size, fraction=fraction)
     decoded = [decode(data, size=size, crop=crop, max_pixels=10**8) for data in pictures]
     return torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2)
@@ -56,7 +56,7 @@ def test_lite0_finds_the_same_emoji_in_another_style(lite0: Encoder) -> None:
 
 def test_lite0_equals_timms_network_without_the_head(lite0: Encoder) -> None:
     assert lite0.dims == {"image": 1280}
-    assert (lite0.pictures.size, lite0.pictures.crop_fraction) == (224, 0.875)
+    assert (lite0.image_input.size, lite0.image_input.crop_fraction) == (224, 0.875)
     tower = timm.create_model(LITE0, num_classes=0)
     tower.load_state_dict(lite0.clip.model.visual.state_dict())
     images = torch.randint(0, 256, (3, 3, 224, 224), dtype=torch.uint8)
@@ -79,7 +79,7 @@ def test_a_timm_checkpoint_loads_without_its_head(timm_file: Path) -> None:
     encoder = timm_encoder(name="test_vit", checkpoint=str(timm_file), image_size=None).place(CPU, "fp32")
     whole = timm.create_model("test_vit").eval()
     whole.load_state_dict(torch.load(timm_file, weights_only=True))
-    size, config = encoder.pictures.size, whole.pretrained_cfg
+    size, config = encoder.image_input.size, whole.pretrained_cfg
     images = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
     mean, std = (torch.tensor(config[name]).view(1, 3, 1, 1) for name in ("mean", "std"))
     with torch.inference_mode():
@@ -91,7 +91,7 @@ def test_a_timm_checkpoint_loads_without_its_head(timm_file: Path) -> None:
 
 def test_a_vision_transformer_runs_at_another_image_size(timm_file: Path) -> None:
     encoder = timm_encoder(name="test_vit", checkpoint=str(timm_file), image_size=96).place(CPU, "fp32")
-    assert encoder.pictures.size == 96
+    assert encoder.image_input.size == 96
     vectors = encoder.encode_images(torch.zeros(1, 3, 96, 96, dtype=torch.uint8))
     assert vectors.shape == (1, encoder.dims["image"])
 

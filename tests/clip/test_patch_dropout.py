@@ -14,7 +14,7 @@ from orchestrator.clip.model import Clip, build
 from orchestrator.clip.patch_dropout import KeyedPatchDropout, install
 from orchestrator.clip.randomness import mix
 from orchestrator.clip.recipe import Recipe
-from orchestrator.clip.train_step import Batch, Learner
+from orchestrator.clip.train_step import Batch, TrainStep
 
 CPU = torch.device("cpu")
 
@@ -77,10 +77,10 @@ def test_chunks_and_the_order_of_slots_do_not_change_a_step(tiny_config: dict[st
     metrics, gradients = [], []
     for some, accumulation in ((keyed, 1), (shuffled, 1), (keyed, 4)):
         recipe = Recipe(patch_dropout=0.5, accumulation=accumulation)
-        learner = Learner(make_clip(tiny_config, image_size=64), recipe, device=CPU)
+        train_step = TrainStep(make_clip(tiny_config, image_size=64), recipe, device=CPU)
         bigger = replace(some, images=some.images.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3))
-        metrics.append(learner.step(bigger, lr=0.0, step=0))
-        gradients.append({name: weight.grad for name, weight in learner.model.named_parameters()})
+        metrics.append(train_step.run(bigger, lr=0.0, step=0))
+        gradients.append({name: weight.grad for name, weight in train_step.model.named_parameters()})
     for other in (1, 2):
         torch.testing.assert_close(vars(metrics[other]), vars(metrics[0]), rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(gradients[other], gradients[0], rtol=1e-4, atol=1e-6)
@@ -88,12 +88,12 @@ def test_chunks_and_the_order_of_slots_do_not_change_a_step(tiny_config: dict[st
 
 def test_patch_dropout_of_the_model_configuration_is_keyed_too(tiny_config: dict[str, Any], batch: Batch) -> None:
     clip = make_clip(tiny_config, patch_dropout=0.5)
-    learner = Learner(clip, Recipe(), device=CPU)
-    assert learner.patch_dropout is not None
-    assert learner.patch_dropout.num_kept == 2
-    losses = [learner.step(replace(batch, keys=torch.arange(8)), lr=0.0, step=step).loss.item() for step in (0, 1)]
+    train_step = TrainStep(clip, Recipe(), device=CPU)
+    assert train_step.patch_dropout is not None
+    assert train_step.patch_dropout.num_kept == 2
+    losses = [train_step.run(replace(batch, keys=torch.arange(8)), lr=0.0, step=step).loss.item() for step in (0, 1)]
     assert losses[0] == losses[1]
-    assert isinstance(learner.export().model.visual.patch_dropout, PatchDropout)
+    assert isinstance(train_step.export().model.visual.patch_dropout, PatchDropout)
 
 
 @pytest.mark.parametrize(("name", "num_patches"), [("test_vit", 4), ("eva02_tiny_patch14_224", 256)])
@@ -114,4 +114,4 @@ def test_timms_transformers_drop_patches(name: str, num_patches: int) -> None:
 
 def test_a_tower_without_patches_is_refused(timm_clip: Clip) -> None:
     with pytest.raises(ValueError, match=r"patch dropout 0\.5 needs a vision transformer.*a ByobNet|ResNet"):
-        Learner(timm_clip, Recipe(patch_dropout=0.5), device=CPU)
+        TrainStep(timm_clip, Recipe(patch_dropout=0.5), device=CPU)

@@ -18,7 +18,7 @@ from PIL import Image
 
 from orchestrator.clip import model, preprocessing
 from orchestrator.clip.model import Clip
-from orchestrator.clip.pixels import Normaliser
+from orchestrator.clip.preprocessing import Normaliser
 from orchestrator.data.image_decode import decode
 from orchestrator.errors import UserError
 from orchestrator.evaluation.embed import LoadedModels, Models
@@ -107,7 +107,7 @@ def test_training_does_not_start_if_its_model_cannot_be_evaluated(tiny_clip: Cli
     folder = save(tiny_clip, tmp_path / "model", {"resize_mode": "longest"})
     config = SimpleNamespace(model=SimpleNamespace(name="ours"))
     build_model(SimpleNamespace(config=config, start_uri=str(folder), sets={}))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="ours takes pictures of 32 x 32 pixels, resized by 'longest'"):
+    with pytest.raises(ValueError, match="ours takes images of 32 x 32 pixels, resized by 'longest'"):
         build_model(SimpleNamespace(config=config, start_uri=str(folder), sets={"zero_shot": 1}))  # type: ignore[arg-type]
 
 
@@ -173,7 +173,7 @@ def test_missing_settings_get_open_clips_defaults() -> None:
     ("config", "said"),
     [
         ({"preprocess_cfg": CLIP}, "expected model_cfg in its open_clip_config.json"),
-        ({"model_cfg": {"vision_cfg": {"image_size": [224, 336]}}}, "takes pictures of 224 x 336 pixels"),
+        ({"model_cfg": {"vision_cfg": {"image_size": [224, 336]}}}, "takes images of 224 x 336 pixels"),
         ({"model_cfg": {"vision_cfg": {}}, "preprocess_cfg": {"resize_mode": "longest"}}, "resized by 'longest'"),
     ],
 )

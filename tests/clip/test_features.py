@@ -6,7 +6,7 @@ import torch
 
 from orchestrator.clip.features import encode_images, encode_texts
 from orchestrator.clip.model import Clip
-from orchestrator.clip.pixels import Normaliser
+from orchestrator.clip.preprocessing import Normaliser
 
 
 def test_features_equal_those_of_the_model_in_evaluation_mode(

@@ -17,9 +17,9 @@ from open_clip.loss import SigLipLoss
 
 import orchestrator
 from orchestrator.clip.model import Clip, build
-from orchestrator.clip.pixels import Normaliser
+from orchestrator.clip.preprocessing import Normaliser
 from orchestrator.clip.recipe import LossName, Recipe
-from orchestrator.clip.train_step import Batch, Learner
+from orchestrator.clip.train_step import Batch, TrainStep
 from tests.support import ddp_worker
 
 CPU = torch.device("cpu")
@@ -89,9 +89,9 @@ def reference_gradients(
     return value.detach(), {name: parameter.grad for name, parameter in clip.model.named_parameters()}
 
 
-def reference_steps(config: dict[str, Any], batch: Batch, loss: LossName) -> tuple[list[torch.Tensor], Learner]:
-    learner = Learner(fresh(config, loss), recipe(loss=loss), device=CPU)
-    return [learner.step(batch, lr=1e-3, step=step).loss for step in range(NUM_STEPS)], learner
+def reference_steps(config: dict[str, Any], batch: Batch, loss: LossName) -> tuple[list[torch.Tensor], TrainStep]:
+    train_step = TrainStep(fresh(config, loss), recipe(loss=loss), device=CPU)
+    return [train_step.run(batch, lr=1e-3, step=step).loss for step in range(NUM_STEPS)], train_step
 
 
 def run_workers(folder: Path, inputs: dict[str, Any], num_workers: int) -> dict[str, Any]:
@@ -121,12 +121,12 @@ def test_the_number_of_workers_changes_no_loss_gradient_or_weight(
     masks = {name: torch.tensor(mask, dtype=torch.bool) for name, mask in MASKS.items()}
     batches = {name: Batch(batch.images, batch.texts, valid) for name, valid in masks.items()}
     references = {loss: reference_steps(tiny_config, batches["uneven"], loss) for loss in ("clip", "siglip")}
-    weights = {loss: dict(learner.export().model.state_dict()) for loss, (_, learner) in references.items()}
-    learner = references["clip"][1]
+    weights = {loss: dict(train_step.export().model.state_dict()) for loss, (_, train_step) in references.items()}
+    train_step = references["clip"][1]
     inputs = {"config": tiny_config, "batch": (batch.images, batch.texts), "masks": masks, "cases": CASES}
-    found = run_workers(tmp_path, inputs | {"saved": learner.state()}, num_workers)
-    learner.step(batches["uneven"], lr=1e-3, step=NUM_STEPS)
-    one_more = dict(learner.export().model.state_dict())
+    found = run_workers(tmp_path, inputs | {"saved": train_step.state()}, num_workers)
+    train_step.run(batches["uneven"], lr=1e-3, step=NUM_STEPS)
+    one_more = dict(train_step.export().model.state_dict())
 
     assert found["results"].keys() == {name for name, case in CASES.items() if num_workers in case["workers"]}
     for name, result in found["results"].items():
@@ -137,10 +137,14 @@ def test_the_number_of_workers_changes_no_loss_gradient_or_weight(
         if CASES[name]["num_steps"]:
             close(result["step_losses"], references[loss_name][0], 1e-4, 1e-5, name)
             close(result["weights"], weights[loss_name], 1e-4, 1e-4, name)
-            learner = Learner(fresh(tiny_config, loss_name), recipe(loss=loss_name), device=CPU)
-            learner.restore(result["state"])
+            train_step = TrainStep(fresh(tiny_config, loss_name), recipe(loss=loss_name), device=CPU)
+            train_step.restore(result["state"])
             close(
-                dict(learner.export().model.state_dict()), result["weights"], 0, 0, f"{name}, restored in one process"
+                dict(train_step.export().model.state_dict()),
+                result["weights"],
+                0,
+                0,
+                f"{name}, in one process",
             )
     for name, after in found["continued"].items():
         close(after, one_more, 1e-4, 1e-4, f"{name}, continued")

@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from orchestrator.clip import captions as short
 from orchestrator.clip.model import Model, build
-from orchestrator.clip.towers import Towers
+from orchestrator.clip.towers import EndOfText, Towers, encode_trimmed, end_of_text, trim_texts
 
 
 def make_model(config: dict[str, Any], **text_cfg: Any) -> Model:
@@ -52,12 +51,12 @@ def test_features_and_gradients_equal_those_of_the_full_context(
     assert type(model).__name__ == kind
     # float64, so that rounding hides no difference
     model.double()
-    texts, end = made_up_texts([2, longest, 3], eos), short.end_of_text(model)
+    texts, end = made_up_texts([2, longest, 3], eos), end_of_text(model)
     assert end is not None
-    trimmed = short.trimmed(texts, end)
+    trimmed = trim_texts(texts, end)
     assert trimmed.shape == (3, expected)
     weights = [weight for name, weight in model.named_parameters() if "visual" not in name and "logit" not in name]
-    full, ours = model.encode_text(texts), short.encode(model, trimmed, end)
+    full, ours = model.encode_text(texts), encode_trimmed(model, trimmed, end)
     torch.testing.assert_close(ours, full, rtol=1e-10, atol=1e-12)
     gradients = [torch.autograd.grad((features * features.detach().cos()).sum(), weights) for features in (ours, full)]
     torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-11)
@@ -67,20 +66,20 @@ def test_features_of_tokenizer_output_equal_those_of_the_full_context(
     tiny_config: dict[str, Any], captions: list[str]
 ) -> None:
     clip = build(name=None, config=tiny_config, pretrained=None, image_size=None, context_length=77, seed=0)
-    texts, end = clip.tokenizer(captions), short.end_of_text(clip.model)
+    texts, end = clip.tokenizer(captions), end_of_text(clip.model)
     assert end is not None
-    trimmed = short.trimmed(texts, end)
+    trimmed = trim_texts(texts, end)
     assert trimmed.shape == (len(captions), 8)
     expected = clip.model.encode_text(texts)
-    torch.testing.assert_close(short.encode(clip.model, trimmed, end), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(encode_trimmed(clip.model, trimmed, end), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_trimmed_length_is_a_multiple_of_8_up_to_the_context(tiny_config: dict[str, Any]) -> None:
-    end = short.EndOfText("argmax", 0)
-    assert short.trimmed(torch.zeros(4, 40, dtype=torch.int64), end).shape == (4, 8)
-    assert short.trimmed(made_up_texts([39]), end).shape == (1, 40)
-    assert short.trimmed(torch.zeros(4, 13, dtype=torch.int64), end).shape == (4, 8)
-    assert short.trimmed(made_up_texts([12], context=13), end).shape == (1, 13)
+    end = EndOfText("argmax", 0)
+    assert trim_texts(torch.zeros(4, 40, dtype=torch.int64), end).shape == (4, 8)
+    assert trim_texts(made_up_texts([39]), end).shape == (1, 40)
+    assert trim_texts(torch.zeros(4, 13, dtype=torch.int64), end).shape == (4, 8)
+    assert trim_texts(made_up_texts([12], context=13), end).shape == (1, 13)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +88,7 @@ def test_trimmed_length_is_a_multiple_of_8_up_to_the_context(tiny_config: dict[s
 def test_a_tower_that_needs_padding_gets_the_full_length(text_cfg: dict[str, Any], tiny_config: dict[str, Any]) -> None:
     model = make_model({**tiny_config, "custom_text": True}, **text_cfg)
     towers, texts = Towers(model, trim_captions=True), made_up_texts([3, 5])
-    assert short.end_of_text(model) is None
+    assert end_of_text(model) is None
     assert towers.trimmed(texts) is texts
     features = towers(torch.zeros(2, 3, 32, 32), texts).texts
     expected = torch.nn.functional.normalize(model.encode_text(texts), dim=-1)

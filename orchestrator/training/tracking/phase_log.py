@@ -1,4 +1,4 @@
-"""Rank 0's outlets for the numbers of a phase, and the pace of its steps."""
+"""Rank 0's log of a phase's numbers, and the pace of its steps."""
 
 from __future__ import annotations
 
@@ -10,51 +10,52 @@ import torch
 
 from orchestrator.engine.metering import peak_bytes
 from orchestrator.training.job import Job
-from orchestrator.training.tracking import Curve, Trackers
+from orchestrator.training.tracking.curve import Curve
+from orchestrator.training.tracking.trackers import PhaseTrackers
 
 
-class Log:
-    """The curve, the trackers and the driver's display, all told the same."""
+class PhaseLog:
+    """Sends the numbers of each logged step to the curve, the trackers and the driver."""
 
     def __init__(self, job: Job, first_step: int):
         self.curve = Curve(job.artifact.uri, first_step=first_step)
-        self.trackers = Trackers(
+        self.trackers = PhaseTrackers(
             job.config.tracking,
             uri=job.artifact.uri,
             name=job.name,
             first_step=first_step,
             settings=job.config.model_dump(mode="json"),
-            warn=lambda line: job.ticker.warn.remote(line),
+            warn=lambda line: job.signals.warn.remote(line),
         )
-        self.ticker = job.ticker
+        self.signals = job.signals
 
     def add(self, record: dict[str, float]) -> None:
-        """Takes the numbers of a logged step."""
+        """Log the numbers of a step."""
         self.curve.log(record)
         self.trackers.log(record)
-        self.ticker.tick.remote(record)
+        self.signals.report.remote(record)
 
     def close(self) -> None:
-        """Writes what is left."""
+        """Write the curve and end the trackers' runs."""
         self.curve.flush()
         self.trackers.close()
 
 
 class Pace:
-    """Samples/s and the share of the time spent waiting for data, since the last mark."""
+    """Samples per second and the share of the time spent waiting for data, since the last mark."""
 
     def __init__(self, first_step: int):
         self.step, self.marked, self.waited = first_step, time.monotonic(), 0.0
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Around what waits for data."""
+        """Count the time of the block as waiting for data."""
         asked = time.monotonic()
         yield
         self.waited += time.monotonic() - asked
 
     def mark(self, done: int, batch_size: int) -> dict[str, float]:
-        """The pace of the steps since the last mark, up to `done`."""
+        """Return the pace of the steps since the last mark, up to `done` steps, and set a new mark."""
         elapsed = time.monotonic() - self.marked
         pace = {
             "samples_per_second": (done - self.step) * batch_size / elapsed,
@@ -64,11 +65,11 @@ class Pace:
         return pace
 
     def restart(self, done: int) -> None:
-        """Counts from here: what came since the last mark was not training."""
+        """Set a new mark: the time since the last one, such as an evaluation, was not training."""
         self.step, self.marked, self.waited = done, time.monotonic(), 0.0
 
 
 def memory(device: torch.device) -> dict[str, int]:
-    """This process's resident memory and, on a GPU, the memory of its tensors there, at their highest, in bytes."""
+    """Return the peak resident memory of this process and, on a GPU, the peak of its tensors there, in bytes."""
     found = {"memory_bytes": peak_bytes()}
     return found | {"gpu_memory_bytes": torch.cuda.max_memory_allocated(device)} if device.type == "cuda" else found

@@ -11,7 +11,7 @@ import torch
 
 from orchestrator.clip.model import Clip, build
 from orchestrator.clip.recipe import Recipe
-from orchestrator.clip.train_step import Batch, Learner, StepMetrics
+from orchestrator.clip.train_step import Batch, StepMetrics, TrainStep
 
 CPU = torch.device("cpu")
 UNEVEN = torch.tensor([1, 1, 0, 1, 0, 1, 1, 1], dtype=torch.bool)
@@ -24,12 +24,12 @@ def fresh(config: dict[str, Any], loss: Any = "clip") -> Clip:
 def gradients(
     config: dict[str, Any], batch: Batch, **settings: Any
 ) -> tuple[StepMetrics, dict[str, torch.Tensor | None]]:
-    return gradients_of(Learner(fresh(config, settings.get("loss", "clip")), Recipe(**settings), device=CPU), batch)
+    return gradients_of(TrainStep(fresh(config, settings.get("loss", "clip")), Recipe(**settings), device=CPU), batch)
 
 
-def gradients_of(learner: Learner, batch: Batch) -> tuple[StepMetrics, dict[str, torch.Tensor | None]]:
-    metrics = learner.step(batch, lr=0.0, step=3)
-    return metrics, {name: weight.grad for name, weight in learner.model.named_parameters()}
+def gradients_of(train_step: TrainStep, batch: Batch) -> tuple[StepMetrics, dict[str, torch.Tensor | None]]:
+    metrics = train_step.run(batch, lr=0.0, step=3)
+    return metrics, {name: weight.grad for name, weight in train_step.model.named_parameters()}
 
 
 def assert_same(one: Any, other: Any, rtol: float = 1e-4, atol: float = 1e-6) -> None:
@@ -58,10 +58,10 @@ def test_both_passes_over_a_chunk_use_the_same_dropout(tiny_config: dict[str, An
     def dropping(accumulation: int, step: int) -> list[torch.Tensor]:
         clip = fresh(tiny_config)
         clip.model.transformer.resblocks[0].attn.dropout = 0.5
-        learner = Learner(clip, Recipe(accumulation=accumulation), device=CPU)
+        train_step = TrainStep(clip, Recipe(accumulation=accumulation), device=CPU)
         seen: list[torch.Tensor] = []
         clip.model.transformer.register_forward_hook(lambda module, inputs, output: seen.append(output.detach()))
-        learner.step(batch, lr=0.0, step=step)
+        train_step.run(batch, lr=0.0, step=step)
         return seen
 
     first, second, *again = dropping(2, step=5)
@@ -83,9 +83,9 @@ def test_gradient_checkpointing_gives_the_same_gradients(tiny_config: dict[str, 
 def test_a_compiled_step_gives_the_same_result(tiny_config: dict[str, Any], batch: Batch) -> None:
     keyed = replace(batch, keys=torch.arange(8))
     settings = {"patch_dropout": 0.5, "accumulation": 2}
-    learner = Learner(fresh(tiny_config), Recipe(compile=True, **settings), device=CPU)
+    train_step = TrainStep(fresh(tiny_config), Recipe(compile=True, **settings), device=CPU)
     # fused kernels add in another order, so the last bits differ
-    assert_same(gradients_of(learner, keyed), gradients(tiny_config, keyed, **settings), rtol=1e-3, atol=1e-5)
-    saved = learner.state()
+    assert_same(gradients_of(train_step, keyed), gradients(tiny_config, keyed, **settings), rtol=1e-3, atol=1e-5)
+    saved = train_step.state()
     assert saved is not None
     assert saved["model"].keys() == fresh(tiny_config).model.state_dict().keys()
