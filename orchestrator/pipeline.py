@@ -28,7 +28,7 @@ from orchestrator.engine.stage import PairFlow, Stage
 from orchestrator.errors import UserError
 from orchestrator.plan.rows import COLUMNS, Reach, plan_rows, reaches, training_cost
 from orchestrator.selection import selection_stages
-from orchestrator.selection.pool_mask import valid_stage
+from orchestrator.selection.pool_mask import pool_mask_stage
 from orchestrator.selection.word_counts import count_stage, words_stage
 from orchestrator.source import Source, open_source, with_cache
 from orchestrator.storage import files
@@ -184,7 +184,7 @@ def _training(pipeline: Pipeline) -> Pipeline:
     stages = [*pipeline.stages, pretrain]
     if config.finetune.enabled:
         among = _left_by(config.finetune.after, pipeline.stages)
-        whole = valid_stage(config.store, catalog, has_images=True, needs_caption=True, among=among)
+        whole = pool_mask_stage(config.store, catalog, has_images=True, needs_caption=True, among=among)
         phase = Phase(name="finetune", config=config.finetune, keep=whole.artifact, start=pretrain.artifact)
         for stage in (whole, training_stage(config, phase, cached, catalog)):
             flow = replace(stage.flow, on_whole_pool=among is None, follows=config.finetune.after)
