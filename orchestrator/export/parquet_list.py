@@ -22,7 +22,7 @@ from orchestrator.source import Part
 from orchestrator.source.row_groups import NUM_THREADS, open_parquet
 from orchestrator.storage import files
 
-WHAT_TO_DO = "give the column the same type in all files and repeat the run, or export to .npy"
+WHAT_TO_DO = "give the column one type in all files and repeat the run, or export to .npy"
 
 
 def export_parquet(kept: Kept, parts: Sequence[Part], to: str, display: Display) -> None:

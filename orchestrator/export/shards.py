@@ -51,8 +51,8 @@ def _claim(to: str, keep: str, ours: set[str]) -> None:
     foreign = sorted(tars - ours if is_ours else tars)
     if foreign:
         raise UserError(
-            f"to={to}: got a folder with {len(foreign)} tars that no export of this keep list wrote "
-            f"({', '.join(foreign[:3])}); empty the folder or give another one"
+            f"to={to}: got a folder with tars that no export of this keep list wrote ({len(foreign)}: "
+            f"{', '.join(foreign[:3])}); empty the folder or give another one"
         )
     files.write_json(owner, {"keep": keep})
 
