@@ -26,7 +26,7 @@ WHAT_TO_DO = "give the column one type in all files and repeat the run, or expor
 
 
 def export_parquet(kept: Kept, parts: Sequence[Part], to: str, display: Display) -> None:
-    """Write the file. Errors: `UserError` for a column whose types in the files of the source have no common type."""
+    """Write the file. Errors: `UserError` for a column without a common type of all files of the source."""
     beside = f"{to}.parts"
     made = build_kept(kept, parts, beside, partial(KeptRows, kept), display)
     with tempfile.TemporaryDirectory() as folder:
