@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import platform
 from functools import partial
-from importlib.metadata import version
 from typing import Any
 
 from orchestrator.config import Config
 from orchestrator.engine import ray_cluster
 from orchestrator.engine.console import Display
+from orchestrator.engine.run_record import library_versions
 from orchestrator.errors import UserError
 from orchestrator.evaluation.sets import metrics
-from orchestrator.pipeline import LIBRARIES, prepare
+from orchestrator.pipeline import prepare
 from orchestrator.storage import files
 from orchestrator.sweep.board import Board, Row, watched
 from orchestrator.sweep.elapsed import Tally
@@ -79,7 +78,7 @@ def _report(config: Config, results: list[TrialResult], tally: Tally) -> SweepRe
         **_devices(config),
         trials=results,
         sharing=tally.shared(),
-        versions={name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
+        versions=library_versions(),
         config=config.model_dump(mode="json"),
     )
 

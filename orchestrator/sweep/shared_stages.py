@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from orchestrator.engine.build import build_stage
 from orchestrator.engine.console import Display
 from orchestrator.engine.run_record import StageRecord
 from orchestrator.engine.stage import Stage
-from orchestrator.pipeline import build
 from orchestrator.sweep.schema import SharedStage
 from orchestrator.sweep.trial_worker import ends_sweep, reason
 from orchestrator.sweep.trials import Trial
@@ -46,7 +46,7 @@ class Shared:
 
     def _built(self, stage: Stage, display: Display) -> dict[str, str]:
         try:
-            self.built[stage.artifact.uri] = build(stage, display)
+            self.built[stage.artifact.uri] = build_stage(stage, display)
         except Exception as error:
             # whatever one value of the space leads to, such as more memory than there is, is no matter of the others
             if ends_sweep(error):

@@ -27,7 +27,7 @@ from tests.support.pools import config_of, make_pairs, write_tars, write_zero_sh
 
 def costs(stdout: str) -> dict[str, list[str]]:
     """The cells of the second table, by stage."""
-    lines = stdout.split("what is still to be computed would take")[1].splitlines()
+    lines = stdout.split("estimated cost of the remaining stages")[1].splitlines()
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
     return {cells[0]: cells[1:] for cells in rows}
 
