@@ -1,7 +1,7 @@
-"""A clustering of the pairs that reach a step: a sample, centroids trained on it, and every pair's nearest one.
+"""Clusters of the pairs that reach a selection step: a sample, centroids trained on it, every pair's nearest centroid.
 
-Each is an artifact of its own, so a sweep over what comes after computes them once; two steps with other settings have
-two clusterings of one set of embeddings."""
+Each is an artifact, so a sweep over later settings computes it once; two steps with different settings have two
+clusterings of the same embeddings. Imports `embedding` and the layers below it."""
 
 from __future__ import annotations
 

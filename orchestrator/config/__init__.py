@@ -1,6 +1,7 @@
-"""What a run is, typed: one frozen class per group of `conf/`, validated once at the boundary.
+"""The configuration, typed: one frozen class per group of `conf/`, validated once, in `parse`.
 
-Past `parse` nothing sees a raw mapping. Every message names the key, what came and what is expected."""
+Code past `parse` never sees a raw mapping. Every message names the key, the value and what is expected. Imports
+`storage` and `errors`."""
 
 from __future__ import annotations
 

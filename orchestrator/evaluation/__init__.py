@@ -1,3 +1,3 @@
-"""Evaluation of models: the stage (`stage.py`), the sets (`sets.py`), their pictures through the models (`embed.py`).
+"""Evaluation of models: the stage (`stage.py`), the sets (`sets.py`), their images through the models (`embed.py`).
 
-Empty on purpose: a plan imports `stage` from here, and would import torch with anything else."""
+Imports `selection` and the layers below it. No code here: a plan imports `stage`, which must not load torch."""

@@ -1,4 +1,6 @@
-"""The report of a run: `report.json` for machines, one self-contained `report.html` for people."""
+"""The report of a run: `report.json` for machines, one self-contained `report.html` for people.
+
+Imports `training` and the layers below it."""
 
 from __future__ import annotations
 

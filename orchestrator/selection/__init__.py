@@ -1,4 +1,6 @@
-"""Selection: steps in order, each narrowing the keep list it is handed. One module a method, all with one signature."""
+"""Selection: steps in order, each of which narrows the keep list it receives; one module per method.
+
+Imports `clustering` and the layers below it."""
 
 from __future__ import annotations
 

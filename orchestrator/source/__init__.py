@@ -1,4 +1,6 @@
-"""A user's pairs: from a URI to shards and parts, from a part to catalog columns, from rows to image bytes."""
+"""A user's pairs: from a URI to shards and parts, from a part to catalog columns, from rows to image bytes.
+
+Imports `config`, `storage` and `errors`; runs without Ray and torch."""
 
 from __future__ import annotations
 

@@ -1,3 +1,3 @@
-"""Training: the stage (`stage.py`), its driver and workers, and the ordered stream of pairs that they read.
+"""Training: the stage (`stage.py`), its driver and workers, and the order in which they read pairs.
 
-Empty on purpose: reading tasks import `feed` from here, and would import torch with anything else."""
+Imports `evaluation` and the layers below it. No code here: reading tasks import `reader`, which must not load torch."""
