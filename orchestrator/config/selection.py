@@ -154,7 +154,7 @@ class MetaClipStep(Section):
 
 
 class ClipScoreStep(Budgeted):
-    """The pairs whose image and caption have the highest cosine: a budget, or all above a threshold."""
+    """The pairs with the highest cosine of image and caption: a budget, or all above a threshold."""
 
     method: Literal["clip_score"] = "clip_score"
     """Selects this method."""
