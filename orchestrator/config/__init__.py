@@ -224,7 +224,7 @@ class Config(Section):
     """The least severe messages that `OUT/run.log` gets."""
 
     @model_validator(mode="after")
-    def _embeddings_are_declared(self) -> Config:
+    def _check_embeddings(self) -> Config:
         for step in self.selection.steps:
             name = self.selection.embedding_of(step)
             if name is not None and name not in self.embedding:
