@@ -1,5 +1,7 @@
 """Embeddings of the pool, each with a name: computed by an encoder in one pass over the pool (`encode`), or precomputed
-by others and joined with it (`precomputed`). Imports `data` and the layers below it, and `clip` for the encoders."""
+and joined with it (`precomputed`).
+
+Imports `data` and the layers below it."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Exports of the keep list for other tools: Parquet (with the columns of a caption table, ready for img2dataset),
-DataComp `.npy` uids, or WebDataset shards of the kept pairs.
+"""Export of the keep list for other tools: Parquet (with a caption table's columns, ready for img2dataset), DataComp
+`.npy` uids, or WebDataset shards of the kept pairs.
 
-Ray tasks write the parts next to the target, so a killed export continues. A single file is then assembled from them in
-order, one part at a time, in the driver's temporary folder, which needs disk space for the whole file (set TMPDIR for
-another folder): for uids 16 bytes a pair, 32 GB for two billion. Uids are sorted on that disk, too, so the memory of
-the driver does not grow with them. Imports `selection` and the layers below it."""
+Ray tasks write parts beside the target, so a killed export resumes. The driver then joins the parts of a single file in
+order, one at a time, in its temporary folder (TMPDIR), which needs the file's size on disk: 16 bytes per pair for uids,
+32 GB for two billion. Uids are sorted there too, so the driver's memory does not grow with them. Imports `training` and
+the layers below it."""
 
 from __future__ import annotations
 

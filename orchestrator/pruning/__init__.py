@@ -1,2 +1,4 @@
 """Pruning algorithms as pure functions on arrays and tables: words and scores of captions, filters, k-means, quotas,
-near-duplicates, exact thresholds. They know nothing of Ray, models or files. Imports nothing of the project."""
+near-duplicates, exact thresholds. No cluster, no model, no files.
+
+Imports nothing of ours outside the package, and every layer may import it."""
