@@ -1,6 +1,8 @@
 """The typed configuration: one frozen class for each group of `conf/`, validated once.
 
-Code behind `parse` sees typed settings only. Each error message names the key, the value and what was expected."""
+Code behind `parse` sees typed settings only. Each error message names the key, the value and what was expected.
+
+The package imports `storage` and `errors` only."""
 
 from __future__ import annotations
 
