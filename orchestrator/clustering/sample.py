@@ -28,7 +28,7 @@ MAX_GROUPS = 512
 # where fewer are drawn, vectors of a kilobyte lie further apart than one request bridges (`source.ranges`)
 SPARSE = 1 / 64
 # not the keys by which `random` draws: a sample would lie inside what that step keeps
-STREAM = 0x73616D706C65
+STREAM = int.from_bytes(b"sample", "big")
 
 
 def sample_stage(step: Step, settings: Clustering) -> Stage:

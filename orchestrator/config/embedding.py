@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from orchestrator.config.section import Positive, Section, Share
+from orchestrator.config.section import MAX_IMAGE_PIXELS, Positive, Section, Share
 
 Tower = Literal["image", "text"]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -18,7 +18,7 @@ class Encoding(Section):
 
     batch_size: Positive = 256
     precision: Precision = "fp32"
-    max_image_pixels: Positive = 89_478_485
+    max_image_pixels: Positive = MAX_IMAGE_PIXELS
     max_bad_pairs: Share = 0.1
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from orchestrator.config.section import Fraction, Positive, Section, Share
+from orchestrator.config.section import MAX_IMAGE_PIXELS, Fraction, Positive, Section, Share
 
 
 class ModelConfig(Section):
@@ -115,7 +115,7 @@ class TrainingConfig(PhaseConfig):
     augmentation: AugmentationConfig = AugmentationConfig()
     decode_in: Literal["tasks", "workers"] = "tasks"
     draft_decoding: bool = True
-    max_image_pixels: Positive = 89_478_485
+    max_image_pixels: Positive = MAX_IMAGE_PIXELS
     max_bad_pairs: Share = 0.05
     lanes: Positive = 64
     window: Positive = 1024

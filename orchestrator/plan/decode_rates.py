@@ -17,13 +17,12 @@ import ray
 from orchestrator.config import Config
 from orchestrator.data.catalog import Catalog
 from orchestrator.engine import ray_cluster
-from orchestrator.source import Source, Status
+from orchestrator.source import PAIR_COLUMNS, Source, Status
 from orchestrator.training.decoding import Decoding, decode_block
 
 NUM_DECODED = 256
 # of images and of captions; a GPU is busy with a batch of them
 NUM_ENCODED_CPU, NUM_ENCODED_GPU = 8, 256
-COLUMNS = ("key", "caption", "status", "image_offset", "image_size")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +63,7 @@ def _pairs(source: Source, catalog: Catalog) -> pa.Table:
     """Some pairs of the first part that has any, as reading gives them to decoding."""
     parts = catalog.parts_of(source)
     part = next(part for part, rows in zip(parts, catalog.rows_per_part, strict=True) if rows)
-    table = catalog.table(part.index, COLUMNS)
+    table = catalog.table(part.index, PAIR_COLUMNS)
     usable = np.flatnonzero(table["status"].to_numpy() == Status.OK)[:NUM_DECODED]
     rows = table.take(usable)
     images = pa.array(list(source.images(part, rows)), pa.large_binary())

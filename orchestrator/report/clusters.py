@@ -30,7 +30,7 @@ from orchestrator.selection.dbp import read_quotas
 MAX_CLUSTERS = 500
 SHEETS_EACH_END = 3
 PAIRS_PER_ROW = 8
-SEED = 0x736865657473
+SEED = int.from_bytes(b"sheets", "big")
 
 
 @dataclass(frozen=True)

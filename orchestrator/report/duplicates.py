@@ -28,7 +28,7 @@ from orchestrator.selection.near_duplicates import Compared, bucket_parts, read_
 
 GROUPS_SHOWN = 8
 COPIES_SHOWN = 6
-SEED = 0x636F70696573
+SEED = int.from_bytes(b"copies", "big")
 BINS_PER_UNIT = 100
 # a cosine is at most a rounding error outside [-1, 1], so no bin but these, on both sides of 1 - eps, can be needed
 BINS_EACH_SIDE = 2 * BINS_PER_UNIT + 1

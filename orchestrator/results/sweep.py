@@ -29,17 +29,19 @@ class Sweep:
     @cached_property
     def report(self) -> SweepReport:
         """What `sweep.json` holds, as attributes."""
-        place = files.join(os.fspath(self.out), JSON_FILE)
-        if not files.exists(place):
-            raise UserError(f"no finished sweep at {self.out}: expected {JSON_FILE} in it; give the out= of a sweep")
-        return SweepReport.model_validate_json(files.read(place))
+        return SweepReport.model_validate_json(self._read(JSON_FILE))
 
     @cached_property
     def trials(self) -> pl.DataFrame:
         """A row for each trial and model: what it is (`trial`, `control`, `seed`, `state`, `reason`, `model`), a column
         a dimension, `pairs`, `samples_seen`, seconds and hours of pruning and training, a column a metric."""
-        assert self.report
-        return pl.read_parquet(io.BytesIO(files.read(files.join(os.fspath(self.out), TABLE_FILE))))
+        return pl.read_parquet(io.BytesIO(self._read(TABLE_FILE)))
+
+    def _read(self, name: str) -> bytes:
+        out = os.fspath(self.out)
+        if not files.exists(files.join(out, JSON_FILE)):
+            raise UserError(f"no finished sweep at {out}: expected {JSON_FILE} in it; give the out= of a sweep")
+        return files.read(files.join(out, name))
 
     def run(self, trial: str) -> Run:
         """The run of a trial that is finished."""

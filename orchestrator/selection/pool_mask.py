@@ -15,7 +15,7 @@ from orchestrator.engine.console import Display
 from orchestrator.engine.parts import PartResult, Work, build_parts
 from orchestrator.engine.role import Role
 from orchestrator.engine.stage import Stage
-from orchestrator.source import Status
+from orchestrator.source import has_image
 
 VERSION = 1
 
@@ -53,8 +53,7 @@ def _work(catalog: Catalog, has_images: bool, needs_caption: bool, among: Artifa
         table = catalog.table(part.index, ("status", "caption"))
         keep = pc.is_valid(table["status"])
         if has_images:
-            unusable = pa.array([Status.MISSING_IMAGE, Status.BAD_IMAGE], pa.int8())
-            keep = pc.invert(pc.is_in(table["status"], value_set=unusable))
+            keep = has_image(table["status"])
         if needs_caption:
             words = pc.utf8_length(pc.utf8_trim_whitespace(pc.fill_null(table["caption"], "")))
             keep = pc.and_(keep, pc.greater(words, 0))

@@ -11,6 +11,7 @@ from enum import IntEnum
 from typing import Any, Protocol
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 
 class Status(IntEnum):
@@ -21,6 +22,9 @@ class Status(IntEnum):
     MISSING_CAPTION = 2
     BAD_IMAGE = 3
 
+
+WITHOUT_IMAGE = (Status.MISSING_IMAGE, Status.BAD_IMAGE)
+"""The statuses of pairs whose image cannot be used."""
 
 CATALOG_SCHEMA = pa.schema(
     [
@@ -37,6 +41,17 @@ CATALOG_SCHEMA = pa.schema(
 )
 """`image_offset` is where the image lies in its shard: a byte offset in a tar, a row in a Parquet file; null in a
 compressed tar (which is read in sequence) and where there is no image. `image_size` is in bytes, null if unknown."""
+
+IMAGE_COLUMNS = ("key", "status", "image_offset", "image_size")
+"""The catalog columns that `Source.images` needs."""
+
+PAIR_COLUMNS = ("key", "caption", "status", "image_offset", "image_size")
+"""The catalog columns that reading whole pairs needs."""
+
+
+def has_image(status: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Whether the image of each pair can be used, bool [n], from the catalog column `status` [n]."""
+    return pc.invert(pc.is_in(status, value_set=pa.array(WITHOUT_IMAGE, pa.int8())))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,12 +22,11 @@ from orchestrator.data.catalog import Catalog
 from orchestrator.data.keep_list import KeepList
 from orchestrator.engine.process_cache import fetched
 from orchestrator.errors import UserError
-from orchestrator.source import Part, Source, Status
+from orchestrator.source import PAIR_COLUMNS, Part, Source, Status
 from orchestrator.storage import files
 from orchestrator.training.decoding import Decoding, Rows, decode_block
 from orchestrator.training.sample_order import Pairs, Stream
 
-READ_COLUMNS = ("key", "caption", "status", "image_offset", "image_size")
 GIVEN_COLUMNS = ("caption", "key", "epoch", "ordinal")
 SEGMENT_ITEMS = 256
 BLOCK_BYTES = 16 * 2**20
@@ -173,7 +172,7 @@ def _looked_up(feed: Feed, pairs: Pairs) -> pa.Table:
     tables, order = [], []
     for index in np.unique(pairs.part).tolist():
         wanted = np.flatnonzero(pairs.part == index)
-        catalog = feed.catalog.table(index, READ_COLUMNS)
+        catalog = feed.catalog.table(index, PAIR_COLUMNS)
         rows = np.flatnonzero(feed.keep.mask(index, catalog.num_rows))[pairs.kept_ordinal[wanted]]
         table = catalog.take(rows).append_column("part", pa.array(pairs.part[wanted]))
         table = table.append_column("epoch", pa.array(pairs.epoch[wanted]))
@@ -207,7 +206,7 @@ def _images(feed: Feed, rows: pa.Table) -> NDArray[np.object_]:
         places = np.flatnonzero(part == index)
         # a source wants rows in ascending order; at an epoch border a pair may be there twice: its bytes are read once
         _, first, back = np.unique(ordinal[places], return_index=True, return_inverse=True)
-        wanted = rows.select(READ_COLUMNS).take(places[first])
+        wanted = rows.select(PAIR_COLUMNS).take(places[first])
         try:
             found = np.fromiter(feed.source.images(feed.parts[index], wanted), object, len(first))
         except FileNotFoundError as error:
