@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -40,17 +39,33 @@ def pool_mask_stage(
         **({} if among is None else {"among": among}),
     )
 
-    def build(display: Display) -> Artifact:
-        work = partial(UsablePairs, catalog, has_images, needs_caption, among)
-        build_parts(artifact, part_rows(catalog), work, display=display, name=role.value)
-        logger.info("%s: %d of %d pairs are usable", role.value, artifact.totals["kept"], artifact.totals["rows"])
-        return artifact
-
     role = Role.CAPTIONED if needs_caption else Role.POOL
     does = "mark the pairs with " + (
         "an image and a caption" if needs_caption else "an image" if has_images else "a row"
     )
+    usable = UsablePairs(catalog, has_images, needs_caption, among)
+    build = BuildPoolMask(artifact, usable, role.value)
     return Stage(name=role.value, role=role, does=does, artifact=artifact, build=build)
+
+
+@dataclass(frozen=True)
+class BuildPoolMask:
+    """Builds the mask."""
+
+    artifact: Artifact
+    usable: UsablePairs
+    name: str
+
+    def __call__(self, display: Display) -> Artifact:
+        """Writes the mask of every part."""
+        build_parts(self.artifact, part_rows(self.usable.catalog), self.make, display=display, name=self.name)
+        totals = self.artifact.totals
+        logger.info("%s: %d of %d pairs are usable", self.name, totals["kept"], totals["rows"])
+        return self.artifact
+
+    def make(self) -> UsablePairs:
+        """The work on parts."""
+        return self.usable
 
 
 @dataclass(frozen=True)
