@@ -90,3 +90,10 @@ def test_a_pool_smaller_than_a_global_batch_is_refused_with_both_numbers() -> No
 def test_a_batch_mixes_pairs_from_all_over_the_pool() -> None:
     order = make((64,) * 16, global_batch_size=64, num_lanes=16, window=64, num_epochs=1)
     assert len(set(order.batch(0).part.tolist())) == 16
+
+
+def test_the_worked_example_of_the_documentation() -> None:
+    order = make((2,) * 5, num_epochs=2, global_batch_size=4, num_lanes=2, window=4, seed=0)
+    spans = [(span.epoch, span.window, span.first, span.last) for span in order._spans(1, 0, 10)]
+    assert spans == [(0, 0, 0, 4), (0, 1, 4, 5), (1, 1, 5, 8), (1, 2, 8, 10)]
+    assert as_list(order.pairs(1, 5, 8)) == [(1, 3, 0), (1, 0, 1), (1, 3, 1)]
