@@ -1,4 +1,4 @@
-"""Reading training samples: the same pairs and pixels in every global batch, for any number of ranks and any first step.
+"""Reading training samples: the same pairs and pixels in every batch, for any number of ranks and any first step.
 
 Bad samples keep a masked slot and are named."""
 

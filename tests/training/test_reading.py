@@ -1,4 +1,4 @@
-"""Windows as reading tasks yield them: from local shards in stretches of bounded bytes, with unchanged rows and order."""
+"""Windows as reading tasks yield them: stretches of bounded bytes from local shards, with the same rows and order."""
 
 from __future__ import annotations
 

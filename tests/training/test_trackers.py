@@ -383,9 +383,7 @@ def test_a_tracker_gets_missed_steps_at_the_end_of_the_run(
     phases, warnings = {"pretrain": str(tmp_path / "pretrain")}, []
     train(config("demo/away", mlflow_uri=NOWHERE), phases["pretrain"], range(3), warn=warnings.append)
     (line,) = warnings
-    assert line.startswith("pretrain: training continues without MLflow: "), (
-        "the sweep has reached it: an outage ends no trial"
-    )
+    assert line.startswith("pretrain: training continues without MLflow: "), "not an error: the sweep has checked it"
     assert finish(config("demo/away", mlflow_uri=server.uri), phases) == []
     assert server.steps(server.runs()["demo/away/pretrain"]) == [1, 2, 3]
 
