@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.config import Config, EvaluationConfig
@@ -14,9 +15,9 @@ from orchestrator.engine.console import Display
 from orchestrator.engine.role import Role
 from orchestrator.engine.stage import Stage
 from orchestrator.errors import UserError
-from orchestrator.evaluation.sets import evaluation_sets, measured_on
+from orchestrator.evaluation.sets import EvaluationSet, evaluation_sets, measured_on
 from orchestrator.evaluation.task_stage import measure_tasks, measured_tasks, task_artifacts
-from orchestrator.evaluation.tasks import open_tasks
+from orchestrator.evaluation.tasks import Tasks, open_tasks
 from orchestrator.storage import files
 
 VERSION = 2
@@ -85,19 +86,41 @@ def _stage(
     measured = measured_on(settings, sets) | ({"tasks": measured_tasks(settings, tasks, of_tasks)} if of_tasks else {})
     artifact = Artifact.of(config.store, "evaluation", version=VERSION, models=identity, **measured)
 
-    def build(display: Display) -> Artifact:
-        # imports torch and open_clip, which a plan does not need
-        from orchestrator.evaluation.embed import Models, measure
-
-        models, started = Models(references=references, pretrained=pretrained), time.monotonic()
-        with display.stage("evaluate", unit="images") as progress:
-            totals = measure(models, sets, settings, progress)
-            if of_tasks:
-                tables = measure_tasks(models, tasks, of_tasks, settings, display, progress)
-                totals = {name: numbers | {"tasks": tables[name]} for name, numbers in totals.items()}
-        artifact.publish(totals=totals, parts=[], seconds=time.monotonic() - started)
-        return artifact
-
+    build = Evaluate(
+        artifact=artifact,
+        references=dict(references),
+        pretrained=pretrained,
+        settings=settings,
+        sets=sets,
+        tasks=tasks,
+        of_tasks=of_tasks,
+    )
     on = [name.replace("_", "-") for name in sets] + ([f"{len(of_tasks)} tasks"] if of_tasks else [])
     does = f"{' and '.join(on)} of {', '.join(references)}"
     return Stage(name="evaluate", role=Role.EVALUATE, does=does, artifact=artifact, build=build)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Computes the evaluation: measures all models on the sets and the tasks, and publishes the results."""
+
+    artifact: Artifact
+    references: Mapping[str, str]
+    pretrained: str | None
+    settings: EvaluationConfig
+    sets: Mapping[str, EvaluationSet]
+    tasks: Tasks
+    of_tasks: Mapping[str, Artifact]
+
+    def __call__(self, display: Display) -> Artifact:
+        # imports torch and open_clip, which a plan does not need
+        from orchestrator.evaluation.embed import Models, measure
+
+        models, started = Models(references=self.references, pretrained=self.pretrained), time.monotonic()
+        with display.stage("evaluate", unit="images") as progress:
+            totals = measure(models, self.sets, self.settings, progress)
+            if self.of_tasks:
+                tables = measure_tasks(models, self.tasks, self.of_tasks, self.settings, display, progress)
+                totals = {name: numbers | {"tasks": tables[name]} for name, numbers in totals.items()}
+        self.artifact.publish(totals=totals, parts=[], seconds=time.monotonic() - started)
+        return self.artifact

@@ -65,10 +65,10 @@ def measure_tasks(
         is_reused = artifact.is_complete()
         if not is_reused:
             progress.update(progress.done, name)
-            reason = _measure(models, task, artifact, settings, progress)
-            if reason is not None:
-                skipped[task.key] = reason
-                display.warn(f"{name}: skipped, {reason}")
+            problem = _measure(models, task, artifact, settings, progress)
+            if problem is not None:
+                skipped[task.key] = problem
+                display.warn(f"{name}: skipped, {problem}")
                 continue
         values = ", ".join(f"{model} {numbers['value']:.2%}" for model, numbers in artifact.totals.items())
         display.line(f"{name}: {task.config.metric} of {values}{', reused' if is_reused else ''}")

@@ -1,4 +1,4 @@
-"""The estimates as a user reads them: a row for each stage, and what the numbers stand on."""
+"""Format the estimates as a table with one row per stage, and as notes on the measurements."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from orchestrator.config import PlanConfig
 from orchestrator.engine.metering import peak_bytes
 from orchestrator.engine.role import Role
 from orchestrator.engine.stopwatch import duration
-from orchestrator.plan.costs import HOUR, Estimate, Estimates
-from orchestrator.plan.measurements import Probe, Trained
-from orchestrator.plan.rows import Reach
+from orchestrator.plan.estimates import HOUR, Estimate, Estimates
+from orchestrator.plan.measurements import MeasuredPhase, Measurements
+from orchestrator.plan.rows import Reach, epochs
 
 COLUMNS = (
     "stage",
     "pairs, samples",
     "core-hours",
     "GPU-hours",
-    "wall",
-    "read of pool or sets",
-    "largest process",
-    "left in the store",
+    "wall time",
+    "bytes read",
+    "peak memory",
+    "bytes stored",
 )
 NOT_MEASURED = "not measured"
 LEAST = 0.001
@@ -30,21 +30,21 @@ BYTES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
 def columns(prices: PlanConfig) -> tuple[str, ...]:
-    """The table's columns; dollars where a price is set."""
+    """Return the columns of the table, with dollars if a price is set."""
     return (*COLUMNS, "dollars") if _priced(prices) else COLUMNS
 
 
 def cost_rows(estimates: Estimates, found: Sequence[Reach], prices: PlanConfig) -> list[tuple[str, ...]]:
-    """A row for each stage that is still to be computed, and their sum."""
+    """Return a row for each remaining stage, and their sum."""
     scales = {one.stage.name: scale(one) for one in found}
     rows = [_row(name, scales[name], estimate, prices) for name, estimate in estimates.by_stage.items()]
-    is_whole = all(estimates.by_stage.values()) and not estimates.probe.left_out
-    summed = "all of it" if is_whole else "all that was measured"
+    is_whole = all(estimates.by_stage.values()) and not estimates.measured.left_out
+    summed = "total" if is_whole else "total of measured stages"
     return [*rows, _row(summed, "", total(estimates.by_stage.values()), prices)]
 
 
 def scale(one: Reach) -> str:
-    """The samples of a phase, or the pairs that reach a stage; `<`: at most, as filters are still to come."""
+    """Return the samples of a phase or the pairs that reach a stage; `<`: at most, because of filters before it."""
     if one.stage.role == Role.EVALUATE:
         return ""
     mark = "" if one.stage.flow.samples else one.mark
@@ -52,7 +52,7 @@ def scale(one: Reach) -> str:
 
 
 def total(estimates: Iterable[Estimate | None]) -> Estimate:
-    """The sum of those that were measured; of memory the most."""
+    """Return the sum over the measured stages, and the maximum of their memory."""
     return reduce(add, filter(None, estimates), Estimate())
 
 
@@ -72,44 +72,44 @@ def _row(name: str, of: str, estimate: Estimate | None, prices: PlanConfig) -> t
     return (*shown, f"${estimate.dollars(prices):,.2f}") if _priced(prices) else shown
 
 
-def notes(probe: Probe, estimates: Estimates, found: Sequence[Reach]) -> Iterator[str]:
-    """What the estimates stand on, and how training compares with training on everything."""
-    on = f"{probe.num_cores:,} cores" + (f" and {probe.num_gpus:,} GPUs" if probe.num_gpus else "")
+def notes(measured: Measurements, estimates: Estimates, found: Sequence[Reach]) -> Iterator[str]:
+    """Yield notes on the measurements, and a comparison with training on every pair."""
+    on = f"{measured.num_cores:,} cores" + (f" and {measured.num_gpus:,} GPUs" if measured.num_gpus else "")
     yield (
-        f"measured on {probe.num_pairs:,} pairs of the pool in {probe.seconds:,.0f} s, for {on}: of the work alone, "
-        f"without the starts of processes and most of the waiting for storage; this process took {size(peak_bytes())}"
+        f"measured on {measured.num_pairs:,} pairs of the pool in {measured.seconds:,.0f} s, for {on}; without process "
+        f"starts and most of the waiting for storage; memory of this process: {size(peak_bytes())}"
     )
-    missing = [name for name, estimate in estimates.by_stage.items() if estimate is None] + probe.left_out
+    missing = [name for name, estimate in estimates.by_stage.items() if estimate is None] + measured.left_out
     if missing:
         yield f"not estimated: {', '.join(missing)}"
-    phases = [one for one in found if one.stage.name in probe.phases]
+    phases = [one for one in found if one.stage.name in measured.phases]
     if phases:
-        first = probe.phases[phases[0].stage.name]
-        on_gpu = f", {size(first.gpu_bytes)} of a GPU" if first.gpu_bytes else ""
+        first = measured.phases[phases[0].stage.name]
+        on_gpu = f", {size(first.gpu_bytes)} of GPU memory" if first.gpu_bytes else ""
         yield (
-            f"training: {first.samples_per_second:,.1f} samples/s by {first.num_workers} workers with "
-            f"{first.batch_share:,} pairs of a batch each{on_gpu}" + _cut(first)
+            f"training: {first.samples_per_second:,.1f} samples/s with {first.num_workers} workers and "
+            f"{first.batch_share:,} pairs per worker and batch{on_gpu}" + _full_share(first)
         )
         if first.gpu_bytes:
-            yield _paced(first, probe, estimates)
+            yield _pace_limit(first, measured, estimates)
         yield _compared(phases, estimates, found)
 
 
-def _cut(trained: Trained) -> str:
+def _full_share(trained: MeasuredPhase) -> str:
     if trained.batch_share >= trained.full_share:
         return ""
-    return f"; the run's workers will have {trained.full_share:,} each, which takes more memory"
+    return f"; in the run {trained.full_share:,} pairs per worker and batch, which needs more memory"
 
 
-def _paced(trained: Trained, probe: Probe, estimates: Estimates) -> str:
-    """On GPUs, where pictures are decoded beside them: which of the two the pace is."""
+def _pace_limit(trained: MeasuredPhase, measured: Measurements, estimates: Estimates) -> str:
+    """Say whether computing on the GPUs or decoding on the cores limits the pace."""
     computed, decoded = trained.samples_per_second / trained.num_workers, estimates.decoded_per_second(trained)
-    computed *= probe.num_workers
+    computed *= measured.num_workers
     slower = "decoding" if decoded < computed else "computing"
     return (
-        f"that is computing alone, beside {trained.wait_share:.0%} of waiting for data; the run's "
-        f"{probe.num_workers:,} GPUs compute {computed:,.0f} samples/s, its {probe.decoding_cores:,} cores beside them "
-        f"decode {decoded:,.0f}: the pace is that of {slower}"
+        f"this pace excludes {trained.wait_share:.0%} of the time, spent waiting for data; in the run "
+        f"{measured.num_workers:,} GPUs compute {computed:,.0f} samples/s and {measured.decoding_cores:,} cores decode "
+        f"{decoded:,.0f} samples/s: {slower} limits the pace"
     )
 
 
@@ -117,14 +117,14 @@ def _compared(phases: Sequence[Reach], estimates: Estimates, found: Sequence[Rea
     names = {one.stage.name for one in phases}
     training = total(estimate for name, estimate in estimates.by_stage.items() if name in names)
     rest = total(estimate for name, estimate in estimates.by_stage.items() if name not in names)
-    told = f"wall: {duration(training.wall_hours * HOUR)} of training, {duration(rest.wall_hours * HOUR)} of the rest"
+    in_training, in_rest = duration(training.wall_hours * HOUR), duration(rest.wall_hours * HOUR)
+    times = f"wall time: {in_training} for training, {in_rest} for the rest"
     first = phases[0].stage
     if first.flow.samples:
-        return told
+        return times
     whole = estimates.of_samples(first.name, first.flow.epochs * found[0].left)
-    return (
-        f"{told}; training for {first.flow.epochs} epochs on every pair would take {duration(whole.wall_hours * HOUR)}"
-    )
+    full = duration(whole.wall_hours * HOUR)
+    return f"{times}; training for {epochs(first.flow.epochs)} on every pair would take {full}"
 
 
 def _priced(prices: PlanConfig) -> bool:
@@ -132,7 +132,7 @@ def _priced(prices: PlanConfig) -> bool:
 
 
 def number(value: float) -> str:
-    """Three digits, or all before the point; empty for nothing at all."""
+    """Format with three significant digits, or all digits of a larger integer part; empty for 0."""
     if not value:
         return ""
     if value < LEAST:
@@ -141,7 +141,7 @@ def number(value: float) -> str:
 
 
 def size(num_bytes: float) -> str:
-    """In the largest unit that leaves at least one; empty for nothing at all."""
+    """Format bytes in the largest unit that gives at least 1; empty for 0."""
     if not num_bytes:
         return ""
     for length, unit in BYTES:

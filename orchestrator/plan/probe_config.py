@@ -1,4 +1,4 @@
-"""A run's configuration cut down to what a probe can do in a minute, with the same work for each pair."""
+"""Reduce a run's configuration to what a probe can do in a minute, with the same work per pair."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ from orchestrator.config import (
 from orchestrator.config.embedding import EncoderConfig
 from orchestrator.engine import ray_cluster
 
-# of each worker's chunk of a batch, and steps of it: enough that a GPU is busy; a CPU is busy with less
+# pairs per worker in a forward pass, and number of steps: enough to keep a GPU busy; a CPU needs fewer
 GPU_CHUNK, CPU_CHUNK = 2048, 64
 GPU_STEPS, CPU_STEPS = 40, 8
-# of each encoding actor; the first ones fill the pipeline
+# batches per encoding actor; the first batches only fill the pipeline
 GPU_BATCHES, CPU_BATCHES = 8, 2
 CPU_ENCODER_BATCH = 32
 MAX_ITERATIONS, MAX_CLUSTERS, PAIRS_PER_CLUSTER = 4, 2000, 8
-# of CPUs: those that read beside training workers, and what an autoscaler is to bring for the probe
+# CPUs that read data beside the training workers, and CPUs that an autoscaler should add for the probe
 READING_CPUS, ENOUGH_CPUS = 2, 8
 KEEP_FRACTION = 0.5
 
 
 def cluster_of(config: Config) -> ClusterConfig:
-    """The nodes that are there; of what an autoscaler brings a first node or two."""
+    """Return a cluster that scales up to one or two more nodes at most."""
     cpus, gpus = config.cluster.scales_to_cpus, config.cluster.scales_to_gpus
     changes = {"scales_to_cpus": cpus and min(cpus, ENOUGH_CPUS), "scales_to_gpus": gpus and 1}
     return config.cluster.model_copy(update=changes)
 
 
-def in_own_store(config: Config, place: str) -> Config:
-    """The run without trackers and evaluation, in a store of its own."""
+def in_own_store(config: Config, store: str) -> Config:
+    """Return the config without trackers and evaluation, with its own store."""
     limits = Limits(max_broken_shards=1, max_broken_pairs=1)
     changes = {
-        "store": place,
+        "store": store,
         "source": config.source.model_copy(update={"limits": limits} | _without_cache(config.source)),
         "tracking": TrackingConfig(tensorboard=False),
         "evaluation": EvaluationConfig(),
@@ -61,7 +61,7 @@ def _without_cache(source: SourceConfig) -> dict[str, Any]:
 
 
 def with_steps(config: Config, steps: dict[str, StepConfig]) -> Config:
-    """The config with these selection steps alone."""
+    """Return the config with only these selection steps."""
     settings = {**config.selection.settings, **steps}
     return config.model_copy(
         update={"selection": config.selection.model_copy(update={"steps": tuple(steps), "settings": settings})}
@@ -69,8 +69,9 @@ def with_steps(config: Config, steps: dict[str, StepConfig]) -> Config:
 
 
 def step_of(step: StepConfig, num_pairs: int, num_clusters: float) -> StepConfig:
-    """A step for so many pairs: a budget of about half of them, about so many clusters. What its pairs cost does not
-    depend on how many are kept; a list brought along is a draw in its place."""
+    """Return a step for `num_pairs` pairs with a budget of half of them and about `num_clusters` clusters.
+
+    The cost per pair does not depend on how many are kept. A keep list becomes a random selection."""
     if isinstance(step, KeepListStep):
         return RandomStep(keep_fraction=KEEP_FRACTION)
     changes: dict[str, Any] = {}
@@ -89,20 +90,21 @@ def step_of(step: StepConfig, num_pairs: int, num_clusters: float) -> StepConfig
 
 
 def encoder_of(settings: EncoderConfig) -> EncoderConfig:
-    """On CPUs an encoder takes small batches; broken pairs are the run's to judge."""
+    """Return an encoder with small batches on CPUs and no limit on bad pairs, which only the run enforces."""
     batch_size = settings.batch_size if ray_cluster.num_gpus() else min(settings.batch_size, CPU_ENCODER_BATCH)
     return settings.model_copy(update={"batch_size": batch_size, "max_bad_pairs": 1.0})
 
 
 def rows_to_encode(settings: EncoderConfig, num_actors: int, num_parts: int) -> int:
-    """Of each part, so that every actor has a few batches."""
+    """Return the rows per part that give every actor a few batches."""
     batches = num_actors * (GPU_BATCHES if ray_cluster.num_gpus() else CPU_BATCHES)
     return -(-batches * settings.batch_size // num_parts)
 
 
 def training_of(config: Config, num_pairs: int, full_workers: int) -> Config:
-    """A few steps of the workers that the nodes have room for, with the share of a batch that each will have, up to a
-    size; of the chunks that a share is computed in, two."""
+    """Return a config that trains for a few steps, with as many workers as the current nodes have room for.
+
+    Each worker has the share of a batch that it will have in the run, up to a limit, and accumulates at most twice."""
     training, has_gpus = config.training, ray_cluster.num_gpus() > 0
     room = ray_cluster.num_gpus() or max(1, ray_cluster.num_cpus() - READING_CPUS)
     workers = min(full_workers, room, num_pairs)
@@ -130,5 +132,5 @@ def training_of(config: Config, num_pairs: int, full_workers: int) -> Config:
 
 
 def share_of_batch(config: Config, workers: int) -> int:
-    """Pairs of a global batch that each of so many workers has."""
+    """Return the pairs of a global batch per worker."""
     return config.training.global_batch_size // workers

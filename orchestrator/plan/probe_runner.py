@@ -1,9 +1,8 @@
-"""The stages of a probe, built one after the other and measured.
+"""Build and measure the stages of a probe, one after the other.
 
-Every selection step is measured on all of the probe's pairs, whatever the steps before it would leave. Two things are
-too slow for whole parts: an encoder embeds some hundred pairs, and what comes after it gets drawn vectors; training
-takes a few steps. Of what was brought along (embeddings, keep lists) some rows are joined; fetching the vectors that
-go with them is not measured."""
+Every selection step is measured on all pairs of the probe, regardless of the steps before it. Two stages are too slow
+for whole parts: an encoder embeds a few hundred pairs, and later stages get random vectors; training runs a few steps.
+Of external embeddings and keep lists, some rows are joined; reading external vectors is not measured."""
 
 from __future__ import annotations
 
@@ -29,22 +28,20 @@ from orchestrator.engine.console import Display
 from orchestrator.engine.metering import Cost, metering
 from orchestrator.engine.stage import Stage
 from orchestrator.plan import probe_config
-from orchestrator.plan.measurements import Measured, Probe
-from orchestrator.plan.probe_lists import first_rows, lists_of
+from orchestrator.plan.measurements import MeasuredStage, Measurements
+from orchestrator.plan.probe_pool import PoolSample, draw_vectors, first_rows, lists_of
+from orchestrator.plan.rates import ProbeRun, WriterLoad, measure_phases, writer_seconds
 from orchestrator.plan.rows import Reach, reaches
-from orchestrator.plan.subset import Drawn, draw_vectors
-from orchestrator.plan.training import Pictured, measure_phases
-from orchestrator.plan.writing import Written, seconds_per_row
 from orchestrator.source import Source
 from orchestrator.storage import files
 
 TOWERS: tuple[Tower, ...] = ("image", "text")
-# float32 twice: k-means holds the vectors and what they were gathered from
+# two float32 values: k-means holds the vectors and a copy that they are gathered from
 BYTES_PER_DIM = 8
 
 
 class Planned(Protocol):
-    """A run's stages in order, and the keep list that selection comes to."""
+    """The stages of a run in order, and its final keep list."""
 
     @property
     def stages(self) -> list[Stage]: ...
@@ -53,64 +50,71 @@ class Planned(Protocol):
     def kept(self) -> Artifact: ...
 
 
-Make = Callable[[Config, Source], Planned]
+ListStages = Callable[[Config, Source], Planned]
 
 
-class Running:
-    """The probe's stages, which it builds one after the other into its own store."""
+class ProbeRunner:
+    """Builds the stages of a probe into its own store and adds their costs to `measured`."""
 
-    def __init__(self, config: Config, drawn: Drawn, make: Make, found: Sequence[Reach], probed: Probe):
-        self.config, self.drawn, self.make, self.probed = config, drawn, make, probed
-        self.source = drawn.subset
+    def __init__(
+        self,
+        config: Config,
+        sample: PoolSample,
+        list_stages: ListStages,
+        found: Sequence[Reach],
+        measured: Measurements,
+    ):
+        self.config, self.sample, self.list_stages, self.measured = config, sample, list_stages, measured
+        self.source = sample.subset
         self.real = {one.stage.name: one for one in found}
         self.display = Display(Console(file=StringIO()))
-        self.costs: dict[str, Cost] = {}
-        # by artifact: two steps that are alike share theirs here, as both see the whole probe
-        self.spent: dict[str, Cost] = {}
-        # by name: of the writers of embeddings
+        self.by_name: dict[str, Cost] = {}
+        # by artifact URI, because steps with equal settings share an artifact: both see all pairs of the probe
+        self.by_artifact: dict[str, Cost] = {}
+        # seconds of the embedding writers, by stage name
         self.serial: dict[str, float] = {}
-        # of what was brought along, by name: with some rows of it, where the run's own stages take all
+        # names of the stages that join external lists; they are measured on the first rows only
         self.joined: set[str] = set()
 
     def steps(self) -> Iterator[str]:
-        """Measures stage by stage; gives the name of each that is done."""
+        """Measure all stages and yield the name of each one when it is done."""
         read = catalog_stage(self.config.store, self.source, self.config.source.limits)
         self._build(read)
-        self.costs[read.name] = self.spent[read.artifact.uri]
+        self.by_name[read.name] = self.by_artifact[read.artifact.uri]
         yield read.name
         self.catalog = Catalog(read.artifact)
-        self.probed.num_pairs = sum(self.catalog.rows_per_part)
-        self.probed.pool_bytes = self.drawn.pool_bytes
-        self.probed.image_bytes = _image_bytes(self.catalog) or self.drawn.image_bytes
-        self.probed.rows_per_read = self.drawn.rows_per_read
+        self.measured.num_pairs = sum(self.catalog.rows_per_part)
+        self.measured.pool_bytes = self.sample.pool_bytes
+        self.measured.image_bytes = _image_bytes(self.catalog) or self.sample.image_bytes
+        self.measured.rows_per_read = self.sample.rows_per_read
         yield from self._joins()
         yield from self._embeddings()
         for name in self.config.selection.steps:
             yield from self._step(name)
         without_steps = probe_config.with_steps(self.config, {})
-        planned = self.make(without_steps, self.source)
+        planned = self.list_stages(without_steps, self.source)
         yield from self._stages(planned, [stage for stage in planned.stages if not stage.trains])
-        self.probed.stages[read.name] = replace(
-            self.probed.stages[read.name], work=self.drawn.share, stores=self.drawn.share * self._share_of_rows()
+        self.measured.stages[read.name] = replace(
+            self.measured.stages[read.name], work=self.sample.share, stores=self.sample.share * self._share_of_rows()
         )
         lists = [stage.artifact for stage in planned.stages if stage.artifact.kind == "keep"]
         num_pairs = min(KeepList(artifact).num_pairs for artifact in lists)
-        if self.probed.num_workers and num_pairs:
-            config = probe_config.training_of(without_steps, num_pairs, self.probed.num_workers)
-            phases = [stage for stage in self.make(config, self.source).stages if stage.trains]
-            drawn = Pictured(config, self.source, self.catalog)
-            yield from measure_phases(drawn, phases, self.config, self.probed, self.display)
+        if self.measured.num_workers and num_pairs:
+            config = probe_config.training_of(without_steps, num_pairs, self.measured.num_workers)
+            phases = [stage for stage in self.list_stages(config, self.source).stages if stage.trains]
+            run = ProbeRun(config, self.source, self.catalog)
+            yield from measure_phases(run, phases, self.config, self.measured, self.display)
 
     def _share_of_rows(self) -> float:
-        """Of the drawn parts' rows those that the probe sees."""
+        """Return the share of the sampled parts' rows that the probe uses."""
         rows = [part.num_rows for part in self.source.chosen]
-        return 1.0 if None in rows else self.probed.num_pairs / max(1, sum(filter(None, rows)))
+        return 1.0 if None in rows else self.measured.num_pairs / max(1, sum(filter(None, rows)))
 
     def _is_left(self, name: str) -> bool:
         return name in self.real and not self.real[name].stage.artifact.is_complete()
 
     def _step(self, name: str) -> Iterator[str]:
-        """Measures a selection step; what costs the more the larger a cluster, on clusters as large as the run's."""
+        """Measure a selection step. Stages that depend on cluster sizes run on clusters as large as the run's."""
         step = self.config.selection.settings[name]
         clustering: Clustering | None = getattr(step, "clustering", None)
         many = self._planned_step(name, math.inf)
@@ -121,38 +125,38 @@ class Running:
         yield from self._stages(many, stages[:by_size])
         if by_size is not None and clustering is not None:
             pairs_per_cluster = self.real[stages[by_size].name].reached / clustering.k
-            few = self._planned_step(name, self.probed.num_pairs / max(1, pairs_per_cluster))
+            few = self._planned_step(name, self.measured.num_pairs / max(1, pairs_per_cluster))
             yield from self._stages(few, [stage for stage in few.stages if not stage.trains])
 
     def _planned_step(self, name: str, num_clusters: float) -> Planned:
-        step = probe_config.step_of(self.config.selection.settings[name], self.probed.num_pairs, num_clusters)
-        return self.make(probe_config.with_steps(self.config, {name: step}), self.source)
+        step = probe_config.step_of(self.config.selection.settings[name], self.measured.num_pairs, num_clusters)
+        return self.list_stages(probe_config.with_steps(self.config, {name: step}), self.source)
 
     def _stages(self, planned: Planned, stages: Sequence[Stage]) -> Iterator[str]:
-        """Builds those that the run has too, and measures each name once."""
+        """Build the stages that the run has too, and measure each name once."""
         for stage in stages:
             if stage.name not in self.real or stage.name in self.joined:
                 continue
             if not stage.artifact.is_complete():
                 self._build(stage)
                 yield stage.name
-            if stage.artifact.uri in self.spent:
-                self.costs.setdefault(stage.name, self.spent[stage.artifact.uri])
+            if stage.artifact.uri in self.by_artifact:
+                self.by_name.setdefault(stage.name, self.by_artifact[stage.artifact.uri])
         names = {stage.name for stage in stages}
         for reach in reaches(planned.stages, self.source, self.catalog):
             name = reach.stage.name
-            if name in names and name in self.costs and name not in self.probed.stages:
-                self.probed.stages[name] = self._measured(reach)
+            if name in names and name in self.by_name and name not in self.measured.stages:
+                self.measured.stages[name] = self._measure(reach)
 
     def _build(self, stage: Stage) -> None:
         with metering() as cost:
             stage.build(self.display)
-            self.spent[stage.artifact.uri] = cost()
+            self.by_artifact[stage.artifact.uri] = cost()
 
-    def _measured(self, reach: Reach) -> Measured:
+    def _measure(self, reach: Reach) -> MeasuredStage:
         stage = reach.stage
-        return Measured(
-            cost=self.costs[stage.name],
+        return MeasuredStage(
+            cost=self.by_name[stage.name],
             work=stage.scaling.work(reach.reached),
             num_bytes=files.num_bytes(stage.artifact.uri),
             stores=stage.scaling.stores(reach.reached),
@@ -161,7 +165,7 @@ class Running:
         )
 
     def _joins(self) -> Iterator[str]:
-        """What was brought along, joined with the probe's pairs."""
+        """Measure the joins of external lists with the pairs of the probe."""
         for label, foreign in lists_of(self.config).items():
             stages = align_stages(self.config.store, self.catalog, first_rows(foreign), label=label)
             self.joined |= {stage.name for stage in stages}
@@ -169,13 +173,13 @@ class Running:
                 continue
             for stage in stages:
                 self._build(stage)
-                self.costs[stage.name] = self.spent[stage.artifact.uri]
+                self.by_name[stage.name] = self.by_artifact[stage.artifact.uri]
                 yield stage.name
             for reach in reaches(stages, self.source, self.catalog):
-                self.probed.stages[reach.stage.name] = self._measured(reach)
+                self.measured.stages[reach.stage.name] = self._measure(reach)
 
     def _embeddings(self) -> Iterator[str]:
-        """Vectors for all steps that go by some; what computing them costs, where they are to be computed."""
+        """Build vectors for all steps that use an embedding, and measure the encoders that the run still has to run."""
         steps = self.config.selection.steps
         for name in dict.fromkeys(filter(None, map(self.config.selection.embedding_of, steps))):
             *_, stage = embedding_stages(self.config, name, self.source, self.catalog)
@@ -183,16 +187,16 @@ class Running:
             if not self._is_left(stage.name):
                 dims = _dims(self.real[stage.name].stage.artifact)
             elif isinstance(settings, EncoderConfig):
-                dims, self.costs[stage.name] = self._encode(name, settings)
+                dims, self.by_name[stage.name] = self._encode(name, settings)
             else:
                 dims = open_brought(settings, name).dims()
             draw_vectors(stage.artifact, self.catalog, dims, self.display)
-            self.probed.vector_bytes = max(self.probed.vector_bytes, BYTES_PER_DIM * max(dims.values()))
+            self.measured.vector_bytes = max(self.measured.vector_bytes, BYTES_PER_DIM * max(dims.values()))
             yield stage.name
 
     def _encode(self, name: str, settings: EncoderConfig) -> tuple[dict[Tower, int], Cost]:
-        """The lengths of an encoder's vectors, and its cost for as many pairs as the whole probe has."""
-        # torch, which captions alone do without
+        """Return the lengths of an encoder's vectors, and its cost scaled to all pairs of the probe."""
+        # imports torch, which a selection by captions does not need
         from orchestrator.embedding.execution import num_actors
 
         settings = probe_config.encoder_of(settings)
@@ -205,11 +209,11 @@ class Running:
         with metering() as cost:
             stage.build(self.display)
             spent = cost()
-        dims, rows = _dims(stage.artifact), self.probed.num_pairs // len(self.source.chosen)
-        written = Written(dims=dims, batch_size=settings.batch_size, rows_per_part=rows)
-        place = Artifact.of(config.store, "writing", version=1, of=stage.artifact)
-        self.serial[stage.name] = seconds_per_row(place, written) * self.probed.num_pairs
-        return dims, spent.times(self.probed.num_pairs / sum(Catalog(read.artifact).rows_per_part))
+        dims, rows = _dims(stage.artifact), self.measured.num_pairs // len(self.source.chosen)
+        load = WriterLoad(dims=dims, batch_size=settings.batch_size, rows_per_part=rows)
+        scratch = Artifact.of(config.store, "writing", version=1, of=stage.artifact)
+        self.serial[stage.name] = writer_seconds(scratch, load) * self.measured.num_pairs
+        return dims, spent.times(self.measured.num_pairs / sum(Catalog(read.artifact).rows_per_part))
 
 
 def _dims(embedding: Artifact) -> dict[Tower, int]:
@@ -218,7 +222,7 @@ def _dims(embedding: Artifact) -> dict[Tower, int]:
 
 
 def _image_bytes(catalog: Catalog) -> float | None:
-    """Of an encoded image, on average, where the catalog knows."""
+    """Return the mean bytes of an encoded image; None if the catalog has no sizes."""
     parts = range(len(catalog.rows_per_part))
     sizes = [pc.mean(catalog.table(index, ("image_size",))["image_size"]).as_py() for index in parts]
     known = [size for size in sizes if size is not None]

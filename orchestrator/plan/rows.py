@@ -1,5 +1,4 @@
-"""The plan: for each stage what it will do, whether it is there, over how many pairs, and how many samples it trains
-on."""
+"""Build the table of a plan: for each stage what it does, its state, its pairs, and its training samples."""
 
 from __future__ import annotations
 
@@ -20,9 +19,9 @@ COLUMNS = ("stage", "what it does", "state", "pairs", "samples")
 
 @dataclass(frozen=True, kw_only=True)
 class Reach:
-    """How many pairs reach a stage, how many it leaves, how many samples it trains on (None: it does not train).
+    """The pairs that reach a stage, the pairs that are left after it, and its training samples (None: no training).
 
-    `mark` says how far the numbers are known: exactly (empty), from the first shard (`~`), or at most (`<`)."""
+    `mark`: the numbers are exact (empty), estimated from the first shard (`~`), or upper bounds (`<`)."""
 
     stage: Stage
     reached: int
@@ -32,8 +31,10 @@ class Reach:
 
 
 def reaches(stages: Sequence[Stage], source: Source, catalog: Catalog) -> list[Reach]:
-    """Of each stage. Counts are exact where the catalog is there, else estimated from the first shard. What a filter
-    leaves is known once it is computed; until then it is at most what reaches it."""
+    """Return the reach of each stage.
+
+    Counts are exact if the catalog exists, else estimated from the first shard. The pairs left by a filter are known
+    once it is computed; until then the pairs that reach it are an upper bound."""
     total, exact = num_pairs(source, catalog)
     sign, left = "" if exact else "~", total
     found: list[Reach] = []
@@ -61,12 +62,12 @@ def reaches(stages: Sequence[Stage], source: Source, catalog: Catalog) -> list[R
 
 
 def plan_rows(found: Sequence[Reach]) -> list[tuple[str, ...]]:
-    """The table's rows."""
+    """Return the rows of the table."""
     return [(one.stage.name, one.stage.does, state(one.stage), _pairs(one), _samples(one)) for one in found]
 
 
 def _pairs(one: Reach) -> str:
-    # a set to evaluate on is none of the pool's
+    # evaluation sets are not part of the pool
     return f"{one.mark}{one.left:,}" if one.stage.role != Role.EVALUATE else ""
 
 
@@ -77,7 +78,7 @@ def _samples(one: Reach) -> str:
 
 
 def state(stage: Stage) -> str:
-    """`reused`, `resumes` with the parts or steps that are done, or `to compute`."""
+    """Return `reused`, `resumes ...` with the finished parts or steps, or `to compute`."""
     if stage.artifact.is_complete():
         return "reused"
     if stage.trains:
@@ -88,7 +89,7 @@ def state(stage: Stage) -> str:
 
 
 def num_pairs(source: Source, catalog: Catalog) -> tuple[int, bool]:
-    """The pairs of the pool, and whether that is exact."""
+    """Return the number of pairs in the pool, and whether it is exact."""
     if catalog.artifact.is_complete():
         return sum(catalog.rows_per_part), True
     parts = source.parts()
@@ -99,17 +100,21 @@ def num_pairs(source: Source, catalog: Catalog) -> tuple[int, bool]:
 
 
 def training_cost(found: Sequence[Reach], source: Source, catalog: Catalog) -> str | None:
-    """A sentence on the samples that the phases see, against training as long on everything."""
+    """Return a line that compares the samples of all phases with training on every pair; None without training."""
     total, exact = num_pairs(source, catalog)
     seen = sum(one.samples for one in found if one.samples is not None)
-    epochs = max((one.stage.flow.epochs for one in found), default=0)
+    most_epochs = max((one.stage.flow.epochs for one in found), default=0)
     if not seen:
         return None
     sign = "" if exact else "~"
     bound = "at most " if any(_samples(one).startswith("<") for one in found) else ""
-    told = f"samples seen: {bound}{sign}{seen:,}"
+    samples = f"samples seen: {bound}{sign}{seen:,}"
     if any(one.stage.flow.samples for one in found):
-        return told
-    return (
-        f"{told}, {seen / (epochs * total):.1%} of the {sign}{epochs * total:,} that {epochs} epochs on every pair take"
-    )
+        return samples
+    full = most_epochs * total
+    return f"{samples}, {seen / full:.1%} of the {sign}{full:,} samples in {epochs(most_epochs)} on every pair"
+
+
+def epochs(number: int) -> str:
+    """Return the number with its unit."""
+    return f"{number} epoch{'' if number == 1 else 's'}"

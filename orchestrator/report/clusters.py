@@ -1,4 +1,4 @@
-"""Report how many pairs budgeted steps kept of each cluster, with examples from the densest and most spread-out ones.
+"""Report the clusterings that steps use, and how many pairs budgeted steps kept of each cluster, with examples.
 
 Examples are the pairs with the lowest random keys. Each block of parts returns as many kept and pruned pairs per
 cluster as are shown, and so does any union of blocks: the result does not depend on the blocks."""
@@ -20,10 +20,10 @@ from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.parts import over_blocks
 from orchestrator.engine.role import Role
 from orchestrator.engine.run_record import RunRecord
-from orchestrator.pruning.random import random_scores
+from orchestrator.pruning.order import random_scores
 from orchestrator.report.entry import Example
 from orchestrator.report.pairs import examples_at
-from orchestrator.report.schema_clusters import Cluster, ClusterPruning, ClusterSheet
+from orchestrator.report.schema_clusters import Cluster, ClusteringReport, ClusterPruning, ClusterSheet, ClusterSizes
 from orchestrator.report.selected import SelectedStep
 from orchestrator.selection.dbp import read_quotas
 
@@ -47,6 +47,32 @@ class ClusterSample:
 
 def _lowest(pairs: pl.DataFrame) -> pl.DataFrame:
     return pairs.sort("key").group_by("cluster", "kept", maintain_order=True).head(PAIRS_PER_ROW)
+
+
+def clusterings(record: RunRecord, steps: list[SelectedStep]) -> dict[str, ClusteringReport]:
+    """Return the clustering of each step that uses one."""
+    reports = {}
+    for step in steps:
+        centroids = record.find(Role.TRAIN_CENTROIDS, step.name)
+        stats = record.find(Role.CLUSTER_STATS, step.name)
+        if centroids is not None and stats is not None:
+            reports[step.name] = _clustering(centroids, ClusterStats.read(stats).sizes)
+    return reports
+
+
+def _clustering(centroids: Artifact, sizes: NDArray[np.int64]) -> ClusteringReport:
+    totals, filled = centroids.totals, sizes[sizes > 0]
+    return ClusteringReport(
+        k=totals["k"],
+        pairs=int(sizes.sum()),
+        empty=len(sizes) - len(filled),
+        sizes=ClusterSizes(min=int(filled.min()), median=float(np.median(filled)), max=int(filled.max())),
+        sampled=totals["sampled"],
+        iterations=len(totals["objective"]),
+        objective_first=totals["objective"][0],
+        objective_last=totals["objective"][-1],
+        restarts=totals["restarts"],
+    )
 
 
 def cluster_prunings(record: RunRecord, steps: list[SelectedStep]) -> dict[str, ClusterPruning]:

@@ -7,8 +7,7 @@ import logging
 import ray
 
 from orchestrator.engine.run_record import RunRecord
-from orchestrator.report.clusterings import clusterings
-from orchestrator.report.clusters import cluster_prunings
+from orchestrator.report.clusters import cluster_prunings, clusterings
 from orchestrator.report.duplicates import duplicates
 from orchestrator.report.examples import example_pairs
 from orchestrator.report.files import JSON_FILE, PAGE_FILE

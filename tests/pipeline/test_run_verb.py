@@ -141,7 +141,7 @@ def test_a_second_run_recomputes_nothing(typed: Any, tiny_run: Path, tiny_conf: 
 def test_a_plan_of_it_shows_what_is_there(typed: Any, tiny_run: Path, tiny_conf: str, tar_pool: str) -> None:
     command = tiny_command(tiny_conf, tar_pool).replace(" run ", " plan ")
     done = typed(f"{command} store=STORE selection.wfpp.keep_fraction=0.5 plan.probe_parts=1", cwd=tiny_run)
-    plan, costs = done.stdout.split("what is still to be computed would take")
+    plan, costs = done.stdout.split("estimated cost of the remaining stages")
     rows = {
         cells[1].strip(): cells[3].strip()
         for cells in (line.split("│") for line in plan.splitlines())
@@ -155,7 +155,7 @@ def test_a_plan_of_it_shows_what_is_there(typed: Any, tiny_run: Path, tiny_conf:
     }
     priced = [line.split("│")[1].strip() for line in costs.splitlines() if line.startswith("│")]
     assert not {"catalog", "score, wfpp"} & set(priced)
-    assert {"wfpp", "pretrain", "finetune", "all of it"} <= set(priced)
+    assert {"wfpp", "pretrain", "finetune", "total"} <= set(priced)
 
 
 def test_the_report_is_rebuilt(typed: Any, tiny_run: Path) -> None:

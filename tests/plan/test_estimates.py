@@ -1,4 +1,4 @@
-"""From a probe's measurements to a run's estimates: worked examples by hand."""
+"""Estimates of a run from the measurements of a probe: examples calculated by hand."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 import polars as pl
 import pytest
-from orchestrator.plan.decode_rates import Forward
 
 from orchestrator.config import PlanConfig, TableSource
 from orchestrator.data.catalog import Catalog
@@ -19,9 +18,8 @@ from orchestrator.engine.parts import part_path
 from orchestrator.engine.role import role_and_step
 from orchestrator.engine.stage import CostScaling, PairFlow, Size, Stage, by_groups, by_part
 from orchestrator.plan import cost_table
-from orchestrator.plan.costs import Estimate, Estimates
-from orchestrator.plan.evaluation_size import SetSize
-from orchestrator.plan.measurements import Measured, Probe, Trained
+from orchestrator.plan.estimates import Estimate, Estimates
+from orchestrator.plan.measurements import ForwardPass, MeasuredPhase, MeasuredStage, Measurements, SetSize
 from orchestrator.plan.rows import Reach, reaches
 from orchestrator.selection.word_counts import count_stage, words_stage
 from orchestrator.source import open_source
@@ -54,21 +52,21 @@ def reach(of: Stage, reached: int, samples: int | None = None) -> Reach:
     return Reach(stage=of, reached=reached, left=reached, mark="", samples=samples)
 
 
-def measured(cost: Cost, pairs: int = 1000, **changes: Any) -> Measured:
-    return Measured(**{"cost": cost, "work": pairs, "stores": pairs, "holds": 0, "num_bytes": 5000} | changes)
+def measured(cost: Cost, pairs: int = 1000, **changes: Any) -> MeasuredStage:
+    return MeasuredStage(**{"cost": cost, "work": pairs, "stores": pairs, "holds": 0, "num_bytes": 5000} | changes)
 
 
 CATALOG = stage("catalog", "catalog")
-PROBE = Probe(
+PROBE = Measurements(
     num_cores=10, node_cores=5, num_gpus=0, shares_cores=False, num_workers=4, num_pairs=1000, image_bytes=2e4
 )
 
 
-def estimates(probe: Probe, *found: Reach) -> Estimates:
+def estimates(probe: Measurements, *found: Reach) -> Estimates:
     return Estimates(probe, NUM_PARTS, found, CATALOG.artifact, batch_size=100, window=1000)
 
 
-def estimate(probe: Probe, one: Reach) -> Estimate:
+def estimate(probe: Measurements, one: Reach) -> Estimate:
     found = estimates(probe, one).by_stage[one.stage.name]
     assert found is not None
     return found
@@ -77,11 +75,11 @@ def estimate(probe: Probe, one: Reach) -> Estimate:
 def test_hours_grow_with_the_pairs_and_share_the_cores() -> None:
     probe = replace(PROBE, stages={"score": measured(Cost(core_seconds=3.0, waiting_seconds=0.6, peak_bytes=7))})
     found = estimate(probe, reach(stage("score"), 1_000_000))
-    assert found.core_hours == pytest.approx(3600 / HOUR), "3.6 s for a thousand are an hour for a million"
+    assert found.core_hours == pytest.approx(3600 / HOUR), "3.6 s for a thousand pairs are an hour for a million"
     assert found.wall_hours == pytest.approx(0.1), "on ten cores"
     assert (found.memory_bytes, found.store_bytes) == (7, pytest.approx(5_000_000))
     shared = estimate(replace(probe, shares_cores=True), reach(stage("score"), 1_000_000))
-    assert shared.core_hours == pytest.approx(3000 / HOUR), "who waits for a shared core does not hold one"
+    assert shared.core_hours == pytest.approx(3000 / HOUR), "a task that waits for a shared core does not hold it"
 
 
 def test_the_catalog_grows_with_its_share_of_the_pool() -> None:
@@ -107,17 +105,17 @@ def test_clusters_count_as_work_as_memory_and_as_storage() -> None:
     assert found.store_bytes == 50_000
 
 
-def test_what_holds_gpus_pays_for_all_of_them_and_reads_the_images() -> None:
+def test_stage_on_gpus_holds_all_of_them_and_reads_the_images() -> None:
     cost = Cost(core_seconds=8.0, gpu_seconds=2.0)
     probe = replace(PROBE, num_gpus=4, stages={"embed": measured(cost)})
     found = estimate(probe, reach(stage("embed", "embedding"), 1_800_000))
     assert found.core_hours == pytest.approx(3.0)
-    assert found.wall_hours == pytest.approx(0.3), "the cores are what it waits for"
-    assert found.gpu_hours == pytest.approx(4 * 0.3), "busy for an hour, held for more"
+    assert found.wall_hours == pytest.approx(0.3), "the cores limit it"
+    assert found.gpu_hours == pytest.approx(4 * 0.3), "held for longer than they are busy"
     assert found.source_bytes == 1_800_000 * 2e4
 
 
-def test_one_task_is_not_spread() -> None:
+def test_one_task_does_not_spread_over_the_cluster() -> None:
     probe = replace(PROBE, num_gpus=4, stages={"train": measured(Cost(core_seconds=3.6))})
     found = estimate(probe, reach(stage("train", one_task=True), 1_000_000))
     assert found.wall_hours == pytest.approx(1 / 5), "the cores of one node"
@@ -126,7 +124,7 @@ def test_one_task_is_not_spread() -> None:
     assert (found.wall_hours, found.gpu_hours) == (pytest.approx(1), pytest.approx(1)), "one of the four GPUs"
 
 
-def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
+def test_finished_parts_and_steps_are_not_estimated(tmp_path: Path) -> None:
     embed = stage("embed", "embedding", at=tmp_path)
     for part in range(NUM_PARTS // 4):
         files.write_json(part_path(embed.artifact, part, "json"), {})
@@ -137,10 +135,10 @@ def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
     files.write(pretrain.artifact.path("checkpoints", "step_000000000900.pt"), b"")
     phase = reach(pretrain, 100_000, samples=100_000)
     found = estimate(replace(PROBE, phases={"pretrain": trained()}), phase)
-    assert found.wall_hours == pytest.approx(10_000 / 400 / HOUR), "900 steps of 100 are behind it"
+    assert found.wall_hours == pytest.approx(10_000 / 400 / HOUR), "900 steps of 100 samples are done"
 
 
-def test_an_artifact_that_two_stages_need_is_made_once(tmp_path: Path) -> None:
+def test_artifact_of_two_stages_is_estimated_once(tmp_path: Path) -> None:
     probe = replace(
         PROBE, stages={"before": measured(Cost(core_seconds=3.6)), "after": measured(Cost(core_seconds=3.6))}
     )
@@ -149,7 +147,7 @@ def test_an_artifact_that_two_stages_need_is_made_once(tmp_path: Path) -> None:
     assert list(found.by_stage) == ["before"]
 
 
-def test_parts_bound_what_a_stage_is_spread_over() -> None:
+def test_number_of_parts_limits_the_spread_of_a_stage() -> None:
     few = replace(PROBE, num_cores=1000, stages={"score": measured(Cost(core_seconds=3.6))})
     found = estimate(few, reach(stage("score"), 1_000_000))
     assert found.wall_hours == pytest.approx(1 / NUM_PARTS), "one part is one task"
@@ -206,22 +204,22 @@ def test_nothing_to_scale_from_is_not_measured() -> None:
     }
 
 
-def trained(**changes: Any) -> Trained:
+def trained(**changes: Any) -> MeasuredPhase:
     numbers = {"samples_per_second": 200.0, "num_workers": 2, "batch_share": 64, "full_share": 64}
-    return Trained(**numbers | {"peak_bytes": 9, "gpu_bytes": 0, "num_bytes": 6 * 10**8} | changes)
+    return MeasuredPhase(**numbers | {"peak_bytes": 9, "gpu_bytes": 0, "num_bytes": 6 * 10**8} | changes)
 
 
 def test_training_by_samples_and_by_workers() -> None:
     phase = reach(stage("pretrain", "pretrain", epochs=32), 10_000, samples=1_440_000)
     found = estimate(replace(PROBE, phases={"pretrain": trained()}), phase)
-    assert found.wall_hours == pytest.approx(1.0), "twice the workers, twice as fast"
+    assert found.wall_hours == pytest.approx(1.0), "twice the workers are twice as fast"
     assert (found.core_hours, found.gpu_hours) == (pytest.approx(10.0), 0)
     on_gpus = estimate(replace(PROBE, num_gpus=4, phases={"pretrain": trained(gpu_bytes=10**10)}), phase)
     assert (on_gpus.core_hours, on_gpus.gpu_hours) == (0, pytest.approx(4.0))
     assert on_gpus.source_bytes == 1_440_000 * 2e4
 
 
-def test_on_gpus_the_pace_is_the_slower_of_computing_and_decoding() -> None:
+def test_pace_on_gpus_is_the_slower_of_computing_and_decoding() -> None:
     phase = reach(stage("pretrain", "pretrain", epochs=1), 3_600_000, samples=3_600_000)
 
     def of(cores: int, **changes: Any) -> tuple[Estimate, str]:
@@ -229,28 +227,28 @@ def test_on_gpus_the_pace_is_the_slower_of_computing_and_decoding() -> None:
         probe = replace(PROBE, num_gpus=4, decoding_cores=cores, phases=phases)
         return estimate(probe, phase), "\n".join(cost_table.notes(probe, estimates(probe, phase), [phase]))
 
-    few, told = of(10, gpu_bytes=10**10, wait_share=0.3)
-    assert few.wall_hours == pytest.approx(1), "ten cores decode a thousand pictures a second, 4 GPUs take 4000"
+    few, notes = of(10, gpu_bytes=10**10, wait_share=0.3)
+    assert few.wall_hours == pytest.approx(1), "10 cores decode 1,000 images a second, 4 GPUs compute 4,000"
     assert (few.gpu_hours, few.bound) == (pytest.approx(4), "decoding")
-    assert "30% of waiting" in told
-    assert "compute 4,000 samples/s, its 10 cores beside them decode 1,000: the pace is that of decoding" in told
-    many, told = of(100, gpu_bytes=10**10)
+    assert "this pace excludes 30% of the time, spent waiting for data" in notes
+    assert "compute 4,000 samples/s and 10 cores decode 1,000 samples/s: decoding limits the pace" in notes
+    many, notes = of(100, gpu_bytes=10**10)
     assert (many.wall_hours, many.bound) == (pytest.approx(0.25), "")
-    assert "the pace is that of computing" in told
-    cpus, told = of(10)
-    assert cpus.wall_hours == pytest.approx(0.25), "on CPUs decoding is part of what was measured"
-    assert "decode" not in told
+    assert "computing limits the pace" in notes
+    cpus, notes = of(10)
+    assert cpus.wall_hours == pytest.approx(0.25), "on CPUs the measured pace includes decoding"
+    assert "decode" not in notes
 
 
-def test_evaluation_is_the_forward_passes_of_all_models_on_all_sets() -> None:
+def test_evaluation_sums_the_forward_passes_of_all_models_on_all_sets() -> None:
     shot = SetSize(num_bytes=5 * GB, num_shards=2, images=50_000, texts=80_000, shares_texts=True)
     pairs = SetSize(num_bytes=GB, num_shards=1, images=5_000, texts=5_000, shares_texts=False)
-    forward = Forward(image_seconds=0.01, text_seconds=0.001, decode_seconds=0.02, peak_bytes=7)
+    forward = ForwardPass(image_seconds=0.01, text_seconds=0.001, decode_seconds=0.02, peak_bytes=7)
     models = [reach(stage(name, name, epochs=1), 10) for name in ("pretrain", "finetune")]
     evaluation = reach(stage("evaluate", "evaluation"), 10)
     probe = replace(PROBE, sets=[shot, pairs], forward=forward)
 
-    def of(probe: Probe) -> Estimate:
+    def of(probe: Measurements) -> Estimate:
         found = estimates(probe, *models, evaluation).by_stage["evaluate"]
         assert found is not None
         return found
@@ -261,13 +259,13 @@ def test_evaluation_is_the_forward_passes_of_all_models_on_all_sets() -> None:
     assert on_cpu.core_hours * HOUR == pytest.approx(of_shot + of_pairs + 55_000 * 0.02)
     assert (on_cpu.bound, on_cpu.source_bytes, on_cpu.memory_bytes) == ("1 actor", 6 * GB, 7)
     wall = 2 * (50_000 * 0.01 / 2 + 80_000 * 0.001) + of_pairs
-    assert on_gpus.wall_hours * HOUR == pytest.approx(wall), "two tars are two actors, each embeds the prompts"
+    assert on_gpus.wall_hours * HOUR == pytest.approx(wall), "two tars give two actors, and each embeds all prompts"
     assert on_gpus.gpu_hours * HOUR == pytest.approx(wall + of_shot / 2 + 80_000 * 0.001)
     without = estimates(replace(probe, forward=None), *models, evaluation).by_stage
     assert without["evaluate"] is None
 
 
-def test_row_groups_are_read_whole_for_each_window_that_wants_them() -> None:
+def test_row_groups_are_read_whole_for_each_window_with_kept_pairs() -> None:
     pool = replace(reach(stage("pool", "keep"), 1_000_000), left=1_000_000)
 
     def read(kept: int, rows_per_read: float) -> float:
@@ -277,13 +275,13 @@ def test_row_groups_are_read_whole_for_each_window_that_wants_them() -> None:
         assert found is not None
         return found.source_bytes
 
-    assert read(250_000, 1) == pytest.approx(500_000 * 2e4), "of a tar the images that are wanted"
-    assert read(250_000, 100) == pytest.approx(2_000_000 * 2e4, rel=0.03), "of Parquet all of them, twice"
-    assert read(1_000_000, 5001) == pytest.approx(2_000_000 * 2e4 * 6), "in windows of a thousand"
-    assert read(1000, 100) == pytest.approx(2000 * 2e4 * 100, rel=0.06), "nearly each kept pair has its own group"
+    assert read(250_000, 1) == pytest.approx(500_000 * 2e4), "a tar: only the needed images"
+    assert read(250_000, 100) == pytest.approx(2_000_000 * 2e4, rel=0.03), "Parquet: all images, twice"
+    assert read(1_000_000, 5001) == pytest.approx(2_000_000 * 2e4 * 6), "windows of 1,000 pairs"
+    assert read(1000, 100) == pytest.approx(2000 * 2e4 * 100, rel=0.06), "nearly every kept pair is alone in its group"
 
 
-def test_the_table_sums_prices_and_names_what_was_not_measured() -> None:
+def test_table_has_sums_prices_and_unmeasured_stages() -> None:
     probe = replace(PROBE, stages={"score": measured(Cost(core_seconds=3.6, peak_bytes=10**8))})
     found = [replace(reach(stage("score"), 10_000_000), mark="<"), reach(stage("join"), 10)]
     prices = PlanConfig(core_hour_price=0.05)
@@ -292,22 +290,22 @@ def test_the_table_sums_prices_and_names_what_was_not_measured() -> None:
     score, join, whole = cost_table.cost_rows(estimates(probe, *found), found, prices)
     assert score == ("score", "<10,000,000", "10", "", "1.0 h", "", "100.0 MB", "50.0 MB", "$0.50")
     assert join == ("join", "10", "not measured", *[""] * 6)
-    assert whole == ("all that was measured", "", *score[2:])
-    assert cost_table.cost_rows(estimates(probe, found[0]), found[:1], prices)[-1][0] == "all of it"
+    assert whole == ("total of measured stages", "", *score[2:])
+    assert cost_table.cost_rows(estimates(probe, found[0]), found[:1], prices)[-1][0] == "total"
 
 
-def test_the_notes_compare_with_training_on_everything() -> None:
+def test_notes_compare_with_training_on_every_pair() -> None:
     phase = reach(stage("pretrain", "pretrain", epochs=10), 1000, samples=10_000)
     probe = replace(PROBE, phases={"pretrain": trained(full_share=512)})
     pool = replace(reach(CATALOG, 2000), left=2000)
     measured_on, training, compared = cost_table.notes(probe, estimates(probe, phase), [pool, phase])
     assert "1,000 pairs" in measured_on
-    assert "will have 512 each" in training
-    assert "25.0 s of training" in compared
+    assert "in the run 512 pairs per worker and batch" in training
+    assert "25.0 s for training" in compared
     assert "10 epochs on every pair would take 50.0 s" in compared
 
 
-def test_what_follows_a_step_sees_what_that_step_left(tmp_path: Path) -> None:
+def test_stage_that_follows_a_step_gets_the_pairs_of_that_step(tmp_path: Path) -> None:
     pl.DataFrame({"caption": ["a word"] * 1000}).write_parquet(tmp_path / "0.parquet")
     source = open_source(TableSource(uri=str(tmp_path)))
     stages = [

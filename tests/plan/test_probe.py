@@ -18,7 +18,7 @@ from orchestrator.engine.console import Display
 from orchestrator.engine.metering import Meter, current_meter, metering
 from orchestrator.errors import UserError
 from orchestrator.plan import probe_config
-from orchestrator.plan.subset import draw_parts
+from orchestrator.plan.probe_pool import sample_parts
 from orchestrator.source import open_source
 from tests.support.commands import Shell, tiny_command
 from tests.support.embedded import blobs, write_pool
@@ -27,7 +27,7 @@ from tests.support.pools import config_of, make_pairs, write_tars, write_zero_sh
 
 def costs(stdout: str) -> dict[str, list[str]]:
     """The cells of the second table, by stage."""
-    lines = stdout.split("what is still to be computed would take")[1].splitlines()
+    lines = stdout.split("estimated cost of the remaining stages")[1].splitlines()
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
     return {cells[0]: cells[1:] for cells in rows}
 
@@ -35,7 +35,7 @@ def costs(stdout: str) -> dict[str, list[str]]:
 def test_parts_are_drawn_evenly_from_the_pool(tmp_path: Path) -> None:
     uri = write_tars(tmp_path / "pool", make_pairs(90), num_shards=9)
     whole = open_source(WebDatasetSource(uri=uri))
-    drawn = draw_parts(whole, 3)
+    drawn = sample_parts(whole, 3)
     some = drawn.subset
     assert [part.index for part in some.parts()] == [0, 1, 2]
     assert [part.shard for part in some.parts()] == [whole.parts()[place].shard for place in (0, 4, 8)]
@@ -49,7 +49,7 @@ def test_parts_are_drawn_evenly_from_the_pool(tmp_path: Path) -> None:
     assert table.num_rows == 4
     assert table.equals(some.catalog(second).table.slice(0, 4))
     assert list(few.images(second, table)) == list(whole.images(whole.parts()[4], table))
-    assert len(draw_parts(whole, 100).subset.chosen) == 9
+    assert len(sample_parts(whole, 100).subset.chosen) == 9
     assert few.identity() != some.identity()
 
 
@@ -57,13 +57,13 @@ def test_large_parts_are_few_and_what_is_unknown_of_one_is_the_mean_of_the_other
     for number, rows in enumerate((30_000, 45_000, 45_000)):
         pl.DataFrame({"caption": ["a word"] * rows}).write_parquet(tmp_path / f"{number}.parquet")
     (tmp_path / "3.csv").write_text("caption\nof one row\n")
-    drawn = draw_parts(open_source(TableSource(uri=str(tmp_path))), 4)
+    drawn = sample_parts(open_source(TableSource(uri=str(tmp_path))), 4)
     assert [part.num_rows for part in drawn.subset.chosen] == [30_000, None]
     assert drawn.share == pytest.approx((30 + 40) / (30 + 45 + 45 + 40))
     text = pl.read_parquet(tmp_path / "0.parquet").estimated_size()
     assert 0 < drawn.pool_bytes < text, "the compressed captions, and of the CSV file all"
     assert drawn.subset.max_rows is None
-    cut = draw_parts(open_source(TableSource(uri=str(tmp_path))), 4, max_rows=10_000).subset
+    cut = sample_parts(open_source(TableSource(uri=str(tmp_path))), 4, max_rows=10_000).subset
     assert [cut.catalog(part).table.num_rows for part in cut.parts()] == [5000, 1]
 
 
@@ -73,7 +73,7 @@ def test_a_pool_without_rows_is_told_as_select_tells_it(tmp_path: Path, kind: st
     pl.DataFrame(schema=schema).write_parquet(tmp_path / "0.parquet")
     source = config_of({"format": kind, "uri": str(tmp_path)}, tmp_path).source
     with pytest.raises(UserError) as planned:
-        draw_parts(open_source(source), 4)
+        sample_parts(open_source(source), 4)
     with pytest.raises(UserError, match="the source holds no pairs at all") as selected:
         catalog_stage(f"{tmp_path}/store", open_source(source), source.limits).build(Display())
     assert str(planned.value) == str(selected.value)
@@ -126,16 +126,16 @@ def test_a_run_is_estimated_stage_by_stage(typed: Shell, tiny_conf: str, tar_poo
     found = costs(done.stdout)
     assert {"catalog", "score, wfpp", "embed, lite", "dbp", "pretrain", "finetune"} <= set(found)
     assert float(found["evaluate"][1].removeprefix("<")) > 0
-    assert "not estimated: evaluation on the way" in done.stdout
+    assert "not estimated: evaluation during training" in done.stdout
     assert all(cells[1] and not cells[2] for cells in found.values()), "core-hours, and no GPU-hours"
     dollars = {name: float(cells[-1].strip("$").replace(",", "")) for name, cells in found.items()}
     assert dollars["pretrain"] == pytest.approx(2 * 36 / 96 * dollars["finetune"], rel=0.01), "by the samples of each"
-    total = dollars.pop("all that was measured")
+    total = dollars.pop("total of measured stages")
     assert total == pytest.approx(sum(dollars.values()), rel=0.01)
     assert dollars["embed, lite"] > 36000 * 96 * 0.001 / 3600, "milliseconds a picture at the least"
     reads = {name for name, cells in found.items() if cells[4]}
-    assert reads == {"catalog", "embed, lite", "pretrain", "finetune", "evaluate", "all that was measured"}
-    assert "samples/s by 2 workers with 8 pairs of a batch each" in done.stdout
+    assert reads == {"catalog", "embed, lite", "pretrain", "finetune", "evaluate", "total of measured stages"}
+    assert "samples/s with 2 workers and 8 pairs per worker and batch" in done.stdout
     assert "64 pairs of the pool" in done.stdout
     left = [path for path in tmp_path.rglob("*") if path not in before]
     assert not [path for path in left if path.is_file()], "nothing is left"

@@ -1,4 +1,5 @@
-"""The plots of a sweep: what a metric costs, what it gives for a fraction of the pairs, and how two dimensions meet.
+"""The plots of a sweep: a metric against its cost, against the fraction of pairs kept, and over two dimensions.
+
 Marks differ in shape as well as in colour."""
 
 from __future__ import annotations
@@ -13,23 +14,23 @@ from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 from orchestrator.report.figures import AFTER, BEFORE, INK, PAPER, RAMP, THIRD, short, svg
-from orchestrator.sweep.summary import Setting, Spread, is_keep, metric_title, pareto, short_names, value_text
+from orchestrator.sweep.report.summary import Setting, Spread, is_keep, metric_title, pareto, short_names, value_text
 
 HEIGHT_INCHES = 3.5
 COLOURS, MARKERS = (AFTER, THIRD, INK), "osD^vPX"
-# more lines than these are drawn alike
-MOST_SERIES = 6
-# more values of a dimension than these make no map
-MOST_CELLS = 12
-LONGEST_LABEL = 24
+# beyond these, the lower series share one look
+MAX_SERIES = 6
+# with more values of a dimension, there is no map
+MAX_CELLS = 12
+MAX_LABEL_CHARS = 24
 DASHED: Any = (0, (4, 3))
-# a dark cell has its number in the paper's colour
+# a cell with a higher value, as a share of the range, is dark: its number has the colour of the page
 DARK = 0.55
 
 
 @dataclass(frozen=True)
 class Look:
-    """How the marks of a series are drawn, and what the legend calls them."""
+    """How the marks of a series are drawn, and its label in the legend."""
 
     label: str
     colour: str
@@ -39,8 +40,9 @@ class Look:
 
 @dataclass(frozen=True)
 class Grid:
-    """The best of a metric at each pair of values of two numeric dimensions; NaN where nothing was measured.
-    Shape of `values`: (len(rows), len(columns))."""
+    """The best value of a metric for each pair of values of two numeric dimensions; NaN where nothing was measured.
+
+    `values` has shape (len(rows), len(columns))."""
 
     column_name: str
     row_name: str
@@ -50,21 +52,21 @@ class Grid:
 
 
 def against_cost(settings: Sequence[Setting], metric: str, unit: str) -> str:
-    """The metric of each setting's last model against its device-hours, and the front that nothing else beats."""
+    """Return a plot of the metric of each setting's last model against its device-hours, with the Pareto front."""
     shown = [setting for setting in settings if setting.last and metric in setting.last.metrics]
 
     def draw(axes: Axes) -> None:
-        looks, told = _looks(shown, metric), set[Look]()
+        looks, in_legend = _looks(shown, metric), set[Look]()
         points = [_cost_point(setting, metric) for setting in shown]
         front = pareto([(cost.mean, value.mean) for cost, value in points])
         steps = [(points[index][0].mean, points[index][1].mean) for index in front]
         for setting, (cost, value) in zip(shown, points, strict=True):
-            _mark(axes, looks[_key(setting)], told, cost, value)
+            _mark(axes, looks[_key(setting)], in_legend, cost, value)
         right = max(cost.mean + (cost.std or 0.0) for cost, _ in points) * 1.06 or 1.0
-        for index, place in zip(front, steps, strict=True):
-            # equal ones stand together on the front
-            if index == front[0] or place != steps[front.index(index) - 1]:
-                _tell_kept(axes, shown[index], place)
+        for index, point in zip(front, steps, strict=True):
+            # of equal points on the front, label the first
+            if index == front[0] or point != steps[front.index(index) - 1]:
+                _label_kept(axes, shown[index], point)
         axes.step(
             [*(cost for cost, _ in steps), right],
             [*(value for _, value in steps), steps[-1][1]],
@@ -82,10 +84,10 @@ def against_cost(settings: Sequence[Setting], metric: str, unit: str) -> str:
 
 
 def against_kept(name: str, settings: Sequence[Setting], metric: str, model: str) -> str:
-    """The metric of one model, such as "pretrain", against the fraction of pairs kept, a line for each series."""
+    """Return a plot of the metric of one model, such as "pretrain", against the fraction of pairs kept, by series."""
 
     def draw(axes: Axes) -> None:
-        looks, told = _looks(settings, metric), set[Look]()
+        looks, in_legend = _looks(settings, metric), set[Look]()
         for key, members in _series(settings).items():
             found = sorted(_kept_points(members, metric, model), key=lambda point: point[0])
             if key == "full":
@@ -101,7 +103,7 @@ def against_kept(name: str, settings: Sequence[Setting], metric: str, model: str
                 linewidth=1.4,
             )
             for kept, value in found:
-                _mark(axes, look, told, Spread(kept, None), value)
+                _mark(axes, look, in_legend, Spread(kept, None), value)
         axes.set(xlabel="pairs kept, of the pool", ylabel=metric_title(metric), ylim=_limits(settings, metric))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda kept, _: f"{100 * kept:.3g}%"))
         _finish(axes)
@@ -110,7 +112,7 @@ def against_kept(name: str, settings: Sequence[Setting], metric: str, model: str
 
 
 def heat_map(grid: Grid, metric: str) -> str:
-    """The grid as cells, each with its number, stronger in colour for more."""
+    """Return a plot of the grid as cells with their values, darker for higher ones."""
 
     def draw(axes: Axes) -> None:
         known = grid.values[np.isfinite(grid.values)]
@@ -132,18 +134,19 @@ def heat_map(grid: Grid, metric: str) -> str:
 
 
 def grid_of(settings: Sequence[Setting], metric: str, dimensions: dict[str, list[Any]]) -> Grid | None:
-    """The last model's metric over two numeric dimensions, first the fraction kept if it is one; None where there are
-    not two, or too many values. A third dimension is not shown: a cell is the best over it."""
+    """Return the metric of the last models over two numeric dimensions, columns being the fraction kept if it is one.
+
+    Return None if there are fewer than two, or too many values. A cell is the best over all other dimensions."""
     found = {name: values for name, values in dimensions.items() if _is_numeric(values)}
     names = sorted(found, key=lambda name: not is_keep(name))[:2]
-    if len(names) < 2 or any(len(found[name]) > MOST_CELLS for name in names):
+    if len(names) < 2 or any(len(found[name]) > MAX_CELLS for name in names):
         return None
     columns, rows = (sorted(found[name]) for name in names)
     values = np.full((len(rows), len(columns)), np.nan)
     for setting in settings:
         if setting.last and metric in setting.last.metrics and all(name in setting.settings for name in names):
-            place = rows.index(setting.settings[names[1]]), columns.index(setting.settings[names[0]])
-            values[place] = np.fmax(values[place], setting.last.metrics[metric].mean)
+            cell = rows.index(setting.settings[names[1]]), columns.index(setting.settings[names[0]])
+            values[cell] = np.fmax(values[cell], setting.last.metrics[metric].mean)
     shorter = short_names(dimensions)
     return Grid(shorter[names[0]], shorter[names[1]], columns, rows, values) if np.isfinite(values).any() else None
 
@@ -157,7 +160,7 @@ def _over(is_dark: bool) -> str:
 
 
 def _key(setting: Setting) -> str:
-    # a setting of somebody's may be called as a control is
+    # a user may name a setting like a control
     return setting.control or f"setting {setting.series}"
 
 
@@ -169,12 +172,12 @@ def _series(settings: Sequence[Setting]) -> dict[str, list[Setting]]:
 
 
 def _looks(settings: Sequence[Setting], metric: str) -> dict[str, Look]:
-    """By series: the controls in grey, the best few others each with a mark of its own."""
+    """By series: the controls are grey, and the best of the others have different marks."""
     looks = {"full": Look("full", BEFORE, "*", 11.0), "random": Look("random", BEFORE, "x")}
     others = {key: members for key, members in _series(settings).items() if key not in looks}
-    best = sorted(others, key=lambda key: -max(_last_means(others[key], metric), default=0.0))[:MOST_SERIES]
-    for place, key in enumerate(key for key in others if key in best):
-        colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
+    best = sorted(others, key=lambda key: -max(_last_means(others[key], metric), default=0.0))[:MAX_SERIES]
+    for number, key in enumerate(key for key in others if key in best):
+        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
         looks[key] = Look(_plain(others[key][0].series), colour, marker)
     return dict.fromkeys(others, Look("others", BEFORE, ".")) | looks
 
@@ -189,10 +192,10 @@ def _cost_point(setting: Setting, metric: str) -> tuple[Spread, Spread]:
     return setting.last.hours, setting.last.metrics[metric]
 
 
-def _tell_kept(axes: Axes, setting: Setting, place: tuple[float, float]) -> None:
+def _label_kept(axes: Axes, setting: Setting, point: tuple[float, float]) -> None:
     if setting.kept_fraction is not None:
         text = f"{100 * setting.kept_fraction:.3g}%"
-        axes.annotate(text, place, (-5, 5), textcoords="offset points", ha="right", va="bottom", fontsize=9)
+        axes.annotate(text, point, (-5, 5), textcoords="offset points", ha="right", va="bottom", fontsize=9)
 
 
 def _kept_points(settings: Sequence[Setting], metric: str, model: str) -> Iterator[tuple[float, Spread]]:
@@ -202,7 +205,7 @@ def _kept_points(settings: Sequence[Setting], metric: str, model: str) -> Iterat
             yield setting.kept_fraction, found.metrics[metric]
 
 
-def _mark(axes: Axes, look: Look, told: set[Look], across: Spread, up: Spread) -> None:
+def _mark(axes: Axes, look: Look, in_legend: set[Look], across: Spread, up: Spread) -> None:
     axes.errorbar(
         across.mean,
         up.mean,
@@ -215,14 +218,14 @@ def _mark(axes: Axes, look: Look, told: set[Look], across: Spread, up: Spread) -
         markeredgewidth=1.6 if look.marker == "x" else 0.6,
         linestyle="none",
         elinewidth=1.0,
-        label=None if look in told else look.label,
+        label=None if look in in_legend else look.label,
         zorder=3,
     )
-    told.add(look)
+    in_legend.add(look)
 
 
 def _limits(settings: Sequence[Setting], metric: str) -> tuple[float, float]:
-    """The same for all models, so that their plots compare."""
+    """The same limits for all models, because their plots stand side by side."""
     found = [
         model.metrics[metric] for setting in settings for model in setting.models.values() if metric in model.metrics
     ]
@@ -247,10 +250,10 @@ def _finish(axes: Axes) -> None:
 
 
 def _plain(text: str) -> str:
-    """A user's words as a label: short, printable and no formula; matplotlib takes them for XML by itself."""
+    """Return a user's text as a label: short, printable and without formulas; matplotlib escapes it for XML."""
     clean = "".join(letter if letter.isprintable() else " " for letter in value_text(text))
-    if len(clean) > LONGEST_LABEL:
-        # what tells settings apart is often their end
-        clean = f"{clean[: LONGEST_LABEL // 2]}…{clean[-(LONGEST_LABEL // 2 - 1) :]}"
-    # a label that starts with an underscore is left out of legends
+    if len(clean) > MAX_LABEL_CHARS:
+        # labels often differ only at their end
+        clean = f"{clean[: MAX_LABEL_CHARS // 2]}…{clean[-(MAX_LABEL_CHARS // 2 - 1) :]}"
+    # matplotlib omits labels that start with an underscore from legends
     return (" " + clean if clean.startswith("_") else clean).replace("$", r"\$")

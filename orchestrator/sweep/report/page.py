@@ -1,11 +1,12 @@
-"""`sweep.html`: one page without scripts or requests. Names, settings and reasons are a user's: the template escapes
-everything but the plots, whose few words matplotlib escapes, and the page's content policy forbids whatever might still
-slip through."""
+"""The page `sweep.html`, without scripts or requests.
+
+Names, settings and reasons come from users. The template escapes everything but the plots, in which matplotlib escapes
+text, and the page's content policy forbids scripts and requests in any case."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -14,9 +15,9 @@ from typing import Any
 from markupsafe import Markup
 
 from orchestrator.report.page import MODEL_NAMES, page_environment, page_style
-from orchestrator.sweep import figures
-from orchestrator.sweep.schema import SweepReport
-from orchestrator.sweep.summary import (
+from orchestrator.sweep.report import figures
+from orchestrator.sweep.report.schema import SweepReport
+from orchestrator.sweep.report.summary import (
     ModelSummary,
     Setting,
     Spread,
@@ -33,7 +34,7 @@ MODEL_TITLES = {**MODEL_NAMES, "finetune": "after the fine-tune epoch"}
 
 @dataclass(frozen=True)
 class Line:
-    """A model of a setting in the table; `best` marks the highest mean of a metric among such models."""
+    """One model of a setting in the table; `best` marks, by metric, the highest mean among models of that phase."""
 
     model: str
     samples_seen: float
@@ -43,7 +44,7 @@ class Line:
 
 @dataclass(frozen=True)
 class PaperRow:
-    """A row of a paper's table: ImageNet zero-shot top-1 in percent, also with a fine-tune epoch where it has one."""
+    """A row of a paper's table: ImageNet zero-shot top-1 in percent, and after a fine-tune epoch if there is one."""
 
     what: str
     pairs: str
@@ -54,7 +55,7 @@ class PaperRow:
 
 @dataclass(frozen=True)
 class Paper:
-    """A paper's own table: where it stands, and what its models and its cost are."""
+    """A paper's own results: `source` names the table, `setup` says what was trained, `cost` titles its column."""
 
     method: str
     arxiv: str
@@ -101,12 +102,12 @@ PAPERS = (
 
 
 def render(report: SweepReport) -> str:
-    """The page. Everything in `report` is escaped."""
+    """Return the page; everything in `report` is escaped."""
     settings = settings_of(report)
     metrics, costs = metrics_shown(report, settings), cost_rows(settings)
     grid = figures.grid_of(settings, report.metric, report.dimensions)
     longest = max((row.total for row in costs), default=0.0) or 1.0
-    environment = page_environment("orchestrator.sweep", "orchestrator.report")
+    environment = page_environment("orchestrator.sweep.report", "orchestrator.report")
     environment.filters |= {
         "spread": spread_text,
         "hours": partial(hours_text, digits=max(0, 2 - math.floor(math.log10(longest)))),
@@ -132,45 +133,48 @@ def render(report: SweepReport) -> str:
 
 
 def spread_text(value: Spread) -> str:
-    """Mean and deviation in percent, as the papers' tables have them: 12.34 ± 0.42."""
+    """Return mean and deviation in percent, as in the papers: 12.34 ± 0.42."""
     mean = f"{100 * value.mean:.2f}"
     return mean if value.std is None else f"{mean} ± {100 * value.std:.2f}"
 
 
 def hours_text(hours: float, digits: int) -> str:
-    """Hours with as many digits as the largest of them needs."""
+    """Return hours with a number of decimals that suits all of a table."""
     return f"{hours:,.{digits}f}"
 
 
 def table_lines(settings: Sequence[Setting], metrics: Sequence[str]) -> list[tuple[Setting, list[Line]]]:
-    """The settings as rows of the papers' tables, a line for each of a setting's models."""
+    """Return the rows of the table: each setting with a line for each of its models."""
     highest: dict[tuple[str, str], float] = {}
     for setting in settings:
         for name, model in setting.models.items():
             for metric, spread in model.metrics.items():
                 highest[name, metric] = max(spread.mean, highest.get((name, metric), -math.inf))
 
-    def line(name: str, model: ModelSummary) -> Line:
-        values = [model.metrics.get(metric) for metric in metrics]
-        best = [
-            value is not None and value.mean == highest[name, metric]
-            for value, metric in zip(values, metrics, strict=True)
-        ]
-        return Line(name, model.samples_seen, values, best)
+    return [
+        (setting, [_line(name, model, metrics, highest) for name, model in setting.models.items()])
+        for setting in settings
+    ]
 
-    return [(setting, [line(name, model) for name, model in setting.models.items()]) for setting in settings]
+
+def _line(name: str, model: ModelSummary, metrics: Sequence[str], highest: Mapping[tuple[str, str], float]) -> Line:
+    values = [model.metrics.get(metric) for metric in metrics]
+    best = [
+        value is not None and value.mean == highest[name, metric] for value, metric in zip(values, metrics, strict=True)
+    ]
+    return Line(name, model.samples_seen, values, best)
 
 
 def _plots(report: SweepReport, settings: Sequence[Setting], grid: figures.Grid | None) -> dict[str, Any]:
-    """The plots that there is something for: `cost`, `kept` by model, `map`."""
+    """Return the plots that have data: `cost`, `kept` by model, and `map`."""
     measured = [setting for setting in settings if setting.last and report.metric in setting.last.metrics]
     if not measured:
         return {}
-    # a model's name is no user's, so it may be part of an id
     sized = [setting for setting in measured if setting.kept_fraction is not None]
     models = dict.fromkeys(
         name for setting in sized for name, model in setting.models.items() if report.metric in model.metrics
     )
+    # names of models are ours and not a user's, so they may be part of an id
     kept = {name: figures.against_kept(f"kept-{name}", sized, report.metric, name) for name in models}
     return {
         "cost": Markup(figures.against_cost(settings, report.metric, report.device)),

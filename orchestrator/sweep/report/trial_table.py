@@ -1,4 +1,4 @@
-"""The sweep as one flat table, a row for each trial and model, for notebooks and other tools."""
+"""The flat table of a sweep, a row for each trial and model, for notebooks and other tools."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from orchestrator.sweep.schema import ModelResult, SweepReport, TrialResult
+from orchestrator.sweep.report.schema import ModelResult, SweepReport, TrialResult
 
 TRIAL_COLUMNS: dict[str, Any] = {
     "trial": pl.String,
@@ -29,10 +29,10 @@ COST_COLUMNS: dict[str, Any] = {
 
 
 def rows(report: SweepReport) -> list[dict[str, Any]]:
-    """A row for each trial and model, all with the same keys; a trial without a model has one row, its model None.
+    """Return a row for each trial and model, all with the same keys; a trial without a model has one row.
 
-    Keys: what the trial is; a column a dimension, its lists joined by commas; pairs, samples, seconds and hours, those
-    of training in `training_gpu_hours` or `training_core_hours`; a column a metric. None where there is no value."""
+    Keys: those of `TRIAL_COLUMNS`; one for each dimension, with lists joined by commas; those of `COST_COLUMNS`;
+    `training_gpu_hours` or `training_core_hours`; one for each metric. A missing value is None."""
     metrics = _metrics(report)
     return [
         _trial(trial, name)
@@ -45,7 +45,7 @@ def rows(report: SweepReport) -> list[dict[str, Any]]:
 
 
 def parquet(report: SweepReport) -> bytes:
-    """The same rows as a Parquet file; a dimension of values of several kinds is a column of text."""
+    """Return the same rows as a Parquet file; a dimension with values of several types is a column of text."""
     table = rows(report)
     dimensions = {name: _type([row[name] for row in table]) for name in report.dimensions}
     schema = TRIAL_COLUMNS | dimensions | COST_COLUMNS | {_training_hours(report): pl.Float64}
@@ -87,7 +87,7 @@ def _training_hours(report: SweepReport) -> str:
 
 
 def _metrics(report: SweepReport) -> list[str]:
-    """The names of all metrics, in the order in which they are met."""
+    """Return the names of all metrics, in order of first use."""
     return list(
         dict.fromkeys(metric for trial in report.trials for model in trial.models.values() for metric in model.metrics)
     )

@@ -1,6 +1,8 @@
-"""What a sweep says: finished trials grouped over their seeds, which of them are worth their cost, and what pruning
-spent against what training saved. Costs are device-hours. Where trials train on cores, pruning counts all cores of the
-cluster; where they train on GPUs, it counts as though a trial's GPUs waited for it."""
+"""Statistics of a sweep: finished trials grouped over their seeds, the Pareto front, and the cost of pruning against
+the training that it saves.
+
+Costs are device-hours. If trials train on cores, pruning counts all cores of the cluster; if they train on GPUs, it
+counts a trial's GPUs, as if they waited for it."""
 
 from __future__ import annotations
 
@@ -13,24 +15,24 @@ from typing import Any, Literal
 
 from orchestrator.engine.stopwatch import duration
 from orchestrator.report.summary import Headline
-from orchestrator.sweep.schema import AVERAGE, SweepReport, TrialResult
+from orchestrator.sweep.report.schema import AVERAGE, SweepReport, TrialResult
 
-# those of the table, where measured
+# the headline metrics: columns of the table if they were measured
 METRICS = {
     "zero_shot/top1": "zero-shot top-1",
     "zero_shot/top5": "zero-shot top-5",
     "retrieval/text_to_image_recall_at_1": "text to image R@1",
     "retrieval/image_to_text_recall_at_1": "image to text R@1",
 }
-# what a dimension that says how many pairs are kept ends with
+# a dimension with one of these last names sets how many pairs are kept
 KEEP = ("keep_fraction", "keep_pairs")
-# random controls of one size may differ by some pairs where those of the trials they are compared with do
+# relative: the keep lists of two seeds may differ by a few pairs, and so do the random controls made for them
 SAME_SIZE = 0.02
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and sample standard deviation over seeds; None of one seed."""
+    """Mean and sample standard deviation over seeds; the deviation of a single seed is None."""
 
     mean: float
     std: float | None
@@ -38,8 +40,8 @@ class Spread:
 
 @dataclass(frozen=True)
 class ModelSummary:
-    """A model over seeds: samples, wall seconds and device-hours of training, and hours of pruning and training
-    together."""
+    """A model over seeds: the samples seen, the wall seconds and device-hours of training, and the device-hours of
+    pruning and training together."""
 
     samples_seen: float
     training_seconds: float
@@ -50,7 +52,7 @@ class ModelSummary:
 
 @dataclass(frozen=True)
 class Setting:
-    """Finished trials that differ in their seed only; `series` is the label without how many pairs are kept."""
+    """Finished trials that differ only in their seed; `series` is the label without the number of pairs kept."""
 
     label: str
     series: str
@@ -65,13 +67,13 @@ class Setting:
 
     @property
     def last(self) -> ModelSummary | None:
-        """The model that its training ends with."""
+        """The model after the last phase of training; None without any."""
         return list(self.models.values())[-1] if self.models else None
 
 
 @dataclass(frozen=True)
 class CostRow:
-    """What a setting costs, in device-hours; against the full control where there is one."""
+    """The device-hours of a setting; `full`: those of the full control, None without one."""
 
     setting: Setting
     pruning: float
@@ -80,40 +82,35 @@ class CostRow:
 
     @property
     def total(self) -> float:
+        """Pruning and training."""
         return self.pruning + self.training
 
     @property
     def share(self) -> float | None:
-        """Of what the full control costs."""
+        """The cost as a fraction of the full control's."""
         return self.total / self.full if self.full else None
 
     @property
     def saved(self) -> float | None:
-        """Hours of training that the full control takes beyond this; pruning is not counted."""
+        """How many hours of training fewer than the full control takes; pruning is not counted."""
         return None if self.full is None else self.full - self.training
 
 
 def metric_title(name: str) -> str:
-    """A metric as a reader calls it."""
-    plain = (
-        name.removeprefix("retrieval/")
-        .removeprefix("tasks/")
-        .replace("_recall_at_", " R@")
-        .replace("/", ", ")
-        .replace("_", " ")
-    )
-    return METRICS.get(name, plain)
+    """Return the title of a metric."""
+    plain = name.removeprefix("retrieval/").removeprefix("tasks/").replace("_recall_at_", " R@")
+    return METRICS.get(name, plain.replace("/", ", ").replace("_", " "))
 
 
 def value_text(value: Any) -> str:
-    """A value of a dimension, lists joined by commas."""
+    """Return the text of a value of a dimension; lists are joined by commas."""
     if isinstance(value, list | tuple):
         return ", ".join(map(value_text, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def short_names(dimensions: Iterable[str]) -> dict[str, str]:
-    """Each dimension by the end of its path, with as much of it as tells it from the others."""
+    """Return the shortest end of each dimension's path that no other dimension shares."""
     paths = {name: name.split(".") for name in dimensions}
 
     def short(name: str) -> str:
@@ -127,19 +124,19 @@ def short_names(dimensions: Iterable[str]) -> dict[str, str]:
 
 
 def is_keep(dimension: str) -> bool:
-    """Whether a dimension says how many pairs are kept."""
+    """Whether a dimension sets how many pairs are kept."""
     return dimension.split(".")[-1] in KEEP
 
 
 def settings_of(report: SweepReport) -> list[Setting]:
-    """The finished trials, grouped: the full control, random ones by size, then others in the dimensions' order."""
+    """Group the finished trials: the full control, random controls by size, then others in the order of dimensions."""
     finished = [trial for trial in report.trials if trial.state == "finished"]
     full = [trial for trial in finished if trial.control == "full"]
     pruned: dict[str, list[TrialResult]] = {}
     for trial in finished:
         if trial.control is None:
             pruned.setdefault(json.dumps(trial.settings, sort_keys=True, default=str), []).append(trial)
-    groups = sorted(pruned.values(), key=lambda trials: _place(report, trials[0]))
+    groups = sorted(pruned.values(), key=lambda trials: _position(report, trials[0]))
     return [_setting(report, trials) for trials in ([full] if full else []) + _random(finished) + groups]
 
 
@@ -155,7 +152,7 @@ def _random(finished: Sequence[TrialResult]) -> list[list[TrialResult]]:
     return groups
 
 
-def _place(report: SweepReport, trial: TrialResult) -> list[int]:
+def _position(report: SweepReport, trial: TrialResult) -> list[int]:
     return [
         values.index(trial.settings[name]) if trial.settings.get(name) in values else len(values)
         for name, values in report.dimensions.items()
@@ -164,9 +161,9 @@ def _place(report: SweepReport, trial: TrialResult) -> list[int]:
 
 def _setting(report: SweepReport, trials: list[TrialResult]) -> Setting:
     first, names = trials[0], short_names(report.dimensions)
-    told = {name: _told(names.get(name, name), value) for name, value in first.settings.items()}
-    series = ", ".join(text for name, text in told.items() if not is_keep(name)) or "pruned"
-    label = ", ".join(told.values()) or "as configured"
+    texts = {name: _setting_text(names.get(name, name), value) for name, value in first.settings.items()}
+    series = ", ".join(text for name, text in texts.items() if not is_keep(name)) or "pruned"
+    label = ", ".join(texts.values()) or "as configured"
     kept = _mean(trial.kept_fraction for trial in trials)
     if first.control:
         series = first.control
@@ -185,7 +182,7 @@ def _setting(report: SweepReport, trials: list[TrialResult]) -> Setting:
     )
 
 
-def _told(name: str, value: Any) -> str:
+def _setting_text(name: str, value: Any) -> str:
     return value_text(value) if isinstance(value, str | list | tuple) else f"{name} {value_text(value)}"
 
 
@@ -208,8 +205,8 @@ def _model(report: SweepReport, trials: Sequence[TrialResult], name: str) -> Mod
 
 
 def _pruning_hours(report: SweepReport, trial: TrialResult) -> float:
-    held = report.cores if report.device == "core" else report.devices
-    return (trial.pruning_seconds or 0.0) * held / 3600
+    num_devices = report.cores if report.device == "core" else report.devices
+    return (trial.pruning_seconds or 0.0) * num_devices / 3600
 
 
 def _spread(values: Sequence[float]) -> Spread:
@@ -222,8 +219,9 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the points (cost, metric) that no other one beats: none costs as little and measures as much, and
-    better in one of the two. By rising cost; equal points stand together."""
+    """Return the indices of the Pareto front of points (cost, metric), by rising cost.
+
+    No other point is at least as good in both and better in one. Equal points are on the front together."""
     front: list[int] = []
     for index in sorted(range(len(points)), key=lambda index: (points[index][0], -points[index][1])):
         if not front or points[index][1] > points[front[-1]][1] or points[index] == points[front[-1]]:
@@ -232,15 +230,15 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def metrics_shown(report: SweepReport, settings: Sequence[Setting]) -> list[str]:
-    """The metrics of the table: the headline ones, the one that trials are compared by and the averages over benchmark
-    tasks, where measured."""
+    """Return the measured metrics that the table shows: the headline metrics, the sweep's own metric and averages over
+    benchmark tasks."""
     measured = {metric for setting in settings for model in setting.models.values() for metric in model.metrics}
     averages = sorted(metric for metric in measured if metric.startswith(AVERAGE))
     return [metric for metric in dict.fromkeys((*METRICS, report.metric, *averages)) if metric in measured]
 
 
 def cost_rows(settings: Sequence[Setting]) -> list[CostRow]:
-    """Pruning and training of each setting up to its last model, against the full control up to the same one."""
+    """Return the cost of each setting up to its last model, with the full control's cost up to the same phase."""
     full = next((setting for setting in settings if setting.control == "full"), None)
     rows = []
     for setting in settings:
@@ -253,7 +251,9 @@ def cost_rows(settings: Sequence[Setting]) -> list[CostRow]:
 
 
 def best_setting(report: SweepReport, settings: Sequence[Setting]) -> Setting | None:
-    """The setting whose last model has the highest mean of the sweep's metric; a control only if nothing else has."""
+    """Return the setting with the highest mean of the sweep's metric for its last model; None if none was measured.
+
+    A control is returned only if no other setting was measured."""
     measured = [setting for setting in settings if setting.last and report.metric in setting.last.metrics]
     candidates = [setting for setting in measured if setting.control is None] or measured
     return max(candidates, key=lambda setting: _last_value(setting, report.metric), default=None)
@@ -265,7 +265,7 @@ def _last_value(setting: Setting, metric: str) -> float:
 
 
 def headlines(report: SweepReport) -> list[Headline]:
-    """Three to five numbers: the best setting, what it cost, how many trials finished, what was shared, the time."""
+    """Return two to five numbers: the best setting, its cost, the trials finished, the stages computed, the time."""
     settings = settings_of(report)
     states = [trial.state for trial in report.trials]
     failed = ", ".join(f"{states.count(state)} {state}" for state in ("stopped", "failed") if state in states)
@@ -276,12 +276,10 @@ def headlines(report: SweepReport) -> list[Headline]:
     if report.sharing:
         computed, needed = (sum(getattr(stage, key) for stage in report.sharing) for key in ("computed", "needed"))
         rows.append(
-            Headline("stages computed", f"{computed} of {needed}", "needed before training; the rest was shared")
+            Headline("stages computed", f"{computed} of {needed}", "needed before training; the others were shared")
         )
-    times = (
-        "" if not report.resumed else ", resumed once" if report.resumed == 1 else f", resumed {report.resumed} times"
-    )
-    return [*rows, Headline("wall time", duration(report.wall_seconds), f"on {report.cores} cores{times}")]
+    resumed = {0: "", 1: ", resumed once"}.get(report.resumed, f", resumed {report.resumed} times")
+    return [*rows, Headline("wall time", duration(report.wall_seconds), f"on {report.cores} cores{resumed}")]
 
 
 def _best_headlines(report: SweepReport, settings: Sequence[Setting]) -> list[Headline]:

@@ -1,4 +1,4 @@
-"""Decoding and forward passes by themselves, as the tasks of a probe measure them."""
+"""The rates that a probe measures separately: decoding, the forward pass, the embedding writer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import pytest
 from orchestrator.clip.model import build
 from orchestrator.config import WebDatasetSource
 from orchestrator.data.catalog import Catalog
-from orchestrator.plan import decode_rates
+from orchestrator.embedding.vectors import Embedding
+from orchestrator.engine.artifact import Artifact
+from orchestrator.plan import rates
 from orchestrator.source import Source, Status, open_source
 from orchestrator.storage import files
 from orchestrator.training.validation import save_model
@@ -24,21 +26,21 @@ def pool(tmp_path: Path) -> tuple[Source, Catalog]:
     return source, write_catalog(tmp_path / "store", table.to_pylist(), [table.num_rows])
 
 
-def test_what_is_decoded_are_usable_pairs_as_training_reads_them(pool: tuple[Source, Catalog], tmp_path: Path) -> None:
+def test_decoding_gets_usable_pairs_as_training_reads_them(pool: tuple[Source, Catalog], tmp_path: Path) -> None:
     source, catalog = pool
-    block = decode_rates._pairs(source, catalog)
-    table = catalog.table(0, decode_rates.COLUMNS)
+    block = rates._pairs(source, catalog)
+    table = catalog.table(0, rates.COLUMNS)
     usable = np.flatnonzero(table["status"].to_numpy() == Status.OK)
     assert block["key"].to_pylist() == table["key"].take(usable).to_pylist()
     assert all(block["image"].to_pylist())
     model = {"model_cfg": {"vision_cfg": {"image_size": 32}}}
     files.write_json(str(tmp_path / "model" / "open_clip_config.json"), model)
     config = config_of({"format": "webdataset", "uri": str(tmp_path / "pool")}, tmp_path / "store")
-    seconds = decode_rates._decode_seconds(config, source, catalog, str(tmp_path / "model"))
-    assert 0 < seconds < 0.1, "of a small picture"
+    seconds = rates._decode_seconds(config, source, catalog, str(tmp_path / "model"))
+    assert 0 < seconds < 0.1, "for a small image"
 
 
-def test_a_forward_pass_is_of_the_models_own_size(tmp_path: Path) -> None:
+def test_forward_pass_uses_the_image_size_of_the_model(tmp_path: Path) -> None:
     towers = {
         "embed_dim": 16,
         "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16},
@@ -46,8 +48,15 @@ def test_a_forward_pass_is_of_the_models_own_size(tmp_path: Path) -> None:
     }
     clip = build(name=None, config=towers, pretrained=None, image_size=None, context_length=None, seed=0)
     save_model(clip, str(tmp_path / "model"))
-    found = decode_rates._forward(str(tmp_path / "model"), 0.5)
+    found = rates._forward_pass(str(tmp_path / "model"), 0.5)
     assert found.image_seconds > 0
     assert found.text_seconds > 0
     assert found.decode_seconds == 0.5
     assert found.peak_bytes > 10 * 2**20
+
+
+def test_writer_writes_whole_parts(tmp_path: Path) -> None:
+    artifact = Artifact.of(str(tmp_path), "embedding", version=1)
+    load = rates.WriterLoad(dims={"image": 8, "text": 8}, batch_size=3, rows_per_part=10)
+    assert rates._writer_seconds(artifact, load) > 0
+    assert [Embedding(artifact).image(part).shape for part in range(rates.NUM_PARTS)] == [(10, 8)] * rates.NUM_PARTS
