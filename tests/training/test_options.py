@@ -94,7 +94,7 @@ def test_fsdp_works_with_all_options_that_save_memory(
         ({"lr_schedule": "constant-cooldown"}, "go together, got constant-cooldown and 0"),
         ({"patch_dropout": 1.0}, "patch_dropout"),
         ({"lock_image_unlocked_groups": 1}, "lock_image_unlocked_groups needs training.lock_image=true"),
-        ({"loss": "siglip", "local_loss": True}, "local_loss=true is for training.loss=clip"),
+        ({"loss": "siglip", "local_loss": True}, "local_loss=true needs training.loss=clip"),
     ],
 )
 def test_settings_that_exclude_each_other_are_an_error(
