@@ -28,7 +28,7 @@ from orchestrator.engine.stage import PairFlow, Stage
 from orchestrator.errors import UserError
 from orchestrator.plan.rows import COLUMNS, Reach, plan_rows, reaches, training_cost
 from orchestrator.selection import selection_stages
-from orchestrator.selection.pool_mask import valid_stage
+from orchestrator.selection.pool_mask import pool_mask_stage
 from orchestrator.selection.word_counts import count_stage, words_stage
 from orchestrator.source import Source, open_source, with_cache
 from orchestrator.storage import files
@@ -56,7 +56,7 @@ class Pipeline:
 
 def run(config: Config, *, on_lost: Callable[[], None] | None = None) -> None:
     """Build every stage, then write the report. `on_lost` is called when another run takes over a lease."""
-    from orchestrator.training.tracking import check_trackers
+    from orchestrator.training.tracking.trackers import check_trackers
 
     check_trackers(config.tracking)
     execute(planned(prepare(config)), "run", Display(), on_lost=on_lost)
@@ -184,7 +184,7 @@ def _training(pipeline: Pipeline) -> Pipeline:
     stages = [*pipeline.stages, pretrain]
     if config.finetune.enabled:
         among = _left_by(config.finetune.after, pipeline.stages)
-        whole = valid_stage(config.store, catalog, has_images=True, needs_caption=True, among=among)
+        whole = pool_mask_stage(config.store, catalog, has_images=True, needs_caption=True, among=among)
         phase = Phase(name="finetune", config=config.finetune, keep=whole.artifact, start=pretrain.artifact)
         for stage in (whole, training_stage(config, phase, cached, catalog)):
             flow = replace(stage.flow, on_whole_pool=among is None, follows=config.finetune.after)
@@ -247,7 +247,7 @@ def _finish(
     config: Config, stages: Sequence[Stage], verb: str, display: Display, on_lost: Callable[[], None] | None
 ) -> None:
     from orchestrator.report.write import write_report
-    from orchestrator.training.tracking import attach_report
+    from orchestrator.training.tracking.report import attach_report
 
     started, clock = datetime.now(UTC), time.monotonic()
     # a folder that cannot be written is an error before hours of work, not after

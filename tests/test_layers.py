@@ -69,7 +69,7 @@ def test_doors(path: Path) -> None:
         assert not roots(path) & {"hydra", "omegaconf"}
     if path.name not in ("cli.py", "__main__.py") and path != PACKAGE / "__init__.py":
         # a sweep is the pipeline many times
-        above = {"cli"} if path.parent.name in ("sweep", "results") else {"cli", "sweep", "pipeline"}
+        above = {"cli"} if path.relative_to(PACKAGE).parts[0] in ("sweep", "results") else {"cli", "sweep", "pipeline"}
         assert not rooms(path) & above
     if path.name == "image_decode.py":
         assert "torch" not in roots(path), "decode workers stay small"

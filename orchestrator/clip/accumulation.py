@@ -1,9 +1,13 @@
-"""Gradient accumulation that a contrastive loss allows: the loss needs the features of all pairs at once, the memory
-of a backward pass is needed for one chunk at a time only (GradCache, Gao et al. 2021; open_clip's `accum_freq`).
+"""Gradient accumulation for a contrastive loss (GradCache, Gao et al. 2021; open_clip's `accum_freq`).
 
-First every chunk runs without gradients and its features are kept; the loss on all of them gives the gradient of each
-feature; then every chunk runs again, and that gradient goes back through it. Loss and gradients are those of one pass.
-Batch norm is the exception: it sees chunks, and moves its running averages in both passes."""
+The loss needs the features of all pairs at once, but the backward pass needs memory for one chunk at a time only:
+
+1. Each chunk runs without gradients, and its features are kept.
+2. The loss on all features gives the gradient of each feature.
+3. Each chunk runs again, and its features' gradient goes back through it.
+
+Loss and gradients equal those of a single pass. Batch norm is the exception: it sees chunks, and updates its running
+averages in both passes."""
 
 from __future__ import annotations
 
@@ -23,10 +27,10 @@ def backward_in_chunks(
     backward: Callable[[torch.Tensor], None],
     no_sync: Callable[[], AbstractContextManager[None]],
 ) -> torch.Tensor:
-    """The loss, after its gradients have been added to the parameters'.
+    """Return the loss, after adding its gradients to those of the parameters.
 
-    forward(i): the outputs of chunk i, the same each time; loss(outputs): of all chunks' features together;
-    backward(loss): its backward pass; no_sync(): the ranks exchange no gradients inside."""
+    forward(i): the outputs of chunk i, equal in both calls; loss(outputs): the loss of all chunks' features together;
+    backward(loss): its backward pass; no_sync(): a context in which ranks exchange no gradients."""
     with torch.no_grad():
         chunks = [forward(index) for index in range(num_chunks)]
     whole = _as_leaves(chunks)
@@ -41,11 +45,11 @@ def backward_in_chunks(
             outputs = forward(index)
             pairs = [(outputs.images, image_gradients[index]), (outputs.texts, text_gradients[index])]
             if is_last:
-                # scale and bias enter the loss once, not once a chunk
+                # scale and bias enter the loss once, not once per chunk
                 pairs.append((outputs.scale, _gradient(whole.scale)))
                 if outputs.bias is not None and whole.bias is not None:
                     pairs.append((outputs.bias, _gradient(whole.bias)))
-            _send_back(pairs)
+            _backward_features(pairs)
     return value.detach()
 
 
@@ -64,7 +68,7 @@ def _gradient(leaf: torch.Tensor) -> torch.Tensor:
     return leaf.grad
 
 
-def _send_back(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
-    # a locked tower's features lead nowhere
+def _backward_features(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    # the features of a locked tower have no gradient
     wanted = [(output, gradient) for output, gradient in pairs if output.requires_grad]
     torch.autograd.backward([output for output, _ in wanted], [gradient for _, gradient in wanted])

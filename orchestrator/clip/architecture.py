@@ -1,5 +1,6 @@
-"""Which CLIP to build: one of open_clip's names or a configuration of one's own, resolved to a complete open_clip
-`model_cfg` and checked before anything is allocated, so that a misspelt key or name is one clear line."""
+"""Which CLIP to build: an open_clip name or a custom configuration, resolved to a complete open_clip `model_cfg`.
+
+It is checked before anything is allocated: a misspelt key or name gives an error of one line."""
 
 from __future__ import annotations
 
@@ -27,10 +28,10 @@ OPTIONAL_KEYS = (
 def resolve(
     *, name: str | None, config: dict[str, Any] | None, image_size: int | None, context_length: int | None
 ) -> dict[str, Any]:
-    """The complete open_clip `model_cfg` of a built-in name or of `config`, with the two overrides applied.
+    """Return the complete open_clip `model_cfg` of a built-in name or of `config`, with the two overrides applied.
 
-    Errors: `ValueError` for neither or both, an unknown name (close matches named), a missing or unknown key, a model
-    that needs a package which is not installed."""
+    Errors: `ValueError` for neither or both, an unknown name (with close matches), a missing or unknown key, or a model
+    that needs a package that is not installed."""
     if (name is None) == (config is None):
         raise ValueError(f"got model name {name!r} and config {config!r}: give exactly one of the two")
     if name is not None:
@@ -53,9 +54,9 @@ def resolve(
 
 
 def builtin_name(name: str) -> str:
-    """open_clip's own spelling of a built-in name (`ViT-B/32` is `ViT-B-32`).
+    """Return open_clip's spelling of a built-in name (`ViT-B/32` is `ViT-B-32`).
 
-    Errors: `ValueError` that names the closest of the valid names."""
+    Errors: `ValueError` with the closest valid names."""
     spelled = name.replace("/", "-")
     valid_names = open_clip.list_models()
     if spelled not in valid_names:
@@ -67,7 +68,7 @@ def builtin_name(name: str) -> str:
 
 
 def check_config(config: dict[str, Any]) -> None:
-    """Errors: `ValueError` for a missing or unknown key of a `model_cfg`, or an unknown timm tower."""
+    """Check the keys of a `model_cfg`. Errors: `ValueError` for a missing or unknown key, or an unknown timm tower."""
     for key in REQUIRED_KEYS:
         if key not in config:
             raise ValueError(f"model config has no {key!r}: it needs {', '.join(REQUIRED_KEYS)}")
@@ -75,7 +76,7 @@ def check_config(config: dict[str, Any]) -> None:
     _check_keys("vision_cfg", config["vision_cfg"], [field.name for field in fields(CLIPVisionCfg)])
     _check_keys("text_cfg", config["text_cfg"], [field.name for field in fields(CLIPTextCfg)])
     tower = config["vision_cfg"].get("timm_model_name")
-    # a name with a scheme ("hf-hub:...") is looked up by timm itself
+    # timm itself looks up a name with a scheme ("hf-hub:...")
     if tower is not None and ":" not in tower and not timm.is_model(tower):
         raise ValueError(f"vision_cfg.timm_model_name: unknown model {tower!r}: {closest(tower, timm.list_models())}")
 
@@ -87,7 +88,7 @@ def _check_keys(where: str, got: dict[str, Any], valid_keys: list[str]) -> None:
 
 
 def closest(word: str, valid_words: list[str]) -> str:
-    """What to say of a word that is none of the valid ones: those that look like it, else all of them."""
+    """Return a hint for an unknown word: the valid words that look like it, or all valid words."""
     lower_case = {valid.lower(): valid for valid in valid_words}
     matches = difflib.get_close_matches(word.lower(), lower_case, n=5, cutoff=0.6)
     if matches:

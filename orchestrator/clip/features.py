@@ -8,11 +8,11 @@ from contextlib import contextmanager
 import torch
 
 from orchestrator.clip.model import Clip, Model
-from orchestrator.clip.pixels import Normaliser
+from orchestrator.clip.preprocessing import Normaliser
 
 
 def encode_images(clip: Clip, images: torch.Tensor, *, batch_size: int) -> torch.Tensor:
-    """float32 [n, dim] on the CPU, from uint8 [n, 3, size, size] already cropped to the model's image size."""
+    """Return float32 [n, dim] on the CPU, from uint8 [n, 3, size, size] already cropped to the model's image size."""
     device = _device(clip)
     normalise = Normaliser(clip.preprocess_cfg["mean"], clip.preprocess_cfg["std"], device)
     with _inference(clip.model):
@@ -21,7 +21,7 @@ def encode_images(clip: Clip, images: torch.Tensor, *, batch_size: int) -> torch
 
 
 def encode_texts(clip: Clip, captions: Sequence[str], *, batch_size: int) -> torch.Tensor:
-    """float32 [n, dim] on the CPU, from n captions."""
+    """Return float32 [n, dim] on the CPU, from n captions."""
     device = _device(clip)
     with _inference(clip.model):
         features = []

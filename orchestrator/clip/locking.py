@@ -1,8 +1,8 @@
-"""Locked towers (LiT, Zhai et al. 2022), by open_clip's own functions: a locked tower has no gradient and no decay.
+"""Locked towers (LiT, Zhai et al. 2022), with open_clip's functions: a locked tower has no gradient and no decay.
 
-Its batch norms still move their running averages unless `lock_image_freeze_bn_stats`, and its dropout still drops.
-open_clip freezes them by putting other modules in their place, which loses the activation inside timm's
-`BatchNormAct2d`: here they stay in evaluation mode."""
+Its batch norms still update their running averages unless `lock_image_freeze_bn_stats` is set, and its dropout stays
+active. open_clip freezes batch norms by replacing the modules, which loses the activation inside timm's
+`BatchNormAct2d`. Here they stay in evaluation mode instead."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from orchestrator.clip.recipe import Recipe
 
 
 def frozen_batch_norms(model: Model, recipe: Recipe) -> list[nn.Module]:
-    """The batch norms that are to stay in evaluation mode: those of a locked image tower without a gradient."""
+    """Return the batch norms that stay in evaluation mode: those of a locked image tower without a gradient."""
     if not recipe.lock_image_freeze_bn_stats:
         return []
     norms = (module for module in model.visual.modules() if isinstance(module, _BatchNorm))
@@ -23,9 +23,9 @@ def frozen_batch_norms(model: Model, recipe: Recipe) -> list[nn.Module]:
 
 
 def lock(model: Model, recipe: Recipe) -> None:
-    """Lock what the recipe names; before a wrapper or an optimiser sees the parameters.
+    """Lock the towers that the recipe names; call it before a wrapper or an optimiser sees the parameters.
 
-    Errors: `ValueError` where nothing would be left to train, or the tower cannot be locked in parts."""
+    Errors: `ValueError` if nothing would be left to train, or the tower cannot be locked in parts."""
     in_parts = recipe.lock_image_unlocked_groups or recipe.lock_text_unlocked_layers
     if recipe.lock_image and recipe.lock_text and not in_parts:
         raise ValueError("both towers are locked: unlock one of them, lock_image or lock_text, or a part of one")

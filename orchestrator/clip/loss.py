@@ -1,30 +1,37 @@
-"""The contrastive loss of CLIP over the valid slots of a global batch, as open_clip computes it (`ClipLoss`).
+"""The contrastive losses of CLIP and SigLIP over the valid slots of a global batch.
 
-With V the set of valid slots of all ranks, s_ij = scale * <image_i, text_j>:
-L = 1/(2|V|) * sum over i in V of [logsumexp over j in V of s_ij - s_ii] + [logsumexp over j in V of s_ji - s_ii].
-A slot that is not valid (a pair that could not be decoded, or the padding of a short batch) is neither anchor nor
-negative. Every rank passes the same number of slots, so a short last batch is padded with slots that are not valid."""
+A slot that is not valid (a pair that could not be decoded, or the padding of a short batch) is neither an anchor nor a
+negative. All ranks pass the same number of slots, so a short last batch is padded with slots that are not valid.
+
+With V the set of valid slots of all ranks and s_ij = scale * <image_i, text_j>:
+
+- CLIP (Radford et al. 2021, as `open_clip.ClipLoss`):
+  L = 1/(2|V|) * sum over i in V of [logsumexp over j in V of s_ij - s_ii] + [logsumexp over j in V of s_ji - s_ii]
+- SigLIP (Zhai et al. 2023, normalised as `open_clip.SigLipLoss`), with z_ij = 1 for i = j and -1 otherwise:
+  L = -1/|V| * sum over i, j in V of log sigmoid(z_ij * (s_ij + bias))"""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from orchestrator.clip.gather import as_global, gather_rows, gather_valid
-
+# the label that F.cross_entropy leaves out
 IGNORED = -100
 
 
 class MaskedClipLoss(nn.Module):
     """`open_clip.ClipLoss` with gathered gradients and a mask; with every slot valid it is the same function.
 
-    What DDP's average of the gradients sees is the gradient of the global L for both settings of `local_loss`:
+    DDP averages gradients over the ranks. That average is the gradient of the global L for both values of `local_loss`:
 
-    - False: every rank computes all of L, and the backward pass of the gather sums over the ranks what each of them
-      contributes, so a rank's features get (number of ranks) * dL, which the average undoes.
+    - False: every rank computes all of L, and the backward pass of the gather sums the contributions of all ranks. The
+      features of a rank get (number of ranks) * dL, and the average divides by the number of ranks.
     - True: rank r computes S_r, the sum over its own rows, divided by |V| of *all* ranks and multiplied by the number
-      of ranks: the average over ranks is L even when the ranks have different numbers of valid slots."""
+      of ranks. The average over the ranks is L even when the ranks have different numbers of valid slots."""
 
     def __init__(self, *, local_loss: bool = False, rank: int = 0, num_ranks: int = 1) -> None:
         super().__init__()
@@ -38,10 +45,11 @@ class MaskedClipLoss(nn.Module):
         valid: torch.Tensor,
         logit_bias: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The global loss, a scalar with the same value on every rank; 0 with zero gradients if no slot is valid.
+        """Return the global loss, a scalar equal on every rank; 0 with zero gradients if no slot is valid.
 
         image_features, text_features: unit-norm [b, dim]; valid: bool [b]; logit_scale: the factor, not its log."""
         all_valid = gather_valid(valid, self.num_ranks)
+        # one gather for both towers: one collective is cheaper than two
         together = gather_rows(torch.cat([image_features, text_features], dim=1), self.num_ranks)
         all_images, all_texts = together.chunk(2, dim=1)
         bias = 0.0 if logit_bias is None else logit_bias
@@ -62,7 +70,77 @@ class MaskedClipLoss(nn.Module):
         return torch.where(valid, own, IGNORED) if self.local_loss else torch.where(all_valid, columns, IGNORED)
 
 
+class MaskedSigLipLoss(nn.Module):
+    """`open_clip.SigLipLoss` with a mask. Each rank computes the rows of its own images against the texts of all ranks.
+
+    The average of the gradients over the ranks is the gradient of the global L, even when the ranks have different
+    numbers of valid slots."""
+
+    def __init__(self, *, rank: int = 0, num_ranks: int = 1) -> None:
+        super().__init__()
+        self.rank, self.num_ranks = rank, num_ranks
+
+    def forward(
+        self,
+        image_features: torch.Tensor,
+        text_features: torch.Tensor,
+        logit_scale: torch.Tensor,
+        valid: torch.Tensor,
+        logit_bias: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return the global loss, a scalar equal on every rank; 0 with zero gradients if no slot is valid.
+
+        image_features, text_features: unit-norm [b, dim]; valid: bool [b]; logit_scale: the factor, not its log."""
+        all_valid = gather_valid(valid, self.num_ranks)
+        all_texts = gather_rows(text_features, self.num_ranks)
+        logits = logit_scale * image_features @ all_texts.T + logit_bias
+        own = torch.arange(len(valid), device=valid.device)
+        signs = torch.full_like(logits, -1.0)
+        signs[own, own + self.rank * len(valid)] = 1.0
+        terms = F.logsigmoid(signs * logits).masked_fill(~(valid[:, None] & all_valid), 0.0)
+        return as_global(-terms.sum() / all_valid.sum().clamp(min=1), self.num_ranks)
+
+
 def _masked_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, valid_columns: torch.Tensor) -> torch.Tensor:
-    # the lowest finite value: its exponential is exactly 0 as that of -inf is, and a row of nothing else is no NaN
+    # the lowest finite value, not -inf: its exponential is exactly 0 too, and a row of masked columns only gives no NaN
     masked = logits.masked_fill(~valid_columns, torch.finfo(logits.dtype).min)
     return F.cross_entropy(masked, labels, reduction="sum", ignore_index=IGNORED)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, own: torch.Tensor) -> torch.Tensor:
+        everyone = own.new_empty(dist.get_world_size() * len(own), *own.shape[1:])
+        dist.all_gather_into_tensor(everyone, own.contiguous())
+        return everyone
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        own = gradient.new_empty(len(gradient) // dist.get_world_size(), *gradient.shape[1:])
+        dist.reduce_scatter_tensor(own, gradient.contiguous())
+        return own
+
+
+def gather_rows(own: torch.Tensor, num_ranks: int) -> torch.Tensor:
+    """Return [num_ranks * b, dim], rank by rank, from each rank's [b, dim].
+
+    The gradient of a row is the sum of the gradients that all ranks compute for it."""
+    return own if num_ranks == 1 else _Gather.apply(own)
+
+
+def gather_valid(valid: torch.Tensor, num_ranks: int) -> torch.Tensor:
+    """Return bool [num_ranks * b], from each rank's bool [b]."""
+    return gather_rows(valid.to(torch.uint8), num_ranks).bool()
+
+
+def as_global(share: torch.Tensor, num_ranks: int) -> torch.Tensor:
+    """Return the sum of all ranks' shares of a loss; DDP's average turns its gradients into those of the sum.
+
+    The value is the sum over the ranks, for logging. The gradient is that of this rank's share times the number of
+    ranks."""
+    if num_ranks == 1:
+        return share
+    total = share.detach().clone()
+    dist.all_reduce(total)
+    scaled = share * num_ranks
+    return scaled + (total - scaled.detach())

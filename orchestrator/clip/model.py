@@ -1,7 +1,7 @@
-"""A CLIP model with all that is needed to use it, built, saved and loaded through open_clip's own factory.
+"""A CLIP model with its configuration and tokenizer: built, saved and loaded through open_clip's factory.
 
-A saved folder (`open_clip_config.json`, `open_clip_model.safetensors`, and the tokenizer's files where it has any) is
-what open_clip calls a local dir: `open_clip.create_model_and_transforms('local-dir:FOLDER')` loads it as it is."""
+A saved folder has `open_clip_config.json`, `open_clip_model.safetensors`, and the tokenizer's files if there are any.
+open_clip loads it without changes: `open_clip.create_model_and_transforms('local-dir:FOLDER')`."""
 
 from __future__ import annotations
 
@@ -32,18 +32,19 @@ WEIGHTS_FILE = "open_clip_model.safetensors"
 LOCAL_SCHEME, HUB_SCHEME = "local-dir:", "hf-hub:"
 Model: TypeAlias = "CLIP | CustomTextCLIP"
 Tokenizer = Callable[[list[str]], torch.Tensor]
-# what torch, safetensors and open_clip raise for a file that is cut off or belongs to another model
+# the errors of torch, safetensors and open_clip for a file that is cut off or belongs to another model
 UNREADABLE = (RuntimeError, AssertionError, EOFError, UnpicklingError, SafetensorError)
-# as open_clip_train's --siglip
+# the initial values of open_clip_train's --siglip
 SIGLIP_START = {"init_logit_scale": math.log(10), "init_logit_bias": -10}
 PREPROCESS_KEYS = ("mean", "std", "size", "interpolation", "resize_mode")
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A model (on the CPU when built or loaded), its complete open_clip `model_cfg`, how images are prepared for it
-    (mean and std per channel for pixels in [0, 1], size in pixels, interpolation, resize mode) and its tokenizer
-    (list of strings to int64 [n, context])."""
+    """A model (on the CPU when built or loaded), its complete open_clip `model_cfg`, its preprocessing and tokenizer.
+
+    `preprocess_cfg`: mean and std per channel for pixels in [0, 1], size in pixels, interpolation, resize mode.
+    `tokenizer`: list of strings to int64 [n, context]."""
 
     model: Model
     model_cfg: dict[str, Any]
@@ -52,12 +53,12 @@ class Clip:
 
     @property
     def image_size(self) -> int:
-        """The side of the pictures it takes, in pixels."""
+        """The side of its square images, in pixels."""
         return side(self.preprocess_cfg["size"])
 
 
 def side(size: int | Sequence[int]) -> int:
-    """An image size as open_clip's configurations have it, one number or two, as the side of a square."""
+    """Return the side of a square image from a size in open_clip's form, one number or two."""
     return size if isinstance(size, int) else size[0]
 
 
@@ -71,11 +72,11 @@ def build(
     seed: int,
     loss: LossName = "clip",
 ) -> Clip:
-    """A model to train, from an open_clip name or a config of one's own.
+    """Return a model to train, from an open_clip name or a custom config.
 
-    `pretrained` is a tag of open_clip or a checkpoint file; without it the weights are a function of `seed` alone
-    (the global random state is left as it was). For the loss `siglip` the logit scale and bias start where SigLIP
-    starts them, if the config says nothing. Errors: `ValueError` with what is valid."""
+    `pretrained` is an open_clip tag or a checkpoint file; without it the weights are a function of `seed` only, and
+    the global random state does not change. For the loss `siglip`, the logit scale and bias start at SigLIP's values
+    unless the config sets them. Errors: `ValueError` with the valid values."""
     with _seeded(seed):
         if name is not None and name.startswith((LOCAL_SCHEME, HUB_SCHEME)):
             return _from_reference(name, pretrained, image_size=image_size, context_length=context_length)
@@ -86,10 +87,12 @@ def build(
 
 
 def load(reference: str, *, pretrained: str | None = None) -> Clip:
-    """A trained model: a folder that `save` wrote, any `local-dir:` or `hf-hub:` reference of open_clip, or an
-    open_clip name with a pretrained tag or a checkpoint file (open_clip_train's `.pt` too) as `pretrained`.
+    """Return a trained model.
 
-    Errors: `ValueError`, one line, for what is not there or does not fit."""
+    `reference` is a folder that `save` wrote, a `local-dir:` or `hf-hub:` reference of open_clip, or an open_clip name
+    with a pretrained tag or a checkpoint file (also open_clip_train's `.pt`) as `pretrained`.
+
+    Errors: `ValueError`, one line, for weights that are missing or do not fit."""
     path = Path(reference)
     if path.is_dir():
         return _from_reference(f"{LOCAL_SCHEME}{path}", pretrained)
@@ -109,7 +112,7 @@ def load(reference: str, *, pretrained: str | None = None) -> Clip:
 
 
 def save(clip: Clip, folder: Path) -> None:
-    """Write the model as a folder that open_clip loads as it is; the config is written last, so it means complete."""
+    """Write the model as a folder that open_clip loads; the config is written last, so a folder with it is complete."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {key: tensor.detach().cpu().contiguous() for key, tensor in clip.model.state_dict().items()}
     save_file(weights, folder / WEIGHTS_FILE)
@@ -120,7 +123,7 @@ def save(clip: Clip, folder: Path) -> None:
 
 def _from_config(model_cfg: dict[str, Any], name: str | None, pretrained: str | None) -> Clip:
     checkpoint_path, preprocess_cfg = _checkpoint(name, pretrained) if pretrained else (None, {})
-    # open_clip builds what it can load, so a built model is a saved folder without weights: one road for both
+    # open_clip builds a model from a folder without weights too, so building and loading share one code path
     with TemporaryDirectory() as folder, _without_open_clip_log():
         (Path(folder) / CONFIG_FILE).write_text(json.dumps({"model_cfg": model_cfg}))
         model = open_clip.create_model(
@@ -139,7 +142,7 @@ def _from_reference(
     reference: str, pretrained: str | None, *, image_size: int | None = None, context_length: int | None = None
 ) -> Clip:
     if pretrained is not None:
-        raise ValueError(f"got pretrained={pretrained!r} with {reference!r}, which brings its own weights: drop it")
+        raise ValueError(f"got pretrained={pretrained!r} with {reference!r}, which has weights: remove pretrained")
     if reference.startswith(LOCAL_SCHEME):
         config_of(reference)
     try:
@@ -164,7 +167,7 @@ def _from_reference(
 
 
 def config_of(reference: str) -> Path:
-    """The config file of a `local-dir:` reference. Errors: `ValueError` where there is none."""
+    """Return the config file of a `local-dir:` reference. Errors: `ValueError` if there is none."""
     folder = Path(reference.removeprefix(LOCAL_SCHEME))
     if not (folder / CONFIG_FILE).is_file():
         raise ValueError(f"no model folder at {folder}: expected {CONFIG_FILE} and {WEIGHTS_FILE} in it")
@@ -172,7 +175,7 @@ def config_of(reference: str) -> Path:
 
 
 def _checkpoint(name: str | None, pretrained: str) -> tuple[str, dict[str, Any]]:
-    """The file of a pretrained tag or path, and how its images were prepared (empty: as the model's default)."""
+    """Return the file of a pretrained tag or path, and its preprocess config (empty: the model's default)."""
     if Path(pretrained).is_file():
         return pretrained, {}
     tags = open_clip.list_pretrained_tags_by_model(name) if name else []
@@ -191,27 +194,27 @@ def _load_weights(model: Model, checkpoint_path: str) -> None:
         open_clip.load_checkpoint(model, checkpoint_path)
     except UnpicklingError as error:
         raise ValueError(
-            f"{checkpoint_path} cannot be read as tensors alone, and more would run code of the file's; expected "
-            "safetensors or a state dict as torch.save writes it"
+            f"{checkpoint_path} contains more than tensors, and loading it would run code from the file; expected "
+            "safetensors or a state dict that torch.save wrote"
         ) from error
     except UNREADABLE as error:
         raise ValueError(f"{checkpoint_path} does not fit the model: {one_line(error)}") from error
     if start is not None and not model.logit_bias.any():
-        # the checkpoint of a model without a bias: open_clip gives it 0, and the scale is that of another loss
+        # the checkpoint of a model without a bias: open_clip sets it to 0, and the scale belongs to another loss
         with torch.no_grad():
             model.logit_scale.copy_(start[0])
             model.logit_bias.copy_(start[1])
 
 
 def _refuse_code(reference: str) -> None:
-    # of a folder or a repository of the hub: its own options go to transformers as they are
+    # the options in the config of a folder or a hub repository go to transformers unchecked
     config = open_clip.get_model_config(reference) or {}
     _check_options(config.get("text_cfg") or {}, reference)
 
 
 def _check_options(text_cfg: dict[str, Any], name: str) -> None:
     if "trust_remote_code" in (text_cfg.get("tokenizer_kwargs") or {}):
-        raise ValueError(f"{name}: trust_remote_code in its tokenizer_kwargs would run code of the model's; drop it")
+        raise ValueError(f"{name}: trust_remote_code in its tokenizer_kwargs would run code from the model; remove it")
 
 
 def _tokenizer(model_cfg: dict[str, Any]) -> Tokenizer:
@@ -225,17 +228,18 @@ def _tokenizer(model_cfg: dict[str, Any]) -> Tokenizer:
 
 
 def _clip(model: Model, model_cfg: dict[str, Any], tokenizer: Tokenizer) -> Clip:
-    # a config that was read from JSON has lists where a fresh one has tuples
+    # a config from JSON has lists, a new one has tuples
     values = ((key, model.visual.preprocess_cfg[key]) for key in PREPROCESS_KEYS)
     preprocess_cfg = {key: tuple(value) if isinstance(value, list) else value for key, value in values}
-    # a fifth faster for convolutions (timm resnet10t, bf16 on a CPU), nothing to attention; `pixels` does its half
+    # channels last is a fifth faster for convolutions (timm resnet10t, bf16 on a CPU) and has no effect on attention;
+    # `Normaliser` gives images the same layout
     model = model.to(memory_format=torch.channels_last)
     return Clip(model=model, model_cfg=model_cfg, preprocess_cfg=preprocess_cfg, tokenizer=tokenizer)
 
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    # the CPU generator alone: `torch.manual_seed` would also reseed every GPU of the process
+    # the CPU generator only: `torch.manual_seed` would also reseed every GPU of the process
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield
@@ -243,7 +247,7 @@ def _seeded(seed: int) -> Iterator[None]:
 
 @contextmanager
 def _without_open_clip_log() -> Iterator[None]:
-    # open_clip narrates on the root logger and warns of random weights, which is what a model to train has
+    # open_clip logs each step of loading on the root logger, and warns of random weights, which are intended here
     def drop(record: logging.LogRecord) -> bool:
         return False
 
@@ -256,5 +260,5 @@ def _without_open_clip_log() -> Iterator[None]:
 
 
 def one_line(error: Exception) -> str:
-    """What an error of a library says, as one line of bearable length."""
+    """Return the message of a library's error as one line of at most 300 characters."""
     return " ".join(str(error).split())[:300]

@@ -1,9 +1,9 @@
-"""Many ranks, one model: DDP, or FSDP2 (`fully_shard`) for towers that outgrow a device.
+"""One model on many ranks: DDP, or FSDP2 (`fully_shard`) for towers that do not fit on one device.
 
-FSDP shards each transformer block and, as one unit, the rest. Autocast is used with it as with DDP and not its own
-mixed precision: the numbers are DDP's in every precision, for twice the bytes gathered in bf16. It does not shard
-scalars, so the logit scale and bias stay plain and their gradients are averaged here. It leaves batch norm's running
-averages to each rank (rank 0's are saved), where DDP broadcasts rank 0's."""
+FSDP shards each transformer block and, as one unit, the rest. Mixed precision comes from autocast, as with DDP, not
+from FSDP: the numbers are DDP's in every precision, but in bf16 twice as many bytes are gathered. FSDP does not shard
+scalars, so the logit scale and bias stay plain tensors and their gradients are averaged here. FSDP leaves batch norm's
+running averages to each rank (rank 0's are saved); DDP broadcasts rank 0's."""
 
 from __future__ import annotations
 
@@ -14,38 +14,39 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from orchestrator.clip.recipe import Strategy
-from orchestrator.clip.sharding import is_sharded
-from orchestrator.clip.towers import Towers
 
-# what open_clip, timm and Hugging Face call their rows of blocks
+# the names that open_clip, timm and Hugging Face give to their sequences of transformer blocks
 BLOCK_ROWS = ("resblocks", "blocks", "layer")
 
 
 def blocks(towers: nn.Module) -> list[nn.Module]:
-    """The transformer blocks of both towers; none where they are built otherwise."""
+    """Return the transformer blocks of both towers; empty for towers without any."""
     rows = (module for name, module in towers.named_modules() if name.rpartition(".")[2] in BLOCK_ROWS)
     return [block for row in rows if isinstance(row, (nn.ModuleList, nn.Sequential)) for block in row]
 
 
-def compile_towers(towers: Towers, *, num_ranks: int) -> None:
-    """Compile in place: whole for one rank; for more, block by block, so that the gradients of a block travel while
-    those of the next are computed. Names of parameters stay as they are."""
+def compile_towers(towers: nn.Module, *, num_ranks: int) -> None:
+    """Compile in place; the names of parameters do not change.
+
+    One rank compiles the whole. More ranks compile block by block: the gradients of one block travel while those of
+    the next are computed."""
     parts = blocks(towers) if num_ranks > 1 else []
     for part in parts or [towers]:
         part.compile()
 
 
-def wrap(towers: Towers, *, strategy: Strategy, num_ranks: int) -> nn.Module:
-    """What to call in place of the towers; FSDP changes them themselves. One rank needs nothing.
+def wrap(towers: nn.Module, *, strategy: Strategy, num_ranks: int) -> nn.Module:
+    """Return the module to call in place of `towers`; FSDP changes `towers` itself, one rank needs no wrapper.
 
-    The default process group is up, the towers are on their device, compiled and locked."""
+    Before the call: the default process group is up, and the towers are on their device, compiled and locked."""
     if num_ranks == 1:
         return towers
     if strategy == "fsdp":
-        # FSDP wants plain memory, open_clip models come channels last
+        # FSDP needs contiguous memory; open_clip models are channels last
         towers.to(memory_format=torch.contiguous_format)
         for block in blocks(towers):
             fully_shard(block)
@@ -56,7 +57,7 @@ def wrap(towers: Towers, *, strategy: Strategy, num_ranks: int) -> nn.Module:
 
 @contextmanager
 def no_sync(wrapped: nn.Module) -> Iterator[None]:
-    """Gradients of forward and backward passes inside stay on their rank, to be added to those of the next pass."""
+    """Keep the gradients of passes inside the block on their rank; the next pass outside adds to them and syncs."""
     if isinstance(wrapped, DistributedDataParallel):
         with wrapped.no_sync():
             yield
@@ -69,7 +70,7 @@ def no_sync(wrapped: nn.Module) -> Iterator[None]:
 
 
 def average_plain_gradients(wrapped: nn.Module, num_ranks: int) -> None:
-    """What FSDP leaves undone: the mean over the ranks of the gradients of parameters that are not sharded."""
+    """Average over the ranks the gradients of parameters that FSDP does not shard; do nothing without FSDP."""
     if not isinstance(wrapped, FSDPModule):
         return
     gradients = [
@@ -79,3 +80,25 @@ def average_plain_gradients(wrapped: nn.Module, num_ranks: int) -> None:
     dist.all_reduce(together)
     for gradient, mean in zip(gradients, together / num_ranks, strict=True):
         gradient.fill_(mean)
+
+
+def is_sharded(tensor: torch.Tensor | None) -> bool:
+    """Whether FSDP spreads the tensor over the ranks."""
+    return isinstance(tensor, DTensor)
+
+
+def full(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the whole tensor, a copy on the CPU; for a sharded tensor every rank calls it."""
+    whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return whole.detach().to("cpu", copy=True)
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """Return this rank's piece of the tensor: the same memory, not a copy."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def shard_like(whole: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Return the whole tensor, equal on every rank, with the layout of `like`."""
+    on_device = whole.to(like.device)
+    return distribute_tensor(on_device, like.device_mesh, like.placements) if isinstance(like, DTensor) else on_device

@@ -1,8 +1,8 @@
-"""Patch dropout (FLIP, Li et al. 2023): a vision transformer trains on a random part of each picture's patches.
+"""Patch dropout (FLIP, Li et al. 2023): a vision transformer trains on a random part of each image's patches.
 
-Which patches stay is a function of (seed, key of the pair, patch) alone: those with the smallest hashes. So they are
-the same for any number of ranks and chunks and after any restart. As many stay as with open_clip's and timm's own
-modules, whose places these take; class tokens always stay."""
+Which patches stay is a function of (seed, key of the pair, patch) only: those with the smallest hashes. So they are the
+same for any number of ranks and chunks and after any restart. The number of patches that stay is that of open_clip's
+and timm's modules, which these replace. Class tokens always stay."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from torch import nn
 
 from orchestrator.clip.randomness import mix
 
-# an nn.Module with what open_clip or timm adds to it
+# an nn.Module with the attributes that open_clip or timm adds
 ImageTower: TypeAlias = Any
 
 
 class KeyedPatchDropout(nn.Module):
-    """Keeps the patches that `kept` names, int64 [b, num_kept], in training; all of them in evaluation."""
+    """Keep the patches in `kept`, int64 [b, num_kept], in training; keep all of them in evaluation."""
 
     def __init__(self, *, share: float, num_patches: int, num_prefix_tokens: int) -> None:
         super().__init__()
@@ -32,12 +32,12 @@ class KeyedPatchDropout(nn.Module):
         self.kept: torch.Tensor | None = None
 
     def choose(self, seed: int, keys: torch.Tensor) -> torch.Tensor:
-        """The patches that stay, int64 [b, num_kept], for the keys of b pairs, int64 [b]."""
+        """Return the patches that stay, int64 [b, num_kept], for the keys of b pairs, int64 [b]."""
         patches = torch.arange(self.num_patches, device=keys.device)
         return mix(seed, keys[:, None], patches).topk(self.num_kept, dim=1, largest=False).indices
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """[b, prefix + num_kept, width] from [b, prefix + num_patches, width]."""
+        """Return [b, prefix + num_kept, width] from [b, prefix + num_patches, width]."""
         if not self.training:
             return tokens
         assert self.kept is not None, "patch dropout needs the keys of the pairs"
@@ -47,18 +47,17 @@ class KeyedPatchDropout(nn.Module):
 
 
 class KeyedPatchDropoutWithIndices(KeyedPatchDropout):
-    """The same for timm's Eva towers, which ask for the kept patches too, to rotate what is left."""
+    """The same for timm's Eva towers, which also need the indices of the kept patches, for their position rotation."""
 
     def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:  # type: ignore[override]
-        """What stays, and which it is (None: everything)."""
+        """Return the tokens that stay and the indices of their patches (None: all)."""
         return super().forward(tokens), self.kept if self.training else None
 
 
 def install(visual: ImageTower, share: float) -> KeyedPatchDropout | None:
-    """Put a dropout of `share` of the patches into an image tower; 0 leaves what the tower's own configuration says,
-    keyed as well. None: nothing is dropped.
+    """Put a dropout of `share` of the patches into an image tower and return it; None if nothing is dropped.
 
-    Errors: `ValueError` for a tower without patches to drop."""
+    A share of 0 uses the share in the tower's own configuration. Errors: `ValueError` for a tower without patches."""
     trunk: ImageTower = visual.trunk if isinstance(visual, TimmModel) else visual
     own = trunk.patch_dropout if isinstance(trunk, VisionTransformer) else getattr(trunk, "patch_drop", None)
     share = share or getattr(own, "prob", 0.0)

@@ -1,4 +1,4 @@
-"""What the model computes in: fp32, bf16 autocast, or fp16 autocast with a loss scaler (GPUs only)."""
+"""The precision of the computation: fp32, bf16 autocast, or fp16 autocast with a loss scaler (GPUs only)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ AUTOCAST_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.
 
 
 def check(precision: str, device: torch.device) -> None:
-    """Errors: `ValueError` for an unknown precision, or fp16 where there is no loss scaling."""
+    """Check a precision. Errors: `ValueError` for an unknown precision, or for fp16 without a GPU (no loss scaling)."""
     if precision not in AUTOCAST_DTYPES:
         raise ValueError(f"unknown precision {precision!r}: valid are {', '.join(AUTOCAST_DTYPES)}")
     if precision == "fp16" and device.type != "cuda":
@@ -18,18 +18,19 @@ def check(precision: str, device: torch.device) -> None:
 
 
 def native(device: torch.device) -> Precision:
-    """What the device computes in fast: bf16, else fp16 on a GPU and fp32 on a CPU. One without bf16 emulates it, which
-    made a step of a small ResNet ten times as long."""
+    """Return the precision that the device computes fast: bf16, else fp16 on a GPU and fp32 on a CPU.
+
+    A device without bf16 emulates it, which made a step of a small ResNet ten times as long."""
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"
 
 
 def autocast(precision: Precision, device: torch.device) -> torch.amp.autocast:
-    """The context of a forward pass; for fp32 it does nothing."""
+    """Return the context of a forward pass; for fp32 it does nothing."""
     return torch.amp.autocast(device.type, dtype=AUTOCAST_DTYPES[precision], enabled=precision != "fp32")
 
 
 def grad_scaler(precision: Precision, device: torch.device) -> torch.amp.GradScaler:
-    """The loss scaler of fp16; for the others one that passes everything through."""
+    """Return the loss scaler of fp16; for other precisions, one that changes nothing."""
     return torch.amp.GradScaler(device.type, enabled=precision == "fp16")

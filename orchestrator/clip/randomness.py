@@ -1,7 +1,8 @@
-"""Random numbers that are a function of what they are for. SplitMix64's finaliser (Steele, Lea, Flood 2014) over int64,
-whose products wrap, folds any integers (a seed, a pair's key, a patch) into one that looks random.
+"""Random numbers that are a function of their purpose: a seed, a pair's key, a patch.
 
-Dropout draws from torch's generators, so these are seeded for each chunk of each step, and put back afterwards."""
+SplitMix64's finaliser (Steele, Lea, Flood 2014) over int64, with products that wrap, folds any integers into one that
+looks random. Dropout draws from torch's generators, so these are seeded for each chunk of each step and restored
+afterwards."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ GOLDEN, FIRST, SECOND = -7046029254386353131, -4658895280553007687, -77235922931
 
 
 def mix(*parts: torch.Tensor | int) -> torch.Tensor:
-    """A hash of integers, int64 of the shape that the parts have together (on their device; a scalar for numbers)."""
+    """Return a hash of integers, int64 in the broadcast shape of the parts, on their device; a scalar for numbers."""
     state = torch.zeros((), dtype=torch.int64)
     for part in parts:
         state = _finalise((state ^ part) + GOLDEN)
@@ -30,7 +31,7 @@ def _finalise(state: torch.Tensor) -> torch.Tensor:
 
 
 def _shifted(state: torch.Tensor, bits: int) -> torch.Tensor:
-    # torch shifts the sign in; SplitMix64 shifts in zeros
+    # torch's shift copies the sign bit; SplitMix64 shifts in zeros
     return (state >> bits) & ((1 << (64 - bits)) - 1)
 
 
@@ -44,13 +45,13 @@ def _drop_share(module: nn.Module) -> float:
         return module.p
     if isinstance(module, nn.MultiheadAttention):
         return module.dropout
-    # timm's name in DropPath and DropBlock, the share is optional there
+    # timm's attribute of DropPath and DropBlock, where it may be None
     return getattr(module, "drop_prob", None) or 0.0
 
 
 @contextmanager
 def seeded(device: torch.device, *parts: int) -> Iterator[None]:
-    """Torch's generators as a function of `parts` inside, untouched outside."""
+    """Seed torch's generators from `parts` inside the block and restore them after it."""
     seed = int(mix(*parts))
     on_gpu = device.type == "cuda"
     with torch.random.fork_rng(devices=[device] if on_gpu else []):

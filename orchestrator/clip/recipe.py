@@ -1,5 +1,6 @@
-"""How a model is trained, whatever the data: the settings of a `Learner`, free of torch so that a configuration can
-name them without loading it."""
+"""How a model is trained, independent of the data: the settings of a `TrainStep`.
+
+This module does not import torch, so the configuration can use it."""
 
 from __future__ import annotations
 
@@ -15,10 +16,10 @@ Strategy = Literal["ddp", "fsdp"]
 class Recipe:
     """Settings of training; the defaults are open_clip's.
 
-    `local_loss`: each rank computes the rows of its own slots alone (SigLIP always does). `accumulation`: the chunks
-    that a rank's slots are computed in, to save memory; loss and gradients stay those of the whole batch.
-    `trim_captions`: text towers that allow it see no padding. `patch_dropout`: the share of patches dropped (FLIP).
-    `lock_text_freeze_layer_norm` is for Hugging Face text towers; open_clip's own lock their layer norms always."""
+    `local_loss`: each rank computes only the rows of its own slots (SigLIP always does). `accumulation`: the number of
+    chunks in which a rank computes its slots, to save memory; loss and gradients stay those of the whole batch.
+    `trim_captions`: text towers that allow it do not compute padding. `patch_dropout`: the share of dropped patches
+    (FLIP). `lock_text_freeze_layer_norm` is for Hugging Face text towers; open_clip's always lock their layer norms."""
 
     seed: int = 0
     precision: Precision = "fp32"

@@ -1,5 +1,7 @@
-"""The learning rate as a function of the step: a linear warm-up, then one of open_clip_train's schedules, to the last
-bit. With w warm-up steps of n in all, c of cool-down and r restarts, lr(s) = peak * (s + 1) / w for s < w, and after it
+"""The learning rate as a function of the step: a linear warm-up, then one of open_clip_train's schedules.
+
+The values equal open_clip_train's to the last bit. With n steps in all, w of warm-up, c of cool-down, and r restarts,
+lr(s) = peak * (s + 1) / w for s < w. After the warm-up:
 
 - cosine: peak * (1 + cos(pi * t)) / 2, where t runs from 0 to 1 in the n - w steps, r + 1 times in a row (SGDR's warm
   restarts, Loshchilov and Hutter 2017, with equal periods);
@@ -26,7 +28,9 @@ def learning_rate(
     cooldown_end_lr: float = 0.0,
     num_restarts: int = 0,
 ) -> float:
-    """The learning rate of optimiser step `step`, counted from 0. Errors: `ValueError` for an unknown schedule."""
+    """Return the learning rate of optimiser step `step`, counted from 0.
+
+    Errors: `ValueError` for an unknown schedule."""
     if step < num_warmup_steps:
         return peak_lr * (step + 1) / num_warmup_steps
     if schedule == "cosine":
@@ -43,7 +47,7 @@ def learning_rate(
 
 
 def _cosine(step: int, num_steps: int, peak_lr: float, num_restarts: int) -> float:
-    # the steps of a period need not be whole: all are scaled so that the remainder is one of integers
+    # a period may not be a whole number of steps: everything is scaled by num_restarts + 1 to stay in integers
     into_period = step * (num_restarts + 1) % num_steps
-    # the operations in open_clip's order, so that the last bit is the same too
+    # operations in open_clip's order, so that the last bit is equal too
     return 0.5 * (1 + math.cos(math.pi * into_period / num_steps)) * peak_lr

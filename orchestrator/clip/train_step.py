@@ -1,10 +1,11 @@
-"""One optimiser step of CLIP training: uint8 images in, tensors out, no data loading and no wait for the device.
+"""One optimiser step of CLIP training: uint8 images in, tensors out, without data loading or waiting for the device.
 
-The step is open_clip's (`train_one_epoch`): forward under autocast through the wrapped module, so that DDP sees it;
-loss; backward; optional clipping of the gradient norm; AdamW; logit scale kept in [1, 100]. Two choices differ: the
-loss is computed in float32 outside autocast (logits reach 100, where neighbouring bf16 numbers are 0.5 apart), and
-slots can be masked. Batch-norm towers under DDP use the statistics of their own rank's slots, masked ones included,
-and the running averages of rank 0, which DDP broadcasts: for them alone the number of workers matters."""
+The step is open_clip's (`train_one_epoch`): forward under autocast through the wrapped module; loss; backward; optional
+clipping of the gradient norm; AdamW; the logit scale is clamped to [1, 100]. Two things differ: the loss is computed in
+float32 outside autocast (logits reach 100, where neighbouring bf16 numbers are 0.5 apart), and slots can be masked.
+
+Batch-norm towers under DDP use the statistics of their own rank's slots, including masked ones, and the running
+averages of rank 0, which DDP broadcasts. Only for such towers do results depend on the number of workers."""
 
 from __future__ import annotations
 
@@ -17,22 +18,19 @@ from typing import Any
 
 import torch
 
-from orchestrator.clip import gradients, locking, parallel, patch_dropout, randomness, snapshot
+from orchestrator.clip import locking, optimiser, parallel, patch_dropout, randomness, snapshot
 from orchestrator.clip import precision as precisions
 from orchestrator.clip.accumulation import backward_in_chunks
-from orchestrator.clip.ema import WeightAverage
-from orchestrator.clip.loss import MaskedClipLoss
+from orchestrator.clip.loss import MaskedClipLoss, MaskedSigLipLoss
 from orchestrator.clip.model import Clip
-from orchestrator.clip.optimiser import adamw
-from orchestrator.clip.pixels import Normaliser
+from orchestrator.clip.preprocessing import Normaliser
 from orchestrator.clip.recipe import Recipe
-from orchestrator.clip.siglip import MaskedSigLipLoss
 from orchestrator.clip.towers import Outputs, Towers
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One rank's slots of a global batch; a slot that is not `valid` may hold anything finite, such as zeros."""
+    """One rank's slots of a global batch; a slot that is not `valid` may hold any finite values, such as zeros."""
 
     images: torch.Tensor
     """uint8 [b, 3, h, w]"""
@@ -41,15 +39,15 @@ class Batch:
     valid: torch.Tensor
     """bool [b]"""
     keys: torch.Tensor | None = None
-    """int64 [b], names each pair within the whole run: patch dropout is keyed by it, nothing else needs it"""
+    """int64 [b], unique for each pair of the whole run; only patch dropout uses it"""
 
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """Scalars left on the device: reading one waits for the step, so read them only when they are logged."""
+    """Scalars on the device. Reading one waits for the step, so read them only for logging."""
 
     loss: torch.Tensor
-    """of the global batch, the same on every rank"""
+    """of the global batch, equal on every rank"""
     logit_scale: torch.Tensor
     """the factor after the step, in [1, max_logit_scale]"""
     grad_norm: torch.Tensor
@@ -63,18 +61,18 @@ class _Chunk:
     kept: torch.Tensor | None
 
 
-class Learner:
-    """A model with what it takes to improve it, `step` by `step`, on one rank of `num_ranks`.
+class TrainStep:
+    """A model, its optimiser and all other state of training, on one rank of `num_ranks`; `run` takes one step.
 
-    The model of `clip` becomes the learner's: it is moved to the device, locked, sharded. With more than one rank the
-    default process group is up, and every rank makes its learner from the same weights. Errors: `ValueError`, one
-    line, for a recipe that does not go together, or that the model or the device cannot follow."""
+    It changes the model of `clip`: it moves it to the device, locks and shards it. With more than one rank, the default
+    process group must be up and every rank must start from the same weights. Errors: `ValueError`, one line, for a
+    recipe with settings that exclude each other, or that the model or the device does not support."""
 
     def __init__(self, clip: Clip, recipe: Recipe, *, device: torch.device, rank: int = 0, num_ranks: int = 1) -> None:
         check(clip, recipe, device)
         self.clip, self.recipe, self.device, self.rank = clip, recipe, device, rank
         self.num_ranks = num_ranks
-        self.bones = snapshot.skeleton(clip.model)
+        self.empty_model = snapshot.skeleton(clip.model)
         self.model = clip.model.to(device)
         locking.lock(self.model, recipe)
         self.frozen_norms = locking.frozen_batch_norms(self.model, recipe)
@@ -86,17 +84,19 @@ class Learner:
         if recipe.compile:
             parallel.compile_towers(self.towers, num_ranks=num_ranks)
         self.wrapped = parallel.wrap(self.towers, strategy=recipe.parallel, num_ranks=num_ranks)
-        # as they are now: sharding has replaced the parameters
+        # after `wrap`: sharding has replaced the parameters
         self.weights = [weight for weight in self.model.parameters() if weight.requires_grad]
-        self.optimiser = adamw(self.model, recipe)
-        self.average = None if recipe.ema_decay is None else WeightAverage(self.model, recipe.ema_decay)
+        self.optimiser = optimiser.adamw(self.model, recipe)
+        self.average = None if recipe.ema_decay is None else optimiser.WeightAverage(self.model, recipe.ema_decay)
         self.loss = _loss(recipe, rank, num_ranks)
         self.scaler = precisions.grad_scaler(recipe.precision, device)
         self.normalise = Normaliser(clip.preprocess_cfg["mean"], clip.preprocess_cfg["std"], device)
         self.bad_step = torch.full((), -1, dtype=torch.int64, device=device)
 
-    def step(self, batch: Batch, *, lr: float, step: int) -> StepMetrics:
-        """Take optimiser step number `step`, from 0, at learning rate `lr`; every rank calls it with as many slots."""
+    def run(self, batch: Batch, *, lr: float, step: int) -> StepMetrics:
+        """Take optimiser step number `step`, from 0, at learning rate `lr`.
+
+        Every rank calls it with the same number of slots."""
         self.wrapped.train()
         for norm in self.frozen_norms:
             norm.eval()
@@ -106,27 +106,31 @@ class Learner:
         loss = self._backward(batch, step)
         self.scaler.unscale_(self.optimiser)
         parallel.average_plain_gradients(self.wrapped, self.num_ranks)
-        grad_norm = gradients.total_norm(self.weights)
+        grad_norm = optimiser.total_norm(self.weights)
         if self.recipe.grad_clip_norm is not None:
-            gradients.clip(self.weights, self.recipe.grad_clip_norm, grad_norm)
+            optimiser.clip_gradients(self.weights, self.recipe.grad_clip_norm, grad_norm)
         self.scaler.step(self.optimiser)
         self.scaler.update()
         log_scale = self.model.logit_scale.detach()
         log_scale.clamp_(0, math.log(self.recipe.max_logit_scale))
         if self.average is not None:
             self.average.update(step)
-        self._look_at(loss, grad_norm, step)
+        self._remember_bad_step(loss, grad_norm, step)
         return StepMetrics(loss=loss, logit_scale=log_scale.exp(), grad_norm=grad_norm)
 
     def first_bad_step(self) -> int | None:
-        """The first step since the start (or `restore`) whose loss or gradient norm was not finite. Waits for the
-        device. Under fp16 the scaler skips a step whose gradients overflow: only the loss counts there."""
+        """Return the first step since the start (or `restore`) with a loss or gradient norm that is not finite.
+
+        It waits for the device. Under fp16 the scaler skips steps with gradients that overflow, so only the loss
+        counts."""
         step = int(self.bad_step)
         return None if step < 0 else step
 
     def state(self) -> dict[str, Any] | None:
-        """A copy, on the CPU, of all that the next step needs: plain data and tensors under the parameters' names, for
-        `restore` on any number of ranks. Rank 0 gets it, the others None; under FSDP every rank must call it."""
+        """Return a copy, on the CPU, of all state that the next step needs, for `restore` on any number of ranks.
+
+        It is plain data and tensors under the parameters' names. Rank 0 gets it, other ranks get None; under FSDP
+        every rank must call it."""
         sharded = self.recipe.parallel == "fsdp" and self.num_ranks > 1
         if self.rank != 0 and not sharded:
             return None
@@ -139,7 +143,7 @@ class Learner:
         return saved if self.rank == 0 else None
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Take up what `state` gave; every rank calls it with the same."""
+        """Continue from what `state` returned; every rank calls it with the same state."""
         snapshot.restore_model(self.model, saved["model"])
         snapshot.restore_optimiser(self.model, self.optimiser, saved["optimiser"])
         self.scaler.load_state_dict(saved["scaler"])
@@ -148,10 +152,11 @@ class Learner:
         self.bad_step.fill_(-1)
 
     def export(self) -> Clip:
-        """The model to save and to evaluate, a plain copy on the CPU: the averaged weights where there is an average.
-        Under FSDP every rank must call it, and gets it."""
+        """Return the model to save and to evaluate: a plain copy on the CPU, with averaged weights if there are any.
+
+        Under FSDP every rank must call it and gets the copy."""
         averages = {} if self.average is None else self.average.weights()
-        return replace(self.clip, model=snapshot.filled(self.bones, self.model, averages))
+        return replace(self.clip, model=snapshot.filled(self.empty_model, self.model, averages))
 
     def _backward(self, batch: Batch, step: int) -> torch.Tensor:
         chunks = self._chunks(batch)
@@ -194,7 +199,7 @@ class Learner:
         with randomness.seeded(self.device, self.recipe.seed, step, self.rank, chunk):
             yield
 
-    def _look_at(self, loss: torch.Tensor, grad_norm: torch.Tensor, step: int) -> None:
+    def _remember_bad_step(self, loss: torch.Tensor, grad_norm: torch.Tensor, step: int) -> None:
         bad = ~torch.isfinite(loss)
         if self.recipe.precision != "fp16":
             bad |= ~torch.isfinite(grad_norm)
@@ -202,13 +207,15 @@ class Learner:
 
 
 def check(clip: Clip, recipe: Recipe, device: torch.device) -> None:
-    """Errors: `ValueError` for a precision that device or strategy lacks, a model with a captioning decoder (CoCa),
-    which the contrastive loss would leave untrained, or SigLIP without a bias."""
+    """Check that recipe, model and device fit together.
+
+    Errors: `ValueError` for a precision that the device or the strategy does not support, a model with a captioning
+    decoder (CoCa), which a contrastive loss does not train, or SigLIP without a bias."""
     precisions.check(recipe.precision, device)
     if recipe.precision == "fp16" and recipe.parallel == "fsdp":
-        raise ValueError("precision fp16 does not go with fsdp: use bf16, or parallel ddp")
+        raise ValueError("precision fp16 does not work with fsdp: use bf16, or parallel ddp")
     if hasattr(clip.model, "text_decoder"):
-        raise ValueError("the model has a captioning decoder (CoCa), which contrastive training leaves untrained")
+        raise ValueError("the model has a captioning decoder (CoCa), which contrastive training does not train")
     if recipe.loss == "siglip" and clip.model.logit_bias is None:
         raise ValueError("loss siglip needs a model with a logit bias: give its config an init_logit_bias, say -10")
 

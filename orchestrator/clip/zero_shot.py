@@ -1,5 +1,12 @@
-"""Zero-shot classification: a class is the mean of its prompts' unit-norm features, normalised again (Radford et al.
-2021, as open_clip's `build_zero_shot_classifier`); an image belongs to the class with the largest dot product."""
+"""Zero-shot metrics: accuracy of classification by class names, and recall of image-text retrieval.
+
+A class is the mean of its prompts' unit-norm features, normalised again (Radford et al. 2021, as open_clip's
+`build_zero_shot_classifier`); an image belongs to the class with the largest dot product. Recall@k is the share of
+queries whose own partner is among the k nearest.
+
+Both count how many of the gallery are closer to a query than its target. Equal scores count if they come before the
+target, so a model that gives all pairs the same score is right as often as chance. Scores are dot products in float64
+rounded to float32: equal scores stay equal for every tile size."""
 
 from __future__ import annotations
 
@@ -12,8 +19,8 @@ from open_clip import OPENAI_IMAGENET_TEMPLATES as PROMPT_FUNCTIONS
 
 from orchestrator.clip.features import encode_texts
 from orchestrator.clip.model import Clip
-from orchestrator.clip.ranks import target_ranks
 
+TILE_ROWS = 2048
 PLACEHOLDER = re.compile(r"\{c?\}")
 OPENAI_IMAGENET_TEMPLATES = tuple(prompt("{c}") for prompt in PROMPT_FUNCTIONS)
 
@@ -25,17 +32,17 @@ def class_weights(
     *,
     batch_size: int,
 ) -> torch.Tensor:
-    """Unit-norm float32 [num_classes, dim] on the CPU; `batch_size` counts prompts.
+    """Return unit-norm float32 [num_classes, dim] on the CPU; `batch_size` counts prompts.
 
-    A template holds `{c}` or `{}` where the class name goes. Errors: `ValueError` for no names, no templates, or a
-    template without a place for the name."""
+    A template has `{c}` or `{}` where the class name goes. Errors: `ValueError` for no names, no templates, or a
+    template without that placeholder."""
     if not class_names or not templates:
         raise ValueError(
             f"got {len(class_names)} class names and {len(templates)} templates: expected at least one each"
         )
     for template in templates:
         if not PLACEHOLDER.search(template):
-            raise ValueError(f"template {template!r} has no place for the class name: write {{c}} there")
+            raise ValueError(f"template {template!r} has no placeholder for the class name: write {{c}} where it goes")
     classes_per_chunk = max(1, batch_size // len(templates))
     weights = []
     for start in range(0, len(class_names), classes_per_chunk):
@@ -47,13 +54,15 @@ def class_weights(
 
 
 def _fill(template: str, name: str) -> str:
-    # not str.format: a class name or template may hold other braces
+    # not str.format: a class name or template may contain other braces
     return PLACEHOLDER.sub(lambda _: name, template)
 
 
 @dataclass(frozen=True)
 class ClassCounts:
-    """Per class: images seen and hits among the nearest one and five classes, int64 [num_classes]. Counts add up."""
+    """Per class: images seen, and hits among the nearest one and five classes, int64 [num_classes].
+
+    Counts of batches add up with `+`."""
 
     num_images: torch.Tensor
     top1: torch.Tensor
@@ -63,7 +72,7 @@ class ClassCounts:
         return ClassCounts(self.num_images + other.num_images, self.top1 + other.top1, self.top5 + other.top5)
 
     def summary(self) -> dict[str, float]:
-        """`top1`, `top5` and `mean_per_class` (the mean of the classes' own top-1), in [0, 1].
+        """Return `top1`, `top5` and `mean_per_class` (the mean of each class's top-1), in [0, 1].
 
         Classes without an image count in none of them. Errors: `ValueError` if there was no image at all."""
         total = self.num_images.sum().item()
@@ -79,8 +88,10 @@ class ClassCounts:
 
 
 def topk_counts(image_features: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> ClassCounts:
-    """Counts of one batch: features [b, dim], labels int64 [b], weights [num_classes, dim]; ties go to the class that
-    comes first. Errors: `ValueError` for a label that no class has, or diverged features."""
+    """Return the counts of one batch: features [b, dim], labels int64 [b], weights [num_classes, dim].
+
+    Ties go to the class that comes first. Errors: `ValueError` for a label outside the classes, or NaN or infinite
+    features."""
     num_classes = len(weights)
     wrong = labels[(labels < 0) | (labels >= num_classes)]
     if len(wrong):
@@ -93,3 +104,49 @@ def topk_counts(image_features: torch.Tensor, labels: torch.Tensor, weights: tor
         top1=torch.bincount(labels[ranks < 1], minlength=num_classes),
         top5=torch.bincount(labels[ranks < 5], minlength=num_classes),
     )
+
+
+def recall_at_k(
+    image_features: torch.Tensor,
+    text_features: torch.Tensor,
+    ks: Sequence[int] = (1, 5, 10),
+    *,
+    tile_rows: int = TILE_ROWS,
+) -> dict[str, float]:
+    """Return `image_to_text_recall_at_K` and `text_to_image_recall_at_K`, in [0, 1]; row i of both [n, dim] is pair i.
+
+    Equal scores rank in row order. Errors: `ValueError` for unequal or no rows, or NaN or infinite features."""
+    if len(image_features) != len(text_features) or len(image_features) == 0:
+        raise ValueError(
+            f"got {len(image_features)} images and {len(text_features)} texts: expected pairs, at least one"
+        )
+    own = torch.arange(len(image_features), device=image_features.device)
+    ways = {
+        "image_to_text": target_ranks(image_features, text_features, own, tile_rows=tile_rows),
+        "text_to_image": target_ranks(text_features, image_features, own, tile_rows=tile_rows),
+    }
+    return {f"{way}_recall_at_{k}": (ranks < k).double().mean().item() for way, ranks in ways.items() for k in ks}
+
+
+def target_ranks(
+    queries: torch.Tensor, gallery: torch.Tensor, targets: torch.Tensor, *, tile_rows: int = TILE_ROWS
+) -> torch.Tensor:
+    """Return the rank of each query's target in the gallery, int64 [n]; 0 is best.
+
+    queries [n, dim], gallery [m, dim], targets int64 [n] (rows of the gallery). Memory: `tile_rows` squared scores at a
+    time. Errors: `ValueError` for NaN or infinite features."""
+    for features in (queries, gallery):
+        if not torch.isfinite(features).all():
+            raise ValueError("features hold NaN or infinite values: the model has diverged")
+    ranks = torch.zeros(len(queries), dtype=torch.int64, device=queries.device)
+    for rows, wanted, out in zip(
+        queries.split(tile_rows), targets.split(tile_rows), ranks.split(tile_rows), strict=True
+    ):
+        rows = rows.double()
+        own = (rows * gallery[wanted].double()).sum(dim=1).float()[:, None]
+        for start in range(0, len(gallery), tile_rows):
+            tile = gallery[start : start + tile_rows]
+            scores = (rows @ tile.double().T).float()
+            earlier = torch.arange(start, start + len(tile), device=tile.device) < wanted[:, None]
+            out += ((scores > own) | (scores == own) & earlier).sum(dim=1)
+    return ranks

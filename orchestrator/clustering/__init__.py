@@ -1,7 +1,9 @@
-"""A clustering of the pairs that reach a step: a sample, centroids trained on it, and every pair's nearest one.
+"""A clustering of the pairs that reach a step: a sample of their vectors, centroids trained on it, each pair's nearest
+centroid, and the size and spread of the clusters.
 
-Each is an artifact of its own, so a sweep over what comes after computes them once; two steps with other settings have
-two clusterings of one set of embeddings."""
+Each of the four is an artifact, so a sweep over later settings computes them once; two steps with different settings
+have two clusterings of the same embedding. The package imports from `embedding`, `data` and `engine`; the arithmetic is
+in `pruning.clusters`."""
 
 from __future__ import annotations
 
@@ -30,9 +32,13 @@ class Clusters:
 
 
 def clusters_of(step: Step, settings: Clustering) -> Clusters:
-    """The clustering that a step goes by, perhaps not computed yet. Errors: `UserError` without image vectors."""
+    """The clustering that a step uses; it may not be computed yet. Errors: `UserError` for an embedding without image
+    vectors."""
     if step.embedding is None or not Embedding(step.embedding).has("image"):
-        raise UserError(f"selection.{step.name}: clusters are of image vectors, and its embedding has none")
+        raise UserError(
+            f"selection.{step.name}: clustering needs image vectors, and the step's embedding has none; name one that "
+            f"embeds images"
+        )
     sample = sample_stage(step, settings)
     centroids = centroids_stage(step, settings, sample.artifact)
     assigned = assign_stage(step, settings.k, centroids.artifact)

@@ -1,7 +1,9 @@
-"""Every pair that reaches a step to its nearest centroid, part by part in actors."""
+"""The nearest centroid of every pair that reaches a step, part by part in actors."""
 
 from __future__ import annotations
 
+import logging
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -18,27 +20,28 @@ from orchestrator.embedding.vectors import Embedding, is_present
 from orchestrator.engine import ray_cluster
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
-from orchestrator.engine.parts import PartResult, Work, build_parts, part_path
+from orchestrator.engine.parts import PartResult, build_parts, part_path
 from orchestrator.engine.role import Role
 from orchestrator.engine.stage import CostScaling, Stage, by_part
 from orchestrator.pruning.clusters import Nearest
 from orchestrator.storage import files
 
+logger = logging.getLogger(__name__)
 VERSION = 1
 NONE = -1
 """The cluster of a pair without an embedding."""
 
 
 class Assigned(NamedTuple):
-    """Of a part's pairs that reached the step, in row order: cluster int32 [n] (`NONE`: no embedding) and distance
-    1 - x.c float32 [n] (NaN there)."""
+    """For the pairs of a part that reached the step, in row order: cluster int32 [n] (`NONE` for a pair without an
+    embedding) and distance 1 - x.c float32 [n] (NaN for such a pair)."""
 
     cluster: NDArray[np.int32]
     distance: NDArray[np.float32]
 
 
 def assign_stage(step: Step, k: int, centroids: Artifact) -> Stage:
-    """One pass over the embeddings, on GPUs where there are any."""
+    """The stage that makes one pass over the vectors, on GPUs if the cluster has any."""
     embedding = step.embedding
     assert embedding is not None
     artifact = Artifact.of(
@@ -48,15 +51,18 @@ def assign_stage(step: Step, k: int, centroids: Artifact) -> Stage:
 
     def build(display: Display) -> Artifact:
         gpus = ray_cluster.num_gpus()
-        return build_parts(
+        build_parts(
             artifact,
             part_rows(step.catalog),
-            partial(_work, Embedding(embedding), KeepList(step.incoming), centroids),
+            partial(AssignPart.load, Embedding(embedding), KeepList(step.incoming), centroids),
             display=display,
             name=name,
             num_actors=gpus or step.num_actors or ray_cluster.num_cores(),
             num_gpus=1 if gpus else 0,
         )
+        counts = (artifact.totals["embedded"], artifact.totals["reached"])
+        logger.info("%s: %d of %d pairs have an embedding", name, *counts)
+        return artifact
 
     return Stage(
         name=name,
@@ -69,22 +75,31 @@ def assign_stage(step: Step, k: int, centroids: Artifact) -> Stage:
     )
 
 
-def _work(embedding: Embedding, keep: KeepList, centroids: Artifact) -> Work:
-    nearest = Nearest(read_centroids(centroids), num_threads=1)
+@dataclass(frozen=True)
+class AssignPart:
+    """The work on one part."""
 
-    def work(part: PartRows) -> PartResult:
-        vectors, kept = embedding.image(part.index), keep.mask(part.index, part.num_rows)
+    embedding: Embedding
+    keep: KeepList
+    nearest: Nearest
+
+    @classmethod
+    def load(cls, embedding: Embedding, keep: KeepList, centroids: Artifact) -> AssignPart:
+        """Builds the index of the centroids: once in each actor, which has one thread."""
+        return cls(embedding, keep, Nearest(read_centroids(centroids), num_threads=1))
+
+    def __call__(self, part: PartRows) -> PartResult:
+        """The clusters and distances of the pairs that reached the step."""
+        vectors, kept = self.embedding.image(part.index), self.keep.mask(part.index, part.num_rows)
         embedded = is_present(vectors)[kept]
         clusters, distances = np.full(len(embedded), NONE, np.int32), np.full(len(embedded), np.nan, np.float32)
         wanted = kept.copy()
         wanted[kept] = embedded
-        # a copy only where some are left out
-        clusters[embedded], distances[embedded] = nearest(vectors if wanted.all() else vectors[wanted])
+        # indexing copies the vectors: not needed where all of them are wanted
+        clusters[embedded], distances[embedded] = self.nearest(vectors if wanted.all() else vectors[wanted])
         table = pa.table({"cluster": clusters, "distance": distances})
         numbers = {"rows": part.num_rows, "reached": len(embedded), "embedded": int(embedded.sum())}
         return PartResult({"parquet": to_parquet(table)}, numbers)
-
-    return work
 
 
 def read_assigned(assigned: Artifact, index: int) -> Assigned:

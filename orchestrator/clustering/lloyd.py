@@ -1,11 +1,12 @@
-"""Lloyd's algorithm for a sample that outgrows a machine: actors hold a share of it each, and after every iteration
-their partial sums are added up in a tree of tasks.
+"""Lloyd's algorithm for a sample too large for one machine: each actor holds a share of it, and after every iteration a
+tree of tasks adds up their partial sums.
 
-The sums are of fixed-point numbers: the centroids do not depend on the number of actors. The state is written after
-each iteration; a killed training goes on from there."""
+The sums are of fixed-point numbers, so the centroids do not depend on the number of actors. The state is written after
+each iteration, and a killed training continues from it."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
@@ -19,41 +20,55 @@ from orchestrator.config import Clustering
 from orchestrator.engine import ray_cluster
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.metering import Meter, current_meter
-from orchestrator.pruning.clusters import FIXED_POINT, Nearest, Trained, Vectors, next_centroids, sums_by_cluster, unit
+from orchestrator.pruning.clusters import (
+    FIXED_POINT,
+    KMeansResult,
+    Nearest,
+    Vectors,
+    next_centroids,
+    sums_by_cluster,
+    unit,
+)
 from orchestrator.storage import files
 from orchestrator.storage.npy import from_npy, to_npy
 
+logger = logging.getLogger(__name__)
 Partial = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
-"""Of some vectors: sums [k, d], sizes [k] and distances [k] by cluster, in fixed point but for the sizes."""
+"""For some vectors, by cluster: sums int64 [k, d], sizes int64 [k] and summed distances int64 [k]. Sums and distances
+are in fixed point."""
 
 
-def train_in_tasks(artifact: Artifact, sample: Artifact, settings: Clustering) -> Trained:
-    """The centroids after all iterations, or as soon as they stand still."""
+def train_in_tasks(artifact: Artifact, sample: Artifact, settings: Clustering) -> KMeansResult:
+    """Train until the centroids no longer move, or for `num_iterations`."""
     held = _hold(sample)
     centroids = _start(held, sample, settings)
     objective: list[float] = []
     restarts, begin = 0, 0
     state = artifact.path("state.json")
     if files.exists(state):
-        told = files.read_json(state)
-        objective, restarts, begin = told["objective"], told["restarts"], told["iterations"]
+        saved = files.read_json(state)
+        objective, restarts, begin = saved["objective"], saved["restarts"], saved["iterations"]
         centroids = from_npy(files.read(artifact.path(f"state-{begin}.npy")))
+        logger.info("k-means continues after iteration %d of %d", begin, settings.num_iterations)
     for iteration in range(begin, settings.num_iterations):
         sums, sizes, distances = _one_pass(held, centroids)
         moved, num_empty = next_centroids(sums, sizes, centroids)
         objective.append(1 - float(distances.sum()) / FIXED_POINT / float(sizes.sum()))
         restarts += num_empty
-        stands_still = bool((moved == centroids).all())
+        is_stable = bool((moved == centroids).all())
+        logger.info("iteration %d: mean cosine %.6f, %d empty clusters", iteration + 1, objective[-1], num_empty)
         centroids = moved
+        # the new centroids, then the state that names them, and only then the old ones go: a state that can be read
+        # names centroids that exist
         files.write(artifact.path(f"state-{iteration + 1}.npy"), to_npy(centroids))
         files.write_json(state, {"iterations": iteration + 1, "objective": objective, "restarts": restarts})
         files.remove(artifact.path(f"state-{iteration}.npy"))
-        if stands_still:
+        if is_stable:
             break
-    return Trained(centroids, objective, restarts)
+    return KMeansResult(centroids, objective, restarts)
 
 
-# not in the placement group of a sweep's trial; one that is lost with its node reads its groups again and goes on
+# outside the placement group of a sweep's trial; an actor lost with its node restarts and reads its groups again
 @ray.remote(scheduling_strategy="DEFAULT", max_restarts=-1, max_task_retries=-1)
 class _Share:
     """Some groups of the sample, in memory."""

@@ -1,8 +1,11 @@
-"""The sample k-means is trained on: every pair that reaches the step has the same chance, by its own random key."""
+"""The sample that k-means is trained on. Every pair that reaches the step is drawn with the same probability, by a
+random key that depends on the seed and the pair alone."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -15,24 +18,27 @@ from orchestrator.data.step import Step
 from orchestrator.embedding.vectors import Embedding, is_present
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
-from orchestrator.engine.parts import PartResult, Summary, Work, build_parts, part_path
+from orchestrator.engine.parts import PartResult, Summary, build_parts, part_path
 from orchestrator.engine.role import Role
 from orchestrator.engine.stage import CostScaling, Stage, by_groups
 from orchestrator.errors import UserError
-from orchestrator.pruning.random import random_scores
+from orchestrator.pruning.order import random_scores
 from orchestrator.storage import files
 from orchestrator.storage.npy import from_npy, to_npy
 
+logger = logging.getLogger(__name__)
 VERSION = 1
 MAX_GROUPS = 512
-# where fewer are drawn, vectors of a kilobyte lie further apart than one request bridges (`source.ranges`)
+# if a smaller share of a part is drawn, vectors of a kilobyte are too far apart for one range request to cover several
+# of them (`storage.ranges`)
 SPARSE = 1 / 64
-# not the keys by which `random` draws: a sample would lie inside what that step keeps
-STREAM = 0x73616D706C65
+# mixed into the seed: with the keys of the step `random`, a sample would consist of pairs that this step keeps
+STREAM = int.from_bytes(b"sample", "big")
 
 
 def sample_stage(step: Step, settings: Clustering) -> Stage:
-    """Gathers the vectors of about k * points_per_centroid pairs, float16, one file for a group of parts."""
+    """The stage that collects the vectors of about k * points_per_centroid pairs, float16, one file for each group of
+    parts."""
     embedding = step.embedding
     assert embedding is not None
     num_wanted = settings.num_wanted
@@ -48,8 +54,9 @@ def sample_stage(step: Step, settings: Clustering) -> Stage:
 
     def build(display: Display) -> Artifact:
         keep = KeepList(step.incoming)
-        work = partial(_work, Embedding(embedding), keep, num_wanted / max(1, keep.num_pairs), settings.seed)
-        return build_parts(
+        share = num_wanted / max(1, keep.num_pairs)
+        work = partial(SampleGroup, Embedding(embedding), keep, share, settings.seed)
+        build_parts(
             artifact,
             part_groups(step.catalog, max_groups=MAX_GROUPS),
             work,
@@ -58,6 +65,8 @@ def sample_stage(step: Step, settings: Clustering) -> Stage:
             count="sampled",
             check=partial(_check, step.name, settings.k),
         )
+        logger.info("%s: %d vectors drawn to train %d centroids", step.name, artifact.totals["sampled"], settings.k)
+        return artifact
 
     return Stage(
         name=f"sample, {step.name}",
@@ -70,21 +79,28 @@ def sample_stage(step: Step, settings: Clustering) -> Stage:
     )
 
 
-def _work(embedding: Embedding, keep: KeepList, share: float, seed: int) -> Work:
-    threshold = np.uint64(min(share, 1.0) * (2**64 - 1025))
+@dataclass(frozen=True)
+class SampleGroup:
+    """The work on a group of parts; `share` is the fraction of the pairs to draw, 1 or more for all of them."""
 
-    def work(group: Sequence[PartRows]) -> PartResult:
+    embedding: Embedding
+    keep: KeepList
+    share: float
+    seed: int
+
+    def __call__(self, group: Sequence[PartRows]) -> PartResult:
+        """The vectors drawn from the group, float16 [n, d]."""
+        # keys are uniform over 64 bits; as a float, 2**64 - 1025 is the largest number below 2**64, which uint64 lacks
+        threshold = np.uint64(min(self.share, 1.0) * (2**64 - 1025))
         chunks = []
         for part in group:
-            drawn = random_scores(seed ^ STREAM, part.first_ordinal, part.num_rows) <= threshold
-            rows = np.flatnonzero(keep.mask(part.index, part.num_rows) & (drawn | (share >= 1)))
+            drawn = random_scores(self.seed ^ STREAM, part.first_ordinal, part.num_rows) <= threshold
+            rows = np.flatnonzero(self.keep.mask(part.index, part.num_rows) & (drawn | (self.share >= 1)))
             sparse = len(rows) < SPARSE * part.num_rows
-            vectors = embedding.image_rows(part.index, rows) if sparse else embedding.image(part.index)[rows]
+            vectors = self.embedding.image_rows(part.index, rows) if sparse else self.embedding.image(part.index)[rows]
             chunks.append(vectors[is_present(vectors)])
         sample = np.concatenate(chunks)
         return PartResult({"npy": to_npy(sample)}, {"sampled": len(sample)})
-
-    return work
 
 
 def _check(name: str, k: int, summaries: list[Summary]) -> None:
@@ -92,11 +108,11 @@ def _check(name: str, k: int, summaries: list[Summary]) -> None:
     if sampled < k:
         raise UserError(
             f"selection.{name}.clustering.k={k:,}, but only {sampled:,} pairs with an embedding reach the step; "
-            f"set k to at most that"
+            f"lower k to at most that number"
         )
 
 
 def read_sample(sample: Artifact, groups: Sequence[int]) -> Iterator[NDArray[np.float16]]:
-    """The vectors of each of the groups, float16 [n, d]."""
+    """The vectors of each group, float16 [n, d]."""
     for group in groups:
         yield from_npy(files.read(part_path(sample, group, "npy")))

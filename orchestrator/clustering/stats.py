@@ -1,7 +1,9 @@
-"""Size and spread of every cluster, summed over groups of parts; no result depends on how they are grouped."""
+"""Size and spread of every cluster, summed over groups of parts. The sums are of integers, so the result does not
+depend on the groups."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
@@ -15,27 +17,29 @@ from orchestrator.data.catalog import PartRows, part_groups
 from orchestrator.data.step import Step
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
-from orchestrator.engine.parts import PartResult, Work, build_parts, part_path
+from orchestrator.engine.parts import PartResult, build_parts, part_path
 from orchestrator.engine.role import Role
 from orchestrator.engine.stage import CostScaling, Stage, by_groups
 from orchestrator.pruning.clusters import FIXED_POINT, sums_by_cluster
 from orchestrator.storage import files
 from orchestrator.storage.npy import from_npy, to_npy
 
+logger = logging.getLogger(__name__)
 VERSION = 1
 MAX_GROUPS = 128
 
 
 @dataclass(frozen=True)
 class ClusterStats:
-    """Pairs int64 [k] of each cluster, and the mean distance of its pairs float64 [k], d_intra (NaN where empty)."""
+    """The number of pairs in each cluster, int64 [k], and their mean distance from the centroid, d_intra, float64 [k]
+    (NaN for an empty cluster)."""
 
     sizes: NDArray[np.int64]
     intra: NDArray[np.float64]
 
     @classmethod
     def read(cls, stats: Artifact) -> ClusterStats:
-        """The sums over all groups: k numbers, whatever the pool's size."""
+        """The sums over all groups: k numbers of each kind, for a pool of any size."""
         groups = (from_npy(files.read(part_path(stats, group, "npy"))) for group in range(len(stats.parts)))
         sizes, distances = reduce(add, groups)
         with np.errstate(invalid="ignore"):
@@ -43,38 +47,43 @@ class ClusterStats:
 
 
 def stats_stage(step: Step, k: int, assigned: Artifact) -> Stage:
-    """Counts every cluster's pairs and sums their distances, in fixed point."""
+    """The stage that counts the pairs of every cluster and sums their distances, in fixed point."""
     artifact = Artifact.of(step.store_uri, "cluster_stats", version=VERSION, assigned=assigned)
     name = f"measure clusters, {step.name}"
 
     def build(display: Display) -> Artifact:
-        return build_parts(
-            artifact,
-            part_groups(step.catalog, max_groups=MAX_GROUPS),
-            partial(_work, k, assigned),
-            display=display,
-            name=name,
+        groups = part_groups(step.catalog, max_groups=MAX_GROUPS)
+        build_parts(artifact, groups, partial(GroupStats, k, assigned), display=display, name=name)
+        sizes = ClusterStats.read(artifact).sizes
+        logger.info(
+            "%s: %d of %d clusters are empty, the largest has %d pairs", name, (sizes == 0).sum(), k, sizes.max()
         )
+        return artifact
 
     return Stage(
         name=name,
         role=Role.CLUSTER_STATS,
         step=step.name,
-        does="count every cluster's pairs, sum their distances",
+        does="count the pairs of every cluster and sum their distances",
         artifact=artifact,
         build=build,
         scaling=CostScaling(stores=lambda _: k, num_tasks=by_groups(MAX_GROUPS)),
     )
 
 
-def _work(k: int, assigned: Artifact) -> Work:
-    def work(group: Sequence[PartRows]) -> PartResult:
-        total = np.zeros((2, k), np.int64)
-        for part in group:
-            clusters, distances = read_assigned(assigned, part.index)
-            embedded = clusters >= 0
-            total[0] += np.bincount(clusters[embedded], minlength=k)
-            total[1] += sums_by_cluster(distances[embedded], clusters[embedded], k)
-        return PartResult({"npy": to_npy(total)}, {"rows": int(total[0].sum())})
+@dataclass(frozen=True)
+class GroupStats:
+    """The work on a group of parts."""
 
-    return work
+    k: int
+    assigned: Artifact
+
+    def __call__(self, group: Sequence[PartRows]) -> PartResult:
+        """Sizes and summed distances int64 [2, k], the distances in fixed point."""
+        total = np.zeros((2, self.k), np.int64)
+        for part in group:
+            clusters, distances = read_assigned(self.assigned, part.index)
+            embedded = clusters >= 0
+            total[0] += np.bincount(clusters[embedded], minlength=self.k)
+            total[1] += sums_by_cluster(distances[embedded], clusters[embedded], self.k)
+        return PartResult({"npy": to_npy(total)}, {"rows": int(total[0].sum())})

@@ -20,7 +20,7 @@ from orchestrator.engine.console import Display
 from orchestrator.engine.metering import Meter, current_meter
 from orchestrator.engine.role import Role
 from orchestrator.engine.stage import CostScaling, Stage, by_groups, nothing
-from orchestrator.pruning.clusters import Trained, Vectors, train, unit
+from orchestrator.pruning.clusters import KMeansResult, Vectors, train, unit
 from orchestrator.storage import files
 from orchestrator.storage.npy import from_npy, to_npy
 
@@ -80,11 +80,11 @@ def centroids_stage(step: Step, settings: Clustering, sample: Artifact) -> Stage
     )
 
 
-def _train(sample: Artifact, settings: Clustering, meter: Meter) -> Trained:
+def _train(sample: Artifact, settings: Clustering, meter: Meter) -> KMeansResult:
     return meter.around(partial(_trained_on, sample))(settings)
 
 
-def _trained_on(sample: Artifact, settings: Clustering) -> Trained:
+def _trained_on(sample: Artifact, settings: Clustering) -> KMeansResult:
     vectors = np.concatenate([unit(chunk) for chunk in read_sample(sample, range(len(sample.parts)))])
     return train(
         vectors,

@@ -74,7 +74,7 @@ _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BI
 
 @dataclass(frozen=True, slots=True)
 class Pictures:
-    """How pictures are cut and scaled to `size` x `size` for a model (`clip.preprocessing.Pictures`), and the most
+    """How pictures are cut and scaled to `size` x `size` for a model (`clip.preprocessing.ImageInput`), and the most
     pixels they may have."""
 
     size: int

@@ -42,7 +42,7 @@ class Description(NamedTuple):
 def describe(settings: EncoderConfig) -> Description:
     """Builds the encoder once and tells what it is. Errors: `ValueError`, one line."""
     encoder = build_encoder(settings)
-    pictures = encoder.pictures
+    pictures = encoder.image_input
     return Description((pictures.size, pictures.crop_fraction, pictures.resize_mode), dict(encoder.dims))
 
 

@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 from orchestrator.clip import model, preprocessing
 from orchestrator.clip.features import encode_images, encode_texts
 from orchestrator.clip.model import Clip
-from orchestrator.clip.retrieval import recall_at_k
-from orchestrator.clip.zero_shot import OPENAI_IMAGENET_TEMPLATES, ClassCounts, class_weights, topk_counts
+from orchestrator.clip.zero_shot import OPENAI_IMAGENET_TEMPLATES, ClassCounts, class_weights, recall_at_k, topk_counts
 from orchestrator.config import EvaluationConfig
 from orchestrator.data.image_decode import Interpolation, Pictures
 from orchestrator.engine import ray_cluster
@@ -103,7 +102,7 @@ def _folder(reference: str) -> str | None:
 
 def _decoder(name: str, preprocess_cfg: Mapping[str, Any]) -> Pictures:
     try:
-        taken = preprocessing.pictures_of(name, preprocess_cfg["size"], preprocess_cfg["resize_mode"])
+        taken = preprocessing.image_input(name, preprocess_cfg["size"], preprocess_cfg["resize_mode"])
     except ValueError as error:
         raise UserError(f"evaluation: {error}") from error
     # open_clip's third value, "random", is for training; open_clip evaluates such a model with bicubic

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from orchestrator.clip.features import encode_images, encode_texts
-from orchestrator.clip.ranks import target_ranks
+from orchestrator.clip.zero_shot import target_ranks
 from orchestrator.config import EvaluationConfig
 from orchestrator.engine.console import StageProgress
 from orchestrator.errors import UserError

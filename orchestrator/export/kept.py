@@ -1,4 +1,5 @@
-"""What every format begins with: the keep list of a run whose source is unchanged, and its rows by part."""
+"""What all formats share: the keep list of a run whose source is unchanged, its rows by part, and where an export may
+be written."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ from orchestrator.engine.parts import Work, build_parts
 from orchestrator.engine.run_record import RunRecord
 from orchestrator.errors import UserError
 from orchestrator.selection import final_keep_list, score_columns
-from orchestrator.selection.wfpp import read_scores
+from orchestrator.selection.score_column import ScoreColumn
 from orchestrator.source import CaptionTable, Part, Source, open_source
 from orchestrator.storage import files
 
@@ -29,18 +30,19 @@ VERSION = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
-    """A run's keep list with what reading its rows takes; `scores` by column name, each with the list that reached
-    it."""
+    """A run's keep list, with all that is needed to read its rows; `scores` are the columns of its steps' scores.
+
+    `full_names`: the names of the shards alone do not identify them, so their whole URIs are exported."""
 
     source: Source
     catalog: Catalog
     keep: KeepList
-    scores: dict[str, tuple[Artifact, KeepList]]
+    scores: list[ScoreColumn]
     full_names: bool
 
     @classmethod
     def of(cls, record: RunRecord) -> Kept:
-        """Errors: `UserError` where the run made no keep list, or its source is no longer what it was made of."""
+        """The keep list of a finished run. Errors: `UserError` for a run without one, or a source that has changed."""
         catalogs, keep = record.of_kind("catalog"), final_keep_list(record)
         if not catalogs or keep is None:
             raise UserError("this run has no keep list (it only evaluated a checkpoint); export a run or a select")
@@ -58,13 +60,13 @@ class Kept:
         )
 
     def rows(self, index: int, columns: tuple[str, ...]) -> tuple[NDArray[np.int64], pa.Table]:
-        """The kept rows of a part: their numbers in it, ascending, and the named columns of the catalog."""
+        """The kept rows of a part: their row numbers int64 [n], ascending, and the named columns of the catalog."""
         catalog = self.catalog.table(index, columns)
         rows = np.flatnonzero(self.keep.mask(index, catalog.num_rows))
         return rows, catalog.take(rows)
 
     def table(self, part: Part) -> pa.Table:
-        """The kept rows of a part: `shard`, `row`, `key`, the scores, and a caption table's own columns."""
+        """The kept rows of a part: `shard`, `row`, `key`, the scores, and the columns of a caption table."""
         rows, catalog = self.rows(part.index, ("key",))
         shard = part.shard.uri if self.full_names else part.shard.name
         columns: dict[str, Any] = {
@@ -72,12 +74,13 @@ class Kept:
             "row": pa.array(rows + part.first_row),
             "key": catalog["key"],
         }
-        for name, (scored, reached) in self.scores.items():
-            columns[name] = pa.array(self._scores(scored, reached, part.index)[rows])
-        # where nothing is kept, as of a damaged file, nothing of the source need be readable
+        num_rows = self.catalog.rows_per_part[part.index]
+        for score in self.scores:
+            columns[score.name] = pa.array(score.of_part(part.index, num_rows)[rows])
+        # a part without kept pairs is not read: its file may be damaged
         if isinstance(self.source, CaptionTable) and len(rows):
             own = self.source.rows(part).take(rows)
-            # by its name, not by its values: the same for every part
+            # decided by the name of the column, not by its values: the same for every part
             is_key = self.source.key_column(own.column_names) == "key"
             columns |= {
                 name if name not in columns else f"source_{name}": own[name]
@@ -86,11 +89,6 @@ class Kept:
             }
         return pa.table(columns)
 
-    def _scores(self, scored: Artifact, reached: KeepList, index: int) -> NDArray[np.float64]:
-        values = np.full(self.catalog.table(index, ("key",)).num_rows, np.nan)
-        values[reached.mask(index, len(values))] = read_scores(scored, index)
-        return values
-
 
 def _repeats(parts: Sequence[Part]) -> bool:
     named = {(part.shard.name, part.shard.uri) for part in parts}
@@ -98,21 +96,22 @@ def _repeats(parts: Sequence[Part]) -> bool:
 
 
 def check_apart(to: str, parts: Sequence[Part], *, is_folder: bool) -> None:
-    """Errors: `UserError` where an export would overwrite files of the pool that it is of."""
+    """Check that an export does not overwrite files of its own source. Errors: `UserError` if it would."""
     taken = {uri for part in parts for uri in (part.shard.uri, part.shard.sidecar_uri) if uri}
     what = "one of the source's own files"
     if is_folder:
         taken, what = {os.path.dirname(uri) for uri in taken}, "the folder of the source's own shards"
     else:
-        # links of a million files are not followed for one that has another name
+        # following the links of a million files takes long, so only files of the same name are compared
         taken = {uri for uri in taken if os.path.basename(uri) == os.path.basename(to)}
     if files.canonical(to) in map(files.canonical, taken):
-        raise UserError(f"to={to}: got {what}, which the export would overwrite; expected a place of its own")
+        raise UserError(f"to={to}: got {what}, which the export would overwrite; expected another path")
 
 
 def build_kept(
     kept: Kept, parts: Sequence[Part], folder: str, make_work: Callable[[], Work], display: Display
 ) -> Artifact:
-    """The kept rows of every part, in `folder`; what an earlier try has finished there is not made again."""
+    """Write the kept rows of every part to `folder`. Parts that an earlier export finished there are not written
+    again."""
     made = Artifact.of(folder, "export", version=VERSION, keep=kept.keep.artifact)
     return build_parts(made, parts, make_work, display=display, name="export", count="kept")

@@ -1,10 +1,10 @@
 """Spherical k-means of unit vectors: x belongs to the unit centroid c with the largest x.c, at distance 1 - x.c.
 
-Training is faiss's, or Lloyd's algorithm from partial sums for samples that no machine holds:
+Training is by faiss or, for a sample too large for one machine, by Lloyd's algorithm from partial sums:
 
     c_j = s_j / |s_j|,   s_j = sum of the vectors of cluster j
 
-Sums are of fixed-point numbers, so they are the same in any order of any parts."""
+Sums are of fixed-point numbers, so they do not depend on the parts or on their order."""
 
 from __future__ import annotations
 
@@ -15,19 +15,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 FIXED_POINT = 2**30
-"""Of distances and coordinates, at most 2 in size: int64 holds the sum of 4 billion of them, in steps of 1e-9."""
+"""The scale of distances and coordinates, which are at most 2 in size: int64 has room for the sum of 4 billion of them
+in steps of 1e-9."""
 SPLIT = 1 / 1024
+"""How far the two halves of a split cluster move apart, relative to each coordinate."""
+# rows for one search: on a GPU, and on a core
 CHUNK_ROWS = 65_536
 CPU_CHUNK_ROWS = 4096
-# a core's cache holds the centroids of so many
+# rows for one pass over their centroids' vectors, which then fit the cache of a core
 CACHED_ROWS = 256
 
 Vectors = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Trained:
-    """Unit centroids float32 [k, d], the mean of x.c after each iteration, and how often an empty cluster was
+class KMeansResult:
+    """Unit centroids float32 [k, d], the mean of x.c after each iteration, and how many times an empty cluster was
     restarted."""
 
     centroids: Vectors
@@ -36,18 +39,19 @@ class Trained:
 
 
 def unit(vectors: NDArray[np.floating]) -> Vectors:
-    """The vectors at norm 1, float32 [n, d]: what float16 keeps of a unit vector is one only to 3 digits."""
+    """The vectors scaled to norm 1, float32 [n, d]. The norm of a unit vector stored as float16 is 1 to 3 digits
+    only."""
     wide = np.ascontiguousarray(vectors, np.float32)
     return wide / np.linalg.norm(wide, axis=1, keepdims=True)
 
 
 def train(
     sample: Vectors, k: int, *, seed: int, num_iterations: int, num_threads: int, start: Vectors | None = None
-) -> Trained:
-    """faiss's spherical k-means on a whole sample of unit vectors [n, d], n >= k; on the GPUs it sees, if any.
+) -> KMeansResult:
+    """Train spherical k-means by faiss on a sample of unit vectors [n, d], n >= k; on the visible GPUs, if any.
 
-    The result depends on `num_threads`: faiss adds up in another order. `start`: the first centroids; `None`: k random
-    vectors of the sample."""
+    `start` are the first centroids [k, d]; None: k random vectors of the sample. The result depends on `num_threads`,
+    as faiss then adds numbers in another order."""
     assert len(sample) >= k, (len(sample), k)
     faiss.omp_set_num_threads(num_threads)
     kmeans = faiss.Kmeans(
@@ -56,7 +60,7 @@ def train(
         niter=num_iterations,
         seed=seed,
         spherical=True,
-        # faiss would take 256 a centroid, silently: the sample is the caller's choice
+        # the default would silently use at most 256 points per centroid: the caller chooses the sample
         max_points_per_centroid=len(sample),
         min_points_per_centroid=1,
         gpu=faiss.get_num_gpus() > 0,
@@ -66,11 +70,11 @@ def train(
     assert kmeans.centroids is not None
     assert kmeans.obj is not None
     restarts = sum(int(iteration["nsplit"]) for iteration in kmeans.iteration_stats)
-    return Trained(kmeans.centroids.copy(), [float(value) / len(sample) for value in kmeans.obj], restarts)
+    return KMeansResult(kmeans.centroids.copy(), [float(value) / len(sample) for value in kmeans.obj], restarts)
 
 
 class Nearest:
-    """Finds the nearest centroid, on the GPUs this process sees, if any."""
+    """Finds the nearest centroid, on the visible GPUs if there are any. Not thread-safe: calls share a buffer."""
 
     def __init__(self, centroids: Vectors, *, num_threads: int) -> None:
         faiss.omp_set_num_threads(num_threads)
@@ -79,13 +83,13 @@ class Nearest:
         index.add(centroids)
         has_gpu = faiss.get_num_gpus() > 0
         self.index = faiss.index_cpu_to_all_gpus(index) if has_gpu else index
-        # written over chunk by chunk: fresh memory of this size is faulted in anew, a tenth of the time at k = 500
+        # one buffer for all chunks: page faults of fresh memory are a tenth of the time at k = 500
         self.wide = np.empty((CHUNK_ROWS if has_gpu else CPU_CHUNK_ROWS, centroids.shape[1]), np.float32)
 
     def __call__(self, vectors: NDArray[np.floating]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """Cluster int32 [n] and distance float32 [n] of vectors [n, d] of any norm but 0.
 
-        The distance is summed row by row, not taken from the search, whose rounding depends on the other rows."""
+        The distance is summed row by row. That of the search is not used: its rounding depends on the other rows."""
         clusters, distances = np.empty(len(vectors), np.int32), np.empty(len(vectors), np.float32)
         for begin in range(0, len(vectors), len(self.wide)):
             rows = slice(begin, begin + len(self.wide))
@@ -104,7 +108,7 @@ class Nearest:
 
 
 def fixed_point(values: NDArray[np.floating]) -> NDArray[np.int64]:
-    """Numbers of size 2 at most as integers, whose sum does not depend on the order."""
+    """Numbers of size 2 at most as integers: their sum does not depend on the order."""
     return np.rint(values.astype(np.float64) * FIXED_POINT).astype(np.int64)
 
 
@@ -120,12 +124,14 @@ def sums_by_cluster(values: NDArray[np.floating], clusters: NDArray[np.integer],
 
 
 def next_centroids(sums: NDArray[np.int64], sizes: NDArray[np.int64], previous: Vectors) -> tuple[Vectors, int]:
-    """Lloyd's step: unit centroids float32 [k, d] from the clusters' fixed-point sums [k, d] and sizes [k], and how
-    many clusters were empty. An empty one restarts beside the largest, which it halves."""
+    """Lloyd's step: unit centroids float32 [k, d] from the fixed-point sums [k, d] and sizes [k] of the clusters, and
+    how many clusters were empty. An empty one restarts next to the largest and takes half of it."""
     directions = sums.astype(np.float64)
     lengths = np.linalg.norm(directions, axis=1, keepdims=True)
     still = lengths[:, 0] == 0
     centroids = np.where(still[:, None], previous, directions / np.where(lengths, lengths, 1)).astype(np.float32)
+    # as faiss splits: two copies of the largest cluster's centroid, moved apart by alternating signs. `left` counts the
+    # pairs as if the split were even, so several empty clusters do not all split the same one
     left = sizes.copy()
     for empty in np.flatnonzero(sizes == 0):
         largest = int(np.argmax(left))

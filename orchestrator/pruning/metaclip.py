@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from orchestrator.pruning.random import random_keys
+from orchestrator.pruning.order import random_keys
 
 STREAM = 0x6D657461636C6970
 """Keeps these draws apart from random pruning by the same seed."""

@@ -1,5 +1,11 @@
-"""The order in which the pairs of a clustering are kept, by their distance from the centroid: "hard" farthest first,
-"easy" nearest first, "random" by a hash of seed and ordinal. Equal keys are a tie: whoever sorts breaks it by position.
+"""Keys that say in which order pairs are kept: at random, or by their distance from a centroid.
+
+Random keys: the key of the pair with global ordinal i is the i-th output of SplitMix64 (Steele, Lea and Flood 2014)
+with the initial state mix(seed). It depends on nothing else, so the division of a pool into parts does not matter. Both
+the step by an odd number and the mixing are bijections of 64 bits, so all pairs of a pool have different keys.
+
+Orders of a clustering: "hard" keeps the farthest pairs first, "easy" the nearest, "random" follows random keys. Equal
+keys are a tie, which the caller breaks by position.
 """
 
 from __future__ import annotations
@@ -9,27 +15,41 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.pruning.random import random_keys
 from orchestrator.pruning.threshold import sortable
 
 Order = Literal["hard", "easy", "random"]
-STREAM = 0x6F72646572
-"""Keeps the random order apart from random pruning by the same seed."""
+STREAM = int.from_bytes(b"order", "big")
+"""Mixed into the seed: the random order differs from random pruning with the same seed."""
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+
+
+def random_keys(seed: int, ordinals: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Keys of the pairs with the given global ordinals [n], uint64 [n], uniform over all 64-bit numbers.
+
+    `seed` is any integer, taken modulo 2**64.
+    """
+    start = _mix(np.array([seed % 2**64], dtype=np.uint64))
+    return _mix(start + ordinals.astype(np.uint64) * _GAMMA)
+
+
+def random_scores(seed: int, first_ordinal: int, num_pairs: int) -> NDArray[np.uint64]:
+    """Keys of `num_pairs` consecutive pairs, the first of global ordinal `first_ordinal`, uint64 [num_pairs]."""
+    return random_keys(seed, np.arange(first_ordinal, first_ordinal + num_pairs))
 
 
 def order_keys(
     distances: NDArray[np.float32], ordinals: NDArray[np.int64], order: Order, seed: int
 ) -> NDArray[np.uint64]:
-    """Keys uint64 [n], the highest first.
+    """Keys uint64 [n]: the pair with the highest key is kept first.
 
     Args:
-        distances: [n], each pair's distance from the centroid of its cluster.
-        ordinals: [n], the pairs' global ordinals.
+        distances: [n], the distance of each pair from the centroid of its cluster.
+        ordinals: [n], the global ordinals of the pairs.
         order: "hard", "easy" or "random".
-        seed: of the random order; the others do not depend on it.
+        seed: of the random order; the other orders do not depend on it.
 
     Raises:
-        ValueError: a distance is NaN, unless the order is random: pairs without an embedding are left out before.
+        ValueError: a distance is NaN and the order is not random. The caller leaves out pairs without an embedding.
     """
     match order:
         case "hard":
@@ -38,3 +58,10 @@ def order_keys(
             return sortable(-distances)
         case "random":
             return random_keys(seed ^ STREAM, ordinals)
+
+
+def _mix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    state = state + _GAMMA
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state ^ (state >> np.uint64(31))

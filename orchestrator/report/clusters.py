@@ -20,7 +20,7 @@ from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.parts import over_blocks
 from orchestrator.engine.role import Role
 from orchestrator.engine.run_record import RunRecord
-from orchestrator.pruning.random import random_scores
+from orchestrator.pruning.order import random_scores
 from orchestrator.report.entry import Example
 from orchestrator.report.pairs import examples_at
 from orchestrator.report.schema_clusters import Cluster, ClusteringReport, ClusterPruning, ClusterSheet, ClusterSizes

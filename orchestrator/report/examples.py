@@ -1,7 +1,8 @@
-"""Example pairs of a run: the surest kept, those around the cut, the surest pruned; drawn from a handful of parts.
+"""Example pairs of a run: those the step preferred most and least, and those just inside and outside its threshold,
+drawn from a few parts.
 
-Equal scores are drawn in seeded order and a caption is shown once, so that a thousand copies of one do not fill a
-group. Pairs without words are left to the counts: there is nothing of them to read."""
+Equal scores are drawn in seeded order, and a caption is shown once: otherwise a thousand copies of a caption would fill
+a group. Pairs without a finite score are not shown: the counts cover them."""
 
 from __future__ import annotations
 
@@ -17,25 +18,45 @@ from orchestrator.report.entry import Example
 from orchestrator.report.pairs import example
 from orchestrator.report.schema import ExampleGroup, Examples
 from orchestrator.report.selected import SelectedStep
-from orchestrator.selection.wfpp import read_scores
 
 MAX_PARTS = 4
 PAIRS_PER_GROUP = 10
 CANDIDATES = 400
 SEED = 0
-# name, whether kept, +1 for rising scores, -1 for falling ones; without scores the order is a random draw
-SCORED_GROUPS = (("highest", True, -1), ("above", True, 1), ("below", False, -1), ("lowest", False, 1))
-DRAWN_GROUPS = (("kept", True, 0), ("pruned", False, 0))
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """A group of examples: its name, whether its pairs were kept, and their order: `sign` times the preference or, next
+    to a threshold, the margin; lowest first. Without scores (sign 0) the order is a random draw."""
+
+    name: str
+    kept: bool
+    sign: int = 0
+    by_margin: bool = False
+
+
+SCORED_GROUPS = (
+    _Wanted("highest", kept=True, sign=-1),
+    _Wanted("above", kept=True, sign=1, by_margin=True),
+    _Wanted("below", kept=False, sign=-1, by_margin=True),
+    _Wanted("lowest", kept=False, sign=1),
+)
+DRAWN_GROUPS = (_Wanted("kept", kept=True), _Wanted("pruned", kept=False))
 
 
 @dataclass(frozen=True)
 class _PartPairs:
-    """A part's pairs that reached the step, in seeded order: rows, whether kept, scores (0 where there is none)."""
+    """A part's pairs that reached the step, in seeded order: rows, whether kept, and their scores; `preference` is
+    higher for better pairs, `margin` is the preference less that of the last pair kept in the same group. All 0 without
+    scores."""
 
     index: int
     rows: NDArray[np.int64]
     kept: NDArray[np.bool_]
-    scores: NDArray[np.float64]
+    scores: NDArray[np.floating]
+    preference: NDArray[np.floating]
+    margin: NDArray[np.floating]
 
 
 def example_pairs(steps: list[SelectedStep]) -> Examples | None:
@@ -50,41 +71,47 @@ def example_pairs(steps: list[SelectedStep]) -> Examples | None:
     chosen = np.sort(draw.choice(filled, min(MAX_PARTS, len(filled)), replace=False)).tolist()
     parts = [_part_pairs(step, index, sizes[index], draw) for index in chosen]
     wanted = SCORED_GROUPS if step.scored else DRAWN_GROUPS
-    groups = [
-        ExampleGroup(name=name, kept=kept, pairs=_group(catalog, parts, kept, direction, step.scored is not None))
-        for name, kept, direction in wanted
-    ]
-    return Examples(step=step.name, parts_read=len(chosen), num_parts=len(sizes), groups=groups)
+    groups = [ExampleGroup(name=group.name, kept=group.kept, pairs=_group(catalog, parts, group)) for group in wanted]
+    score = step.scored.label if step.scored else None
+    return Examples(step=step.name, score=score, parts_read=len(chosen), num_parts=len(sizes), groups=groups)
 
 
 def _part_pairs(step: SelectedStep, index: int, num_rows: int, draw: np.random.Generator) -> _PartPairs:
     reached = KeepList(step.incoming).mask(index, num_rows)
     rows = np.flatnonzero(reached)
     kept = KeepList(step.outgoing).mask(index, num_rows)[reached]
-    scores = read_scores(step.scored, index) if step.scored else np.zeros(len(rows))
+    scores: NDArray[np.floating] = np.zeros(len(rows))
+    preference = margin = scores
+    if step.scored is not None:
+        scores, groups = step.scored.read(index, rows)
+        preference = margin = step.scored.preference(scores)
+        if groups is not None:
+            limits = step.last_kept
+            margin = preference - np.array([limits.get(group, np.inf) for group in groups.tolist()])
     order = draw.permutation(len(rows))
     order = order[np.isfinite(scores[order])]
-    return _PartPairs(index, rows[order], kept[order], scores[order])
+    return _PartPairs(index, rows[order], kept[order], scores[order], preference[order], margin[order])
 
 
-def _group(catalog: Catalog, parts: list[_PartPairs], kept: bool, direction: int, is_scored: bool) -> list[Example]:
-    found = [scored for part in parts for scored in _best(catalog, part, kept, direction, is_scored)]
-    found.sort(key=lambda scored: direction * scored[0])
+def _group(catalog: Catalog, parts: list[_PartPairs], wanted: _Wanted) -> list[Example]:
+    found = [placed for part in parts for placed in _best(catalog, part, wanted)]
+    found.sort(key=lambda placed: placed[0])
     return list(_distinct(pair for _, pair in found))[:PAIRS_PER_GROUP]
 
 
-def _best(
-    catalog: Catalog, part: _PartPairs, kept: bool, direction: int, is_scored: bool
-) -> Iterator[tuple[float, Example]]:
-    mine = np.flatnonzero(part.kept == kept)
-    mine = mine[np.argsort(direction * part.scores[mine], kind="stable")][:CANDIDATES]
+def _best(catalog: Catalog, part: _PartPairs, wanted: _Wanted) -> Iterator[tuple[float, Example]]:
+    places = wanted.sign * (part.margin if wanted.by_margin else part.preference)
+    mine = np.flatnonzero(part.kept == wanted.kept)
+    mine = mine[np.argsort(places[mine], kind="stable")][:CANDIDATES]
     labels = catalog.table(part.index, ("key", "caption")).take(part.rows[mine]).to_pylist()
-    examples = [
-        example(part.index, row, label, score if is_scored else None)
-        for row, score, label in zip(part.rows[mine].tolist(), part.scores[mine].tolist(), labels, strict=True)
-    ]
-    for pair in list(_distinct(iter(examples)))[:PAIRS_PER_GROUP]:
-        yield pair.score or 0.0, pair
+    seen: set[str] = set()
+    for row, place, score, label in zip(
+        part.rows[mine].tolist(), places[mine].tolist(), part.scores[mine].tolist(), labels, strict=True
+    ):
+        pair = example(part.index, row, label, score if wanted.sign else None)
+        if pair.caption not in seen and len(seen) < PAIRS_PER_GROUP:
+            seen.add(pair.caption)
+            yield place, pair
 
 
 def _distinct(examples: Iterator[Example]) -> Iterator[Example]:

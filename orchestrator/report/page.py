@@ -24,10 +24,10 @@ from orchestrator.report.thumbnails import Thumbnails
 
 MODEL_NAMES = {"pretrain": "pre-trained", "finetune": "fine-tuned", "checkpoint": "checkpoint"}
 GROUP_TITLES = {
-    "highest": "Kept: the highest scores",
-    "above": "Kept, just above the cut",
-    "below": "Pruned, just below the cut",
-    "lowest": "Pruned: the lowest scores",
+    "highest": "Kept, farthest from the threshold",
+    "above": "Kept, just inside the threshold",
+    "below": "Pruned, just outside the threshold",
+    "lowest": "Pruned, farthest from the threshold",
     "kept": "Kept",
     "pruned": "Pruned",
 }

@@ -30,8 +30,9 @@ class StepReport(Entry):
 
     Keys: `name` and `method`; `settings` as configured; `pairs_in`, the pairs that reach the step; `budget`, the pairs
     to keep (null for a step without one); `pairs_out`, the pairs that it keeps; `reasons`, dropped pairs by reason;
-    `threshold`, the lowest score kept (null without scores); `no_words`, pairs whose caption holds no word, pruned
-    first (null without scores)."""
+    `threshold`, the score of the last pair kept: the lowest, or the highest where low scores are kept (null without
+    scores, and where each cluster has its own threshold); `no_words`, pairs without a word in their caption, which are
+    pruned first (null where no words were counted)."""
 
     name: str
     method: str
@@ -239,9 +240,11 @@ class ExampleGroup(Entry):
 
 
 class Examples(Entry):
-    """Example pairs of the last step that pruned, from `parts_read` of the pool's `num_parts` parts."""
+    """Example pairs of the last step that pruned, from `parts_read` of the pool's `num_parts` parts; `score` says what
+    their scores measure (null without scores)."""
 
     step: str
+    score: str | None = None
     parts_read: int
     num_parts: int
     groups: list[ExampleGroup]

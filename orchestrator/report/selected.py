@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -17,23 +17,52 @@ from orchestrator.engine.role import Role
 from orchestrator.engine.run_record import RunRecord
 from orchestrator.pruning.threshold import budget
 from orchestrator.report.schema import CatalogSkips, FunnelRow, StepReport
-from orchestrator.selection.wfpp import read_scores
+from orchestrator.selection import finished_steps, score_of
+from orchestrator.selection.score_column import ScoreColumn
 
 NO_EMBEDDING, BELOW_THE_CUT = "no_embedding", "below_the_cut"
 
 
 @dataclass(frozen=True)
 class SelectedStep:
-    """A step as it ran: over which catalog, the keep list that reached it, the one that left it, and the scores or the
-    assignment to clusters that it went by, if any."""
+    """A step as it ran: over which catalog, the keep list that reached it, the one that left it, and its scores and its
+    assignment to clusters, if it has any."""
 
     name: str
-    settings: dict[str, Any]
+    settings: Mapping[str, Any]
     catalog: Catalog
     incoming: Artifact
     outgoing: Artifact
-    scored: Artifact | None
+    scored: ScoreColumn | None
     assigned: Artifact | None
+
+    @cached_property
+    def last_kept(self) -> dict[int, float]:
+        """For each group of the score with kept pairs, the preference of the last one kept (`ScoreColumn.preference`);
+        empty without scores. One pass over the scores of all parts."""
+        found: dict[int, float] = {}
+        if self.scored is not None:
+            for block in over_blocks(part_rows(self.catalog), partial(_last_kept, self)):
+                for group, preference in block.items():
+                    found[group] = min(preference, found.get(group, np.inf))
+        return found
+
+
+def _last_kept(step: SelectedStep, parts: list[PartRows]) -> dict[int, float]:
+    assert step.scored is not None
+    found: dict[int, float] = {}
+    for part in parts:
+        reached = KeepList(step.incoming).mask(part.index, part.num_rows)
+        kept = KeepList(step.outgoing).mask(part.index, part.num_rows)[reached]
+        values, groups = step.scored.read(part.index, np.flatnonzero(reached))
+        preference = step.scored.preference(values[kept])
+        mine = np.zeros(len(preference), np.int64) if groups is None else groups[kept]
+        order = np.argsort(mine, kind="stable")
+        present, firsts = np.unique(mine[order], return_index=True)
+        lowest = np.minimum.reduceat(preference[order], firsts) if present.size else preference
+        for group, value in zip(present.tolist(), lowest.tolist(), strict=True):
+            found[group] = min(value, found.get(group, np.inf))
+    return found
 
 
 def pool(record: RunRecord) -> Artifact | None:
@@ -52,20 +81,18 @@ def captioned(record: RunRecord) -> Artifact | None:
 
 def selected_steps(record: RunRecord) -> list[SelectedStep]:
     """The steps in the order of the config; one without a keep list of its own (`all`) passes on what reached it."""
-    incoming = pool(record)
-    if incoming is None:
-        return []
-    catalog = Catalog(record.of_kind("catalog")[0])
-    keeps = {stage.step: stage.artifact for stage in record.with_role(Role.KEEP)}
-    scores = {artifact.fingerprint: artifact for artifact in record.of_kind("scores")}
-    selection, steps = record.config["selection"], []
-    for name in selection["steps"]:
-        outgoing = keeps.get(name, incoming)
-        scored = scores.get(outgoing.made_from.get("scored") or "") if name in keeps else None
-        assigned = record.find(Role.ASSIGN_CLUSTERS, name)
-        steps.append(SelectedStep(name, selection["settings"][name], catalog, incoming, outgoing, scored, assigned))
-        incoming = outgoing
-    return steps
+    return [
+        SelectedStep(
+            name=step.name,
+            settings=step.settings,
+            catalog=step.catalog,
+            incoming=step.incoming,
+            outgoing=step.outgoing,
+            scored=score_of(step),
+            assigned=record.find(Role.ASSIGN_CLUSTERS, step.name),
+        )
+        for step in finished_steps(record)
+    ]
 
 
 def step_reports(steps: list[SelectedStep]) -> list[StepReport]:
@@ -78,13 +105,13 @@ def _step_report(step: SelectedStep) -> StepReport:
     return StepReport(
         name=step.name,
         method=step.settings["method"],
-        settings=step.settings,
+        settings=dict(step.settings),
         pairs_in=pairs_in,
         budget=_budget(step, pairs_in),
         pairs_out=KeepList(step.outgoing).num_pairs,
         reasons=_reasons(step),
-        threshold=_lowest_kept_score(step),
-        no_words=step.scored.totals["no_words"] if step.scored else None,
+        threshold=_threshold(step),
+        no_words=_no_words(step),
     )
 
 
@@ -108,22 +135,16 @@ def _reasons(step: SelectedStep) -> dict[str, int]:
     return {reason: number for reason, number in told.items() if number}
 
 
-def _lowest_kept_score(step: SelectedStep) -> float | None:
-    if step.scored is None:
+def _threshold(step: SelectedStep) -> float | None:
+    # several groups have several thresholds
+    if step.scored is None or len(step.last_kept) != 1:
         return None
-    threshold = min(over_blocks(part_rows(step.catalog), partial(_lowest, step)))
-    return threshold if np.isfinite(threshold) else None
+    (preference,) = step.last_kept.values()
+    return step.scored.preference(np.array([preference])).item() if np.isfinite(preference) else None
 
 
-def _lowest(step: SelectedStep, parts: list[PartRows]) -> float:
-    kept = [_kept_scores(step, part.index, part.num_rows) for part in parts]
-    return min((float(scores.min()) for scores in kept if len(scores)), default=np.inf)
-
-
-def _kept_scores(step: SelectedStep, index: int, num_rows: int) -> np.ndarray:
-    assert step.scored is not None
-    reached = KeepList(step.incoming).mask(index, num_rows)
-    return read_scores(step.scored, index)[KeepList(step.outgoing).mask(index, num_rows)[reached]]
+def _no_words(step: SelectedStep) -> int | None:
+    return step.scored.artifact.totals.get("no_words") if step.scored else None
 
 
 def funnel(record: RunRecord, steps: list[SelectedStep]) -> list[FunnelRow]:
@@ -152,8 +173,8 @@ def num_captionless(record: RunRecord, steps: list[SelectedStep]) -> int | None:
     start, whole = pool(record), captioned(record)
     if start is not None and whole is not None:
         return KeepList(start).num_pairs - KeepList(whole).num_pairs
-    first = next((step for step in steps if step.scored is not None and step.incoming == start), None)
-    return first.scored.totals["no_words"] if first and first.scored else None
+    counted = (_no_words(step) for step in steps if step.incoming == start)
+    return next((count for count in counted if count is not None), None)
 
 
 def catalog_skips(record: RunRecord) -> CatalogSkips | None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Literal
@@ -40,7 +40,7 @@ from orchestrator.report.schema import Report
 from orchestrator.report.trained import phases
 from orchestrator.report.word_tables import word_tables
 from orchestrator.selection import score_columns, selection_keep_lists
-from orchestrator.selection.wfpp import read_scores
+from orchestrator.selection.score_column import ScoreColumn
 from orchestrator.selection.word_counts import read_bucket
 from orchestrator.source import open_source
 from orchestrator.storage import files
@@ -197,8 +197,8 @@ class Run:
             columns[f"after_{name}"] = Column(pl.Boolean, self._mask(artifact))
         if steps:
             columns["kept"] = Column(pl.Boolean, self._mask(steps[-1][1]))
-        for name, (scored, reached) in score_columns(self.record).items():
-            columns[name] = Column(pl.Float64, self._spread(reached.artifact, partial(read_scores, scored)))
+        for score in score_columns(self.record):
+            columns[score.name] = Column(pl.Float64, partial(_of_score, score, sizes))
         for stage in self.record.with_role(Role.ASSIGN_CLUSTERS):
             columns |= self._assigned(str(stage.step), stage.artifact)
         return columns
@@ -229,6 +229,10 @@ class Run:
             return pl.Series(values).fill_nan(None)
 
         return spread
+
+
+def _of_score(score: ScoreColumn, sizes: Sequence[int], index: int) -> pl.Series:
+    return pl.Series(score.of_part(index, sizes[index])).fill_nan(None)
 
 
 def _of_catalog(catalog: Catalog, name: str, index: int) -> pa.Array:

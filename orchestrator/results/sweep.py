@@ -1,4 +1,4 @@
-"""A finished sweep, opened to be read.
+"""Read a finished sweep.
 
 from orchestrator import Sweep
 
@@ -17,33 +17,39 @@ import polars as pl
 from orchestrator.errors import UserError
 from orchestrator.results.run import Run
 from orchestrator.storage import files
-from orchestrator.sweep.schema import JSON_FILE, TABLE_FILE, SweepReport
+from orchestrator.sweep.report.schema import JSON_FILE, TABLE_FILE, SweepReport
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """The sweep in an `out=` folder. Errors: `UserError` where there is no finished one, or no such trial in it."""
+    """The finished sweep in an `out=` folder.
+
+    Errors, when an attribute is read: `UserError` if the folder has no finished sweep."""
 
     out: str | os.PathLike[str]
 
     @cached_property
     def report(self) -> SweepReport:
-        """What `sweep.json` holds, as attributes."""
-        place = files.join(os.fspath(self.out), JSON_FILE)
-        if not files.exists(place):
-            raise UserError(f"no finished sweep at {self.out}: expected {JSON_FILE} in it; give the out= of a sweep")
-        return SweepReport.model_validate_json(files.read(place))
+        """The contents of `sweep.json`, as attributes."""
+        return SweepReport.model_validate_json(self._read(JSON_FILE))
 
     @cached_property
     def trials(self) -> pl.DataFrame:
-        """A row for each trial and model: what it is (`trial`, `control`, `seed`, `state`, `reason`, `model`), a column
-        a dimension, `pairs`, `samples_seen`, seconds and hours of pruning and training, a column a metric."""
-        assert self.report
-        return pl.read_parquet(io.BytesIO(files.read(files.join(os.fspath(self.out), TABLE_FILE))))
+        """A row for each trial and model.
+
+        Columns: `trial`, `control`, `seed`, `state`, `reason`, `model`; one for each dimension; `pairs`,
+        `kept_fraction`, `samples_seen`, seconds and hours of pruning and training; one for each metric."""
+        return pl.read_parquet(io.BytesIO(self._read(TABLE_FILE)))
 
     def run(self, trial: str) -> Run:
-        """The run of a trial that is finished."""
+        """Return the run of a finished trial. Errors: `UserError` for any other name, with the valid ones."""
         finished = {one.name: one.out for one in self.report.trials if one.state == "finished"}
         if trial not in finished:
             raise UserError(f"{self.out} has no finished trial {trial!r}; it has: {', '.join(finished) or 'none'}")
         return Run(finished[trial])
+
+    def _read(self, name: str) -> bytes:
+        out = os.fspath(self.out)
+        if not files.exists(files.join(out, JSON_FILE)):
+            raise UserError(f"no finished sweep in {out}: expected {JSON_FILE} there; give the out= folder of a sweep")
+        return files.read(files.join(out, name))

@@ -1,34 +1,43 @@
-"""Selection: steps in order, each narrowing the keep list it is handed. One module a method, all with one signature."""
+"""Selection: steps in order, each of which narrows the keep list that reaches it.
+
+A method is one module with two functions: `stages(step)` gives its stages, the last of which makes the keep list, and
+`score_column(finished)` the score that it used, if it has one. `filter` and `budget` make keep lists for all of them.
+The package imports from `embedding`, `clustering` and what they stand on; the algorithms are in `pruning`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
+from types import ModuleType
 
 from orchestrator.config import Config
 from orchestrator.data.catalog import Catalog
-from orchestrator.data.keep_list import KeepList
 from orchestrator.data.step import Step
 from orchestrator.embedding import embedding_stages
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.role import Role
 from orchestrator.engine.run_record import RunRecord
 from orchestrator.engine.stage import Stage
-from orchestrator.selection.pool_mask import valid_stage
+from orchestrator.selection.pool_mask import pool_mask_stage
+from orchestrator.selection.score_column import FinishedStep, ScoreColumn
 from orchestrator.source import Source
 
-# a method's module, imported once a step needs it: faiss, fastText and the like are no business of the others
-MODULES = {"all": "all_pairs", "random": "random_draw"}
+CONTROLS = ("all", "random")
 
 
-def _method(name: str) -> Callable[[Step], list[Stage]]:
-    stages: Callable[[Step], list[Stage]] = import_module(f"{__name__}.{MODULES.get(name, name)}").stages
+def _module(method: str) -> ModuleType:
+    # imported once a step needs it: a run without language detection or clusters needs neither fastText nor faiss
+    return import_module(f"{__name__}.{'controls' if method in CONTROLS else method}")
+
+
+def _stages(step: Step) -> list[Stage]:
+    stages: list[Stage] = _module(step.settings.method).stages(step)
     return stages
 
 
 def selection_stages(config: Config, source: Source, catalog: Catalog) -> list[Stage]:
     """The stages from the catalog to the final keep list, which is the last stage's artifact."""
-    stages = [valid_stage(config.store, catalog, has_images=source.has_images, needs_caption=False)]
+    stages = [pool_mask_stage(config.store, catalog, has_images=source.has_images, needs_caption=False)]
     embeddings: dict[str, Artifact] = {}
     incoming = stages[0].artifact
     for name in config.selection.steps:
@@ -46,7 +55,7 @@ def selection_stages(config: Config, source: Source, catalog: Catalog) -> list[S
             embedding=embeddings[embedding] if embedding else None,
             num_actors=config.cluster.scoring_actors,
         )
-        stages += _method(step.settings.method)(step)
+        stages += _stages(step)
         incoming = stages[-1].artifact
     return stages
 
@@ -57,15 +66,44 @@ def selection_keep_lists(record: RunRecord) -> list[tuple[str, Artifact]]:
 
 
 def final_keep_list(record: RunRecord) -> Artifact | None:
-    """What a run's selection came to; none where it selected nothing."""
+    """The keep list that a run's selection ended with; None if it selected nothing."""
     lists = selection_keep_lists(record)
     return lists[-1][1] if lists else None
 
 
-def score_columns(record: RunRecord) -> dict[str, tuple[Artifact, KeepList]]:
-    """A run's scores by the name their column gets, each with the keep list that reached the step: `score`, or
-    `score_1`, `score_2` where more than one step gave scores."""
-    lists = {artifact.fingerprint: KeepList(artifact) for artifact in record.of_kind("keep")}
-    scored = [(artifact, lists[artifact.made_from["keep"]]) for artifact in record.of_kind("scores")]
-    names = ["score"] if len(scored) == 1 else [f"score_{number}" for number in range(1, len(scored) + 1)]
-    return dict(zip(names, scored, strict=True))
+def finished_steps(record: RunRecord) -> list[FinishedStep]:
+    """The steps of a finished run, in order. A step without a keep list of its own (`all`) passes on the one that
+    reached it."""
+    incoming = record.find(Role.POOL)
+    if incoming is None:
+        return []
+    catalog = Catalog(record.of_kind("catalog")[0])
+    lists = {stage.step: stage.artifact for stage in record.with_role(Role.KEEP)}
+    artifacts = {stage.artifact.fingerprint: stage.artifact for stage in record.stages}
+    selection, steps = record.config["selection"], []
+    for name in selection["steps"]:
+        outgoing = lists.get(name, incoming)
+        steps.append(
+            FinishedStep(
+                name=name,
+                settings=selection["settings"][name],
+                catalog=catalog,
+                incoming=incoming,
+                outgoing=outgoing,
+                artifacts=artifacts,
+            )
+        )
+        incoming = outgoing
+    return steps
+
+
+def score_of(step: FinishedStep) -> ScoreColumn | None:
+    """The score by which a finished step ranked its pairs or compared them with a threshold; None if it has none."""
+    column: ScoreColumn | None = _module(step.settings["method"]).score_column(step)
+    return column
+
+
+def score_columns(record: RunRecord) -> list[ScoreColumn]:
+    """All scores of a run, by step. A single one is named `score`, several are named `score_STEP`."""
+    found = [column for column in map(score_of, finished_steps(record)) if column is not None]
+    return [replace(column, name="score") for column in found] if len(found) == 1 else found

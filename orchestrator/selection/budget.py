@@ -1,11 +1,12 @@
-"""A budgeted step's keep list: exactly its budget of the pairs that reach it, those that rank highest, over all or
-within each of k groups.
+"""The keep list of a step with a budget: exactly that many of the pairs that reach the step, those with the highest
+keys, over all pairs or within each of k groups.
 
-The keys stay with their parts: each round of the search for the thresholds brings back one histogram for a block of
-parts, the last round the ties of each part (`pruning.cut`)."""
+The keys stay where the parts are. Each round of the search for the thresholds sends one histogram of every block of
+parts to the driver, and the last round the number of ties in each part (`pruning.threshold`)."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,41 +23,61 @@ from orchestrator.data.keep_list import KeepList, Mask, pack
 from orchestrator.data.step import Step
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
-from orchestrator.engine.parts import MAX_ANSWER_BLOCKS, PartResult, Work, build_parts, over_blocks
+from orchestrator.engine.parts import MAX_ANSWER_BLOCKS, PartResult, build_parts, over_blocks
 from orchestrator.engine.role import Role
 from orchestrator.engine.stage import CostScaling, PairFlow, Stage, by_groups
 from orchestrator.errors import UserError
-from orchestrator.pruning.threshold import Cut, budget, find_cut, keep_mask, share_ties
+from orchestrator.pruning.threshold import TopKThresholds, budget, find_thresholds, keep_mask, share_ties, sortable
+from orchestrator.selection.score_column import ScoreColumn
 
+logger = logging.getLogger(__name__)
 VERSION = 2
 EXCLUDED = -1
 """The group of a pair that cannot be kept."""
 
 
-class Ranked(NamedTuple):
-    """Of some pairs: keys uint64 [n], higher is kept, and groups int [n] (`EXCLUDED` or 0 to k - 1); `None`: all 0."""
+class GroupedKeys(NamedTuple):
+    """The keys uint64 [n] of some pairs, the highest are kept, and their groups int [n]: `EXCLUDED` or 0 to k - 1;
+    None: all in group 0."""
 
     keys: NDArray[np.uint64]
     groups: NDArray[np.integer] | None
 
 
-class Rank(Protocol):
-    """Ranks the given rows of a part, those that reached the step, ascending."""
+class KeyReader(Protocol):
+    """Reads the keys of the given rows of a part, those that reached the step, ascending. Picklable."""
 
-    def __call__(self, part: PartRows, rows: NDArray[np.int64]) -> Ranked: ...
+    def __call__(self, part: PartRows, rows: NDArray[np.int64]) -> GroupedKeys: ...
 
 
-class Ranking(NamedTuple):
-    """A rank, the pairs int64 [k] that each group holds (`None`: one group, to be counted), and how many int64 [k] of
-    them are kept."""
+class TopK(NamedTuple):
+    """A problem: the keys, how many pairs int64 [k] each group has (None: one group, still to be counted), and how many
+    of them int64 [k] are wanted."""
 
-    rank: Rank
+    keys: KeyReader
     sizes: NDArray[np.int64] | None
     wanted: NDArray[np.int64]
 
 
+@dataclass(frozen=True)
+class ScoreKeys:
+    """The keys of a score: the order of the scores, in the groups of the column. A pair without a score is excluded."""
+
+    column: ScoreColumn
+
+    def __call__(self, part: PartRows, rows: NDArray[np.int64]) -> GroupedKeys:
+        """Keys and groups of the given rows."""
+        values, groups = self.column.read(part.index, rows)
+        missing = np.isnan(values)
+        if missing.any():
+            # NaN has no key; the group excludes the pair, whatever the key is
+            values = np.where(missing, values.dtype.type(0), values)
+            groups = np.where(missing, EXCLUDED, 0 if groups is None else groups)
+        return GroupedKeys(sortable(self.column.preference(values)), groups)
+
+
 def num_wanted(step: Step, num_pairs: int) -> int:
-    """A step's budget, of the pairs that reach it. Errors: `UserError` when it asks for more than those."""
+    """The budget of a step that `num_pairs` pairs reach. Errors: `UserError` for a budget of more than those."""
     settings = step.settings
     assert isinstance(settings, Budgeted)
     if settings.keep_pairs is None:
@@ -64,13 +85,14 @@ def num_wanted(step: Step, num_pairs: int) -> int:
     if settings.keep_pairs > num_pairs:
         raise UserError(
             f"selection.{step.name}.keep_pairs={settings.keep_pairs:,}, but only {num_pairs:,} pairs reach the step; "
-            f"lower it, or let the steps before keep more"
+            f"lower it, or let the steps before it keep more"
         )
     return settings.keep_pairs
 
 
-def budget_stage(step: Step, *, scored: Artifact | None, ranking: Callable[[int], Ranking], does: str) -> Stage:
-    """The stage that cuts. `ranking(budget)` is asked once all before it is there; `scored` is what it goes by."""
+def budget_stage(step: Step, *, scored: Artifact | None, top_k: Callable[[int], TopK], does: str) -> Stage:
+    """The stage that keeps the budget. `top_k(budget)` is called once its inputs are complete; `scored` is the artifact
+    that the keys are computed from."""
     settings = step.settings
     assert isinstance(settings, Budgeted)
     artifact = Artifact.of(
@@ -86,11 +108,14 @@ def budget_stage(step: Step, *, scored: Artifact | None, ranking: Callable[[int]
     def build(display: Display) -> Artifact:
         reached = KeepList(step.incoming).num_pairs
         started = time.monotonic()
-        threshold = find_threshold(step, ranking(num_wanted(step, reached)))
-        display.line(f"{step.name}: threshold found in {time.monotonic() - started:.1f} s")
-        work = partial(_mask_work, threshold)
+        found = find_top_k(step, top_k(num_wanted(step, reached)))
+        seconds = time.monotonic() - started
+        display.line(f"{step.name}: threshold found in {seconds:.1f} s")
+        work = partial(MaskOfPart, found)
         build_parts(artifact, part_rows(step.catalog), work, display=display, name=step.name)
-        assert artifact.totals["kept"] == num_wanted(step, reached), "a budgeted step keeps exactly its budget"
+        kept = artifact.totals["kept"]
+        assert kept == num_wanted(step, reached), "a step with a budget keeps exactly its budget"
+        logger.info("%s: kept %d of %d pairs, threshold found in %.1f s", step.name, kept, reached, seconds)
         return artifact
 
     kept = f"{settings.keep_pairs:,}" if settings.keep_pairs else f"{settings.keep_fraction:.1%} of the"
@@ -108,89 +133,96 @@ def budget_stage(step: Step, *, scored: Artifact | None, ranking: Callable[[int]
 
 
 @dataclass(frozen=True)
-class Threshold:
-    """What a search came to: which pairs of any part are kept. `ties` are each part's groups and how many of the pairs
-    that equal the group's threshold it may keep."""
+class TopKMask:
+    """The solution: which pairs of any part are kept. `ties` has, for a part, the groups with keys that equal their
+    threshold and how many of those the part keeps."""
 
     incoming: KeepList
-    rank: Rank
-    cut: Cut
+    keys: KeyReader
+    thresholds: TopKThresholds
     ties: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]]
 
     def kept(self, part: PartRows, rows: NDArray[np.int64]) -> Mask:
         """Bool [n] of the part's rows that reached the step."""
-        keys, groups = self.rank(part, rows)
+        keys, groups = self.keys(part, rows)
         groups = np.zeros(len(keys), np.int64) if groups is None else groups
         inside = groups != EXCLUDED
         kept = np.zeros(len(rows), bool)
         none = np.empty(0, np.int64)
-        kept[inside] = keep_mask(keys[inside], groups[inside], self.cut, *self.ties.get(part.index, (none, none)))
+        allowed = self.ties.get(part.index, (none, none))
+        kept[inside] = keep_mask(keys[inside], groups[inside], self.thresholds, *allowed)
         return kept
 
 
-def find_threshold(step: Step, ranking: Ranking) -> Threshold:
-    """The search, over blocks of parts. Errors: `UserError` when a group holds fewer pairs than are wanted of it."""
-    search = _Search(KeepList(step.incoming), ranking.rank)
-    parts, sizes = part_rows(step.catalog), ranking.sizes
+@dataclass(frozen=True)
+class MaskOfPart:
+    """The work on one part: its bits of the keep list."""
+
+    found: TopKMask
+
+    def __call__(self, part: PartRows) -> PartResult:
+        """The part's mask and counts."""
+        rows = np.flatnonzero(self.found.incoming.mask(part.index, part.num_rows))
+        mask = np.zeros(part.num_rows, bool)
+        mask[rows[self.found.kept(part, rows)]] = True
+        return pack(mask, reached=len(rows))
+
+
+def find_top_k(step: Step, problem: TopK) -> TopKMask:
+    """The search, over blocks of parts. Errors: `UserError` for a group with fewer pairs than are wanted of it."""
+    search = PartKeys(KeepList(step.incoming), problem.keys)
+    parts, sizes = part_rows(step.catalog), problem.sizes
     if sizes is None:
         sizes = np.array([sum(over_blocks(parts, search.count))])
-    if (ranking.wanted > sizes).any():
+    if (problem.wanted > sizes).any():
         raise UserError(
-            f"selection.{step.name}: its budget is {ranking.wanted.sum():,} pairs, but only {sizes.sum():,} of those "
-            f"that reach it have what it goes by (an embedding, a score); lower keep_fraction or keep_pairs"
+            f"selection.{step.name}: the budget is {problem.wanted.sum():,} pairs, but only {sizes.sum():,} of the "
+            f"pairs that reach the step have what it needs (an embedding, a score); lower keep_fraction or keep_pairs"
         )
-    cut = find_cut(partial(_total_histogram, search, parts), sizes, ranking.wanted)
-    found = list(over_blocks(parts, partial(search.ties, cut)))
+    thresholds = find_thresholds(partial(_total_histogram, search, parts), sizes, problem.wanted)
+    found = list(over_blocks(parts, partial(search.ties, thresholds)))
     part, group, count = (np.concatenate(column) for column in zip(*found, strict=True))
+    # blocks answer in any order: sorted, each part's ties are one run
     order = np.argsort(part, kind="stable")
     part, group, count = part[order], group[order], count[order]
-    allowed = share_ties(cut, part, group, count)
+    allowed = share_ties(thresholds, part, group, count)
     starts, ends = np.flatnonzero(np.diff(part, prepend=-1)), np.flatnonzero(np.diff(part, append=-1)) + 1
     ties = {int(part[start]): (group[start:end], allowed[start:end]) for start, end in zip(starts, ends, strict=True)}
-    return Threshold(search.incoming, ranking.rank, cut, ties)
+    return TopKMask(search.incoming, problem.keys, thresholds, ties)
 
 
-class _Search:
-    """One block of parts' answers, where their keys are."""
+@dataclass(frozen=True)
+class PartKeys:
+    """Answers about a block of parts, computed where their keys are."""
 
-    def __init__(self, incoming: KeepList, rank: Rank):
-        self.incoming, self.rank = incoming, rank
+    incoming: KeepList
+    keys: KeyReader
 
-    def _ranked(self, part: PartRows) -> Ranked:
-        keys, groups = self.rank(part, np.flatnonzero(self.incoming.mask(part.index, part.num_rows)))
+    def _of(self, part: PartRows) -> tuple[NDArray[np.uint64], NDArray[np.integer]]:
+        keys, groups = self.keys(part, np.flatnonzero(self.incoming.mask(part.index, part.num_rows)))
         if groups is None:
-            return Ranked(keys, np.zeros(len(keys), np.int64))
-        return Ranked(keys[groups != EXCLUDED], groups[groups != EXCLUDED])
+            return keys, np.zeros(len(keys), np.int64)
+        return keys[groups != EXCLUDED], groups[groups != EXCLUDED]
 
     def count(self, parts: list[PartRows]) -> int:
-        """How many pairs can be kept at all."""
-        return sum(len(self._ranked(part).keys) for part in parts)
+        """How many pairs can be kept."""
+        return sum(len(self._of(part)[0]) for part in parts)
 
-    def histogram(self, cut: Cut, parts: list[PartRows]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The parts' histograms of this round, added up: the places in it that are not 0, and what is there."""
-        total = reduce(add, (cut.histogram(*self._ranked(part)) for part in parts)).ravel()
+    def histogram(self, state: TopKThresholds, parts: list[PartRows]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The sum of the parts' histograms of this round: the places where it is not 0, and the counts there."""
+        total = reduce(add, (state.histogram(*self._of(part)) for part in parts)).ravel()
         places = np.flatnonzero(total)
         return places, total[places]
 
-    def ties(self, cut: Cut, parts: list[PartRows]) -> tuple[NDArray[np.int64], ...]:
-        """Parts, groups and numbers of the pairs at their group's threshold."""
-        found = [(part.index, *cut.ties(*self._ranked(part))) for part in parts]
+    def ties(self, state: TopKThresholds, parts: list[PartRows]) -> tuple[NDArray[np.int64], ...]:
+        """Parts, groups and numbers of the pairs whose key equals the threshold of their group."""
+        found = [(part.index, *state.ties(*self._of(part))) for part in parts]
         part = np.concatenate([np.full(len(group), index) for index, group, _ in found])
         return part, np.concatenate([group for _, group, _ in found]), np.concatenate([count for *_, count in found])
 
 
-def _total_histogram(search: _Search, parts: list[PartRows], cut: Cut) -> NDArray[np.int64]:
-    total = np.zeros(cut.shape, np.int64)
-    for places, counts in over_blocks(parts, partial(search.histogram, cut)):
+def _total_histogram(search: PartKeys, parts: list[PartRows], state: TopKThresholds) -> NDArray[np.int64]:
+    total = np.zeros(state.shape, np.int64)
+    for places, counts in over_blocks(parts, partial(search.histogram, state)):
         total.reshape(-1)[places] += counts
     return total
-
-
-def _mask_work(threshold: Threshold) -> Work:
-    def work(part: PartRows) -> PartResult:
-        rows = np.flatnonzero(threshold.incoming.mask(part.index, part.num_rows))
-        mask = np.zeros(part.num_rows, bool)
-        mask[rows[threshold.kept(part, rows)]] = True
-        return pack(mask, reached=len(rows))
-
-    return work

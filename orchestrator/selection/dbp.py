@@ -1,8 +1,10 @@
-"""Density-based pruning as stages (arXiv 2401.04578): cluster, a quota for each cluster by how complex it is, and the
-quota's pairs farthest from the centroid."""
+"""Density-based pruning as stages (arXiv 2401.04578): cluster, compute a quota for each cluster from its complexity,
+and keep that many of the cluster's pairs, the farthest from the centroid first."""
 
 from __future__ import annotations
 
+import logging
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -17,31 +19,38 @@ from orchestrator.data.keep_list import KeepList
 from orchestrator.data.step import Step
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
-from orchestrator.engine.parts import PartResult, Work, build_parts, part_path
+from orchestrator.engine.parts import PartResult, build_parts, part_path
 from orchestrator.engine.role import Role
 from orchestrator.engine.stage import CostScaling, Stage
 from orchestrator.errors import UserError
-from orchestrator.pruning.density import complexities, inter_distances, quotas, shares
-from orchestrator.selection.budget import Ranking, budget_stage, num_wanted
-from orchestrator.selection.distance import DistanceRank
+from orchestrator.pruning.quotas import complexities, inter_distances, quotas, shares
+from orchestrator.selection.budget import TopK, budget_stage, num_wanted
+from orchestrator.selection.distance import CentroidDistances, DistanceKeys, distance_column
+from orchestrator.selection.score_column import FinishedStep, ScoreColumn
 from orchestrator.storage import files
 
+logger = logging.getLogger(__name__)
 VERSION = 1
 
 
 def stages(step: Step) -> list[Stage]:
-    """Clustering, quotas and the keep list; the clustering serves every budget, tau and number of neighbours."""
+    """Clustering, quotas and the keep list; every budget, tau and number of neighbours shares the clustering."""
     settings = step.settings
     assert isinstance(settings, DbpStep)
     clusters = clusters_of(step, settings.clustering)
-    shared_out = _quotas_stage(step, settings, clusters)
-    cut = budget_stage(
+    quota = _quotas_stage(step, settings, clusters)
+    kept = budget_stage(
         step,
-        scored=shared_out.artifact,
-        ranking=partial(_ranking, step, settings, clusters, shared_out.artifact),
+        scored=quota.artifact,
+        top_k=partial(_top_k, settings, clusters, quota.artifact),
         does=f"keep each cluster's quota, {settings.order} pairs first",
     )
-    return [*clusters.stages, shared_out, cut]
+    return [*clusters.stages, quota, kept]
+
+
+def score_column(step: FinishedStep) -> ScoreColumn | None:
+    """The distances from the centroids, which the pairs of a cluster are compared by; None in random order."""
+    return distance_column(step, step.source_of("scored", "stats", "assigned"), by_cluster=True)
 
 
 def _quotas_stage(step: Step, settings: DbpStep, clusters: Clusters) -> Stage:
@@ -56,8 +65,12 @@ def _quotas_stage(step: Step, settings: DbpStep, clusters: Clusters) -> Stage:
     name = f"quotas, {step.name}"
 
     def build(display: Display) -> Artifact:
-        work = partial(_quotas_work, step, settings, clusters)
-        return build_parts(artifact, [None], work, display=display, name=name, count="clusters")
+        work = partial(QuotasOfClusters, step, settings, clusters)
+        build_parts(artifact, [None], work, display=display, name=name, count="clusters")
+        totals = artifact.totals
+        counts = (totals["quota"], totals["clusters"], totals["empty"])
+        logger.info("%s: %d pairs shared out over %d clusters, %d of them empty", step.name, *counts)
+        return artifact
 
     return Stage(
         name=name,
@@ -73,16 +86,25 @@ def _quotas_stage(step: Step, settings: DbpStep, clusters: Clusters) -> Stage:
     )
 
 
-def _quotas_work(step: Step, settings: DbpStep, clusters: Clusters) -> Work:
-    def work(_: None) -> PartResult:
-        stats = ClusterStats.read(clusters.stats)
-        inter = inter_distances(read_centroids(clusters.centroids), settings.num_neighbours)
+@dataclass(frozen=True)
+class QuotasOfClusters:
+    """The work of the one task that computes all quotas."""
+
+    step: Step
+    settings: DbpStep
+    clusters: Clusters
+
+    def __call__(self, _: None) -> PartResult:
+        """The table of the clusters."""
+        settings, stats = self.settings, ClusterStats.read(self.clusters.stats)
+        inter = inter_distances(read_centroids(self.clusters.centroids), settings.num_neighbours)
         complexity = complexities(stats.intra, inter)
         share = shares(complexity, stats.sizes, settings.tau)
+        wanted = num_wanted(self.step, KeepList(self.step.incoming).num_pairs)
         try:
-            found = quotas(share, stats.sizes, num_wanted(step, KeepList(step.incoming).num_pairs), settings.balance)
+            found = quotas(share, stats.sizes, wanted, settings.balance)
         except ValueError as error:
-            raise UserError(f"selection.{step.name}: {error}") from error
+            raise UserError(f"selection.{self.step.name}: {error}") from error
         table = pl.DataFrame(
             {
                 "cluster": np.arange(len(share)),
@@ -97,15 +119,14 @@ def _quotas_work(step: Step, settings: DbpStep, clusters: Clusters) -> Work:
         numbers = {"clusters": len(share), "empty": int((stats.sizes == 0).sum()), "quota": int(found.sum())}
         return PartResult({"parquet": to_parquet(table.to_arrow())}, numbers)
 
-    return work
 
-
-def read_quotas(shared_out: Artifact) -> pl.DataFrame:
+def read_quotas(quota: Artifact) -> pl.DataFrame:
     """A row for each cluster: size, d_intra, d_inter, complexity, share of the softmax, quota in pairs."""
-    return pl.read_parquet(files.read(part_path(shared_out, 0, "parquet")))
+    return pl.read_parquet(files.read(part_path(quota, 0, "parquet")))
 
 
-def _ranking(step: Step, settings: DbpStep, clusters: Clusters, shared_out: Artifact, _: int) -> Ranking:
-    table = read_quotas(shared_out)
-    rank = DistanceRank(clusters.assigned, settings.order, settings.seed, by_cluster=True)
-    return Ranking(rank, table["size"].to_numpy(), table["quota"].to_numpy())
+def _top_k(settings: DbpStep, clusters: Clusters, quota: Artifact, _: int) -> TopK:
+    # the budget is in the quotas
+    table = read_quotas(quota)
+    keys = DistanceKeys(CentroidDistances(clusters.assigned, by_cluster=True), settings.order, settings.seed)
+    return TopK(keys, table["size"].to_numpy(), table["quota"].to_numpy())

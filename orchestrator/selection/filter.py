@@ -1,9 +1,10 @@
-"""A filter's keep list: of the pairs that reach the step, those that pass a rule, and how many failed it for what
-reason."""
+"""The keep list of a filter: the pairs that reach the step and pass a rule, with a count of the others by reason."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,15 +17,18 @@ from orchestrator.data.step import Step
 from orchestrator.engine import ray_cluster
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
-from orchestrator.engine.parts import PartResult, Work, build_parts
+from orchestrator.engine.parts import PartResult, build_parts
 from orchestrator.engine.role import Role
 from orchestrator.engine.stage import CostScaling, PairFlow, Stage, by_part, in_blocks
+from orchestrator.selection.score_column import ScoreColumn
 
+logger = logging.getLogger(__name__)
 VERSION = 1
 
 
 class Verdict(NamedTuple):
-    """Of a part's pairs that reached the step: bool [n], and how many were dropped for each reason."""
+    """For the pairs of a part that reached the step: which are kept, bool [n], and how many were dropped for each
+    reason."""
 
     keep: Mask
     reasons: Mapping[str, int]
@@ -37,21 +41,25 @@ Rule = Callable[[PartRows, NDArray[np.int64]], Verdict]
 def filter_stage(
     step: Step, make_rule: Callable[[], Rule], *, does: str, loads: bool = False, **made_from: Any
 ) -> Stage:
-    """The stage that asks the rule, which `make_rule()` makes: for every part, or once in each actor where it `loads`
-    something. `made_from` is what the rule goes by."""
+    """The stage that applies a rule. `make_rule()` is called for every part or, where the rule `loads` something, once
+    in each actor. `made_from` are the inputs and settings of the rule."""
     artifact = Artifact.of(
         step.store_uri, "keep", version=VERSION, catalog=step.catalog.artifact, incoming=step.incoming, **made_from
     )
 
     def build(display: Display) -> Artifact:
-        return build_parts(
+        build_parts(
             artifact,
             part_rows(step.catalog),
-            partial(_work, KeepList(step.incoming), make_rule),
+            partial(FilterPart.make, KeepList(step.incoming), make_rule),
             display=display,
             name=step.name,
             num_actors=(step.num_actors or ray_cluster.num_cpus()) if loads else None,
         )
+        totals = artifact.totals
+        counts = (totals["kept"], totals["reached"], totals.get("reasons", {}))
+        logger.info("%s: kept %d of %d pairs; dropped by reason: %s", step.name, *counts)
+        return artifact
 
     return Stage(
         name=step.name,
@@ -65,14 +73,42 @@ def filter_stage(
     )
 
 
-def _work(incoming: KeepList, make_rule: Callable[[], Rule]) -> Work:
-    rule = make_rule()
+@dataclass(frozen=True)
+class FilterPart:
+    """The work on one part: its bits of the keep list."""
 
-    def work(part: PartRows) -> PartResult:
-        rows = np.flatnonzero(incoming.mask(part.index, part.num_rows))
-        verdict = rule(part, rows)
+    incoming: KeepList
+    rule: Rule
+
+    @classmethod
+    def make(cls, incoming: KeepList, make_rule: Callable[[], Rule]) -> FilterPart:
+        """Makes the rule, in the process that applies it."""
+        return cls(incoming, make_rule())
+
+    def __call__(self, part: PartRows) -> PartResult:
+        """The part's mask, and counts by reason."""
+        rows = np.flatnonzero(self.incoming.mask(part.index, part.num_rows))
+        verdict = self.rule(part, rows)
         mask = np.zeros(part.num_rows, bool)
         mask[rows[verdict.keep]] = True
         return pack(mask, reached=len(rows), reasons=dict(verdict.reasons))
 
-    return work
+
+@dataclass(frozen=True)
+class ThresholdRule:
+    """Keeps the pairs whose score equals the threshold or is better, in the precision of the scores. `missing` and
+    `beyond` name the reasons to drop a pair: it has no score, or its score is worse."""
+
+    column: ScoreColumn
+    threshold: float
+    missing: str
+    beyond: str
+
+    def __call__(self, part: PartRows, rows: NDArray[np.int64]) -> Verdict:
+        """The verdict on the given rows."""
+        values = self.column.read(part.index, rows).values
+        limit = np.array(self.threshold, values.dtype)
+        missing = np.isnan(values)
+        # a comparison with NaN is false: a pair without a score is not kept
+        keep = self.column.preference(values) >= self.column.preference(limit)
+        return Verdict(keep, {self.missing: int(missing.sum()), self.beyond: int((~keep & ~missing).sum())})

@@ -1,11 +1,11 @@
-"""A keep list brought along: the pairs that reach the step and are on the list stay.
+"""An external keep list as a step: the pairs that reach the step and are on the list stay.
 
-The list may have been made by others (DataComp's uids, a Parquet of keys), or be this project's own export: pruned as
-a caption table before anything was downloaded, then applied to the shards that came of it."""
+The list may come from others (DataComp's uids, a Parquet of keys) or be an export of this project: a caption table is
+pruned before anything is downloaded, and its list is then applied to the downloaded shards."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -19,14 +19,15 @@ from orchestrator.data.step import Step
 from orchestrator.engine.console import Display
 from orchestrator.engine.stage import Stage
 from orchestrator.errors import UserError
-from orchestrator.selection.filter import Rule, Verdict, filter_stage
+from orchestrator.selection.filter import Verdict, filter_stage
+from orchestrator.selection.score_column import FinishedStep, ScoreColumn
 
 
 def stages(step: Step) -> list[Stage]:
-    """The alignment, and the pairs on the list. The counts of both sides are the totals of the alignment.
+    """The join of the list with the pool, and the keep list. The totals of the join count both sides.
 
-    Errors: `ConfigError` where there is no list; when built, `UserError` where more of the list than `max_missing`
-    allows is not in the pool."""
+    Errors: `ConfigError` for a list that does not exist; when built, `UserError` if the pool lacks more of the list
+    than `max_missing` allows."""
     settings = step.settings
     assert isinstance(settings, KeepListStep)
     setting, listed = f"selection.{step.name}", open_list(settings, step.name)
@@ -34,8 +35,8 @@ def stages(step: Step) -> list[Stage]:
     aligned = Aligned(align[-1].artifact)
     keep = filter_stage(
         step,
-        partial(_rule, aligned),
-        does="keep the pairs on the list brought along",
+        partial(ListedRule, aligned),
+        does="keep the pairs on the external list",
         aligned=aligned.artifact,
         settings=settings.model_dump(exclude={"uri"}),
     )
@@ -47,8 +48,13 @@ def stages(step: Step) -> list[Stage]:
     return [*align, replace(keep, build=build)]
 
 
+def score_column(step: FinishedStep) -> ScoreColumn | None:
+    """None: a pair is on the list or it is not."""
+    return None
+
+
 def open_list(settings: KeepListStep, name: str) -> Foreign:
-    """The list of the step of that name. Errors: `ConfigError` where there is none."""
+    """The list that a step's settings name. Errors: `ConfigError` for a list that does not exist."""
     return Foreign.find(
         settings.uri,
         match_by=settings.match_by,
@@ -57,12 +63,16 @@ def open_list(settings: KeepListStep, name: str) -> Foreign:
     )
 
 
-def _rule(aligned: Aligned) -> Rule:
-    def rule(part: PartRows, rows: NDArray[np.int64]) -> Verdict:
-        listed = aligned.part(part).file[rows] >= 0
-        return Verdict(listed, {"not_on_the_list": int((~listed).sum())})
+@dataclass(frozen=True)
+class ListedRule:
+    """Keeps the pairs that the list names."""
 
-    return rule
+    aligned: Aligned
+
+    def __call__(self, part: PartRows, rows: NDArray[np.int64]) -> Verdict:
+        """The verdict on the given rows."""
+        listed = self.aligned.part(part).file[rows] >= 0
+        return Verdict(listed, {"not_on_the_list": int((~listed).sum())})
 
 
 def _check_missing(settings: KeepListStep, setting: str, aligned: Aligned) -> None:
@@ -71,8 +81,8 @@ def _check_missing(settings: KeepListStep, setting: str, aligned: Aligned) -> No
     distinct = totals["list_rows"] - totals["list_empty"] - totals["duplicate_list"]
     if missing > settings.max_missing * distinct:
         raise UserError(
-            f"{setting}: {missing:,} of the list's {distinct:,} are not in the pool by {settings.match_by}, at most "
-            f"{settings.max_missing:.1%} allowed (on the list: {', '.join(totals['list_examples'])}; in the pool, not "
-            f"on it: {', '.join(totals['pool_examples']) or 'none'}); check {setting}.match_by and match_column, or "
-            f"raise {setting}.max_missing"
+            f"{setting}: the pool lacks {missing:,} of the {distinct:,} pairs on the list, matched by "
+            f"{settings.match_by}; at most {settings.max_missing:.1%} allowed (only on the list: "
+            f"{', '.join(totals['list_examples'])}; only in the pool: {', '.join(totals['pool_examples']) or 'none'}); "
+            f"check {setting}.match_by and match_column, or raise {setting}.max_missing"
         )

@@ -1,11 +1,13 @@
-"""MetaCLIP's balancing as stages (arXiv 2309.16671): count the captions that hold each entry of the metadata, sum the
-counts, then draw every pair by the entries it holds."""
+"""MetaCLIP's balancing as stages (arXiv 2309.16671): count the captions that contain each entry of the metadata, sum
+the counts, then draw every pair with a probability that depends on the entries in its caption."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial, reduce
 from operator import add
 
@@ -20,22 +22,26 @@ from orchestrator.data.step import Step
 from orchestrator.engine import ray_cluster
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
-from orchestrator.engine.parts import PartResult, Work, build_parts, part_path
+from orchestrator.engine.parts import PartResult, build_parts, part_path
 from orchestrator.engine.role import Role
 from orchestrator.engine.stage import CostScaling, Stage, by_groups
 from orchestrator.errors import UserError
 from orchestrator.pruning.metaclip import Matcher, entry_probabilities, keep
-from orchestrator.selection.filter import Rule, Verdict, filter_stage
+from orchestrator.selection.filter import Verdict, filter_stage
+from orchestrator.selection.score_column import FinishedStep, ScoreColumn
 from orchestrator.selection.word_counts import kept_captions
 from orchestrator.storage import files
 from orchestrator.storage.npy import from_npy, to_npy
 
+logger = logging.getLogger(__name__)
 VERSION = 1
 MAX_GROUPS = 256
 
 
 def stages(step: Step) -> list[Stage]:
-    """Counts, their sum and the keep list; the counts serve every t and seed."""
+    """Counts, their sum and the keep list; every t and seed shares the counts.
+
+    Errors: `UserError` for metadata that is not named, does not exist or has another format."""
     settings = step.settings
     assert isinstance(settings, MetaClipStep)
     if settings.metadata is None:
@@ -48,7 +54,7 @@ def stages(step: Step) -> list[Stage]:
     summed = _sum_stage(step, counts.artifact)
     draw = filter_stage(
         step,
-        partial(_rule, step.catalog, uri, summed.artifact, settings),
+        partial(DrawRule.load, step.catalog, uri, summed.artifact, settings),
         does=f"draw pairs by their entries, t = {settings.t:g} (seed {settings.seed})",
         loads=True,
         counts=counts.artifact,
@@ -58,14 +64,20 @@ def stages(step: Step) -> list[Stage]:
     return [counts, summed, draw]
 
 
+def score_column(step: FinishedStep) -> ScoreColumn | None:
+    """None: pairs are drawn, and the probabilities are not stored."""
+    return None
+
+
 def read_entries(uri: str) -> list[str]:
-    """The metadata's entries. Errors: `UserError` when there is no such file, or it is neither of the two formats."""
+    """The entries of the metadata, each once. Errors: `UserError` for a file that does not exist or has neither of the
+    two formats."""
     if not files.exists(uri):
         raise UserError(f"no metadata at {uri}: expected a JSON list of entries, or a text file with one a line")
     text = files.read(uri).decode()
     entries = json.loads(text) if text.lstrip().startswith("[") else [line for line in text.splitlines() if line]
     if not entries or not all(isinstance(entry, str) for entry in entries):
-        raise UserError(f"the metadata at {uri} is no list of entries: expected strings, at least one")
+        raise UserError(f"the metadata at {uri} is not a list of entries: expected one string or more")
     return list(dict.fromkeys(entries))
 
 
@@ -85,11 +97,11 @@ def _count_stage(step: Step, uri: str) -> Stage:
         return build_parts(
             artifact,
             part_groups(step.catalog, max_groups=MAX_GROUPS),
-            partial(_count_work, step.catalog, KeepList(step.incoming), uri),
+            partial(EntryCounts.load, step.catalog, KeepList(step.incoming), uri),
             display=display,
             name=name,
             count="pairs",
-            # the matcher of half a million entries takes seconds to make: once an actor, not once a group
+            # a matcher of half a million entries takes seconds to build: once for an actor, not once for a group
             num_actors=step.num_actors or ray_cluster.num_cpus(),
         )
 
@@ -97,34 +109,43 @@ def _count_stage(step: Step, uri: str) -> Stage:
         name=name,
         role=Role.COUNT_ENTRIES,
         step=step.name,
-        does="count the captions that hold each entry",
+        does="count the captions that contain each entry",
         artifact=artifact,
         build=build,
         scaling=CostScaling(stores=lambda _: 1, num_tasks=by_groups(MAX_GROUPS)),
     )
 
 
-def _count_work(catalog: Catalog, keep_list: KeepList, uri: str) -> Work:
-    matcher = Matcher(read_entries(uri))
+@dataclass(frozen=True)
+class EntryCounts:
+    """The work on a group of parts: in how many captions each entry occurs."""
 
-    def work(group: Sequence[PartRows]) -> PartResult:
-        counts, num_pairs = np.zeros(matcher.num_entries, np.int64), 0
+    catalog: Catalog
+    keep: KeepList
+    matcher: Matcher
+
+    @classmethod
+    def load(cls, catalog: Catalog, keep: KeepList, uri: str) -> EntryCounts:
+        """Builds the matcher of the entries at `uri`."""
+        return cls(catalog, keep, Matcher(read_entries(uri)))
+
+    def __call__(self, group: Sequence[PartRows]) -> PartResult:
+        """Counts int64 [entries]."""
+        counts, num_pairs = np.zeros(self.matcher.num_entries, np.int64), 0
         for part in group:
-            for captions in kept_captions(catalog, keep_list, part):
-                counts += matcher.counts(captions)
+            for captions in kept_captions(self.catalog, self.keep, part):
+                counts += self.matcher.counts(captions)
                 num_pairs += len(captions)
         return PartResult({"npy": to_npy(counts)}, {"pairs": num_pairs})
 
-    return work
-
 
 def _sum_stage(step: Step, counts: Artifact) -> Stage:
-    # once for all actors: of half a million entries, the counts of all groups are a gigabyte
+    # once for all actors: with half a million entries, the counts of all groups are a gigabyte
     artifact = Artifact.of(step.store_uri, "entry_sums", version=VERSION, counts=counts)
     name = f"sum entries, {step.name}"
 
     def build(display: Display) -> Artifact:
-        return build_parts(artifact, [None], partial(_sum_work, counts), display=display, name=name, count="entries")
+        return build_parts(artifact, [None], partial(EntrySums, counts), display=display, name=name, count="entries")
 
     return Stage(
         name=name,
@@ -137,30 +158,45 @@ def _sum_stage(step: Step, counts: Artifact) -> Stage:
     )
 
 
-def _sum_work(counts: Artifact) -> Work:
-    def work(_: None) -> PartResult:
-        # read as they are added: together they may be more than a process has memory for
-        groups = (from_npy(files.read(part_path(counts, group, "npy"))) for group in range(len(counts.parts)))
+@dataclass(frozen=True)
+class EntrySums:
+    """The work of the one task that adds up the counts of all groups."""
+
+    counts: Artifact
+
+    def __call__(self, _: None) -> PartResult:
+        """Sums int64 [entries]."""
+        num_groups = len(self.counts.parts)
+        # read one by one: together they may need more memory than a process has
+        groups = (from_npy(files.read(part_path(self.counts, group, "npy"))) for group in range(num_groups))
         summed = reduce(add, groups)
         return PartResult({"npy": to_npy(summed)}, {"entries": len(summed)})
 
-    return work
-
 
 def read_counts(summed: Artifact) -> NDArray[np.int64]:
-    """How many captions hold each entry, int64 [entries]."""
+    """How many captions contain each entry, int64 [entries]."""
     return from_npy(files.read(part_path(summed, 0, "npy")))
 
 
-def _rule(catalog: Catalog, uri: str, summed: Artifact, settings: MetaClipStep) -> Rule:
-    matcher = Matcher(read_entries(uri))
-    entries = entry_probabilities(read_counts(summed), settings.t)
+@dataclass(frozen=True)
+class DrawRule:
+    """Draws the pairs of a part; `entries` is the probability of each entry, float64 [entries]."""
 
-    def rule(part: PartRows, rows: NDArray[np.int64]) -> Verdict:
-        captions = pl.Series(catalog.table(part.index, ("caption",))["caption"].take(rows), dtype=pl.String)
-        probabilities = matcher.keep_probabilities(captions, entries)
-        kept = keep(probabilities, settings.seed, rows + part.first_ordinal)
+    catalog: Catalog
+    matcher: Matcher
+    entries: NDArray[np.float64]
+    seed: int
+
+    @classmethod
+    def load(cls, catalog: Catalog, uri: str, summed: Artifact, settings: MetaClipStep) -> DrawRule:
+        """Builds the matcher of the entries at `uri`, and their probabilities from the sums."""
+        entries = entry_probabilities(read_counts(summed), settings.t)
+        return cls(catalog, Matcher(read_entries(uri)), entries, settings.seed)
+
+    def __call__(self, part: PartRows, rows: NDArray[np.int64]) -> Verdict:
+        """The verdict on the given rows."""
+        captions = pl.Series(self.catalog.table(part.index, ("caption",))["caption"].take(rows), dtype=pl.String)
+        probabilities = self.matcher.keep_probabilities(captions, self.entries)
+        kept = keep(probabilities, self.seed, rows + part.first_ordinal)
         unmatched = int((probabilities == 0).sum())
         return Verdict(kept, {"no_entry": unmatched, "balanced_out": int((~kept).sum()) - unmatched})
-
-    return rule

@@ -1,5 +1,5 @@
 """SSP-pruning as stages (Sorscher et al., arXiv 2206.14486): cluster; each cluster first gives its balanced share of
-farthest pairs, the farthest of all fill the budget."""
+farthest pairs, then the farthest of all other pairs fill the budget."""
 
 from __future__ import annotations
 
@@ -16,46 +16,57 @@ from orchestrator.data.catalog import PartRows
 from orchestrator.data.step import Step
 from orchestrator.engine.stage import Stage
 from orchestrator.errors import UserError
-from orchestrator.pruning.ssp import first_quotas
-from orchestrator.selection.budget import Rank, Ranked, Ranking, Threshold, budget_stage, find_threshold
-from orchestrator.selection.distance import DistanceRank
+from orchestrator.pruning.quotas import first_quotas
+from orchestrator.selection.budget import GroupedKeys, KeyReader, TopK, TopKMask, budget_stage, find_top_k
+from orchestrator.selection.distance import CentroidDistances, DistanceKeys, distance_column
+from orchestrator.selection.score_column import FinishedStep, ScoreColumn
 
 
 def stages(step: Step) -> list[Stage]:
-    """Clustering and the keep list; the clustering serves every budget and balance."""
+    """Clustering and the keep list; every budget and balance shares the clustering."""
     settings = step.settings
     assert isinstance(settings, SspStep)
     clusters = clusters_of(step, settings.clustering)
-    cut = budget_stage(
+    kept = budget_stage(
         step,
         scored=clusters.assigned,
-        ranking=partial(_ranking, step, settings, clusters),
+        top_k=partial(_top_k, step, settings, clusters),
         does=f"keep {settings.order} pairs first, over all clusters",
     )
-    return [*clusters.stages, cut]
+    return [*clusters.stages, kept]
 
 
-def _ranking(step: Step, settings: SspStep, clusters: Clusters, num_wanted: int) -> Ranking:
+def score_column(step: FinishedStep) -> ScoreColumn | None:
+    """The distances from the centroids, which all pairs are compared by; None in random order."""
+    return distance_column(step, step.source_of("scored"), by_cluster=False)
+
+
+def _top_k(step: Step, settings: SspStep, clusters: Clusters, num_wanted: int) -> TopK:
     sizes = ClusterStats.read(clusters.stats).sizes
     try:
         first = first_quotas(sizes, num_wanted, settings.balance)
     except ValueError as error:
         raise UserError(f"selection.{step.name}: {error}") from error
-    rank: Rank = DistanceRank(clusters.assigned, settings.order, settings.seed, by_cluster=False)
+    overall, in_cluster = (
+        DistanceKeys(CentroidDistances(clusters.assigned, by_cluster), settings.order, settings.seed)
+        for by_cluster in (False, True)
+    )
+    keys: KeyReader = overall
     if first.any():
-        by_cluster = DistanceRank(clusters.assigned, settings.order, settings.seed, by_cluster=True)
-        rank = _FirstThenRank(find_threshold(step, Ranking(by_cluster, sizes, first)), rank)
-    return Ranking(rank, np.array([sizes.sum()]), np.array([num_wanted]))
+        keys = FirstThenKeys(find_top_k(step, TopK(in_cluster, sizes, first)), overall)
+    return TopK(keys, np.array([sizes.sum()]), np.array([num_wanted]))
 
 
 @dataclass(frozen=True)
-class _FirstThenRank:
-    """What the clusters gave first is above all else."""
+class FirstThenKeys:
+    """Keys that put the pairs which the clusters give first above all others."""
 
-    first: Threshold
-    rank: Rank
+    first: TopKMask
+    others: KeyReader
 
-    def __call__(self, part: PartRows, rows: NDArray[np.int64]) -> Ranked:
-        keys, groups = self.rank(part, rows)
-        # half of the keys' range is enough for distances, whose last bits are empty, and for random keys
-        return Ranked(np.where(self.first.kept(part, rows), np.uint64(2**64 - 1), keys >> np.uint64(1)), groups)
+    def __call__(self, part: PartRows, rows: NDArray[np.int64]) -> GroupedKeys:
+        """Keys and groups of the given rows."""
+        keys, groups = self.others(part, rows)
+        # half of the keys' range is enough for distances, whose lower 32 bits are empty, and for random keys: the
+        # other half is above all of them
+        return GroupedKeys(np.where(self.first.kept(part, rows), np.uint64(2**64 - 1), keys >> np.uint64(1)), groups)

@@ -1,7 +1,10 @@
-"""WFPP as stages: count words, sum them, score every caption in CPU actors, cut at the budget (arXiv 2410.10879)."""
+"""WFPP as stages (arXiv 2410.10879): count words, sum the counts, score every caption in CPU actors, and keep the
+budget of highest scores."""
 
 from __future__ import annotations
 
+import logging
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -16,33 +19,51 @@ from orchestrator.data.step import Step
 from orchestrator.engine import ray_cluster
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
-from orchestrator.engine.parts import PartResult, Work, build_parts, part_path
+from orchestrator.engine.parts import PartResult, build_parts, part_path
 from orchestrator.engine.role import Role
 from orchestrator.engine.stage import CostScaling, Stage, by_part
 from orchestrator.pruning.caption_words import caption_words
-from orchestrator.pruning.threshold import sortable
 from orchestrator.pruning.wfpp import WordTable, discard_probabilities, scores
-from orchestrator.selection.budget import Ranked, Ranking, budget_stage
+from orchestrator.selection.budget import ScoreKeys, TopK, budget_stage
+from orchestrator.selection.score_column import FinishedStep, ScoreColumn, Scores
 from orchestrator.selection.word_counts import count_stage, kept_captions, read_words, words_stage
 from orchestrator.storage import files
 
+logger = logging.getLogger(__name__)
 VERSION = 1
 
 
 def stages(step: Step) -> list[Stage]:
-    """Counts, words, scores and the keep list; all but the last serve every keep fraction."""
+    """Counts, words, scores and the keep list; every keep fraction shares all but the last."""
     settings = step.settings
     assert isinstance(settings, WfppStep)
     count = count_stage(step.store_uri, step.catalog, step.incoming, label=step.name)
     words = words_stage(step.store_uri, step.catalog, count.artifact, min_count=settings.min_count, label=step.name)
     score = _score_stage(step, settings, words.artifact)
-    cut = budget_stage(
+    kept = budget_stage(
         step,
         scored=score.artifact,
-        ranking=partial(_ranking, step, score.artifact),
+        top_k=partial(_top_k, step, _column(step, score.artifact)),
         does="keep the highest word-frequency scores",
     )
-    return [count, words, score, cut]
+    return [count, words, score, kept]
+
+
+def score_column(step: FinishedStep) -> ScoreColumn | None:
+    """The word-frequency scores."""
+    scored = step.source_of("scored")
+    return _column(step, scored) if scored else None
+
+
+def _column(step: Step | FinishedStep, scored: Artifact) -> ScoreColumn:
+    return ScoreColumn(
+        name=f"score_{step.name}",
+        step=step.name,
+        label="word-frequency score",
+        artifact=scored,
+        incoming=step.incoming,
+        read=WordScores(scored),
+    )
 
 
 def _score_stage(step: Step, settings: WfppStep, words: Artifact) -> Stage:
@@ -57,8 +78,8 @@ def _score_stage(step: Step, settings: WfppStep, words: Artifact) -> Stage:
     )
 
     def build(display: Display) -> Artifact:
-        work = partial(_score_work, step.catalog, KeepList(step.incoming), words, settings)
-        return build_parts(
+        work = partial(CaptionScores.load, step.catalog, KeepList(step.incoming), words, settings)
+        build_parts(
             artifact,
             part_rows(step.catalog),
             work,
@@ -66,6 +87,9 @@ def _score_stage(step: Step, settings: WfppStep, words: Artifact) -> Stage:
             name=f"score, {step.name}",
             num_actors=step.num_actors or ray_cluster.num_cpus(),
         )
+        counts = (artifact.totals["scored"], artifact.totals["no_words"])
+        logger.info("%s: %d captions scored, %d of them without words", step.name, *counts)
+        return artifact
 
     return Stage(
         name=f"score, {step.name}",
@@ -78,26 +102,47 @@ def _score_stage(step: Step, settings: WfppStep, words: Artifact) -> Stage:
     )
 
 
-def _score_work(catalog: Catalog, keep: KeepList, words: Artifact, settings: WfppStep) -> Work:
-    total = words.totals["kept_occurrences"]
-    table = WordTable.from_probabilities(discard_probabilities(read_words(words), total, t=settings.t))
+@dataclass(frozen=True)
+class CaptionScores:
+    """The work on one part: the score of every caption that reached the step."""
 
-    def work(part: PartRows) -> PartResult:
+    catalog: Catalog
+    keep: KeepList
+    table: WordTable
+    settings: WfppStep
+
+    @classmethod
+    def load(cls, catalog: Catalog, keep: KeepList, words: Artifact, settings: WfppStep) -> CaptionScores:
+        """Reads the words of all buckets: once in each actor."""
+        probabilities = discard_probabilities(read_words(words), words.totals["kept_occurrences"], t=settings.t)
+        return cls(catalog, keep, WordTable.from_probabilities(probabilities), settings)
+
+    def __call__(self, part: PartRows) -> PartResult:
+        """The part's scores, float64."""
         chunks = [
             scores(
                 caption_words(captions),
-                table,
-                max_words=settings.max_words,
-                length_normalised=settings.length_normalised,
-                clip_negative=settings.clip_negative,
+                self.table,
+                max_words=self.settings.max_words,
+                length_normalised=self.settings.length_normalised,
+                clip_negative=self.settings.clip_negative,
             )
-            for captions in kept_captions(catalog, keep, part)
+            for captions in kept_captions(self.catalog, self.keep, part)
         ]
         values = np.concatenate(chunks) if chunks else np.empty(0)
         numbers = {"rows": part.num_rows, "scored": len(values), "no_words": int(np.isneginf(values).sum())}
         return PartResult({"parquet": to_parquet(pa.table({"score": values}))}, numbers)
 
-    return work
+
+@dataclass(frozen=True)
+class WordScores:
+    """Reads a part's scores, float64; -inf where a caption has no words."""
+
+    scored: Artifact
+
+    def __call__(self, index: int, rows: NDArray[np.int64]) -> Scores:
+        """The scores of the pairs that reached the step."""
+        return Scores(read_scores(self.scored, index))
 
 
 def read_scores(scored: Artifact, index: int) -> NDArray[np.float64]:
@@ -105,9 +150,6 @@ def read_scores(scored: Artifact, index: int) -> NDArray[np.float64]:
     return pq.read_table(pa.BufferReader(files.read(part_path(scored, index, "parquet"))))["score"].to_numpy()
 
 
-def _ranking(step: Step, scored: Artifact, num_wanted: int) -> Ranking:
-    return Ranking(partial(_rank, scored), np.array([KeepList(step.incoming).num_pairs]), np.array([num_wanted]))
-
-
-def _rank(scored: Artifact, part: PartRows, rows: NDArray[np.int64]) -> Ranked:
-    return Ranked(sortable(read_scores(scored, part.index)), None)
+def _top_k(step: Step, column: ScoreColumn, num_wanted: int) -> TopK:
+    # every pair has a score, so the number of pairs need not be counted
+    return TopK(ScoreKeys(column), np.array([KeepList(step.incoming).num_pairs]), np.array([num_wanted]))

@@ -1,12 +1,14 @@
-"""Word counts of the pool, never on the driver: counted by groups of parts, summed by buckets of the words' hash.
+"""Word counts of the pool, without the driver: tasks count the words of groups of parts, then sum them by bucket.
 
-Counting tasks send their words to the bucket of their hash (`exchange`); the summing task of a bucket drops the words
-below `min_count` there."""
+The bucket of a word follows from its hash, so a bucket has all counts of its words, and the task that sums them can
+drop the words below `min_count`. The counts reach their bucket through `engine.shuffle`."""
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import polars as pl
@@ -17,27 +19,28 @@ from orchestrator.data.keep_list import KeepList
 from orchestrator.engine import shuffle
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
-from orchestrator.engine.parts import PartResult, Work, build_parts, part_path
+from orchestrator.engine.parts import PartResult, build_parts, part_path
 from orchestrator.engine.role import Role
 from orchestrator.engine.stage import CostScaling, Stage, by_groups
 from orchestrator.pruning.caption_words import caption_words
 from orchestrator.pruning.wfpp import count_words, merge_counts, word_bucket
 from orchestrator.storage import files
 
+logger = logging.getLogger(__name__)
 VERSION = 1
 COUNTS_VERSION = 2
 MAX_GROUPS = 512
 PAIRS_PER_BUCKET = 2_000_000
 MAX_BUCKETS = 256
 CHUNK_CAPTIONS = 100_000
-# counts that wait to be merged: a merge hashes and sorts all that was merged before again
+# counts that wait to be merged: each merge hashes and sorts all earlier words again
 MERGE_ROWS = 4_000_000
 
 
 def count_stage(
     store_uri: str, catalog: Catalog, keep: Artifact, *, label: str, role: Role = Role.COUNT_WORDS
 ) -> Stage:
-    """Counts the words of the kept captions, whole, by groups of parts."""
+    """Counts the words of the kept captions, all words of each caption, by groups of parts."""
     artifact = Artifact.of(store_uri, "word_counts", version=COUNTS_VERSION, catalog=catalog.artifact, keep=keep)
 
     def build(display: Display) -> Artifact:
@@ -47,7 +50,7 @@ def count_stage(
         return build_parts(
             artifact,
             groups,
-            partial(_count_work, catalog, KeepList(keep), num_buckets(catalog)),
+            partial(GroupWords, catalog, KeepList(keep), num_buckets(catalog)),
             display=display,
             name=f"count words, {label}",
             count="pairs",
@@ -67,14 +70,17 @@ def count_stage(
 def words_stage(
     store_uri: str, catalog: Catalog, counts: Artifact, *, min_count: int, label: str, role: Role = Role.SUM_WORDS
 ) -> Stage:
-    """Sums the counts, bucket by bucket, and keeps the words with at least `min_count`."""
+    """Sums the counts, bucket by bucket, and keeps the words that occur at least `min_count` times."""
     artifact = Artifact.of(store_uri, "words", version=VERSION, counts=counts, min_count=min_count)
 
     def build(display: Display) -> Artifact:
-        work = partial(_sum_work, counts, len(counts.parts), min_count)
-        return build_parts(
-            artifact, range(num_buckets(catalog)), work, display=display, name=f"sum words, {label}", count="words"
-        )
+        work = partial(BucketWords, counts, len(counts.parts), min_count)
+        name = f"sum words, {label}"
+        build_parts(artifact, range(num_buckets(catalog)), work, display=display, name=name, count="words")
+        totals = artifact.totals
+        numbers = (totals["words"], totals["kept_words"], min_count)
+        logger.info("%s: %d distinct words, %d of them occur at least %d times", label, *numbers)
+        return artifact
 
     return Stage(
         name=f"sum words, {label}",
@@ -88,7 +94,7 @@ def words_stage(
 
 
 def num_buckets(catalog: Catalog) -> int:
-    """Buckets of the words' hash, by the size of the pool; no result depends on it."""
+    """How many buckets the words are hashed into: more for a larger pool. No result depends on it."""
     return _num_buckets(sum(catalog.rows_per_part))
 
 
@@ -97,35 +103,49 @@ def _num_buckets(num_pairs: int) -> int:
 
 
 def kept_captions(catalog: Catalog, keep: KeepList, part: PartRows) -> list[pl.Series]:
-    """A part's kept captions, in row order, in chunks that bound the memory of their words."""
+    """A part's kept captions, in row order, in chunks: the words of a chunk are in memory at once."""
     table = catalog.table(part.index, ("caption",)).filter(pa.array(keep.mask(part.index, part.num_rows)))
     captions = pl.Series("caption", table["caption"], dtype=pl.String)
     return [captions[start : start + CHUNK_CAPTIONS] for start in range(0, len(captions), CHUNK_CAPTIONS)]
 
 
-def _count_work(catalog: Catalog, keep: KeepList, buckets: int) -> Work:
-    def work(group: Sequence[PartRows]) -> PartResult:
-        num_pairs = 0
+@dataclass(frozen=True)
+class GroupWords:
+    """The work on a group of parts: its words and their counts, by bucket."""
 
-        def counted() -> Iterator[pl.DataFrame]:
-            nonlocal num_pairs
-            for part in group:
-                for captions in kept_captions(catalog, keep, part):
-                    num_pairs += len(captions)
-                    yield count_words(caption_words(captions))
+    catalog: Catalog
+    keep: KeepList
+    num_buckets: int
 
-        counts = merged(counted())
-        by_bucket = shuffle.split(counts.to_arrow(), word_bucket(counts["word"], buckets).to_numpy(), buckets)
+    def __call__(self, group: Sequence[PartRows]) -> PartResult:
+        """One table of words and counts for each bucket."""
+        total, num_pairs = WordSum(), 0
+        for part in group:
+            for captions in kept_captions(self.catalog, self.keep, part):
+                total.add(count_words(caption_words(captions)))
+                num_pairs += len(captions)
+        counts = total.table()
+        buckets = word_bucket(counts["word"], self.num_buckets).to_numpy()
+        by_bucket = shuffle.split(counts.to_arrow(), buckets, self.num_buckets)
         return PartResult({"exchange": shuffle.pack(by_bucket)}, {"pairs": num_pairs})
 
-    return work
 
+@dataclass(frozen=True)
+class BucketWords:
+    """The work on a bucket: the sum of the counts of all groups, without the rare words."""
 
-def _sum_work(counts: Artifact, num_groups: int, min_count: int) -> Work:
-    def work(bucket: int) -> PartResult:
-        uris = [part_path(counts, group, "exchange") for group in range(num_groups)]
-        summed = merged(pl.DataFrame(table) for table in shuffle.gather(uris, bucket))
-        kept = summed.filter(pl.col("count") >= min_count).sort("count", "word", descending=[True, False])
+    counts: Artifact
+    num_groups: int
+    min_count: int
+
+    def __call__(self, bucket: int) -> PartResult:
+        """The words that occur at least `min_count` times, most frequent first."""
+        uris = [part_path(self.counts, group, "exchange") for group in range(self.num_groups)]
+        total = WordSum()
+        for table in shuffle.gather(uris, bucket):
+            total.add(pl.DataFrame(table))
+        summed = total.table()
+        kept = summed.filter(pl.col("count") >= self.min_count).sort("count", "word", descending=[True, False])
         numbers = {
             "words": len(summed),
             "kept_words": len(kept),
@@ -134,22 +154,27 @@ def _sum_work(counts: Artifact, num_groups: int, min_count: int) -> Work:
         }
         return PartResult({"parquet": to_parquet(kept.to_arrow())}, numbers)
 
-    return work
 
+class WordSum:
+    """The sum of any number of tables of words and counts. Tables are merged once they have `MERGE_ROWS` rows together,
+    or twice as many as the last merge left: so a row is merged only a few times."""
 
-def merged(counts: Iterable[pl.DataFrame]) -> pl.DataFrame:
-    """The sum of any number of tables of words and counts, each once and sorted by word; of some million rows at a
-    time, or as many as came out of it before."""
-    waiting: list[pl.DataFrame] = []
-    num_rows, most = 0, MERGE_ROWS
-    for table in counts:
-        waiting.append(table)
-        num_rows += len(table)
-        if num_rows > most:
-            waiting = [merge_counts(waiting)]
-            num_rows = len(waiting[0])
-            most = max(MERGE_ROWS, 2 * num_rows)
-    return merge_counts(waiting)
+    def __init__(self) -> None:
+        self._waiting: list[pl.DataFrame] = []
+        self._num_rows, self._max_rows = 0, MERGE_ROWS
+
+    def add(self, counts: pl.DataFrame) -> None:
+        """Adds a table, as `count_words` returns it."""
+        self._waiting.append(counts)
+        self._num_rows += len(counts)
+        if self._num_rows > self._max_rows:
+            self._waiting = [merge_counts(self._waiting)]
+            self._num_rows = len(self._waiting[0])
+            self._max_rows = max(MERGE_ROWS, 2 * self._num_rows)
+
+    def table(self) -> pl.DataFrame:
+        """The sum so far: each word once, sorted by word."""
+        return merge_counts(self._waiting)
 
 
 def read_words(words: Artifact) -> pl.DataFrame:

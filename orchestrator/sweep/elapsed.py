@@ -1,5 +1,5 @@
-"""What a sweep took over all the times it was started: noted in its folder while it runs, so that one that was killed
-and goes on reports the whole."""
+"""The time that a sweep took over all its starts. The sweep's folder keeps it while the sweep runs, so that one that
+was killed and resumed reports the whole."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from pydantic import Field
 from orchestrator.report.entry import Entry
 from orchestrator.storage import files
 from orchestrator.storage.files import StoreError
-from orchestrator.sweep.schema import SharedStage
+from orchestrator.sweep.report.schema import SharedStage
 
-SPENT_FILE = "spent.json"
-NOTE_SECONDS = 30.0
+ELAPSED_FILE = "spent.json"
+WRITE_SECONDS = 30.0
 
 
-class Spent(Entry):
-    """When the sweep `started`, how often it was `resumed`, its `wall_seconds`, and by kind of stage before training
-    how many it has `computed` and the `seconds` they took."""
+class Elapsed(Entry):
+    """When the sweep first `started` (ISO 8601), how often it was `resumed`, its `wall_seconds`; by kind of stage
+    before training, how many it has `computed` and the `seconds` that they took."""
 
     started: str
     resumed: int = 0
@@ -31,51 +31,51 @@ class Spent(Entry):
     seconds: dict[str, float] = Field(default={})
 
 
-class Tally:
-    """Counts from now on, on top of what the folder's note says where the sweep is resumed."""
+class SweepTimer:
+    """Counts from now on; if the sweep is resumed, on top of what its folder says."""
 
     def __init__(self, out: str, *, resume: bool):
-        self.place, self.began = files.join(out, SPENT_FILE), time.monotonic()
-        self.counted: Callable[[], list[SharedStage]] = list
-        self.before = Spent(started=datetime.now(UTC).isoformat(timespec="seconds"))
-        if resume and files.exists(self.place):
-            found = Spent.model_validate_json(files.read(self.place))
+        self.path, self.started = files.join(out, ELAPSED_FILE), time.monotonic()
+        self.counts: Callable[[], list[SharedStage]] = list
+        self.before = Elapsed(started=datetime.now(UTC).isoformat(timespec="seconds"))
+        if resume and files.exists(self.path):
+            found = Elapsed.model_validate_json(files.read(self.path))
             self.before = found.model_copy(update={"resumed": found.resumed + 1})
 
     @contextmanager
-    def noted(self, counted: Callable[[], list[SharedStage]]) -> Iterator[None]:
-        """Keeps the folder's note up to date while the block runs; `counted` tells what is shared so far."""
-        self.counted, over = counted, threading.Event()
-        noting = threading.Thread(target=self._note, args=(over,), daemon=True)
-        noting.start()
+    def recording(self, counts: Callable[[], list[SharedStage]]) -> Iterator[None]:
+        """Keep the file in the sweep's folder up to date while the block runs; `counts`: the shared stages so far."""
+        self.counts, ended = counts, threading.Event()
+        writer = threading.Thread(target=self._write_often, args=(ended,), daemon=True)
+        writer.start()
         try:
             yield
         finally:
-            over.set()
-            noting.join()
+            ended.set()
+            writer.join()
 
-    def _note(self, over: threading.Event) -> None:
+    def _write_often(self, ended: threading.Event) -> None:
         while True:
-            is_over = over.wait(NOTE_SECONDS)
-            # a place that cannot be written is told by those who write what matters
+            is_last = ended.wait(WRITE_SECONDS)
+            # a full or read-only folder also fails the writes that a sweep cannot do without, and they report it
             with suppress(StoreError):
-                files.write(self.place, self.spent().model_dump_json().encode())
-            if is_over:
+                files.write(self.path, self.elapsed().model_dump_json().encode())
+            if is_last:
                 return
 
-    def spent(self) -> Spent:
-        """All of it, up to now."""
+    def elapsed(self) -> Elapsed:
+        """Return the time of all starts, up to now."""
         shared = self.shared()
-        return Spent(
+        return Elapsed(
             started=self.before.started,
             resumed=self.before.resumed,
-            wall_seconds=round(self.before.wall_seconds + time.monotonic() - self.began, 1),
+            wall_seconds=round(self.before.wall_seconds + time.monotonic() - self.started, 1),
             computed={one.kind: one.computed for one in shared},
             seconds={one.kind: one.seconds for one in shared},
         )
 
     def shared(self) -> list[SharedStage]:
-        """The stages before training, with what was computed before."""
+        """Return the stages before training, with what earlier starts computed."""
         return [
             one.model_copy(
                 update={
@@ -83,5 +83,5 @@ class Tally:
                     "seconds": round(one.seconds + self.before.seconds.get(one.kind, 0.0), 2),
                 }
             )
-            for one in self.counted()
+            for one in self.counts()
         ]

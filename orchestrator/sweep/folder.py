@@ -1,7 +1,8 @@
-"""The folder of a sweep: whose it is, what stays there when it goes on, and what goes when it begins anew."""
+"""The folder of a sweep: which settings it belongs to, what stays there on resume and what a new start removes."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -9,15 +10,17 @@ from orchestrator.config import Config
 from orchestrator.engine.console import Display
 from orchestrator.errors import UserError
 from orchestrator.storage import files
-from orchestrator.sweep.elapsed import SPENT_FILE
-from orchestrator.sweep.schema import JSON_FILE, PAGE_FILE, TABLE_FILE
+from orchestrator.sweep.elapsed import ELAPSED_FILE
+from orchestrator.sweep.report.schema import JSON_FILE, PAGE_FILE, TABLE_FILE
 from orchestrator.sweep.trials import TRIALS
 
+logger = logging.getLogger(__name__)
 CONFIG_FILE = "config.json"
-# what may differ when a sweep goes on: where and how it runs, not what comes out
+# where and how a sweep runs may change on resume, because the results do not depend on it
 MAY_DIFFER = (
     "resume",
     "cluster",
+    "log_level",
     "tracking",
     "plan",
     "source.cache",
@@ -26,30 +29,32 @@ MAY_DIFFER = (
     "training.num_workers",
     "training.cpus_per_worker",
 )
-KEYS_TOLD = 5
+MAX_KEYS_NAMED = 5
 
 
 def check_folder(config: Config) -> None:
-    """Looks whether the sweep may have its folder; changes nothing there.
+    """Check that the sweep may use its folder; change nothing there.
 
-    Errors: `UserError` when `resume` is asked of a sweep with other settings, or of none; without it, when the folder
-    has trials of a sweep with other settings."""
+    Errors: `UserError` if `resume` is set and the folder has no sweep, or one with other settings; without `resume`, if
+    the folder has trials of a sweep with other settings."""
     out = str(config.out)
-    place = files.join(out, CONFIG_FILE)
-    is_there = files.exists(place)
+    path = files.join(out, CONFIG_FILE)
+    is_there = files.exists(path)
     if config.resume and not is_there:
-        raise UserError(f"resume=true, but there is no sweep at {out}; start it without resume")
-    changed = _changed(config, files.read_json(place) if is_there else {})
-    told = ", ".join(changed[:KEYS_TOLD]) + (f" and {len(changed) - KEYS_TOLD} more" if changed[KEYS_TOLD:] else "")
+        raise UserError(f"resume=true, but there is no sweep in {out}; start it without resume")
+    changed = _changed(config, files.read_json(path) if is_there else {})
+    named = ", ".join(changed[:MAX_KEYS_NAMED])
+    if len(changed) > MAX_KEYS_NAMED:
+        named += f" and {len(changed) - MAX_KEYS_NAMED} more"
     if config.resume and changed:
         raise UserError(
-            f"resume=true, but the sweep at {out} had other settings of {told}; give those again, or another out= "
-            "(what is shared is not computed again)"
+            f"resume=true, but the sweep in {out} has other settings of {named}; set them to its values (see "
+            f"{CONFIG_FILE} there), or set another out= (stages in the store are reused)"
         )
     if changed and files.names(files.join(out, TRIALS)):
         raise UserError(
-            f"{out} has the trials of a sweep with other settings of {told}; give another out= (what is shared is not "
-            "computed again), or remove it"
+            f"{out} has the trials of a sweep with other settings of {named}; set another out= (stages in the store "
+            "are reused), or remove the folder"
         )
 
 
@@ -70,12 +75,14 @@ def _flat(node: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]
 
 
 def claim_folder(config: Config, display: Display) -> None:
-    """Notes the settings in the sweep's folder; what an earlier one has left there goes, but for the trials of one that
-    is resumed."""
+    """Write the settings into the sweep's folder and remove what an earlier sweep left there.
+
+    If the sweep is resumed, its trials and its elapsed time stay."""
     out = str(config.out)
     if not config.resume and files.names(files.join(out, TRIALS)):
-        display.line(f"the trials at {out} are begun anew (resume=true goes on with them)")
+        display.line(f"restarting the trials in {out}; pass resume=true to continue them")
         files.remove(files.join(out, TRIALS))
-    for file in (JSON_FILE, TABLE_FILE, PAGE_FILE, *(() if config.resume else (SPENT_FILE,))):
+    for file in (JSON_FILE, TABLE_FILE, PAGE_FILE, *(() if config.resume else (ELAPSED_FILE,))):
         files.remove(files.join(out, file))
     files.write_json(files.join(out, CONFIG_FILE), config.model_dump(mode="json"))
+    logger.info("%s: %s in %s", config.name, "resumed" if config.resume else "started", out)

@@ -1,4 +1,4 @@
-"""The settings that trials have: every point of the grid, with seeded draws for the dimensions that are drawn."""
+"""The space of a sweep: every point of the grid, and seeded draws for the dimensions with a distribution."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import numpy as np
 from orchestrator.config import Config, Dimension, SweepConfig, parse
 from orchestrator.errors import UserError
 
-# what names a run's places, or is the sweep itself, is no setting of a trial
+# keys that a dimension cannot set: paths and names of the run, its verb, and the sweep itself
 NOT_SETTINGS = ("sweep", "store", "out", "name", "run", "to", "checkpoint", "resume", "cluster")
 
 
 def points(sweep: SweepConfig) -> Iterator[dict[str, Any]]:
-    """The value of each dimension, for every trial of one seed; draws depend on `search_seed` alone.
+    """Yield the points for one seed, each with its value for every dimension; draws depend only on `search_seed`.
 
     Errors: `UserError` for a space without a dimension."""
     if not sweep.space:
@@ -36,18 +36,19 @@ def points(sweep: SweepConfig) -> Iterator[dict[str, Any]]:
 
 
 def ordered(sweep: SweepConfig, point: Mapping[str, Any]) -> dict[str, Any]:
-    """The point with its dimensions in the space's order, and the values that the space lists as they stand there: a
-    trial's folder is named by both, and a file or a searcher may give its keys in another order."""
+    """Return the point with its dimensions, mappings and lists in the order that the space gives them.
+
+    The name of a trial's folder depends on that order, and a file or a searcher may give keys in another order."""
     return {name: _as_listed(one, point[name]) for name, one in sweep.space.items() if name in point}
 
 
 def num_points(sweep: SweepConfig) -> int:
-    """How many there are for one seed."""
+    """Return the number of points for one seed."""
     return sum(1 for _ in points(sweep))
 
 
 def check_space(config: Config) -> None:
-    """Tries every value, or both ends, of each dimension, before hours of work for trials that are suggested later.
+    """Check every listed value of each dimension, or both ends of its range, because Optuna suggests values only later.
 
     Errors: `UserError` for a space without a dimension, a key that does not exist, a value that the config refuses."""
     sweep = config.sweep
@@ -81,20 +82,20 @@ def _draw(dimension: Dimension, rng: np.random.Generator) -> Any:
 
 
 def settings_of(sweep: SweepConfig, point: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration's keys, with their values, that a point sets."""
+    """Return the configuration keys that a point sets, with their values."""
     return {key: value for name, value in point.items() for key in sweep.space[name].keys or (name,)}
 
 
 def configured(config: Config, settings: Mapping[str, Any]) -> Config:
-    """The config with other values at dotted keys.
+    """Return the config with new values at dotted keys.
 
-    Errors: `UserError` for a key that does not exist, is no setting of a trial or changes nothing, and what `parse`
-    refuses."""
+    Errors: `UserError` for a key that does not exist, that a trial cannot set or that has no effect, and for what
+    `parse` refuses."""
     raw, changed = config.model_dump(), []
     for key, value in settings.items():
         *path, last = key.split(".")
         if not path or path[0] in NOT_SETTINGS:
-            raise UserError(f"sweep.space: {key} is no setting of a trial; expected one such as training.lr")
+            raise UserError(f"sweep.space: a trial cannot set {key}; expected a key such as training.lr")
         if path[0] == "selection" and len(path) > 1:
             path = ["selection", "settings", *path[1:]]
         node = raw
@@ -104,10 +105,10 @@ def configured(config: Config, settings: Mapping[str, Any]) -> Config:
         node[last] = list(value) if isinstance(value, tuple) else value
         changed.append((key, node))
     for key, node in changed:
-        # keep_pairs comes first, and all fractions would come to the same models
+        # keep_pairs has precedence, so all fractions would lead to the same models
         if key.endswith(".keep_fraction") and node["keep_pairs"] is not None:
             pairs = key.removesuffix("fraction") + "pairs"
-            raise UserError(f"sweep.space: {key} changes nothing while {pairs}={node['keep_pairs']}; set {pairs}=null")
+            raise UserError(f"sweep.space: {key} has no effect while {pairs}={node['keep_pairs']}; set {pairs}=null")
     return parse(raw)
 
 

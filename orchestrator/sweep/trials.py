@@ -1,6 +1,6 @@
-"""The trials of a sweep: a whole run for each point of the space and each seed, and the controls.
+"""The trials of a sweep: one run for each point of the space and each seed, and the controls.
 
-Settings that come to the same models are one trial."""
+Settings that lead to the same models are one trial."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, Literal
 
 from orchestrator.config import Config, PhaseConfig, SourceConfig
@@ -21,20 +20,20 @@ from orchestrator.pipeline import Pipeline, planned
 from orchestrator.source import Source, open_source
 from orchestrator.storage import files
 from orchestrator.sweep.space import configured, ordered, points, settings_of
-from orchestrator.sweep.trial_worker import TrialJob
 
 Control = Literal["full", "random"]
+# roles of stages that no other trial shares
 TRAINED = (*TRAINING_ROLES, Role.EVALUATE)
 TRIALS = "trials"
-# a step that only some trials have is no place to fine-tune after
-NO_STEP = {"finetune.after": None}
-# a folder's name has at most 255 bytes, and what is written beside it a suffix of its own
+# controls have other selection steps, so they cannot fine-tune on what a step left
+ANY_STEP = {"finetune.after": None}
+# the name of a folder has at most 255 bytes, and temporary files beside it have longer names
 MAX_NAME, HASH_CHARS = 180, 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One run of the sweep; `settings` are its values by dimension, none for a control."""
+    """One run of the sweep; `settings`: its value for each dimension, empty for a control."""
 
     name: str
     settings: dict[str, Any] = field(default_factory=dict)
@@ -49,60 +48,126 @@ class Trial:
         return str(self.config.out)
 
     @property
-    def shared(self) -> list[Stage]:
-        """Its stages before training, which other trials may need too."""
+    def shared_stages(self) -> list[Stage]:
+        """The stages before training, which other trials may need too."""
         return [stage for stage in self.pipeline.stages if stage.role not in TRAINED]
 
     @property
     def num_samples(self) -> int | None:
-        """Samples that pre-training sees; None where only its keep list will tell, and is not there yet."""
-        return _samples(self.config.training, self.pipeline.kept)
+        """Samples that pre-training sees; None if that depends on a keep list that is not built yet."""
+        return _num_samples(self.config.training, self.pipeline.kept)
 
     @property
     def num_finetune_samples(self) -> int | None:
-        """Samples of the fine-tune epoch; None as of pre-training."""
-        whole = [stage.artifact for stage in self.pipeline.stages if stage.role == Role.CAPTIONED]
-        return _samples(self.config.finetune, whole[0]) if whole else 0
+        """Samples that the fine-tune epoch sees, 0 without one; None as for `num_samples`."""
+        captioned = [stage.artifact for stage in self.pipeline.stages if stage.role == Role.CAPTIONED]
+        return _num_samples(self.config.finetune, captioned[0]) if captioned else 0
 
     @property
-    def models(self) -> list[str]:
-        """What it trains, by fingerprint: two trials with the same are one."""
+    def model_uris(self) -> list[str]:
+        """The artifacts that it trains and measures; two trials with the same ones are one."""
         return [stage.artifact.uri for stage in self.pipeline.stages if stage.role in TRAINED]
 
 
-def _samples(phase: PhaseConfig, kept: Artifact) -> int | None:
-    if phase.samples:
-        return phase.samples
-    return phase.epochs * KeepList(kept).num_pairs if kept.is_complete() else None
+@dataclass(frozen=True, kw_only=True)
+class TrialJob:
+    """What a trial's process needs: the whole configuration, the metric that trials are compared by, and the samples
+    that the trial will see (None if not known yet)."""
+
+    name: str
+    settings: dict[str, Any]
+    config: Config
+    metric: str
+    num_samples: int | None
+
+    @property
+    def out(self) -> str:
+        """The run's folder."""
+        return str(self.config.out)
 
 
-def space_trials(config: Config) -> list[Trial]:
-    """A trial for every point and seed; `config` is prepared.
+@dataclass(frozen=True)
+class TrialPlanner:
+    """Plans the trials of one sweep; `config` is prepared, `sources` are those opened so far.
 
-    Errors: `UserError` for a space that is empty, has unknown keys, or values that the config refuses."""
-    sweep = config.sweep
-    return distinct(trial_at(config, point, seed=seed) for seed in sweep.seeds for point in points(sweep))
+    Trials over the same source share one listing of its shards."""
 
+    config: Config
+    sources: dict[SourceConfig, Source] = field(default_factory=dict)
 
-def trial_at(config: Config, point: Mapping[str, Any], *, seed: int) -> Trial:
-    """The trial of one point of the space."""
-    point = ordered(config.sweep, point)
-    name = _point_name(point, seed)
-    return _trial(config, settings_of(config.sweep, point), name=name, seed=seed, point=point)
+    def space_trials(self) -> list[Trial]:
+        """Return a trial for every point of the space and every seed.
 
+        Errors: `UserError` for a space that is empty, has unknown keys, or values that the config refuses."""
+        sweep = self.config.sweep
+        return distinct(self.trial_at(point, seed=seed) for seed in sweep.seeds for point in points(sweep))
 
-def _point_name(point: Mapping[str, Any], seed: int) -> str:
-    return label({**point, "seed": seed})
+    def trial_at(self, point: Mapping[str, Any], *, seed: int) -> Trial:
+        """Return the trial of one point of the space."""
+        point = ordered(self.config.sweep, point)
+        settings = settings_of(self.config.sweep, point)
+        return self._trial(settings, name=_point_name(point, seed), seed=seed, point=point)
+
+    def full_controls(self) -> list[Trial]:
+        """Return a trial for each seed that trains on every pair."""
+        sweep = self.config.sweep
+        settings = {"selection.steps": ["all"], **ANY_STEP}
+        seeds = sweep.seeds if sweep.controls.full else ()
+        return [
+            self._trial(settings, name=folder_name({"full": "", "seed": seed}), seed=seed, control="full")
+            for seed in seeds
+        ]
+
+    def random_controls(self, trials: Iterable[Trial]) -> list[Trial]:
+        """Return, for every number of pairs that trials of a seed keep, a control with as many random pairs.
+
+        The keep lists of `trials` must be built."""
+        sweep = self.config.sweep
+        if not sweep.controls.random:
+            return []
+        counts: dict[int, set[int]] = {seed: set() for seed in sweep.seeds}
+        for trial in trials:
+            counts[trial.seed].add(KeepList(trial.pipeline.kept).num_pairs)
+        every_count = set().union(*counts.values())
+        return distinct(
+            self._trial(
+                {"selection.steps": ["random"], "selection.random.keep_pairs": count, **ANY_STEP},
+                name=folder_name({"random": count, "seed": seed}),
+                seed=seed,
+                control="random",
+            )
+            for seed, kept in counts.items()
+            # a seed has no trials here if they equal those of another seed: its controls then have all sizes
+            for count in sorted((kept or every_count) - {0})
+        )
+
+    def _trial(
+        self,
+        settings: Mapping[str, Any],
+        *,
+        name: str,
+        seed: int,
+        control: Control | None = None,
+        point: dict[str, Any] | None = None,
+    ) -> Trial:
+        config = _trial_config(self.config, settings, name=name, seed=seed)
+        pipeline = planned(config, self._source(config.source))
+        return Trial(name=name, settings=point or {}, control=control, seed=seed, config=config, pipeline=pipeline)
+
+    def _source(self, source: SourceConfig) -> Source:
+        if source not in self.sources:
+            self.sources[source] = open_source(source)
+        return self.sources[source]
 
 
 def job_of(trial: Trial, *, num_concurrent: int) -> TrialJob:
-    """What a trial's process gets, `num_concurrent` of which run at once.
+    """Return what a trial's process gets, `num_concurrent` of which run at once.
 
-    A trial that may be stopped early is evaluated at least once for each stretch that it is sure of."""
+    A trial that may be stopped early is measured at least once before the scheduler first judges it."""
     config, sweep = trial.config, trial.config.sweep
     samples, finetune_samples = trial.num_samples, trial.num_finetune_samples
-    is_judged = sweep.early_stopping == "asha" and trial.control is None
-    if is_judged and samples and config.training.evaluate_every_steps is None:
+    may_stop = sweep.early_stopping == "asha" and trial.control is None
+    if may_stop and samples and config.training.evaluate_every_steps is None:
         steps = sweep.asha.grace_fraction * samples / config.training.global_batch_size
         config = configured(config, {"training.evaluate_every_steps": math.ceil(steps)})
     total = None if samples is None or finetune_samples is None else samples + finetune_samples
@@ -110,107 +175,32 @@ def job_of(trial: Trial, *, num_concurrent: int) -> TrialJob:
 
 
 def suggested_job(config: Config, point: Mapping[str, Any], *, num_concurrent: int) -> TrialJob:
-    """What the process of a suggested trial gets, before anything of it is planned or computed."""
+    """Return what the process of a suggested trial gets, before anything of the trial is planned or computed."""
     seed, point = config.sweep.seeds[0], ordered(config.sweep, point)
     name = _point_name(point, seed)
-    own = _trial_config(config, settings_of(config.sweep, point), name=name, seed=seed)
-    return _job(name, point, own, num_concurrent, None)
+    changed = _trial_config(config, settings_of(config.sweep, point), name=name, seed=seed)
+    return _job(name, point, changed, num_concurrent, None)
 
 
 def _job(name: str, settings: dict[str, Any], config: Config, num_concurrent: int, num_samples: int | None) -> TrialJob:
-    # workers share the cores of a node with those of other trials
+    # the training workers of a trial share the cores of a node with those of other trials
     sweep = config.sweep.model_copy(update={"max_concurrent": num_concurrent})
     config = config.model_copy(update={"sweep": sweep})
     return TrialJob(name=name, settings=settings, config=config, metric=sweep.metric, num_samples=num_samples)
 
 
-def full_controls(config: Config) -> list[Trial]:
-    """Training on every pair, for each seed."""
-    if not config.sweep.controls.full:
-        return []
-    settings = {"selection.steps": ["all"], **NO_STEP}
-    seeds = config.sweep.seeds
-    return [_trial(config, settings, name=label({"full": "", "seed": s}), seed=s, control="full") for s in seeds]
-
-
-def random_controls(config: Config, trials: Iterable[Trial]) -> list[Trial]:
-    """For every number of pairs that trials of a seed keep, as many random ones with this seed; the trials' keep lists
-    are there."""
-    if not config.sweep.controls.random:
-        return []
-    counts: dict[int, set[int]] = {seed: set() for seed in config.sweep.seeds}
-    for trial in trials:
-        counts[trial.seed].add(KeepList(trial.pipeline.kept).num_pairs)
-    return distinct(
-        _trial(
-            config,
-            {"selection.steps": ["random"], "selection.random.keep_pairs": count, **NO_STEP},
-            name=label({"random": count, "seed": seed}),
-            seed=seed,
-            control="random",
-        )
-        for seed, kept in counts.items()
-        # a seed without trials of its own has those of another: it changes nothing but the control
-        for count in sorted((kept or set().union(*counts.values())) - {0})
-    )
-
-
-def distinct(trials: Iterable[Trial]) -> list[Trial]:
-    """The trials without those that come to the same models as an earlier one."""
-    found: dict[tuple[str, ...], Trial] = {}
-    for trial in trials:
-        found.setdefault(tuple(trial.models), trial)
-    return list(found.values())
-
-
-def label(values: Mapping[str, Any]) -> str:
-    """A name for a folder: `keep_fraction-0.5_seed-0`. What cannot stand in one is told apart by a hash: two values are
-    two folders, however long."""
-    words = [f"{name}-{text(value)}".rstrip("-") for name, value in values.items()]
-    name = "_".join(map(_word, words))
-    return name if len(name) <= MAX_NAME else f"{name[:MAX_NAME]}-{fingerprint(words)[:HASH_CHARS]}"
-
-
-def text(value: Any) -> str:
-    """A value as people write it: 0.5, 1e-05, semdedup+dbp."""
-    if isinstance(value, (list, tuple)):
-        return "+".join(map(text, value))
-    if isinstance(value, float) and float(f"{value:g}") == value:
-        return f"{value:g}"
-    return str(value)
-
-
-def _word(name: str) -> str:
-    fit = re.sub(r"[^A-Za-z0-9_.+-]+", "_", name)
-    return fit if fit == name else f"{fit}-{fingerprint(name)[:HASH_CHARS]}"
-
-
-def _trial(
-    config: Config,
-    settings: Mapping[str, Any],
-    *,
-    name: str,
-    seed: int,
-    control: Control | None = None,
-    point: dict[str, Any] | None = None,
-) -> Trial:
-    own = _trial_config(config, settings, name=name, seed=seed)
-    pipeline = planned(own, opened(own.source))
-    return Trial(name=name, settings=point or {}, control=control, seed=seed, config=own, pipeline=pipeline)
+def _num_samples(phase: PhaseConfig, kept: Artifact) -> int | None:
+    if phase.samples:
+        return phase.samples
+    return phase.epochs * KeepList(kept).num_pairs if kept.is_complete() else None
 
 
 def _trial_config(config: Config, settings: Mapping[str, Any], *, name: str, seed: int) -> Config:
     changes = dict(_budget(config)) | dict.fromkeys(config.sweep.seed_keys, seed) | dict(settings)
     out = files.join(str(config.out), TRIALS, name)
-    # a value may be a path
+    # the value of a dimension may be a path
     changed = absolute_places(configured(config, changes))
     return changed.model_copy(update={"name": f"{config.name}/{name}", "out": out})
-
-
-@lru_cache
-def opened(source: SourceConfig) -> Source:
-    """The source, listed once for all trials over it: they share its shards. A sweep starts with `cache_clear()`."""
-    return open_source(source)
 
 
 def _budget(config: Config) -> Iterator[tuple[str, Any]]:
@@ -219,3 +209,38 @@ def _budget(config: Config) -> Iterator[tuple[str, Any]]:
         yield "training.samples", sweep.samples
     if sweep.epochs is not None:
         yield from (("training.samples", None), ("training.epochs", sweep.epochs))
+
+
+def distinct(trials: Iterable[Trial]) -> list[Trial]:
+    """Return the trials without those that lead to the same models as an earlier one."""
+    found: dict[tuple[str, ...], Trial] = {}
+    for trial in trials:
+        found.setdefault(tuple(trial.model_uris), trial)
+    return list(found.values())
+
+
+def _point_name(point: Mapping[str, Any], seed: int) -> str:
+    return folder_name({**point, "seed": seed})
+
+
+def folder_name(values: Mapping[str, Any]) -> str:
+    """Return a name for a folder, such as `keep_fraction-0.5_seed-0`.
+
+    A hash replaces what cannot stand in a name, so different values always have different folders."""
+    words = [f"{name}-{_value_text(value)}".rstrip("-") for name, value in values.items()]
+    name = "_".join(map(_safe, words))
+    return name if len(name) <= MAX_NAME else f"{name[:MAX_NAME]}-{fingerprint(words)[:HASH_CHARS]}"
+
+
+def _value_text(value: Any) -> str:
+    # 0.5, 1e-05, semdedup+dbp
+    if isinstance(value, (list, tuple)):
+        return "+".join(map(_value_text, value))
+    if isinstance(value, float) and float(f"{value:g}") == value:
+        return f"{value:g}"
+    return str(value)
+
+
+def _safe(word: str) -> str:
+    fit = re.sub(r"[^A-Za-z0-9_.+-]+", "_", word)
+    return fit if fit == word else f"{fit}-{fingerprint(word)[:HASH_CHARS]}"

@@ -1,4 +1,4 @@
-"""What trials warn of: each kind of warning once, with the trial that told it first and how often it came."""
+"""The warnings of trials: the user sees each kind once, with the trial that raised it first and a count at the end."""
 
 from __future__ import annotations
 
@@ -12,61 +12,62 @@ from orchestrator.storage import files
 from orchestrator.storage.files import StoreError
 
 FILE = "warnings.txt"
-# all that tells apart warnings of one kind: ports, steps, counts
+# warnings of one kind differ only in numbers: ports, steps, counts
 DIGITS = re.compile(r"\d+")
 MAX_KINDS = 1000
 
 
 @dataclass(frozen=True)
-class Kind:
-    """The first warning of its kind."""
+class WarningKind:
+    """The first warning of its kind, the trial that raised it, and how many there were."""
 
     trial: str
     text: str
     times: int = 1
 
 
-class Warned:
-    """The kinds so far, in the order in which they came first."""
+class WarningCounts:
+    """The kinds of warnings so far, in the order in which they first came."""
 
     def __init__(self) -> None:
-        self.kinds: dict[str, Kind] = {}
+        self.by_pattern: dict[str, WarningKind] = {}
 
     def add(self, trial: str, text: str) -> None:
-        """Counts a trial's warning; beyond some number of kinds new ones are dropped."""
-        key = DIGITS.sub("0", text)
-        if key in self.kinds:
-            self.kinds[key] = replace(self.kinds[key], times=self.kinds[key].times + 1)
-        elif len(self.kinds) < MAX_KINDS:
-            self.kinds[key] = Kind(trial, text)
+        """Count a trial's warning; beyond `MAX_KINDS` kinds, new kinds are dropped."""
+        pattern = DIGITS.sub("0", text)
+        if pattern in self.by_pattern:
+            known = self.by_pattern[pattern]
+            self.by_pattern[pattern] = replace(known, times=known.times + 1)
+        elif len(self.by_pattern) < MAX_KINDS:
+            self.by_pattern[pattern] = WarningKind(trial, text)
 
-    def read(self) -> list[Kind]:
-        """All kinds."""
-        return list(self.kinds.values())
+    def kinds(self) -> list[WarningKind]:
+        """Return all kinds."""
+        return list(self.by_pattern.values())
 
 
 class WarningsFile:
-    """A trial's own warnings, all of them, a line each in its folder."""
+    """All warnings of one trial, one a line, in the trial's folder."""
 
     def __init__(self, out: str):
-        self.place, self.lines = files.join(out, FILE), list[str]()
+        self.path, self.lines = files.join(out, FILE), list[str]()
 
     def add(self, text: str) -> None:
-        """Adds a line; that it cannot be written is no reason for the trial to end."""
+        """Add a line; if the file cannot be written, the trial still runs."""
         self.lines.append(" ".join(text.split()))
         with suppress(StoreError):
-            files.write(self.place, "".join(f"{line}\n" for line in self.lines).encode())
+            files.write(self.path, "".join(f"{line}\n" for line in self.lines).encode())
 
 
-def show(kinds: Sequence[Kind], display: Display, *, shown: int) -> int:
-    """Tells the kinds that are new since so many were shown; how many that makes."""
-    for kind in kinds[shown:]:
-        display.line(f"{kind.trial}: {kind.text}")
+def show_new(kinds: Sequence[WarningKind], display: Display, *, num_shown: int) -> int:
+    """Print the kinds that came after the first `num_shown`; return how many are shown now."""
+    for kind in kinds[num_shown:]:
+        display.warn(f"{kind.trial}: {kind.text}")
     return len(kinds)
 
 
-def repeated(kinds: Sequence[Kind]) -> Iterator[str]:
-    """A line for each kind that came more than once."""
+def repeated(kinds: Sequence[WarningKind]) -> Iterator[str]:
+    """Yield a line for each kind that came more than once."""
     for kind in kinds:
         if kind.times > 1:
             yield f"{kind.times:,} warnings like {kind.trial}'s ({FILE} in the trials' folders): {kind.text}"

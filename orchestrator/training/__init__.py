@@ -1,3 +1,4 @@
-"""Training: the stage (`stage.py`), its driver and workers, and the ordered stream of pairs that they read.
+"""Training: one stage per phase (pre-training, fine-tuning), its driver and workers, and the samples that they read.
 
-Empty on purpose: reading tasks import `feed` from here, and would import torch with anything else."""
+It imports evaluation, data, engine and the layers below them, and `clip`. This file is empty on purpose: reading tasks
+import `reader` from here, and anything else in this file would make them import torch."""

@@ -1,4 +1,6 @@
-"""What all ranks must know before any of them acts: gathered at the same steps by all, and judged by all alike."""
+"""Agreement of all ranks: they exchange information at the same step, and all act on it in the same way.
+
+Without it, a rank that stops or fails alone leaves the others waiting in a collective operation."""
 
 from __future__ import annotations
 
@@ -13,11 +15,11 @@ from orchestrator.errors import UserError
 
 
 class AgreedError(UserError):
-    """A mistake that all ranks see at the same step: each may end by itself, none waits for another."""
+    """An error that all ranks raise at the same step, so that none waits for another."""
 
 
 def gather(value: Any, num_ranks: int) -> list[Any]:
-    """Every rank's value, by rank; every rank calls it at the same point."""
+    """Return every rank's value, by rank; every rank calls it at the same point."""
     if num_ranks == 1:
         return [value]
     gathered: list[Any] = [None] * num_ranks
@@ -26,7 +28,7 @@ def gather(value: Any, num_ranks: int) -> list[Any]:
 
 
 def from_first(value: Any, num_ranks: int) -> Any:
-    """Rank 0's value on every rank; the others' is ignored."""
+    """Return rank 0's value on every rank; the values of other ranks are ignored."""
     values = [value]
     if num_ranks > 1:
         dist.broadcast_object_list(values, src=0)
@@ -34,38 +36,42 @@ def from_first(value: Any, num_ranks: int) -> Any:
 
 
 def wait_for_all(num_ranks: int) -> None:
-    """Until every rank has come here."""
+    """Wait until every rank has called it."""
     if num_ranks > 1:
         dist.barrier()
 
 
 @dataclass(frozen=True)
-class Wishes:
-    """What a rank asks of all: to stop with a checkpoint, to take a checkpoint, or to give up with a mistake."""
+class RankRequest:
+    """What one rank asks all ranks to do: stop with a checkpoint, write a checkpoint, or fail with an error."""
 
     stop: bool = False
     checkpoint: bool = False
-    mistake: str | None = None
+    error: str | None = None
 
     @classmethod
-    def of_all(cls, wishes: Sequence[Wishes]) -> Wishes:
-        """What is to be done: any rank's wish. Errors: `AgreedError` with the first mistake."""
-        mistake = next((one.mistake for one in wishes if one.mistake), None)
-        if mistake:
-            raise AgreedError(mistake)
-        return cls(stop=any(one.stop for one in wishes), checkpoint=any(one.checkpoint for one in wishes))
+    def of_all(cls, requests: Sequence[RankRequest]) -> RankRequest:
+        """Combine the requests of all ranks: one rank's request is enough.
+
+        Errors: `AgreedError` with the first error."""
+        error = next((request.error for request in requests if request.error), None)
+        if error:
+            raise AgreedError(error)
+        return cls(
+            stop=any(request.stop for request in requests), checkpoint=any(request.checkpoint for request in requests)
+        )
 
 
-class Clock:
-    """When the next checkpoint is due by time."""
+class CheckpointTimer:
+    """Tells when the next checkpoint is due by time; without an interval it never is."""
 
     def __init__(self, minutes: float | None):
         self.seconds, self.since = minutes and 60 * minutes, time.monotonic()
 
     def is_due(self) -> bool:
-        """Whether the interval is over."""
+        """Whether the interval since the last checkpoint is over."""
         return self.seconds is not None and time.monotonic() - self.since >= self.seconds
 
     def restart(self) -> None:
-        """A checkpoint was taken."""
+        """Begin a new interval, after a checkpoint."""
         self.since = time.monotonic()

@@ -1,7 +1,7 @@
-"""The record of what was trained on: the key of every pair of every global batch, as Parquet beside the curve.
+"""The batch log: the key of every pair of every global batch, as Parquet files next to the curve.
 
-A file holds one rank's share of the steps between two checkpoints and is written when the second of them is taken, so
-what a restart goes back on is not in any file, and the files of a phase together hold every step once."""
+A file holds one rank's share of the steps between two checkpoints. It is written with the second checkpoint, so steps
+that a restart repeats are in no file, and the files of a phase together hold every step once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 from orchestrator.storage import files
 from orchestrator.training.decoding import Rows
 
-NAME = re.compile(r"steps_(\d{12})-(\d{12})\.rank_(\d+)-of-(\d+)\.parquet")
+# first step, step after the last, rank, number of ranks
+FILE_NAME = re.compile(r"steps_(\d{12})-(\d{12})\.rank_(\d+)-of-(\d+)\.parquet")
 
 
 class _Share(NamedTuple):
@@ -23,26 +24,26 @@ class _Share(NamedTuple):
     valid: list[bool]
 
 
-class BatchRecord:
-    """One rank's record; steps are counted from 0."""
+class BatchLog:
+    """One rank's part of the batch log; steps are counted from 0."""
 
     def __init__(self, uri: str, *, rank: int, num_ranks: int, first_step: int):
         self.uri, self.rank, self.num_ranks, self.first_step = uri, rank, num_ranks, first_step
         self.shares: list[_Share] = []
 
     def drop_lost_steps(self) -> None:
-        """Removes the files of steps that come again; for one rank to do before any writes."""
+        """Remove the files of steps that are trained again; one rank calls it before any rank writes."""
         for name in files.names(self.uri):
-            found = NAME.fullmatch(name)
+            found = FILE_NAME.fullmatch(name)
             if found and int(found[1]) >= self.first_step:
                 files.remove(files.join(self.uri, name))
 
     def add(self, step: int, rows: Rows) -> None:
-        """Takes this rank's share of a global batch."""
+        """Add this rank's share of a global batch."""
         self.shares.append(_Share(step, rows["key"].tolist(), rows["valid"].tolist()))
 
     def flush(self, done: int) -> None:
-        """Writes what came since the last flush: the steps before `done`."""
+        """Write the steps since the last flush, up to `done` steps of the phase."""
         table = pa.table(
             {
                 "step": pa.array([share.step for share in self.shares for _ in share.keys], pa.int64()),

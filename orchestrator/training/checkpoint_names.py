@@ -1,4 +1,4 @@
-"""The file names of checkpoints: what a plan knows of a phase's progress without loading torch."""
+"""The file names of checkpoints, which give a phase's progress without loading torch."""
 
 from __future__ import annotations
 

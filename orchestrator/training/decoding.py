@@ -1,6 +1,8 @@
-"""The pairs of a block as rows of a batch: pixels, cropped and decoded here, or JPEGs with their boxes for the training
-workers to decode (`jpegs.py`). Either way it is known here which pairs cannot be used, but for damage that only
-decoding finds."""
+"""Decoding tasks: turn the pairs of a block into rows of a batch.
+
+With `decode_in` tasks the images are cropped and decoded here; with `decode_in` workers the rows have JPEGs and their
+crop boxes, and the training workers decode them (`jpegs.py`). In both cases bad samples are found here, except for
+damage that only decoding finds."""
 
 from __future__ import annotations
 
@@ -17,6 +19,7 @@ from orchestrator.config import AugmentationConfig
 from orchestrator.data.image_decode import BadImage, Crop, Cropper, decode, jpeg_box, random_resized_crop
 
 NO_CAPTION = "no caption"
+# pixels that are decoded together, about
 DECODED_BYTES = 16 * 2**20
 Rows = dict[str, NDArray]
 Pair = dict[str, Any]
@@ -24,7 +27,7 @@ Pair = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Decoding:
-    """How a phase's pictures become pixels, and where; travels to every decoding task."""
+    """How a phase's images become pixels, and where; each decoding task gets a copy."""
 
     image_size: int
     augmentation: AugmentationConfig
@@ -35,19 +38,19 @@ class Decoding:
 
     @property
     def batch_rows(self) -> int:
-        """Pairs that are decoded together: about 16 MB of pixels."""
+        """Pairs that are decoded together, about `DECODED_BYTES` of pixels."""
         return max(32, DECODED_BYTES // (3 * self.image_size**2))
 
 
 def decode_block(block: pa.Table, *, decoding: Decoding) -> Iterator[Rows]:
-    """The pairs as the training workers take them, in order."""
-    give = handed_over if decoding.decode_in == "workers" else decoded
+    """Yield the pairs in the form that the training workers take, in order."""
+    rows_of = encoded_rows if decoding.decode_in == "workers" else decoded_rows
     for start in range(0, block.num_rows, decoding.batch_rows):
-        yield give(block.slice(start, decoding.batch_rows), decoding)
+        yield rows_of(block.slice(start, decoding.batch_rows), decoding)
 
 
-def decoded(block: pa.Table, decoding: Decoding) -> Rows:
-    """The rows with `image` uint8 [n, size, size, 3], zeros where a pair is not valid."""
+def decoded_rows(block: pa.Table, decoding: Decoding) -> Rows:
+    """Return the rows with `image` uint8 [n, size, size, 3]; zeros where a pair is not valid."""
     images = np.zeros((block.num_rows, decoding.image_size, decoding.image_size, 3), np.uint8)
 
     def take(row: int, pair: Pair) -> None:
@@ -56,11 +59,11 @@ def decoded(block: pa.Table, decoding: Decoding) -> Rows:
     return {"image": images, **_rows(block, take)}
 
 
-def handed_over(block: pa.Table, decoding: Decoding) -> Rows:
-    """The rows with `encoded`, bytes, and `box` int64 [n, 5]: left, top, width, height, mirrored.
+def encoded_rows(block: pa.Table, decoding: Decoding) -> Rows:
+    """Return the rows with `encoded`, bytes, and `box` int64 [n, 5]: left, top, width, height, mirrored.
 
-    A box without a width says that the bytes are the pixels already, uint8 [size, size, 3]: other formats than JPEG,
-    and JPEGs of four colours, are decoded here; where a pair is not valid there are no bytes."""
+    A width of 0 means that the bytes are decoded pixels, uint8 [size, size, 3]: formats other than JPEG, and JPEGs with
+    four colours, are decoded here. A pair that is not valid has no bytes."""
     encoded = np.full(block.num_rows, b"", object)
     boxes = np.zeros((block.num_rows, 5), np.int64)
 
@@ -76,7 +79,7 @@ def handed_over(block: pa.Table, decoding: Decoding) -> Rows:
 
 
 def crop_of(box: NDArray) -> Crop:
-    """A row of `box`, as it was drawn."""
+    """Return the crop in a row of `box`."""
     left, top, width, height, flip = box.tolist()
     return Crop(left=left, top=top, width=width, height=height, flip=bool(flip))
 

@@ -1,10 +1,10 @@
-"""A rank's batches made ready beside the steps: tokens, masks and padding, in page-locked memory for a GPU."""
+"""Batches for the training step, prepared in a thread beside it: tokens, masks and padding; page-locked for a GPU."""
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -15,60 +15,55 @@ from orchestrator.clip.model import Clip
 from orchestrator.clip.train_step import Batch
 from orchestrator.training.decoding import Rows
 from orchestrator.training.jpegs import JpegDecoder
-from orchestrator.training.reader import Feed, rank_batches
+from orchestrator.training.reader import ReaderInputs, rank_batches
 
 BATCHES_AHEAD = 2
+# a pair's key in the run: the epoch above these bits, the ordinal in the pool below
 EPOCH_BITS = 40
 Item = TypeVar("Item")
+Pixels = Callable[[Rows], tuple[Rows, torch.Tensor]]
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """A rank's share of a global batch: as it was read, and as the learner takes it."""
+class LoadedBatch:
+    """A rank's share of a global batch: the rows as read, and the batch for the training step."""
 
     rows: Rows
     batch: Batch
 
 
-def load(
-    feed: Feed, clip: Clip, *, rank: int, num_ranks: int, first_step: int, device: torch.device
-) -> Iterator[Loaded]:
-    """The rank's shares from `first_step` on, every one with the same number of slots."""
-    slots = feed.stream.global_batch_size // num_ranks
-    decoding = feed.decoding
-    at_workers = decoding.decode_in == "workers"
-    pixels = JpegDecoder(decoding.image_size, decoding.max_image_pixels, device) if at_workers else as_read
-    # a rank whose lanes end before the last global batch still takes part in it, with no pair of its own
-    none = no_rows(decoding.image_size)
-
-    def shares() -> Iterator[Loaded]:
-        for read in rank_batches(feed, rank=rank, num_ranks=num_ranks, first_step=first_step):
-            rows, images = pixels(read)
-            yield Loaded(rows, to_batch(rows, images, clip, slots, pin_memory=device.type == "cuda"))
-        yield Loaded(none, to_batch(*as_read(none), clip, slots, pin_memory=device.type == "cuda"))
-
-    return ahead(shares(), BATCHES_AHEAD)
+def load_batches(
+    inputs: ReaderInputs, clip: Clip, *, rank: int, num_ranks: int, first_step: int, device: torch.device
+) -> Iterator[LoadedBatch]:
+    """Yield the rank's shares from `first_step`, all with the same number of slots."""
+    return prefetch(_shares(inputs, clip, rank, num_ranks, first_step, device), BATCHES_AHEAD)
 
 
-def as_read(rows: Rows) -> tuple[Rows, torch.Tensor]:
-    """The rows, and their pixels as the tasks decoded them: uint8 [n, 3, size, size]."""
+def _shares(
+    inputs: ReaderInputs, clip: Clip, rank: int, num_ranks: int, first_step: int, device: torch.device
+) -> Iterator[LoadedBatch]:
+    slots, pin_memory = inputs.order.global_batch_size // num_ranks, device.type == "cuda"
+    decoding = inputs.decoding
+    pixels: Pixels = decoded_pixels
+    if decoding.decode_in == "workers":
+        pixels = JpegDecoder(decoding.image_size, decoding.max_image_pixels, device)
+    for read in rank_batches(inputs, rank=rank, num_ranks=num_ranks, first_step=first_step):
+        rows, images = pixels(read)
+        yield LoadedBatch(rows, to_batch(rows, images, clip, slots, pin_memory=pin_memory))
+    # a rank may have no pair in the last global batch, but still takes part in the step
+    rows, images = decoded_pixels(no_rows(decoding.image_size))
+    yield LoadedBatch(rows, to_batch(rows, images, clip, slots, pin_memory=pin_memory))
+
+
+def decoded_pixels(rows: Rows) -> tuple[Rows, torch.Tensor]:
+    """Return the rows, and the pixels that decoding tasks made: uint8 [n, 3, size, size]."""
     return rows, torch.from_numpy(np.ascontiguousarray(rows["image"])).permute(0, 3, 1, 2)
 
 
-def ahead(items: Iterator[Item], depth: int) -> Iterator[Item]:
-    """The same items, up to `depth` of them made in a thread before they are asked for; its errors come out here."""
+def prefetch(items: Iterator[Item], depth: int) -> Iterator[Item]:
+    """Yield the same items; a thread makes up to `depth` of them ahead. Its errors are raised here."""
     ready: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(depth)
-
-    def work() -> None:
-        try:
-            for item in items:
-                ready.put((item, None))
-        except BaseException as error:  # noqa: BLE001 it is raised again where the items are used
-            ready.put((None, error))
-        else:
-            ready.put((None, StopIteration()))
-
-    threading.Thread(target=work, daemon=True, name="loader").start()
+    threading.Thread(target=_put_all, args=(items, ready), daemon=True, name="loader").start()
     while True:
         item, error = ready.get()
         if isinstance(error, StopIteration):
@@ -78,8 +73,18 @@ def ahead(items: Iterator[Item], depth: int) -> Iterator[Item]:
         yield item  # type: ignore[misc]
 
 
+def _put_all(items: Iterator[Item], ready: queue.Queue[tuple[Item | None, BaseException | None]]) -> None:
+    try:
+        for item in items:
+            ready.put((item, None))
+    except BaseException as error:  # noqa: BLE001 `prefetch` raises it again
+        ready.put((None, error))
+    else:
+        ready.put((None, StopIteration()))
+
+
 def no_rows(image_size: int) -> Rows:
-    """A share without a pair."""
+    """Return a share without a pair."""
     nothing = {name: np.array([], object) for name in ("caption", "key", "problem")}
     return {
         "image": np.zeros((0, image_size, image_size, 3), np.uint8),
@@ -91,9 +96,9 @@ def no_rows(image_size: int) -> Rows:
 
 
 def to_batch(rows: Rows, images: torch.Tensor, clip: Clip, slots: int, *, pin_memory: bool = False) -> Batch:
-    """Rows and their pixels as tensors, filled up with masked slots: every rank's share of a batch has the same size.
+    """Return rows and their pixels as tensors, padded with masked slots: all shares of a batch have the same size.
 
-    The filling repeats the rows, so that a batch norm's statistics stay those of pictures."""
+    The padding repeats the rows, so that the statistics of batch norms are those of real images."""
     num_rows = len(rows["valid"])
     texts = clip.tokenizer(list(rows["caption"])) if num_rows else clip.tokenizer([""])[:0]
     valid = torch.from_numpy(rows["valid"].astype(bool))

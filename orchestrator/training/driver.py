@@ -1,9 +1,9 @@
-"""The driver's side of a phase: starts Ray Train's workers, shows their progress, passes on SIGTERM, tells how they
-ended."""
+"""The driver of a training phase: starts Ray Train's workers, shows their progress and log, forwards SIGTERM."""
 
 from __future__ import annotations
 
 import errno
+import logging
 import signal
 import threading
 from collections.abc import Iterator
@@ -23,47 +23,34 @@ from orchestrator.errors import Stopped, UserError
 from orchestrator.storage import files
 from orchestrator.storage.files import StoreError
 from orchestrator.training.job import Job
-from orchestrator.training.phase_signals import Told
+from orchestrator.training.phase_signals import PhaseState
 
 POLL_SECONDS = 0.5
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 def fit(job: Job, num_workers: int, display: Display) -> bool:
-    """Trains to the end; whether a SIGTERM came when it was too near for a stop.
+    """Train the phase to its end; return whether a SIGTERM came too late for a stop before the end.
 
-    Errors: `UserError` with the workers' own line; `Stopped` after a SIGTERM, when a checkpoint is written."""
+    Errors: `UserError` with the workers' error; `Stopped` after a SIGTERM, once a checkpoint is written."""
     trainer = _trainer(job, num_workers)
-    with display.stage(job.name, unit="samples", total=job.stream.num_samples) as progress:
+    with display.stage(job.name, unit="samples", total=job.order.num_samples) as progress:
         try:
-            with _passing_on_sigterm(job.ticker), _following(job.ticker, progress, display):
+            with _forwarded_sigterm(job.signals), _followed(_Follower(job.signals, progress, display)):
                 trainer.fit()
         except WorkerGroupError as error:
-            raise _cause(error, job, _read(job.ticker)) from None
-        told = _read(job.ticker)
-        if told.mistake is not None:
-            raise UserError(told.mistake)
-        if told.stopped_at is not None:
+            raise _cause(error, job, _state(job.signals)) from None
+        state = _state(job.signals)
+        if state.error is not None:
+            raise UserError(state.error)
+        if state.stopped_at is not None:
             raise Stopped(
-                f"{job.name}: stopped after step {told.stopped_at:,} of {job.stream.num_steps:,}, with a checkpoint; "
-                "the same command goes on from there"
+                f"{job.name}: stopped after step {state.stopped_at:,} of {job.order.num_steps:,}, with a checkpoint; "
+                "run the same command again to continue"
             )
         loss = files.read_json(job.artifact.path("summary.json"))["loss"]
-        progress.update(job.stream.num_samples, note=f"loss {loss:.3f}")
-    return told.stop
-
-
-def _cause(error: WorkerGroupError, job: Job, told: Told) -> Exception:
-    # one line says more than the trace of every worker, where the fault is the pool's, the store's or the config's
-    if told.mistake is not None:
-        return UserError(told.mistake)
-    for cause in error.worker_failures.values():
-        if isinstance(cause, UserError):
-            return cause
-        # what writes by itself, such as TensorBoard's event file, does not say where
-        if isinstance(cause, OSError) and cause.errno in NO_ROOM:
-            return StoreError(f"{job.name}: cannot write to {job.artifact.uri}: {cause.strerror}; expected room there")
-    return next((cause for cause in error.worker_failures.values() if isinstance(cause, OSError)), error)
+        progress.update(job.order.num_samples, note=f"loss {loss:.3f}")
+    return state.stop_requested
 
 
 def _trainer(job: Job, num_workers: int) -> TorchTrainer:
@@ -78,76 +65,108 @@ def _trainer(job: Job, num_workers: int) -> TorchTrainer:
             name="train",
             **_storage(job.artifact),
             failure_config=FailureConfig(max_failures=training.max_failures),
-            # mypy sees the class of Train's first version, which this one takes the place of
+            # mypy sees the RunConfig of Ray Train's first version, not the one that is imported
             worker_runtime_env={} if use_gpu else {"env_vars": ray_cluster.CPU_ALLOCATOR},  # type: ignore[call-arg]
         ),
     )
 
 
 def run_worker(loop_config: dict[str, Job]) -> None:
-    """Ray Train's entry on every worker; open_clip is loaded there alone."""
+    """Train on one worker; Ray Train calls it. open_clip is imported here, so the driver does not load it."""
     from orchestrator.training.worker import train_worker
 
     train_worker(loop_config["job"])
 
 
 def _storage(artifact: Artifact) -> dict[str, Any]:
-    # Ray Train takes a pyarrow file system; fsspec's own is wrapped, so that one set of credentials serves all
+    # Ray Train needs a pyarrow file system; wrapping fsspec's needs only one set of credentials
     if files.is_local(artifact.uri):
         return {"storage_path": artifact.path("ray")}
     fs, path = files.filesystem(artifact.path("ray"))
     return {"storage_path": path, "storage_filesystem": pafs.PyFileSystem(pafs.FSSpecHandler(fs))}
 
 
-def _read(ticker: Any) -> Told:
-    return ray.get(ticker.read.remote())
+class _Follower:
+    """Shows what the workers have signalled since the last call, each thing once."""
+
+    def __init__(self, signals: Any, progress: StageProgress, display: Display):
+        self.signals, self.progress, self.display = signals, progress, display
+        self.num_warnings = self.num_evaluations = 0
+        self.last_step: float | None = None
+
+    def show(self) -> None:
+        """Log the workers' lines; show new warnings, the last logged step and evaluations."""
+        state, log = ray.get([self.signals.state.remote(), self.signals.take_log.remote()])
+        for line in log:
+            logging.getLogger(line.logger).log(line.level, "%s", line.text)
+        for warning in state.warnings[self.num_warnings :]:
+            self.display.warn(warning)
+        self.num_warnings = len(state.warnings)
+        # once per logged step: an update with old numbers would print them again, with a rate that falls
+        if state.latest and state.latest["step"] != self.last_step:
+            self.last_step = state.latest["step"]
+            self._update(state.latest)
+        for record in state.evaluations[self.num_evaluations :]:
+            self.progress.measured(record)
+        self.num_evaluations = len(state.evaluations)
+
+    def _update(self, latest: dict[str, float]) -> None:
+        note = f"loss {latest['loss']:.3f}, step {latest['step']:.0f}"
+        self.progress.update(int(latest["samples_seen"]), note=note, rate=latest["samples_per_second"])
 
 
 @contextmanager
-def _following(ticker: Any, progress: StageProgress, display: Display) -> Iterator[None]:
-    ended, num_shown, num_measured = threading.Event(), 0, 0
-
-    def show() -> None:
-        nonlocal num_shown, num_measured
-        told = _read(ticker)
-        for warning in told.warnings[num_shown:]:
-            display.warn(warning)
-        num_shown = len(told.warnings)
-        if told.latest:
-            note = f"loss {told.latest['loss']:.3f}, step {told.latest['step']:.0f}"
-            progress.update(int(told.latest["samples_seen"]), note=note)
-        for record in told.measured[num_measured:]:
-            progress.measured(record)
-        num_measured = len(told.measured)
+def _followed(follower: _Follower) -> Iterator[None]:
+    """Call the follower from a thread during the block, and once after it."""
+    ended = threading.Event()
 
     def follow() -> None:
         while not ended.wait(POLL_SECONDS):
-            show()
+            follower.show()
 
-    follower = threading.Thread(target=follow, daemon=True)
-    follower.start()
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
     try:
         yield
     finally:
         ended.set()
-        follower.join()
-        show()
+        thread.join()
+        follower.show()
 
 
 @contextmanager
-def _passing_on_sigterm(ticker: Any) -> Iterator[None]:
-    # only a main thread may; a trial of a sweep runs in another, and is asked by the sweep
+def _forwarded_sigterm(signals: Any) -> Iterator[None]:
+    """Turn a SIGTERM during the block into a stop request to the workers; a second SIGTERM ends the command at once."""
+    # only a main thread can handle signals; a trial runs in another thread, and the sweep stops it
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        ticker.stop.remote()
-        # who asks again means at once
+    def forward(number: int, frame: FrameType | None) -> None:
+        signals.request_stop.remote()
         signal.signal(signal.SIGTERM, before)
 
-    before = signal.signal(signal.SIGTERM, pass_on)
+    before = signal.signal(signal.SIGTERM, forward)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _cause(error: WorkerGroupError, job: Job, state: PhaseState) -> Exception:
+    # one line instead of the trace of every worker, if the data, the store or the configuration is at fault
+    if state.error is not None:
+        return UserError(state.error)
+    for cause in error.worker_failures.values():
+        if isinstance(cause, UserError):
+            return cause
+        # some writers, such as that of TensorBoard, give an error without the path
+        if isinstance(cause, OSError) and cause.errno in NO_SPACE:
+            return StoreError(
+                f"{job.name}: cannot write to {job.artifact.uri}: {cause.strerror}; free some space there"
+            )
+    return next((cause for cause in error.worker_failures.values() if isinstance(cause, OSError)), error)
+
+
+def _state(signals: Any) -> PhaseState:
+    return ray.get(signals.state.remote())

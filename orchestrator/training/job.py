@@ -1,4 +1,4 @@
-"""A training phase as its workers get it."""
+"""The job of a training phase: what each of its workers gets."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from orchestrator.engine.artifact import Artifact
 from orchestrator.evaluation.sets import EvaluationSet
 from orchestrator.source import Part, Source
 from orchestrator.training.decoding import Decoding
-from orchestrator.training.reader import Feed
-from orchestrator.training.sample_order import Stream
+from orchestrator.training.reader import ReaderInputs
+from orchestrator.training.sample_order import SampleOrder
 
 if TYPE_CHECKING:
     from orchestrator.clip.model import Clip
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What one phase is: its settings, its pairs in their order, the weights it starts from, where its results go.
+    """One phase: its settings, its pairs in their order, the weights to start from, and where results are written.
 
-    `sets` are what it is evaluated on while it is trained; `ticker` is the actor by which workers and driver tell each
-    other things."""
+    `start_uri`: the model folder of the phase before, None for the first phase. `sets`: what the model is evaluated on
+    during training. `signals`: the `PhaseSignals` actor between workers and driver."""
 
     config: Config
     phase: PhaseConfig
@@ -38,9 +38,9 @@ class Job:
     parts: tuple[Part, ...]
     catalog: Catalog
     keep: KeepList
-    stream: Stream
+    order: SampleOrder
     sets: Mapping[str, EvaluationSet]
-    ticker: Any
+    signals: Any
 
     @property
     def recipe(self) -> Recipe:
@@ -49,7 +49,7 @@ class Job:
 
     @property
     def num_warmup_steps(self) -> int:
-        """Warm-up in steps, from steps or from (parts of) epochs."""
+        """Steps of warm-up, configured as steps or as epochs (also a fraction)."""
         return self.phase.warmup_steps or self._steps(self.phase.warmup_epochs)
 
     @property
@@ -58,33 +58,33 @@ class Job:
         return self._steps(self.phase.cooldown_epochs)
 
     def lr(self, step: int) -> float:
-        """The learning rate of a step, from 0."""
+        """Return the learning rate of a step, counted from 0."""
         phase = self.phase
         return learning_rate(
             step,
             schedule=phase.lr_schedule,
             peak_lr=phase.lr,
             num_warmup_steps=self.num_warmup_steps,
-            num_steps=self.stream.num_steps,
+            num_steps=self.order.num_steps,
             num_cooldown_steps=self.num_cooldown_steps,
             cooldown_power=phase.cooldown_power,
             cooldown_end_lr=phase.cooldown_end_lr,
             num_restarts=phase.lr_restarts,
         )
 
-    def feed(self, clip: Clip) -> Feed:
-        """What reading the stream for a model takes."""
+    def reader_inputs(self, clip: Clip) -> ReaderInputs:
+        """Return what reading the samples for a model needs."""
         training = self.config.training
-        return Feed(
+        return ReaderInputs(
             source=self.source,
             parts=self.parts,
             catalog=self.catalog,
             keep=self.keep,
-            stream=self.stream,
+            order=self.order,
             decoding=Decoding(
                 image_size=clip.image_size,
                 augmentation=training.augmentation,
-                seed=self.stream.seed,
+                seed=self.order.seed,
                 decode_in=training.decode_in,
                 draft_decoding=training.draft_decoding,
                 max_image_pixels=training.max_image_pixels,
@@ -92,14 +92,14 @@ class Job:
         )
 
     def seen(self, done: int) -> int:
-        """Samples that so many steps have seen."""
-        return min(done * self.stream.global_batch_size, self.stream.num_samples)
+        """Return the samples seen after `done` steps."""
+        return min(done * self.order.global_batch_size, self.order.num_samples)
 
     def _steps(self, epochs: float) -> int:
-        return round(epochs * self.stream.num_pairs / self.stream.global_batch_size)
+        return round(epochs * self.order.num_pairs / self.order.global_batch_size)
 
 
 def recipe_of(training: TrainingConfig, phase: PhaseConfig) -> Recipe:
-    """How a phase trains its model; the recipe's fields have the names of the settings."""
+    """Return how a phase trains its model; the fields of `Recipe` have the names of the settings."""
     shared = training.model_dump(include=set(Recipe.__dataclass_fields__))
     return Recipe(**shared | {"patch_dropout": phase.patch_dropout})

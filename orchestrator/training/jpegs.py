@@ -1,7 +1,7 @@
-"""JPEGs decoded where they are trained on: nvJPEG on a GPU, libjpeg on a CPU, both through torchvision.
+"""JPEG decoding in the training workers: nvJPEG on a GPU, libjpeg on a CPU, both through torchvision.
 
-On a GPU it happens on a CUDA stream of its own, beside the steps. Pixels differ from the reading tasks' (Pillow) by
-rounding, and on a GPU by how nvJPEG widens the colours; nothing is drafted."""
+On a GPU it runs on a separate CUDA stream, in parallel with the steps. Pixels differ from those of the decoding tasks
+(Pillow) by rounding, and on a GPU by how nvJPEG upsamples colours. Draft decoding is not used."""
 
 from __future__ import annotations
 
@@ -16,26 +16,27 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from orchestrator.data.image_decode import BadImage, Crop, decode
 from orchestrator.training.decoding import Rows, crop_of
 
+# JPEG bytes that are decoded together
 CHUNK_BYTES = 8 * 2**20
 
 
 class JpegDecoder:
-    """Makes the pixels of a rank's share on its device."""
+    """Decodes a rank's share of a batch on its device."""
 
     def __init__(self, image_size: int, max_pixels: int, device: torch.device) -> None:
         self.image_size, self.max_pixels, self.device = image_size, max_pixels, device
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def __call__(self, rows: Rows) -> tuple[Rows, torch.Tensor]:
-        """The rows, and their pixels, uint8 [n, 3, size, size] on the device; `rows` are as `handed_over` gives them.
+        """Return the rows and their pixels, uint8 [n, 3, size, size] on the device, from the rows of `encoded_rows`.
 
-        What turns out damaged is no longer `valid`, with its `problem`, and zeros."""
+        A damaged image gives zeros; its row is no longer `valid` and has a `problem`."""
         rows = {**rows, "valid": rows["valid"].copy(), "problem": rows["problem"].copy()}
         with torch.cuda.stream(self.stream):
             images = self._pixels(rows)
         if self.stream is not None:
             self.stream.synchronize()
-            # they are used, and given back, by the stream of the steps
+            # the stream of the steps uses the memory, so it must not be reused before that stream is done
             images.record_stream(torch.cuda.default_stream(self.device))
         return rows, images
 
@@ -51,11 +52,11 @@ class JpegDecoder:
 
     def _fill(self, images: torch.Tensor, rows: Rows, jpegs: list[int]) -> None:
         boxes, encoded = rows["box"], rows["encoded"]
-        for row, picture in zip(jpegs, self._decoded([encoded[row] for row in jpegs]), strict=True):
+        for row, image in zip(jpegs, self._decoded([encoded[row] for row in jpegs]), strict=True):
             crop = crop_of(boxes[row])
             try:
                 images[row] = (
-                    self._resized(picture, crop) if picture is not None else self._by_pillow(encoded[row], crop)
+                    self._resized(image, crop) if image is not None else self._decoded_by_pillow(encoded[row], crop)
                 )
             except BadImage as error:
                 rows["valid"][row], rows["problem"][row] = False, str(error)
@@ -68,23 +69,23 @@ class JpegDecoder:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError:
-            # one of them is damaged or beyond this decoder, and it does not say which
+            # one of them is damaged or not supported, and the error does not say which
             return [None] if len(jpegs) == 1 else [self._decoded([jpeg])[0] for jpeg in jpegs]
 
-    def _resized(self, picture: torch.Tensor, crop: Crop) -> torch.Tensor:
+    def _resized(self, image: torch.Tensor, crop: Crop) -> torch.Tensor:
         left, top, width, height = (int(side) for side in (crop.left, crop.top, crop.width, crop.height))
-        part = picture[:, top : top + height, left : left + width].unsqueeze(0).float()
+        part = image[:, top : top + height, left : left + width].unsqueeze(0).float()
         pixels = F.interpolate(part, (self.image_size, self.image_size), mode="bicubic", antialias=True)[0]
         pixels = pixels.round_().clamp_(0, 255).to(torch.uint8)
         return pixels.flip(2) if crop.flip else pixels
 
-    def _by_pillow(self, jpeg: bytes, crop: Crop) -> torch.Tensor:
+    def _decoded_by_pillow(self, jpeg: bytes, crop: Crop) -> torch.Tensor:
         pixels = decode(jpeg, size=self.image_size, crop=lambda width, height: crop, max_pixels=self.max_pixels)
         return torch.from_numpy(pixels).permute(2, 0, 1).to(self.device)
 
 
 def _chunks(rows: list[int], encoded: NDArray) -> Iterator[list[int]]:
-    # whole pictures are some ten times their JPEGs, and lie beside the model
+    # decoded images take about ten times the bytes of their JPEGs, next to the model in the device's memory
     some: list[int] = []
     for row in rows:
         some.append(row)
@@ -96,5 +97,5 @@ def _chunks(rows: list[int], encoded: NDArray) -> Iterator[list[int]]:
 
 
 def _tensor(data: bytes) -> torch.Tensor:
-    # torch warns of memory that cannot be written to; a copy is small beside decoding
+    # a copy, as torch warns about read-only memory; its cost is small compared with decoding
     return torch.frombuffer(bytearray(data), dtype=torch.uint8)

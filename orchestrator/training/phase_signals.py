@@ -1,98 +1,169 @@
-"""The line between a phase's workers and its driver, which outlives any restart of the workers."""
+"""Signals between a phase's workers and its driver: an actor that survives every restart of the workers."""
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-NAME = "ticker-"
+ACTOR_PREFIX = "phase-signals-"
+# the loggers above those of this package, and of Python's warnings
+FORWARDED = ("orchestrator", "py.warnings")
 POLL_SECONDS = 0.5
-# a phase that waits for its workers has no step at which to stop
+# the longest wait for phases to stop: a phase that waits for its workers takes no step at which it could stop
 LONGEST_STOP = 300.0
 
 
 @dataclass
-class Told:
-    """What was said so far: rank 0's latest numbers, those of evaluations on the way, what the user should know, a
-    mistake that no retry mends, whether the driver wants the phase to stop, and the step at which it did."""
+class PhaseState:
+    """What workers and driver of a phase have signalled so far.
+
+    `latest`: rank 0's numbers of the last logged step; `evaluations`: those with evaluation metrics; `warnings`: lines
+    for the user; `error`: a user's mistake, which no retry can fix; `stop_requested`: the driver asked the workers to
+    stop; `stopped_at`: the step after which they stopped; `num_starts`: how often a worker group has started."""
 
     latest: dict[str, float] = field(default_factory=dict)
-    measured: list[dict[str, float]] = field(default_factory=list)
+    evaluations: list[dict[str, float]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    mistake: str | None = None
-    stop: bool = False
+    error: str | None = None
+    stop_requested: bool = False
     stopped_at: int | None = None
+    num_starts: int = 0
+
+
+class LogLine(NamedTuple):
+    """A record of a worker's log: the logger's name, the level, and the text with its traceback if there is one."""
+
+    logger: str
+    level: int
+    text: str
 
 
 @ray.remote(num_cpus=0)
-class Ticker:
-    """Keeps what workers and driver tell each other."""
+class PhaseSignals:
+    """Keeps the state of a phase, and the workers' log until the driver takes it."""
 
     def __init__(self) -> None:
-        self.told = Told()
+        self._state = PhaseState()
+        self._log: list[LogLine] = []
 
-    def tick(self, record: dict[str, float]) -> None:
-        """Takes the numbers of a logged step."""
-        self.told.latest = record
-        # what is measured is named SET/METRIC
+    def start_group(self) -> int:
+        """Count the start of a worker group and return the count."""
+        self._state.num_starts += 1
+        return self._state.num_starts
+
+    def report(self, record: dict[str, float]) -> None:
+        """Keep the numbers of a logged step."""
+        self._state.latest = record
+        # evaluation metrics are named SET/METRIC
         if any("/" in name for name in record):
-            self.told.measured.append(record)
+            self._state.evaluations.append(record)
 
     def warn(self, message: str) -> None:
-        """Takes a line for the user."""
-        self.told.warnings.append(message)
+        """Keep a line for the user."""
+        self._state.warnings.append(message)
 
-    def refuse(self, message: str) -> None:
-        """Takes a mistake that no retry mends; the first is the cause of the others."""
-        self.told.mistake = self.told.mistake or message
+    def fail(self, message: str) -> None:
+        """Keep a user's mistake; only the first one, as it is the cause of later ones."""
+        self._state.error = self._state.error or message
 
-    def stop(self) -> None:
-        """The driver's wish: a checkpoint, then the end."""
-        self.told.stop = True
+    def request_stop(self) -> None:
+        """Ask the workers to write a checkpoint and stop."""
+        self._state.stop_requested = True
+        # logged here, not by the driver: it calls this from a signal handler, which must not write to files
+        self.log(LogLine(__name__, logging.WARNING, "stop requested: the workers write a checkpoint and stop"))
 
-    def stopped(self, step: int) -> None:
-        """The workers' answer to it."""
-        self.told.stopped_at = step
+    def confirm_stop(self, step: int) -> None:
+        """Note that the workers stopped after `step` steps."""
+        self._state.stopped_at = step
 
-    def read(self) -> Told:
-        """All of it."""
-        return self.told
+    def state(self) -> PhaseState:
+        """Return everything signalled so far."""
+        return self._state
+
+    def log(self, line: LogLine) -> None:
+        """Keep a line of a worker's log for the driver."""
+        self._log.append(line)
+
+    def take_log(self) -> list[LogLine]:
+        """Return the log lines since the last call and forget them."""
+        taken, self._log = self._log, []
+        return taken
 
 
-def start_ticker() -> Any:
-    """A ticker on the driver's node: when that is gone the phase ends anyway, when another goes it goes on."""
+class _ForwardingHandler(logging.Handler):
+    """Sends log records of a worker to the driver."""
+
+    def __init__(self, signals: Any, rank: int):
+        # of the other ranks only problems: their progress is that of rank 0
+        super().__init__(logging.INFO if rank == 0 else logging.WARNING)
+        self.signals = signals
+        self.setFormatter(logging.Formatter(f"worker {rank}: %(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        sent = self.signals.log.remote(LogLine(record.name, record.levelno, self.format(record)))
+        if record.levelno >= logging.ERROR:
+            # the process may end right after an error, and would lose the line; without a driver nobody reads it
+            with suppress(RayError):
+                ray.get(sent)
+
+
+@contextmanager
+def forwarded_log(signals: Any, rank: int) -> Iterator[None]:
+    """Send what this package logs, and Python's warnings, from a worker process to the driver's log, in the block."""
+    handler = _ForwardingHandler(signals, rank)
+    sources = [logging.getLogger(name) for name in FORWARDED]
+    levels = [source.level for source in sources]
+    logging.captureWarnings(True)
+    for source in sources:
+        source.addHandler(handler)
+        source.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        for source, level in zip(sources, levels, strict=True):
+            source.removeHandler(handler)
+            source.setLevel(level)
+
+
+def start_signals() -> Any:
+    """Start the actor on the driver's node: the loss of another node does not end it, and the driver needs its own."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    # by a name: a sweep asks the phases of its trials, which other processes drive
-    name = f"{NAME}{uuid.uuid4().hex}"
-    return Ticker.options(scheduling_strategy=here, name=name).remote()  # type: ignore[attr-defined]
+    # with a name: a sweep stops the phases of its trials, which other processes drive
+    name = f"{ACTOR_PREFIX}{uuid.uuid4().hex}"
+    return PhaseSignals.options(scheduling_strategy=here, name=name).remote()  # type: ignore[attr-defined]
 
 
 def stop_phases() -> None:
-    """Asks every phase that this command's processes drive to stop, and waits until each has written a checkpoint or
-    has ended; a cluster that is gone has none."""
+    """Ask every phase of this command's processes to stop; wait until each has written a checkpoint or has ended.
+
+    Without a cluster there are no phases."""
     if not ray.is_initialized():
         return
     try:
-        tickers = [ray.get_actor(name) for name in ray.util.list_named_actors() if name.startswith(NAME)]
+        phases = [ray.get_actor(name) for name in ray.util.list_named_actors() if name.startswith(ACTOR_PREFIX)]
     except (RayError, ValueError):
         return
-    for ticker in tickers:
-        ticker.stop.remote()
+    for signals in phases:
+        signals.request_stop.remote()
     latest = time.monotonic() + LONGEST_STOP
-    while not all(map(_has_stopped, tickers)) and time.monotonic() < latest:
+    while not all(map(_has_stopped, phases)) and time.monotonic() < latest:
         time.sleep(POLL_SECONDS)
 
 
-def _has_stopped(ticker: Any) -> bool:
+def _has_stopped(signals: Any) -> bool:
     try:
-        told = ray.get(ticker.read.remote())
+        state = ray.get(signals.state.remote())
     except RayError:
-        # it goes with its phase
+        # the actor ends with its phase
         return True
-    return told.stopped_at is not None or told.mistake is not None
+    return state.stopped_at is not None or state.error is not None

@@ -1,10 +1,10 @@
-"""The training stream, read: each rank streams its own lanes' pairs through an ordered Ray Dataset, from any step.
+"""Read the training samples: each rank streams the pairs of its lanes through an ordered Ray Dataset, from any step.
 
-An item is one window of every lane the rank owns. Reading tasks look up the kept rows and fetch their bytes in the
-stream's order: a stretch of it at a time where shards are local tars, elsewhere the whole window in coalesced ranges.
-Decoding tasks crop and decode to uint8 (`decoding.py`); nothing unwanted is read or decoded. A pair that turns out
-undecodable, or has no caption, keeps its slot with `valid` false: dropping it would shift every later batch. A read
-error is raised, never mistaken for a bad pair."""
+An item is one window of every lane of the rank. Reading tasks look up the kept rows and read their bytes in training
+order: one stretch at a time if shards are local tars, otherwise the whole window in coalesced ranges. Decoding tasks
+crop and decode to uint8 (`decoding.py`). Only kept pairs are read and decoded. A pair that cannot be decoded, or has no
+caption, keeps its slot with `valid` false: without the slot, every later batch would change. A read error is raised; it
+is never counted as a bad sample."""
 
 from __future__ import annotations
 
@@ -25,44 +25,45 @@ from orchestrator.errors import UserError
 from orchestrator.source import Part, Source, Status
 from orchestrator.storage import files
 from orchestrator.training.decoding import Decoding, Rows, decode_block
-from orchestrator.training.sample_order import Pairs, Stream
+from orchestrator.training.sample_order import Pairs, SampleOrder
 
 READ_COLUMNS = ("key", "caption", "status", "image_offset", "image_size")
-GIVEN_COLUMNS = ("caption", "key", "epoch", "ordinal")
+OUTPUT_COLUMNS = ("caption", "key", "epoch", "ordinal")
+# windows per Ray Dataset: the plan of a dataset grows with its items
 SEGMENT_ITEMS = 256
 BLOCK_BYTES = 16 * 2**20
-# of images that a reading task asks for, and gives, at once: small against a node's memory, where many tasks run, and
-# large against a pass over the window's shards
+# encoded images that a reading task reads and yields at once: small compared with a node's memory, as many tasks run
+# there; large compared with the cost of going over the window's shards once more
 STRETCH_BYTES = 64 * 2**20
 READ_CPUS, DECODE_CPUS = 0.25, 0.75
 PREFETCH_BATCHES = 2
-# of the cluster's memory: what the reading tasks of all ranks may hold; two of a rank run in any case, so that one
-# reads while the other's pairs are taken
-READ_SHARE, FEWEST_READ = 0.25, 2
+# the share of the cluster's memory for the reading tasks of all ranks; at least two tasks of a rank run, so that one
+# reads while the pairs of the other are used
+READ_SHARE, MIN_READING_TASKS = 0.25, 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Feed:
-    """What reading a phase's stream takes; travels to each process of reading tasks once."""
+class ReaderInputs:
+    """Everything that reads the samples of a phase; each process of reading tasks gets it once."""
 
     source: Source
     parts: tuple[Part, ...]
     catalog: Catalog
     keep: KeepList
-    stream: Stream
+    order: SampleOrder
     decoding: Decoding
 
 
-def rank_batches(feed: Feed, *, rank: int, num_ranks: int, first_step: int) -> Iterator[Rows]:
-    """The rank's share of each global batch from `first_step` on, in order, `global_batch_size / num_ranks` rows each.
+def rank_batches(inputs: ReaderInputs, *, rank: int, num_ranks: int, first_step: int) -> Iterator[Rows]:
+    """Yield the rank's share of each global batch from `first_step`, in order: `global_batch_size / num_ranks` rows.
 
-    Rows: `image` uint8 [n, size, size, 3] (or with `decode_in` workers what `handed_over` gives in its place),
-    `caption`, `key`, `valid` bool, `problem` (empty where valid), `epoch` and `ordinal` (of the pair in the pool). Only
-    the last batch of the phase may have fewer rows; the iterator ends before it where the rank has none."""
-    stream = feed.stream
-    items = range(first_step // stream.window_steps, -(-stream.num_steps // stream.window_steps))
-    reference = ray.put(feed)
-    most = tasks_at_once(feed, num_ranks=num_ranks, memory=ray.cluster_resources().get("memory", 0))
+    Rows: `image` uint8 [n, size, size, 3] (with `decode_in` workers, the columns of `encoded_rows` instead), `caption`,
+    `key`, `valid` bool, `problem` (empty if valid), `epoch` and `ordinal` (of the pair in the pool). Only the last
+    batch of the phase may have fewer rows; if the rank has none, the iterator ends before it."""
+    order = inputs.order
+    items = range(first_step // order.window_steps, -(-order.num_steps // order.window_steps))
+    reference = ray.put(inputs)
+    most = tasks_at_once(inputs, num_ranks=num_ranks, memory=ray.cluster_resources().get("memory", 0))
     for start in range(0, len(items), SEGMENT_ITEMS):
         rows = [{"item": item} for item in items[start : start + SEGMENT_ITEMS]]
         read = partial(_read_items, reference=reference, rank=rank, num_ranks=num_ranks, first_step=first_step)
@@ -72,73 +73,74 @@ def rank_batches(feed: Feed, *, rank: int, num_ranks: int, first_step: int) -> I
                 read, batch_size=1, num_cpus=READ_CPUS, compute=ray.data.TaskPoolStrategy(min(most, len(rows)))
             )
             .map_batches(
-                partial(decode_block, decoding=feed.decoding),
+                partial(decode_block, decoding=inputs.decoding),
                 batch_size=None,
                 batch_format="pyarrow",
                 num_cpus=DECODE_CPUS,
             )
         )
         yield from dataset.iter_batches(
-            batch_size=stream.global_batch_size // num_ranks, batch_format="numpy", prefetch_batches=PREFETCH_BATCHES
+            batch_size=order.global_batch_size // num_ranks, batch_format="numpy", prefetch_batches=PREFETCH_BATCHES
         )
 
 
-def tasks_at_once(feed: Feed, *, num_ranks: int, memory: float) -> int:
-    """How many reading tasks of a rank may run at once on a cluster with so many bytes of memory: Ray Data counts what
-    they have given, not the window that each may hold."""
-    shards = {part.shard.uri: part.shard.num_bytes for part in feed.parts}
-    pair_bytes = sum(shards.values()) / max(1, sum(feed.catalog.rows_per_part))
-    window_bytes = pair_bytes * feed.stream.window_steps * feed.stream.global_batch_size / num_ranks
-    return max(FEWEST_READ, int(READ_SHARE * memory / num_ranks / max(1, window_bytes)))
+def tasks_at_once(inputs: ReaderInputs, *, num_ranks: int, memory: float) -> int:
+    """Return how many reading tasks of a rank may run at once on a cluster with `memory` bytes.
+
+    Ray Data limits the bytes that tasks have yielded, but not the window that each task holds."""
+    shards = {part.shard.uri: part.shard.num_bytes for part in inputs.parts}
+    pair_bytes = sum(shards.values()) / max(1, sum(inputs.catalog.rows_per_part))
+    window_bytes = pair_bytes * inputs.order.window_steps * inputs.order.global_batch_size / num_ranks
+    return max(MIN_READING_TASKS, int(READ_SHARE * memory / num_ranks / max(1, window_bytes)))
 
 
-def batch_keys(feed: Feed, step: int) -> list[str]:
-    """The keys of the pairs of a global batch."""
-    pairs = feed.stream.batch(step)
+def batch_keys(inputs: ReaderInputs, step: int) -> list[str]:
+    """Return the keys of the pairs of a global batch."""
+    pairs = inputs.order.batch(step)
     keys = []
     for index in np.unique(pairs.part).tolist():
-        table = feed.catalog.table(index, ("key",))
-        kept = np.flatnonzero(feed.keep.mask(index, table.num_rows))
+        table = inputs.catalog.table(index, ("key",))
+        kept = np.flatnonzero(inputs.keep.mask(index, table.num_rows))
         keys += table["key"].take(kept[pairs.kept_ordinal[pairs.part == index]]).to_pylist()
     return keys
 
 
-def read_window(feed: Feed, item: int, *, rank: int, num_ranks: int, first_step: int) -> Iterator[pa.Table]:
-    """The rank's pairs of an item from `first_step` on, in the stream's order, in tables of `STRETCH_BYTES` of encoded
-    images at most, or of one pair: `image` (large_binary), `caption`, `key`, `epoch` and `ordinal`.
+def read_window(inputs: ReaderInputs, item: int, *, rank: int, num_ranks: int, first_step: int) -> Iterator[pa.Table]:
+    """Yield the rank's pairs of an item from `first_step`, in training order, as tables.
 
-    Of local tars a table's images are read when it is asked for. Errors: `UserError` for a shard that is gone;
-    `OSError`."""
-    pairs = _in_batch_order(feed.stream, item, rank, num_ranks, first_step)
+    Columns: `image` (large_binary), `caption`, `key`, `epoch` and `ordinal`. A table has at most `STRETCH_BYTES` of
+    encoded images, or one pair. From local tars, a table's images are read when the table is requested.
+    Errors: `UserError` for a missing shard; `OSError`."""
+    pairs = _in_batch_order(inputs.order, item, rank, num_ranks, first_step)
     if not len(pairs.part):
         return
-    rows = _looked_up(feed, pairs)
-    if _are_at_hand(feed, rows):
-        # a stretch goes once, forward, over each part that it takes from: every image is read once as before, but the
-        # window's shards are gone over once a stretch, each time for other pairs of the same neighbourhood
+    rows = _catalog_rows(inputs, pairs)
+    if _random_access_is_cheap(inputs, rows):
+        # each stretch reads forward once through each of its parts. Every image is still read once, but the window's
+        # shards are passed once per stretch, each time for other pairs of the same region
         for stretch in _stretches(pc.fill_null(rows["image_size"], 0).to_numpy()):
             piece = rows.slice(stretch.start, stretch.stop - stretch.start)
-            yield _with_images(piece, _images(feed, piece))
+            yield _with_images(piece, _images(inputs, piece))
         return
-    # a lane is shuffled all over its window: a stretch's pairs are not neighbours, those of the window are
-    images = _images(feed, rows)
+    # a lane is shuffled across its window: neighbours in the shards are in the same window, but not in the same stretch
+    images = _images(inputs, rows)
     for stretch in _stretches(np.array([len(image or b"") for image in images])):
         piece = rows.slice(stretch.start, stretch.stop - stretch.start)
         table = _with_images(piece, images[stretch])
-        # what is given is not held any longer
+        # release what is yielded
         images[stretch] = None
         yield table
 
 
-def own_the_context(*, num_ranks: int, worker_cpus: float) -> None:
-    """Sets this process's Ray Data context: ordered, and a rank's share of what the training workers leave free."""
+def configure_ray_data(*, num_ranks: int, worker_cpus: float) -> None:
+    """Set this process's Ray Data context: ordered, with a rank's share of the CPUs that training does not use."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_options.preserve_order = True
-    # what a task reads is cut into blocks of this many bytes, else of 128 MiB: thousands of pictures for one to decode
+    # blocks of this many bytes from reading tasks; the default of 128 MiB is thousands of images for one decoding task
     context.target_max_block_size = BLOCK_BYTES
-    # the cause as it was raised, so that a user's mistake in a task is still one line
+    # raise the task's own error, so that a user's mistake in a task is still one line
     context.raise_original_map_exception = True
     total = ray.cluster_resources()
     free_cpus = total.get("CPU", 1) - num_ranks * worker_cpus
@@ -151,44 +153,44 @@ def own_the_context(*, num_ranks: int, worker_cpus: float) -> None:
 def _read_items(
     batch: dict[str, NDArray], *, reference: ray.ObjectRef, rank: int, num_ranks: int, first_step: int
 ) -> Iterator[pa.Table]:
-    feed: Feed = fetched(reference)
+    inputs: ReaderInputs = fetched(reference)
     for item in batch["item"].tolist():
-        yield from read_window(feed, item, rank=rank, num_ranks=num_ranks, first_step=first_step)
+        yield from read_window(inputs, item, rank=rank, num_ranks=num_ranks, first_step=first_step)
 
 
-def _in_batch_order(stream: Stream, item: int, rank: int, num_ranks: int, first_step: int) -> Pairs:
-    start = max(item * stream.window_steps, first_step)
-    stop = min((item + 1) * stream.window_steps, stream.num_steps)
+def _in_batch_order(order: SampleOrder, item: int, rank: int, num_ranks: int, first_step: int) -> Pairs:
+    start = max(item * order.window_steps, first_step)
+    stop = min((item + 1) * order.window_steps, order.num_steps)
     lanes = [
-        stream.pairs(lane, *stream.positions(lane, start, stop - start)) for lane in stream.rank_lanes(rank, num_ranks)
+        order.pairs(lane, *order.positions(lane, start, stop - start)) for lane in order.rank_lanes(rank, num_ranks)
     ]
-    steps = np.concatenate([np.arange(len(lane.part)) // stream.lane_step for lane in lanes])
-    # stable: inside a step the lanes follow one another
-    order = np.argsort(steps, kind="stable")
-    return Pairs(*(np.concatenate(columns)[order] for columns in zip(*lanes, strict=True)))
+    steps = np.concatenate([np.arange(len(lane.part)) // order.lane_step for lane in lanes])
+    # a stable sort: inside a step, the lanes stay in order
+    by_step = np.argsort(steps, kind="stable")
+    return Pairs(*(np.concatenate(columns)[by_step] for columns in zip(*lanes, strict=True)))
 
 
-def _looked_up(feed: Feed, pairs: Pairs) -> pa.Table:
-    # the pairs' rows of the catalog, in the order of the pairs; each part's columns and bits are read once
-    tables, order = [], []
+def _catalog_rows(inputs: ReaderInputs, pairs: Pairs) -> pa.Table:
+    # the catalog rows of the pairs, in the order of the pairs; each part's columns and keep list are read once
+    tables, slots = [], []
     for index in np.unique(pairs.part).tolist():
         wanted = np.flatnonzero(pairs.part == index)
-        catalog = feed.catalog.table(index, READ_COLUMNS)
-        rows = np.flatnonzero(feed.keep.mask(index, catalog.num_rows))[pairs.kept_ordinal[wanted]]
+        catalog = inputs.catalog.table(index, READ_COLUMNS)
+        rows = np.flatnonzero(inputs.keep.mask(index, catalog.num_rows))[pairs.kept_ordinal[wanted]]
         table = catalog.take(rows).append_column("part", pa.array(pairs.part[wanted]))
         table = table.append_column("epoch", pa.array(pairs.epoch[wanted]))
-        tables.append(table.append_column("ordinal", pa.array(feed.catalog.first_ordinals[index] + rows)))
-        order.append(wanted)
-    return pa.concat_tables(tables).combine_chunks().take(np.argsort(np.concatenate(order), kind="stable"))
+        tables.append(table.append_column("ordinal", pa.array(inputs.catalog.first_ordinals[index] + rows)))
+        slots.append(wanted)
+    return pa.concat_tables(tables).combine_chunks().take(np.argsort(np.concatenate(slots), kind="stable"))
 
 
-def _are_at_hand(feed: Feed, rows: pa.Table) -> bool:
-    # whether a few images cost no more than their bytes: not so of an object store (a request each, once neighbours
-    # are not asked for together), of a compressed tar (a walk over it) and of Parquet (whole row groups)
-    there = rows.filter(pc.not_equal(rows["status"], int(Status.MISSING_IMAGE)))
-    have_places = not there["image_offset"].null_count and not there["image_size"].null_count
+def _random_access_is_cheap(inputs: ReaderInputs, rows: pa.Table) -> bool:
+    # whether reading a few images costs no more than their bytes. Not so with an object store (one request each, unless
+    # neighbours are read together), a compressed tar (read from its start) or Parquet (whole row groups)
+    present = rows.filter(pc.not_equal(rows["status"], int(Status.MISSING_IMAGE)))
+    have_offsets = not present["image_offset"].null_count and not present["image_size"].null_count
     parts = np.unique(rows["part"].to_numpy()).tolist()
-    return have_places and all(files.is_local(feed.parts[index].shard.uri) for index in parts)
+    return have_offsets and all(files.is_local(inputs.parts[index].shard.uri) for index in parts)
 
 
 def _stretches(sizes: NDArray[np.int64]) -> Iterator[slice]:
@@ -200,24 +202,24 @@ def _stretches(sizes: NDArray[np.int64]) -> Iterator[slice]:
         start = stop
 
 
-def _images(feed: Feed, rows: pa.Table) -> NDArray[np.object_]:
+def _images(inputs: ReaderInputs, rows: pa.Table) -> NDArray[np.object_]:
     part, ordinal = rows["part"].to_numpy(), rows["ordinal"].to_numpy()
     images = np.empty(rows.num_rows, object)
     for index in np.unique(part).tolist():
-        places = np.flatnonzero(part == index)
-        # a source wants rows in ascending order; at an epoch border a pair may be there twice: its bytes are read once
-        _, first, back = np.unique(ordinal[places], return_index=True, return_inverse=True)
-        wanted = rows.select(READ_COLUMNS).take(places[first])
+        slots = np.flatnonzero(part == index)
+        # a source takes rows in ascending order; at an epoch border a pair may occur twice, but is read once
+        _, first, back = np.unique(ordinal[slots], return_index=True, return_inverse=True)
+        wanted = rows.select(READ_COLUMNS).take(slots[first])
         try:
-            found = np.fromiter(feed.source.images(feed.parts[index], wanted), object, len(first))
+            found = np.fromiter(inputs.source.images(inputs.parts[index], wanted), object, len(first))
         except FileNotFoundError as error:
             raise UserError(
-                f"{feed.parts[index].shard.uri} is gone, which was there when the pool was catalogued; "
-                "put it back, and the same command goes on"
+                f"{inputs.parts[index].shard.uri} is missing; it existed when the catalog was built. "
+                "Restore it and run the same command again to continue"
             ) from error
-        images[places] = found[back]
+        images[slots] = found[back]
     return images
 
 
 def _with_images(rows: pa.Table, images: NDArray[np.object_]) -> pa.Table:
-    return pa.table({"image": pa.array(images, pa.large_binary()), **{name: rows[name] for name in GIVEN_COLUMNS}})
+    return pa.table({"image": pa.array(images, pa.large_binary()), **{name: rows[name] for name in OUTPUT_COLUMNS}})

@@ -1,8 +1,8 @@
-"""Training as a stage: one phase (pre-training, or the fine-tune epoch) as a Ray Train run of DDP workers.
+"""The training stage: one phase (pre-training or fine-tuning) as a Ray Train run of DDP workers.
 
-The artifact is the model folder that open_clip loads, the curve, and the checkpoints until it is done. What the workers
-do is in `worker.py`; the order they see pairs in is a function (`stream.py`), so a phase that was killed goes on from
-its last checkpoint with the very next global batch."""
+The artifact has the model folder that open_clip loads, the curve, and, until the phase is done, the checkpoints.
+`worker.py` has the work of the workers. The order of the pairs is a function (`sample_order.py`), so a killed phase
+resumes from its last checkpoint with exactly the next global batch."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from orchestrator.evaluation.sets import evaluation_sets, measured_on, metrics
 from orchestrator.source import Source
 from orchestrator.storage import files
 from orchestrator.training.job import Job
-from orchestrator.training.phase_signals import start_ticker
-from orchestrator.training.sample_order import Stream
-from orchestrator.training.tracking import check_installed
+from orchestrator.training.phase_signals import start_signals
+from orchestrator.training.sample_order import SampleOrder
+from orchestrator.training.tracking.trackers import check_installed
 
 VERSION = 2
-# of no use once a phase is done
-LEFT_BEHIND = ("checkpoints", "ray", "best")
-# how many workers there are, how they compute and read and where they report: what that changes is rounding (and, for
-# towers with batch norm or dropout, which of a batch's pairs share statistics and draws)
+# folders that a finished phase does not need
+REMOVED_AT_END = ("checkpoints", "ray", "best")
+# the number of workers, how they compute and read, and where they report. These settings change only rounding and, for
+# towers with batch norm or dropout, which pairs of a batch share statistics and random numbers
 NOT_IN_FINGERPRINT = {
     "num_workers",
     "cpus_per_worker",
@@ -54,7 +54,7 @@ NOT_IN_FINGERPRINT = {
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """What tells one phase from the other: its name, its length and speed, its pairs, the weights it starts from."""
+    """One phase: its name, its settings, the keep list of its pairs, and the phase whose weights it starts from."""
 
     name: str
     config: PhaseConfig
@@ -63,7 +63,7 @@ class Phase:
 
 
 def training_stage(config: Config, phase: Phase, source: Source, catalog: Catalog) -> Stage:
-    """The stage of a phase; nothing is computed before its `build`."""
+    """Return the stage of a phase; nothing is computed before it is built."""
     training = config.training
     check_evaluation(config)
     shared = training.model_dump(mode="json", exclude=NOT_IN_FINGERPRINT | set(PhaseConfig.model_fields))
@@ -71,7 +71,7 @@ def training_stage(config: Config, phase: Phase, source: Source, catalog: Catalo
         evaluated = measured_on(config.evaluation, evaluation_sets(config.evaluation))
         shared["best"] = [training.best_metric, training.evaluate_every_steps, evaluated]
         if config.model.pretrained or ":" in (config.model.name or ""):
-            # before, the best was told by a bicubic centre crop, which published weights may not take
+            # an earlier version evaluated with a bicubic centre crop, which published weights may not use
             shared["best"].append("own preprocessing")
     length = phase.config.model_dump(mode="json", include=set(PhaseConfig.model_fields) - {"epochs", "samples"})
     length |= {"samples": phase.config.samples} if phase.config.samples else {"epochs": phase.config.epochs}
@@ -87,9 +87,6 @@ def training_stage(config: Config, phase: Phase, source: Source, catalog: Catalo
         length=length,
     )
 
-    def build(display: Display) -> Artifact:
-        return _train(config, phase, source, catalog, artifact, display)
-
     epochs = f"{phase.config.epochs} epoch{'s' if phase.config.epochs > 1 else ''}"
     how_long = f"{phase.config.samples:,} samples" if phase.config.samples else epochs
     what = config.model.name or "the configured model"
@@ -98,31 +95,32 @@ def training_stage(config: Config, phase: Phase, source: Source, catalog: Catalo
         role=Role(phase.name),
         does=f"train {what} for {how_long} at lr {phase.config.lr:g}, batches of {config.training.global_batch_size:,}",
         artifact=artifact,
-        build=build,
+        build=TrainPhase(config=config, phase=phase, source=source, catalog=catalog, artifact=artifact),
         flow=PairFlow(epochs=phase.config.epochs, samples=phase.config.samples, on_whole_pool=phase.start is not None),
     )
 
 
 def check_evaluation(config: Config) -> None:
-    """Errors: `UserError` when there is nothing to evaluate on the way on, or the best model's metric is none of
-    those."""
+    """Check the settings of evaluation during training.
+
+    Errors: `UserError` if there is no evaluation set, or the best model's metric is not measured."""
     training, known = config.training, metrics(config.evaluation)
     if training.evaluate_every_steps is None:
         return
     if not known:
         raise UserError(
-            "training.evaluate_every_steps is set, but there is no set: give evaluation.retrieval.uri= or "
-            "evaluation.zero_shot.uri="
+            "training.evaluate_every_steps is set, but there is no evaluation set: set evaluation.retrieval.uri "
+            "or evaluation.zero_shot.uri"
         )
     if training.keep_model == "best" and training.best_metric not in known:
         raise UserError(f"training.best_metric={training.best_metric}: expected one of {', '.join(known)}")
 
 
-def phase_stream(config: Config, phase: Phase) -> Stream:
-    """The order of a phase. Errors: `UserError` when the pool keeps fewer pairs than a global batch."""
+def phase_order(config: Config, phase: Phase) -> SampleOrder:
+    """Return the sample order of a phase. Errors: `UserError` if there are fewer kept pairs than a global batch."""
     training = config.training
     kept_per_part = KeepList(phase.keep).kept_per_part
-    return Stream(
+    return SampleOrder(
         kept_per_part=kept_per_part,
         num_samples=phase.config.samples or phase.config.epochs * sum(kept_per_part),
         global_batch_size=training.global_batch_size,
@@ -132,34 +130,49 @@ def phase_stream(config: Config, phase: Phase) -> Stream:
     )
 
 
-def _train(
-    config: Config, phase: Phase, source: Source, catalog: Catalog, artifact: Artifact, display: Display
-) -> Artifact:
-    # with it Ray Train and torch, which a plan can do without
-    from orchestrator.training.driver import fit
+@dataclass(frozen=True, kw_only=True)
+class TrainPhase:
+    """The work of a training stage."""
 
-    check_installed(config.tracking)
-    num_workers = ray_cluster.num_train_workers(config.training.num_workers, lanes=config.training.lanes)
-    job = Job(
-        config=config,
-        phase=phase.config,
-        name=phase.name,
-        artifact=artifact,
-        start_uri=phase.start.path("model") if phase.start else None,
-        source=source,
-        parts=tuple(catalog.parts_of(source)),
-        catalog=catalog,
-        keep=KeepList(phase.keep),
-        stream=phase_stream(config, phase),
-        # a worker has another working folder: relative places are made absolute here
-        sets=evaluation_sets(config.evaluation) if config.training.evaluate_every_steps else {},
-        ticker=start_ticker(),
-    )
-    stop_asked = fit(job, num_workers, display)
-    summary = files.read_json(artifact.path("summary.json"))
-    artifact.publish(totals={**summary, "num_workers": num_workers}, parts=[], seconds=summary["seconds"])
-    for name in LEFT_BEHIND:
-        files.remove(artifact.path(name))
-    if stop_asked:
-        raise Stopped(f"{phase.name}: done, then stopped by SIGTERM; the same command goes on from there")
-    return artifact
+    config: Config
+    phase: Phase
+    source: Source
+    catalog: Catalog
+    artifact: Artifact
+
+    def __call__(self, display: Display) -> Artifact:
+        """Train the phase to its end and publish its artifact.
+
+        Errors: `UserError` with the workers' error; `Stopped` after a SIGTERM."""
+        # imported here: it loads Ray Train and torch, which a plan does not need
+        from orchestrator.training.driver import fit
+
+        check_installed(self.config.tracking)
+        training, artifact = self.config.training, self.artifact
+        num_workers = ray_cluster.num_train_workers(training.num_workers, lanes=training.lanes)
+        stop_requested = fit(self._job(), num_workers, display)
+        summary = files.read_json(artifact.path("summary.json"))
+        artifact.publish(totals={**summary, "num_workers": num_workers}, parts=[], seconds=summary["seconds"])
+        for name in REMOVED_AT_END:
+            files.remove(artifact.path(name))
+        if stop_requested:
+            raise Stopped(f"{self.phase.name}: done, then stopped by SIGTERM; run the same command again to continue")
+        return artifact
+
+    def _job(self) -> Job:
+        config, phase = self.config, self.phase
+        return Job(
+            config=config,
+            phase=phase.config,
+            name=phase.name,
+            artifact=self.artifact,
+            start_uri=phase.start.path("model") if phase.start else None,
+            source=self.source,
+            parts=tuple(self.catalog.parts_of(self.source)),
+            catalog=self.catalog,
+            keep=KeepList(phase.keep),
+            order=phase_order(config, phase),
+            # opened here: workers have another working folder, and relative paths must be those of the driver
+            sets=evaluation_sets(config.evaluation) if config.training.evaluate_every_steps else {},
+            signals=start_signals(),
+        )

@@ -1,4 +1,4 @@
-"""What a DDP worker starts with: its share of the cores, the model, and the recipe in a precision of its device's."""
+"""The start of a training worker: its share of the cores, the model, and the recipe with a precision for its device."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from orchestrator.clip import model, precision
 from orchestrator.clip.model import Clip
-from orchestrator.clip.preprocessing import pictures_of
+from orchestrator.clip.preprocessing import image_input
 from orchestrator.clip.recipe import Recipe
 from orchestrator.storage import files
 from orchestrator.training.agreement import from_first
@@ -19,30 +19,32 @@ from orchestrator.training.job import Job
 
 
 def num_threads(job: Job, workers_here: int) -> int:
-    """A worker's share of its node's cores. Threads that wait for a core spin: two trials of two threads on two cores
-    took three times as long as of one."""
+    """Return a worker's share of its node's cores, as threads for torch.
+
+    Threads that wait for a core spin: on two cores, two trials with two threads each took three times as long as with
+    one thread each."""
     nodes = sum(node["Alive"] for node in ray.nodes())
     trials_here = -(-(job.config.sweep.max_concurrent or 1) // nodes)
     return max(1, (os.cpu_count() or 1) // (workers_here * trials_here))
 
 
 def agreed_recipe(job: Job, device: torch.device, num_ranks: int) -> Recipe:
-    """The phase's recipe; `auto` becomes the precision of the first rank's device, for all: others may have others."""
+    """Return the phase's recipe; with precision `auto`, all ranks use the precision for the device of rank 0."""
     if job.config.training.precision != "auto":
         return job.recipe
     return replace(job.recipe, precision=from_first(precision.native(device), num_ranks))
 
 
 def build_model(job: Job) -> Clip:
-    """The model a phase starts from: new, pre-trained elsewhere, or that of the phase before.
+    """Return the model that a phase starts from: new, pre-trained, or that of the phase before.
 
-    Errors: `ValueError` when it cannot be built or loaded, or is to be evaluated on the way on pictures that cannot be
-    had."""
+    Errors: `ValueError` if it cannot be built or loaded, or if it is evaluated during training and takes images that
+    are not supported."""
     clip = _built(job)
     if job.sets:
-        # told now, not after hours, at the first evaluation
+        # fail now, not after hours at the first evaluation
         name = job.config.model.name or "the configured model"
-        pictures_of(name, clip.preprocess_cfg["size"], clip.preprocess_cfg["resize_mode"])
+        image_input(name, clip.preprocess_cfg["size"], clip.preprocess_cfg["resize_mode"])
     return clip
 
 

@@ -1,8 +1,10 @@
-"""The evaluation sets during training: rank 0 embeds them on its own device, reading tasks decode; and the best model
-so far."""
+"""The validation sets during training: rank 0 embeds them on its device, tasks read and decode; and the best model.
+
+The model with the best validation metric so far is kept next to the checkpoints."""
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,32 +17,34 @@ from orchestrator.evaluation.embed import LoadedModels, measure
 from orchestrator.evaluation.sets import EvaluationSet, named_results
 from orchestrator.storage import files
 
+logger = logging.getLogger(__name__)
 MODEL = "model"
 
 
 def evaluate(clip: Clip, sets: Mapping[str, EvaluationSet], config: Config) -> dict[str, float]:
-    """Every metric of a model on the sets that the config names, opened by the driver; in [0, 1]."""
+    """Return every metric of a model on the configured sets, which the driver has opened; values in [0, 1]."""
     return named_results(config.evaluation, measure(LoadedModels({MODEL: clip}), sets, config.evaluation)[MODEL])
 
 
-class Best:
-    """The model folder with the highest value of a metric so far, and what that is."""
+class BestModel:
+    """The model folder with the highest value of a metric so far, and that value."""
 
     def __init__(self, artifact: Artifact, metric: str):
         self.artifact, self.metric, self.note = artifact, metric, artifact.path("best.json")
         self.value = files.read_json(self.note)["value"] if files.exists(self.note) else float("-inf")
 
     def offer(self, clip: Clip, measured: dict[str, float], step: int) -> None:
-        """Keeps the model if it is better than the one before; of equals the first stays."""
+        """Keep the model if it is better than the best so far; of equal models the first stays."""
         if measured[self.metric] <= self.value:
             return
         self.value = measured[self.metric]
         save_model(clip, self.artifact.path("best"))
         files.write_json(self.note, {"step": step, "metric": self.metric, "value": self.value})
+        logger.info("best model so far after step %d: %s = %.4f", step, self.metric, self.value)
 
 
 def save_model(clip: Clip, uri: str) -> None:
-    """A model as the folder that open_clip loads, at any place."""
+    """Write a model as a folder that open_clip loads, at any URI."""
     with tempfile.TemporaryDirectory() as folder:
         model.save(clip, Path(folder))
         files.copy(folder, uri)

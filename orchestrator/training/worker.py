@@ -1,11 +1,12 @@
-"""What one DDP worker of a training phase does: build or load the model, take up the last checkpoint, then step after
-step the same global batches whatever the number of workers; rank 0 keeps the curve, checkpoints and the model
-folder."""
+"""One DDP worker of a training phase.
+
+It builds or loads the model, restores the last checkpoint, and takes the remaining steps. The global batches are the
+same for any number of workers. Rank 0 writes the curve, the checkpoints and the model folder."""
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterator
 
 import ray
 import ray.train
@@ -13,157 +14,195 @@ import ray.train.torch
 import torch
 
 from orchestrator.clip.model import Clip
-from orchestrator.clip.train_step import Learner, StepMetrics
+from orchestrator.clip.train_step import StepMetrics, TrainStep
 from orchestrator.errors import UserError
 from orchestrator.storage import files
 from orchestrator.storage.files import StoreError
 from orchestrator.training import validation
-from orchestrator.training.agreement import AgreedError, Clock, Wishes, from_first, gather, wait_for_all
-from orchestrator.training.bad_samples import Skips
-from orchestrator.training.batch_log import BatchRecord
+from orchestrator.training.agreement import AgreedError, CheckpointTimer, RankRequest, from_first, gather, wait_for_all
+from orchestrator.training.bad_samples import BadSamples
+from orchestrator.training.batch_log import BatchLog
 from orchestrator.training.checkpoints import Checkpoints
-from orchestrator.training.device_loader import Loaded, load
+from orchestrator.training.device_loader import load_batches
 from orchestrator.training.job import Job
-from orchestrator.training.log import Log, Pace, memory
-from orchestrator.training.reader import batch_keys, own_the_context
+from orchestrator.training.phase_signals import forwarded_log
+from orchestrator.training.reader import batch_keys, configure_ray_data
 from orchestrator.training.start import agreed_recipe, build_model, num_threads
+from orchestrator.training.tracking.phase_log import Pace, PhaseLog, memory
 
-KEYS_TOLD = 5
+logger = logging.getLogger(__name__)
+# keys in the error for a batch with a loss that is not finite
+KEYS_SHOWN = 5
 
 
 def train_worker(job: Job) -> None:
-    """What every worker of Ray Train does.
+    """Train the phase on this worker; every worker of Ray Train calls it.
 
-    A user's mistake goes to the driver by the ticker, as no retry would mend it. Where all ranks see it they end by
-    themselves; where one alone does, it must bring down the group, whose next start then ends at once. A place that
-    cannot be written may be so for a moment only: the group starts again from the last checkpoint."""
-    if ray.get(job.ticker.read.remote()).mistake is not None:
+    A user's mistake goes to the driver through the signals, because no retry can fix it. If all ranks see it, each ends
+    by itself. If only one sees it, its failure must end the whole group, and the next start then returns at once. A
+    write error of the store can be temporary: the group restarts from the last checkpoint."""
+    if ray.get(job.signals.state.remote()).error is not None:
         return
-    try:
-        _Worker(job).run()
-    except AgreedError as error:
-        ray.get(job.ticker.refuse.remote(str(error)))
-    except StoreError:
-        raise
-    except UserError as error:
-        # what a reading task raised comes with the trace of its task: the line is in the cause
-        ray.get(job.ticker.refuse.remote(str(getattr(error, "cause", None) or error)))
-        raise
+    rank = ray.train.get_context().get_world_rank()
+    with forwarded_log(job.signals, rank):
+        if rank == 0:
+            _log_start(job)
+        try:
+            _Worker(job).run()
+        except AgreedError as error:
+            ray.get(job.signals.fail.remote(str(error)))
+        except Exception as error:
+            logger.exception("%s: worker failed", job.name)
+            if isinstance(error, UserError) and not isinstance(error, StoreError):
+                # the message of an error from a reading task includes the task's trace; its cause is only the line
+                ray.get(job.signals.fail.remote(str(getattr(error, "cause", None) or error)))
+            raise
+
+
+def _log_start(job: Job) -> None:
+    num_starts, num_workers = ray.get(job.signals.start_group.remote()), ray.train.get_context().get_world_size()
+    if num_starts == 1:
+        logger.info("%s: started with %d workers", job.name, num_workers)
+    else:
+        logger.warning("%s: restarted with %d workers, restart number %d", job.name, num_workers, num_starts - 1)
 
 
 class _Worker:
+    """The state of one rank. Methods stand in the order of their use: start, steps, what is due after a step, end."""
+
     def __init__(self, job: Job):
         context, training = ray.train.get_context(), job.config.training
         self.job, self.rank, self.num_ranks = job, context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
         if self.device.type == "cpu":
             torch.set_num_threads(num_threads(job, context.get_local_world_size()))
-        own_the_context(num_ranks=self.num_ranks, worker_cpus=training.cpus_per_worker)
-        self.skips = Skips(max_share=training.max_bad_pairs)
+        configure_ray_data(num_ranks=self.num_ranks, worker_cpus=training.cpus_per_worker)
+        self.bad_samples = BadSamples(max_share=training.max_bad_pairs)
         self.clip = self._build_model()
         try:
             recipe = agreed_recipe(job, self.device, self.num_ranks)
-            self.learner = Learner(self.clip, recipe, device=self.device, rank=self.rank, num_ranks=self.num_ranks)
+            self.train_step = TrainStep(self.clip, recipe, device=self.device, rank=self.rank, num_ranks=self.num_ranks)
         except ValueError as error:
             raise AgreedError(f"training: {error}") from error
-        self.feed = job.feed(self.clip)
+        self.inputs = job.reader_inputs(self.clip)
         self.checkpoints = Checkpoints(job.artifact.path("checkpoints"), keep=training.keep_checkpoints)
-        self.clock = Clock(training.checkpoint_every_minutes)
+        self.timer = CheckpointTimer(training.checkpoint_every_minutes)
+        # seconds of training before the restored checkpoint, by earlier attempts
         self.started, self.seconds_before = time.monotonic(), 0.0
         self.first_step = self._restore()
-        self.log = Log(job, self.first_step) if self.rank == 0 else None
-        self.record = self._batch_record() if training.record_batches else None
+        self.phase_log = PhaseLog(job, self.first_step) if self.rank == 0 else None
+        self.batch_log = self._open_batch_log() if training.record_batches else None
         keeps_best = self.rank == 0 and training.keep_model == "best"
-        self.best = validation.Best(job.artifact, training.best_metric) if keeps_best else None
+        self.best = validation.BestModel(job.artifact, training.best_metric) if keeps_best else None
 
     def _build_model(self) -> Clip:
-        clip, mistake = None, None
+        clip, problem = None, None
         try:
             clip = build_model(self.job)
         except ValueError as error:
-            mistake = f"model: {error}"
-        # a file may be there on one node and not on another
-        Wishes.of_all(gather(Wishes(mistake=mistake), self.num_ranks))
+            problem = f"model: {error}"
+        # all ranks must agree: a file may exist on one node and not on another
+        RankRequest.of_all(gather(RankRequest(error=problem), self.num_ranks))
         assert clip is not None
         return clip
 
     def _restore(self) -> int:
+        """Restore the newest readable checkpoint; return the number of steps taken before."""
         newest = self.checkpoints.newest() if self.rank == 0 else None
         name = from_first(newest and newest.name, self.num_ranks)
         if newest is not None:
-            self.checkpoints.go_on_from(name)
+            self.checkpoints.remove_newer(name)
             for problem in newest.problems:
-                self.job.ticker.warn.remote(f"{self.job.name}: {problem}")
+                self.job.signals.warn.remote(f"{self.job.name}: {problem}")
         if name is None:
             return 0
         saved = newest.saved if newest else self.checkpoints.load(name)
-        self.skips.restore(saved["skips"])
-        self.learner.restore(saved["learner"])
+        # the keys of a checkpoint keep their spelling: checkpoints of earlier versions are read
+        self.bad_samples.restore(saved["skips"])
+        self.train_step.restore(saved["learner"])
         self.seconds_before = saved["seconds"]
+        logger.info("%s: resuming after step %d, from %s", self.job.name, saved["step"], name)
         return saved["step"]
 
-    def _batch_record(self) -> BatchRecord:
+    def _open_batch_log(self) -> BatchLog:
         uri = self.job.artifact.path("batches")
-        record = BatchRecord(uri, rank=self.rank, num_ranks=self.num_ranks, first_step=self.first_step)
+        log = BatchLog(uri, rank=self.rank, num_ranks=self.num_ranks, first_step=self.first_step)
         if self.rank == 0:
-            record.drop_lost_steps()
+            log.drop_lost_steps()
+        # no rank may write before old files are removed
         wait_for_all(self.num_ranks)
-        return record
+        return log
 
     def run(self) -> None:
-        """Every step from the last checkpoint to the end."""
+        """Take every step from the last checkpoint to the end, or to a requested stop."""
         try:
             self._train()
         finally:
-            if self.log is not None:
-                self.log.close()
+            if self.phase_log is not None:
+                self.phase_log.close()
 
     def _train(self) -> None:
         job, pace = self.job, Pace(self.first_step)
-        batches = self._batches()
-        for step in range(self.first_step, job.stream.num_steps):
+        place = {"rank": self.rank, "num_ranks": self.num_ranks, "first_step": self.first_step}
+        batches = load_batches(self.inputs, self.clip, **place, device=self.device)
+        for step in range(self.first_step, job.order.num_steps):
             with pace.waiting():
                 loaded = next(batches)
-            self.skips.add(loaded.rows)
-            if self.record is not None:
-                self.record.add(step, loaded.rows)
-            metrics = self.learner.step(loaded.batch, lr=job.lr(step), step=step)
+            self.bad_samples.add(loaded.rows)
+            if self.batch_log is not None:
+                self.batch_log.add(step, loaded.rows)
+            metrics = self.train_step.run(loaded.batch, lr=job.lr(step), step=step)
             if self._after_step(step + 1, metrics, pace):
                 return self._stop(step + 1)
         self._finish()
 
     def _after_step(self, done: int, metrics: StepMetrics, pace: Pace) -> bool:
-        """The log, evaluation and checkpoint that are due after so many steps; whether the phase is to stop."""
+        """Log, evaluate and write a checkpoint if that is due after `done` steps; return whether to stop the phase."""
         training = self.job.config.training
         logs = self._is_due(training.log_every_steps, done) or self._evaluates(done)
         saves = done % training.checkpoint_every_steps == 0
         if not logs and not saves:
             return False
-        # before anything is written: never a state that is not finite, and with the skips of all ranks
+        # before anything is written: a state that is not finite is not saved, and all ranks' bad samples are counted
         agreed = self._agree(done)
         if logs:
             self._log(done, metrics, pace)
-        if done == self.job.stream.num_steps:
+        if done == self.job.order.num_steps:
             return False
         if saves or agreed.checkpoint or agreed.stop:
             self._checkpoint(done)
         return agreed.stop
 
-    def _is_due(self, every_steps: int, done: int) -> bool:
-        return done % every_steps == 0 or done == self.job.stream.num_steps
+    def _is_due(self, every_steps: int | None, done: int) -> bool:
+        return every_steps is not None and (done % every_steps == 0 or done == self.job.order.num_steps)
 
     def _evaluates(self, done: int) -> bool:
-        every = self.job.config.training.evaluate_every_steps
-        return every is not None and self._is_due(every, done)
+        return self._is_due(self.job.config.training.evaluate_every_steps, done)
 
-    def _batches(self) -> Iterator[Loaded]:
-        return load(
-            self.feed,
-            self.clip,
-            rank=self.rank,
-            num_ranks=self.num_ranks,
-            first_step=self.first_step,
-            device=self.device,
+    def _agree(self, done: int) -> RankRequest:
+        """Exchange between all ranks: new bad samples, and requests to stop, to write a checkpoint or to fail."""
+        new, requests = zip(*gather((self.bad_samples.take_new(), self._request()), self.num_ranks), strict=True)
+        agreed = RankRequest.of_all(requests)
+        self.bad_samples.merge(new, self.job.name, self.job.seen(done))
+        return agreed
+
+    def _request(self) -> RankRequest:
+        bad_step = self.train_step.first_bad_step()
+        if bad_step is not None:
+            return RankRequest(error=self._not_finite(bad_step))
+        if self.rank != 0:
+            return RankRequest()
+        stop = ray.get(self.job.signals.state.remote()).stop_requested
+        return RankRequest(stop=stop, checkpoint=self.timer.is_due())
+
+    def _not_finite(self, step: int) -> str:
+        keys, uri = batch_keys(self.inputs, step), self.job.artifact.path("bad_batch.json")
+        if self.rank == 0:
+            files.write_json(uri, {"step": step + 1, "keys": keys})
+        return (
+            f"{self.job.name}: loss or gradients are not finite at step {step + 1}. Its batch has the pairs "
+            f"{', '.join(keys[:KEYS_SHOWN])}, ... (all {len(keys)} keys: {uri}). Lower the learning rate, set "
+            "training.grad_clip_norm, or use training.precision=fp32"
         )
 
     def _log(self, done: int, metrics: StepMetrics, pace: Pace) -> None:
@@ -172,46 +211,21 @@ class _Worker:
         record = {
             "step": done,
             "samples_seen": seen,
-            "epoch": seen / job.stream.num_pairs,
+            "epoch": seen / job.order.num_pairs,
             "loss": metrics.loss.item(),
             "lr": job.lr(done - 1),
             "logit_scale": metrics.logit_scale.item(),
             "grad_norm": metrics.grad_norm.item(),
-            "skipped": self.skips.total,
+            "skipped": self.bad_samples.total,
             **memory(self.device),
-            **pace.mark(done, job.stream.global_batch_size),
+            **pace.mark(done, job.order.global_batch_size),
         }
         if self._evaluates(done):
             record |= self._evaluate(done)
+            # the time of the evaluation does not count in the next pace
             pace.restart(done)
-        if self.log is not None:
-            self.log.add(record)
-
-    def _agree(self, done: int) -> Wishes:
-        """All ranks learn what any of them knows: pairs skipped, a wish to stop, a checkpoint due, a mistake."""
-        told = self.skips.told(), self._wishes()
-        skipped, wishes = zip(*gather(told, self.num_ranks), strict=True)
-        agreed = Wishes.of_all(wishes)
-        self.skips.agree(skipped, self.job.name, self.job.seen(done))
-        return agreed
-
-    def _wishes(self) -> Wishes:
-        bad_step = self.learner.first_bad_step()
-        if bad_step is not None:
-            return Wishes(mistake=self._not_finite(bad_step))
-        if self.rank != 0:
-            return Wishes()
-        return Wishes(stop=ray.get(self.job.ticker.read.remote()).stop, checkpoint=self.clock.is_due())
-
-    def _not_finite(self, step: int) -> str:
-        keys, place = batch_keys(self.feed, step), self.job.artifact.path("bad_batch.json")
-        if self.rank == 0:
-            files.write_json(place, {"step": step + 1, "keys": keys})
-        return (
-            f"{self.job.name}: loss or gradients are not finite at step {step + 1}, whose batch holds "
-            f"{', '.join(keys[:KEYS_TOLD])}, ... (all {len(keys)} keys: {place}); lower the learning rate, set "
-            "training.grad_clip_norm, or use training.precision=fp32"
-        )
+        if self.phase_log is not None:
+            self.phase_log.add(record)
 
     def _evaluate(self, done: int) -> dict[str, float]:
         exported = self._export()
@@ -219,64 +233,68 @@ class _Worker:
         if exported is not None:
             exported.model.to(self.device)
             measured = validation.evaluate(exported, self.job.sets, self.job.config)
+            values = ", ".join(f"{name} {value:.4f}" for name, value in measured.items())
+            logger.info("%s: evaluation after step %d: %s", self.job.name, done, values)
             if self.best is not None:
                 self.best.offer(exported, measured, done)
         wait_for_all(self.num_ranks)
         return measured
 
     def _export(self) -> Clip | None:
-        # a copy on the CPU, which rank 0 alone needs; a sharded model takes all ranks to copy
+        # a copy on the CPU, for rank 0 only; to copy a sharded model, all ranks must take part
         if self.rank != 0 and self.job.recipe.parallel == "ddp":
             return None
-        exported = self.learner.export()
+        exported = self.train_step.export()
         return exported if self.rank == 0 else None
+
+    def _checkpoint(self, done: int) -> None:
+        if self.batch_log is not None:
+            self.batch_log.flush(done)
+        state = self.train_step.state()
+        self.timer.restart()
+        if self.phase_log is None or state is None:
+            return
+        self.phase_log.curve.flush()
+        saved = {"step": done, "seconds": self._seconds(), "learner": state, "skips": self.bad_samples.state()}
+        self.checkpoints.save(done, saved)
 
     def _seconds(self) -> float:
         return self.seconds_before + time.monotonic() - self.started
 
-    def _await_checkpoint(self) -> None:
-        try:
-            self.checkpoints.wait()
-        except StoreError as error:
-            # nothing needs it any more: the model comes next
-            self.job.ticker.warn.remote(f"{self.job.name}: {error}")
-
-    def _checkpoint(self, done: int) -> None:
-        if self.record is not None:
-            self.record.flush(done)
-        state = self.learner.state()
-        self.clock.restart()
-        if self.log is None or state is None:
-            return
-        self.log.curve.flush()
-        saved = {"step": done, "seconds": self._seconds(), "learner": state, "skips": self.skips.state()}
-        self.checkpoints.save(done, saved)
-
     def _stop(self, done: int) -> None:
         self.checkpoints.wait()
         if self.rank == 0:
-            ray.get(self.job.ticker.stopped.remote(done))
+            logger.info("%s: stopping after step %d, as requested", self.job.name, done)
+            ray.get(self.job.signals.confirm_stop.remote(done))
 
     def _finish(self) -> None:
-        job, stream = self.job, self.job.stream
-        if self.record is not None:
-            self.record.flush(stream.num_steps)
+        if self.batch_log is not None:
+            self.batch_log.flush(self.job.order.num_steps)
         exported = self._export()
-        if self.log is not None and exported is not None:
-            self._await_checkpoint()
-            if self.best is None:
-                validation.save_model(exported, job.artifact.path("model"))
-            else:
-                files.copy(job.artifact.path("best"), job.artifact.path("model"))
-            summary = {
-                "loss": self.log.curve.records[-1]["loss"],
-                "steps": stream.num_steps,
-                "samples_seen": stream.num_samples,
-                "pairs": stream.num_pairs,
-                "epochs": round(stream.num_epochs, 4),
-                "precision": self.learner.recipe.precision,
-                "seconds": self._seconds(),
-                **self.skips.state(),
-            }
-            files.write_json(job.artifact.path("summary.json"), summary)
+        if self.phase_log is not None and exported is not None:
+            self._write_results(exported, self.phase_log)
         wait_for_all(self.num_ranks)
+
+    def _write_results(self, exported: Clip, phase_log: PhaseLog) -> None:
+        job = self.job
+        try:
+            self.checkpoints.wait()
+        except StoreError as error:
+            # only a warning: the checkpoint is not needed, as the final model is written next
+            job.signals.warn.remote(f"{job.name}: {error}")
+        if self.best is None:
+            validation.save_model(exported, job.artifact.path("model"))
+        else:
+            files.copy(job.artifact.path("best"), job.artifact.path("model"))
+        summary = {
+            "loss": phase_log.curve.records[-1]["loss"],
+            "steps": job.order.num_steps,
+            "samples_seen": job.order.num_samples,
+            "pairs": job.order.num_pairs,
+            "epochs": round(job.order.num_epochs, 4),
+            "precision": self.train_step.recipe.precision,
+            "seconds": self._seconds(),
+            **self.bad_samples.state(),
+        }
+        files.write_json(job.artifact.path("summary.json"), summary)
+        logger.info("%s: finished after %d steps", job.name, job.order.num_steps)

@@ -13,7 +13,7 @@ import time
 
 import numpy as np
 
-from orchestrator.pruning.density import inter_distances, quotas, shares
+from orchestrator.pruning.quotas import inter_distances, quotas, shares
 
 KEEP_FRACTION = 0.4
 QUOTAS_OF = [500, 10_000, 100_000]

@@ -34,7 +34,7 @@ from orchestrator.config import TrainingConfig
 from orchestrator.demo.img2dataset import write_shard
 from orchestrator.demo.shards import POOL_PATH
 from orchestrator.training import sample_order
-from orchestrator.training.sample_order import Stream
+from orchestrator.training.sample_order import SampleOrder
 
 Int = NDArray[np.int64]
 NUM_SHARDS, SHARD_PAIRS = 1_000, 10_000
@@ -44,10 +44,10 @@ TRAINED_SHARD_PAIRS = 100
 TRAINED_STREAM = {"global_batch_size": 128, "lanes": 8, "window": 32}
 
 
-def made_up_stream(window: int) -> Stream:
+def made_up_stream(window: int) -> SampleOrder:
     """Return one epoch of the pool, in lanes and batches of the default sizes."""
     settings = TrainingConfig()
-    return Stream(
+    return SampleOrder(
         kept_per_part=(SHARD_PAIRS,) * NUM_SHARDS,
         num_samples=NUM_SHARDS * SHARD_PAIRS,
         global_batch_size=settings.global_batch_size,
@@ -57,7 +57,7 @@ def made_up_stream(window: int) -> Stream:
     )
 
 
-def our_places(order: Stream) -> Int:
+def our_places(order: SampleOrder) -> Int:
     """Return the position of each pair in the epoch, int64 [pairs]."""
     places = np.empty(order.num_samples, np.int64)
     for lane in range(order.num_lanes):
@@ -118,7 +118,7 @@ def row(name: str, places: Int, batch_size: int) -> str:
     return f"| {name} | {together:.1%} | {median:.2%} | {low:.3%} | {np.median(distinct):,.0f} | {distinct.min():,} |"
 
 
-def pairs_per_second(order: Stream, steps: list[int]) -> float:
+def pairs_per_second(order: SampleOrder, steps: list[int]) -> float:
     """Return how many pairs a second of processor time orders, for the batches of these steps, with empty caches."""
     sample_order._permutation.cache_clear()
     sample_order._part_order.cache_clear()

@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from orchestrator.cli import compose_config
 from orchestrator.clip import model
-from orchestrator.clip.train_step import Batch, Learner
+from orchestrator.clip.train_step import Batch, TrainStep
 from orchestrator.config import Config
 from orchestrator.data.catalog import Catalog
 from orchestrator.data.image_decode import decode, random_resized_crop
@@ -83,7 +83,9 @@ def bare_worker(rank: int, config: Config, record: RunRecord, epochs: int, out: 
     clip = model.build(
         name=made.name, config=made.config, pretrained=None, image_size=None, context_length=None, seed=0
     )
-    learner = Learner(clip, recipe_of(settings, settings), device=torch.device("cpu"), rank=rank, num_ranks=NUM_WORKERS)
+    train_step = TrainStep(
+        clip, recipe_of(settings, settings), device=torch.device("cpu"), rank=rank, num_ranks=NUM_WORKERS
+    )
 
     def collate(rows: list[tuple[np.ndarray, str]]) -> Batch:
         images = torch.from_numpy(np.stack([pixels for pixels, _ in rows])).permute(0, 3, 1, 2)
@@ -107,7 +109,7 @@ def bare_worker(rank: int, config: Config, record: RunRecord, epochs: int, out: 
     seen, counted, mark = 0, 0, 0.0
     for _ in range(epochs):
         for batch in loader:
-            learner.step(batch, lr=settings.lr, step=seen // settings.global_batch_size)
+            train_step.run(batch, lr=settings.lr, step=seen // settings.global_batch_size)
             seen += settings.global_batch_size
             if seen >= SKIPPED and not mark:
                 mark, counted = time.monotonic(), seen

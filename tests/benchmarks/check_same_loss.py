@@ -1,8 +1,9 @@
 """Check that our loop and the loop of open_clip_train give the same loss at each step, from the same weights.
 
 Theirs is `train_one_epoch`, with the arguments of its parser, and its schedule, loss and parameter groups. Its images
-go through the evaluation transform that open_clip makes for the model (full decoding, centre crop). Ours is `Learner`,
-with `decode` and with captions trimmed as in training. Both get the same batches from the same JPEG bytes.
+go through the evaluation transform that open_clip makes for the model (full decoding, centre crop). Ours is
+`TrainStep`, with `decode` and with captions trimmed as in training. Both get the same batches from the same JPEG
+bytes.
 
 "same" pixels: theirs gets the pixels that ours decoded. Only fp32 arithmetic can differ. A loss of 4 has a spacing of
 5e-7, and the differences stay small over 20 steps (measured: 1e-6; allowed: ten times that).
@@ -40,10 +41,10 @@ from orchestrator.clip import model
 from orchestrator.clip.model import Clip
 from orchestrator.clip.recipe import Recipe
 from orchestrator.clip.schedule import learning_rate
-from orchestrator.clip.train_step import Batch, Learner
+from orchestrator.clip.train_step import Batch, TrainStep
 from orchestrator.data.image_decode import decode
 from orchestrator.demo.shards import POOL_PATH
-from orchestrator.training.sample_order import Stream
+from orchestrator.training.sample_order import SampleOrder
 
 NUM_STEPS, BATCH_SIZE, NUM_EPOCHS, NUM_SHARDS = 20, 64, 5, 8
 LR, WARMUP_STEPS, WEIGHT_DECAY = 1e-3, 5, 0.2
@@ -68,7 +69,7 @@ class Pair(NamedTuple):
 def batches() -> list[list[Pair]]:
     """Return the first global batches of the demo's pool, with images as JPEGs of several shapes."""
     shard = BATCH_SIZE * NUM_STEPS // NUM_EPOCHS // NUM_SHARDS
-    stream = Stream(
+    stream = SampleOrder(
         kept_per_part=(shard,) * NUM_SHARDS,
         num_samples=BATCH_SIZE * NUM_STEPS,
         global_batch_size=BATCH_SIZE,
@@ -97,7 +98,7 @@ def build() -> Clip:
 
 def our_losses(clip: Clip, pairs: list[list[Pair]], *, lr_factor: float = 1.0) -> list[float]:
     """Train the model; return the loss of each step. An `lr_factor` other than 1 shows that the check finds errors."""
-    learner = Learner(clip, Recipe(weight_decay=WEIGHT_DECAY), device=torch.device("cpu"))
+    train_step = TrainStep(clip, Recipe(weight_decay=WEIGHT_DECAY), device=torch.device("cpu"))
     losses = []
     for step, batch in enumerate(pairs):
         lr = learning_rate(
@@ -107,7 +108,7 @@ def our_losses(clip: Clip, pairs: list[list[Pair]], *, lr_factor: float = 1.0) -
             num_steps=NUM_STEPS,
             num_warmup_steps=WARMUP_STEPS,
         )
-        losses.append(learner.step(_our_batch(clip, batch), lr=lr, step=step).loss.item())
+        losses.append(train_step.run(_our_batch(clip, batch), lr=lr, step=step).loss.item())
     return losses
 
 

@@ -1,8 +1,8 @@
 """Profile the parts of a training step in a real `run`; write a table and a chart.
 
-Timers wrap the parts of the real worker: its loader, its learner, the towers. The figures are means of rank 0 over the
-steady steps. DDP sends gradients while it computes others, so the cost of the all-reduce is only the time that it adds.
-To measure it, every second step runs without all-reduce, and the two means are subtracted. The ranks then have
+Timers wrap the parts of the real worker: its loader, its train step, the towers. The figures are means of rank 0 over
+the steady steps. DDP sends gradients while it computes others, so the cost of the all-reduce is only the time that it
+adds. To measure it, every second step runs without all-reduce, and the two means are subtracted. The ranks then have
 different weights, and the model is thrown away. Tokenising runs in a thread in parallel with the steps; its time is
 shown separately.
 
@@ -31,8 +31,8 @@ import torch
 
 from orchestrator import pipeline
 from orchestrator.cli import compose_config
-from orchestrator.clip import captions, gradients, parallel
-from orchestrator.clip.train_step import Learner
+from orchestrator.clip import optimiser, parallel, towers
+from orchestrator.clip.train_step import TrainStep
 from orchestrator.training import device_loader, driver, worker
 
 WAIT, NORMALISE, IMAGE, TEXT, LOSS = "data wait", "normalise", "image tower", "text tower", "loss"
@@ -80,20 +80,20 @@ class Marks:
         self.ended = now
 
 
-def mark_learner(marks: Marks, learner: Learner) -> None:
-    """Wrap the parts of a learner with timers, and run every second step without all-reduce."""
-    model = learner.model
+def mark_train_step(marks: Marks, train_step: TrainStep) -> None:
+    """Wrap the parts of a train step with timers, and run every second step without all-reduce."""
+    model = train_step.model
     object.__setattr__(model, "encode_image", marks.on(IMAGE, model.encode_image))
     object.__setattr__(model, "encode_text", marks.on(TEXT, model.encode_text))
-    learner.normalise = marks.on(NORMALISE, learner.normalise)  # type: ignore[assignment]
-    learner.loss = marks.on(LOSS, learner.loss)  # type: ignore[assignment]
-    learner.scaler.step = marks.on(OPTIMISER, learner.scaler.step)  # type: ignore[method-assign]
-    backward, step = learner._backward, learner.step
+    train_step.normalise = marks.on(NORMALISE, train_step.normalise)  # type: ignore[assignment]
+    train_step.loss = marks.on(LOSS, train_step.loss)  # type: ignore[assignment]
+    train_step.scaler.step = marks.on(OPTIMISER, train_step.scaler.step)  # type: ignore[method-assign]
+    backward, step = train_step._backward, train_step.run
 
     def exchanging_every_other(batch: Any, number: int) -> torch.Tensor:
         if number % 2 == 0:
             return backward(batch, number)
-        with parallel.no_sync(learner.wrapped):
+        with parallel.no_sync(train_step.wrapped):
             return backward(batch, number)
 
     def ended(*args: Any, **kwargs: Any) -> Any:
@@ -101,26 +101,26 @@ def mark_learner(marks: Marks, learner: Learner) -> None:
         marks.end_step()
         return metrics
 
-    learner._backward = exchanging_every_other  # type: ignore[method-assign]
-    learner.step = ended  # type: ignore[method-assign]
+    train_step._backward = exchanging_every_other  # type: ignore[method-assign]
+    train_step.run = ended  # type: ignore[method-assign]
 
 
 def marked_worker(loop_config: dict[str, Any], path: str) -> None:
     """Run the real training function of a worker with timers. Rank 0 writes the steps."""
     marks = Marks()
-    load, make = worker.load, worker.Learner
+    load, make = worker.load_batches, worker.TrainStep
 
-    def marked_learner(*args: Any, rank: int, **kwargs: Any) -> Learner:
-        learner = make(*args, rank=rank, **kwargs)
-        mark_learner(marks, learner)
+    def marked_train_step(*args: Any, rank: int, **kwargs: Any) -> TrainStep:
+        train_step = make(*args, rank=rank, **kwargs)
+        mark_train_step(marks, train_step)
         marks.is_first = rank == 0
-        return learner
+        return train_step
 
-    worker.load = lambda *args, **kwargs: marks.waiting(load(*args, **kwargs))  # type: ignore[assignment]
-    worker.Learner = marked_learner  # type: ignore[misc, assignment]
+    worker.load_batches = lambda *args, **kwargs: marks.waiting(load(*args, **kwargs))  # type: ignore[assignment]
+    worker.TrainStep = marked_train_step  # type: ignore[misc, assignment]
     device_loader.to_batch = marks.on(TOKENISE, device_loader.to_batch)
-    captions.encode = marks.on(TEXT, captions.encode)
-    gradients.total_norm = marks.on(NORM, gradients.total_norm)
+    towers.encode_trimmed = marks.on(TEXT, towers.encode_trimmed)
+    optimiser.total_norm = marks.on(NORM, optimiser.total_norm)
     torch.Tensor.backward = marks.on(BACKWARD, torch.Tensor.backward)  # type: ignore[method-assign]
     worker.train_worker(loop_config["job"])
     if marks.is_first:

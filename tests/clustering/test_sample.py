@@ -1,4 +1,4 @@
-"""A part's share of the sample, read row by row or as a whole."""
+"""The share of a part in the sample, read row by row or as a whole."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_few_vectors_are_read_alone_and_are_the_same(tmp_path: Path, monkeypatch
     files.write(part_path(embedding.artifact, 0, "image.npy"), to_npy(vectors))
 
     def drawn(share: float) -> PartResult:
-        work = sample._work(embedding, Everyone(), share, 5)  # type: ignore[arg-type]
+        work = sample.SampleGroup(embedding, Everyone(), share, 5)  # type: ignore[arg-type]
         return work([PartRows(0, NUM_ROWS, 0)])
 
     shares = [0.0, 0.01, 0.5, 1.0]

@@ -116,7 +116,7 @@ def clip_settings(folder: str, **settings: Any) -> dict[str, Any]:
 def one_by_one(settings: Any, pairs: Sequence[Pair]) -> dict[str, np.ndarray]:
     """The obvious loop: each picture and each caption through the encoder alone."""
     encoder = build_encoder(settings).place(torch.device("cpu"), settings.precision)
-    size, fraction = encoder.pictures.size, encoder.pictures.crop_fraction
+    size, fraction = encoder.image_input.size, encoder.image_input.crop_fraction
     vectors: dict[str, np.ndarray] = {
         tower: np.zeros((len(pairs), dim), np.float32) for tower, dim in encoder.dims.items()
     }

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import sparse
 
-from orchestrator.pruning import density
-from orchestrator.pruning.density import complexities, inter_distances, least_quotas, quotas, real_quotas, shares
+from orchestrator.pruning import quotas as quotas_module
+from orchestrator.pruning.quotas import complexities, inter_distances, least_quotas, quotas, real_quotas, shares
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -37,7 +37,7 @@ def test_inter_distances_equal_the_definition(
         distances = sorted(1 - wide[j] @ wide[m] for m in range(num_clusters) if m != j)[:num_neighbours]
         expected.append(sum(distances) / len(distances))
     np.testing.assert_allclose(inter_distances(centroids, num_neighbours), expected, atol=1e-6)
-    monkeypatch.setattr(density, "BLOCK_ENTRIES", 7 * num_clusters)
+    monkeypatch.setattr(quotas_module, "BLOCK_ENTRIES", 7 * num_clusters)
     np.testing.assert_allclose(inter_distances(centroids, num_neighbours), expected, atol=1e-6)
 
 
@@ -155,12 +155,12 @@ def test_fewer_pairs_than_clusters_are_an_error() -> None:
     sizes = np.array([1, 0, 1, 0, 0, 1])
     share = shares(np.arange(6) / 10, sizes, 0.1)
     assert quotas(share, sizes, 3, 1.0).tolist() == sizes.tolist()
-    with pytest.raises(ValueError, match=r"2 pairs are to be kept, but every cluster .* together 3"):
+    with pytest.raises(ValueError, match=r"the budget is 2 pairs, but every cluster .* together 3"):
         quotas(share, sizes, 2, 0.0)
 
 
 def test_more_pairs_than_the_clusters_hold_are_an_error() -> None:
-    with pytest.raises(ValueError, match="1,001 pairs are to be kept, but the clusters hold only 1,000"):
+    with pytest.raises(ValueError, match="the budget is 1,001 pairs, but the clusters have only 1,000"):
         quotas(np.array([0.5, 0.5]), np.array([400, 600]), 1001, 0.0)
 
 

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from orchestrator.pruning.metaclip import Matcher, entry_probabilities, keep, spaced
-from orchestrator.pruning.random import random_keys
+from orchestrator.pruning.order import random_keys
 
 ADVERSARIAL = [
     None,

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from orchestrator.pruning.order import Order, order_keys
-from orchestrator.pruning.random import random_keys
+from orchestrator.pruning.order import Order, order_keys, random_keys
 
 DISTANCES = np.array([0.2, 0.5, 0.0, 0.5, 2.0, -1e-8], np.float32)
 ORDINALS = np.arange(100, 106)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from orchestrator.pruning.random import random_keys, random_scores
+from orchestrator.pruning.order import random_keys, random_scores
 
 MASK = 2**64 - 1
 

@@ -16,13 +16,11 @@ import pytest
 from numpy.typing import NDArray
 
 from orchestrator.pruning.caption_words import caption_words
-from orchestrator.pruning.density import complexities, inter_distances, quotas, shares
 from orchestrator.pruning.filters import Reason, basic_reasons
 from orchestrator.pruning.metaclip import Matcher, entry_probabilities, keep
-from orchestrator.pruning.order import order_keys
-from orchestrator.pruning.random import random_scores
+from orchestrator.pruning.order import order_keys, random_scores
+from orchestrator.pruning.quotas import complexities, first_quotas, inter_distances, quotas, shares
 from orchestrator.pruning.semdedup import max_earlier_similarity
-from orchestrator.pruning.ssp import first_quotas
 from orchestrator.pruning.threshold import budget, sortable
 from orchestrator.pruning.wfpp import WordTable, count_words, discard_probabilities, merge_counts, scores
 from tests.support.cuts import cut_parts

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from orchestrator.pruning.ssp import first_quotas
+from orchestrator.pruning.quotas import first_quotas
 from orchestrator.pruning.threshold import sortable
 from tests.support.cuts import cut_parts
 
@@ -18,7 +18,7 @@ def test_first_quotas() -> None:
     assert first_quotas(sizes, 50, 0.0).tolist() == [0, 0, 0, 0]
     assert first_quotas(sizes, 50, 0.5).tolist() == [6, 0, 2, 6]
     assert first_quotas(sizes, 50, 1.0).tolist() == [10, 0, 2, 12]
-    with pytest.raises(ValueError, match="113 pairs are to be kept, but the clusters hold only 112"):
+    with pytest.raises(ValueError, match="the budget is 113 pairs, but the clusters have only 112"):
         first_quotas(sizes, 113, 0.5)
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from orchestrator.pruning.threshold import KEY_BITS, MAX_COUNTS, Cut, budget, find_cut, sortable
+from orchestrator.pruning.threshold import KEY_BITS, MAX_COUNTS, TopKThresholds, budget, find_thresholds, sortable
 from tests.support.cuts import cut_parts, kept_by_sorting
 
 Ints = NDArray[np.int64]
@@ -90,28 +90,28 @@ def test_any_keys_groups_and_budgets_keep_the_same_as_sorting(
 
 def test_refinement_stops_when_nothing_is_undecided() -> None:
     keys = np.arange(100, dtype=np.uint64) << np.uint64(48)
-    start = Cut.start(np.array([100]), np.array([30]))
+    start = TopKThresholds.start(np.array([100]), np.array([30]))
     first = start.refine(start.histogram(keys))
     assert first.decided
     assert first.num_bits == 16
     equal = np.full(10, 3, dtype=np.uint64)
     rounds: list[int] = []
 
-    def histogram(cut: Cut) -> Ints:
+    def histogram(cut: TopKThresholds) -> Ints:
         rounds.append(cut.num_bits)
         return cut.histogram(equal)
 
-    assert find_cut(histogram, np.array([10]), np.array([5])).num_bits == KEY_BITS
+    assert find_thresholds(histogram, np.array([10]), np.array([5])).num_bits == KEY_BITS
     assert rounds == [0, 16, 32, 48]
-    assert find_cut(histogram, np.array([10]), np.array([10])).decided
-    assert find_cut(histogram, np.array([10]), np.array([0])).decided
+    assert find_thresholds(histogram, np.array([10]), np.array([10])).decided
+    assert find_thresholds(histogram, np.array([10]), np.array([0])).decided
     assert len(rounds) == 4, "a budget of all or nothing needs no pass"
 
 
 def test_decided_groups_are_not_counted_again() -> None:
     keys = np.concatenate([np.arange(8, dtype=np.uint64) << np.uint64(61), np.full(8, 5, np.uint64)])
     groups = np.repeat(np.array([2, 0]), 8)
-    start = Cut.start(np.array([8, 0, 8]), np.array([4, 0, 4]))
+    start = TopKThresholds.start(np.array([8, 0, 8]), np.array([4, 0, 4]))
     assert start.undecided.tolist() == [0, 2]
     assert start.refine(start.histogram(keys, groups)).undecided.tolist() == [0]
 
@@ -119,7 +119,7 @@ def test_decided_groups_are_not_counted_again() -> None:
 @pytest.mark.parametrize("num_groups", [1, 16, 17, 500, 50_000, 200_000])
 def test_the_size_of_a_rounds_histogram_is_bounded(num_groups: int) -> None:
     each = np.full(num_groups, 2)
-    cut, rounds = Cut.start(each, each // 2), 0
+    cut, rounds = TopKThresholds.start(each, each // 2), 0
     keys, groups = np.full(num_groups, 3, np.uint64), np.arange(num_groups)
     while not cut.decided:
         assert math.prod(cut.shape) <= MAX_COUNTS

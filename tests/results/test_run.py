@@ -59,7 +59,7 @@ def test_queries_are_those_of_the_whole_table(run: Run) -> None:
 
 @pytest.mark.slow
 def test_no_part_is_read_for_columns_that_nobody_asks_for(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.results.run.read_scores", lambda *_: pytest.fail("scores were read"))
+    monkeypatch.setattr("orchestrator.selection.wfpp.read_scores", lambda *_: pytest.fail("scores were read"))
     assert run.pairs.select("caption").collect().height == 96
 
 

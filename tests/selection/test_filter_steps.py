@@ -13,7 +13,7 @@ import pytest
 
 from orchestrator.errors import UserError
 from orchestrator.pruning.metaclip import STREAM, spaced
-from orchestrator.pruning.random import random_keys
+from orchestrator.pruning.order import random_keys
 from orchestrator.selection.metaclip import read_counts
 from tests.support.embedded import blobs, write_pool
 from tests.support.pools import Selected, build_selection, config_of, make_pairs, real_captions, write_table, write_tars

@@ -13,11 +13,10 @@ from orchestrator.clustering.stats import ClusterStats
 from orchestrator.clustering.train import read_centroids
 from orchestrator.engine.role import Role
 from orchestrator.errors import UserError
-from orchestrator.pruning.order import STREAM
-from orchestrator.pruning.random import random_keys
+from orchestrator.pruning.order import STREAM, random_keys
 from orchestrator.selection import near_duplicates
 from orchestrator.selection.dbp import read_quotas
-from orchestrator.selection.near_duplicates import bucket_parts, read_compared
+from orchestrator.selection.similarity import bucket_parts, read_compared
 from tests.support.commands import Shell
 from tests.support.embedded import EmbeddedPool, artifact, assigned, blobs, write_pool
 from tests.support.pools import Selected

@@ -267,5 +267,8 @@ def test_the_typed_select_and_export_give_the_oracles_list(
 def test_word_counts_merged_bit_by_bit_are_those_merged_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(words, "MERGE_ROWS", 20)
     tables = [count_words(pl.Series([[str(n % 37 * table % 11), "same"] for n in range(50)])) for table in range(30)]
-    assert words.merged(iter(tables)).equals(merge_counts(tables))
-    assert words.merged([]).equals(merge_counts([]))
+    total = words.WordSum()
+    assert total.table().equals(merge_counts([]))
+    for table in tables:
+        total.add(table)
+    assert total.table().equals(merge_counts(tables))

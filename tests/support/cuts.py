@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.pruning.threshold import Cut, find_cut, keep_mask, share_ties
+from orchestrator.pruning.threshold import TopKThresholds, find_thresholds, keep_mask, share_ties
 
 Keys = NDArray[np.uint64]
 Ints = NDArray[np.int64]
@@ -17,11 +17,11 @@ def cut_parts(parts: Sequence[Keys], groups: Sequence[Ints], num_wanted: Ints) -
     """Return a mask of the `num_wanted` [k] highest keys of each group: bool, all parts concatenated."""
     num_pairs = sum((np.bincount(group, minlength=len(num_wanted)) for group in groups), np.zeros_like(num_wanted))
 
-    def total_histogram(cut: Cut) -> Ints:
+    def total_histogram(cut: TopKThresholds) -> Ints:
         pairs = list(zip(parts, groups, strict=True))
         return sum((cut.histogram(*pair) for pair in reversed(pairs)), np.zeros(cut.shape, np.int64))
 
-    cut = find_cut(total_histogram, num_pairs, num_wanted)
+    cut = find_thresholds(total_histogram, num_pairs, num_wanted)
     ties = [cut.ties(keys, group) for keys, group in zip(parts, groups, strict=True)]
     part = np.repeat(np.arange(len(parts)), [len(group) for group, _ in ties])
     group, count = (np.concatenate(column) for column in zip(*ties, strict=True))

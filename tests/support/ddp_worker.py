@@ -12,19 +12,19 @@ import torch
 import torch.distributed as dist
 
 from orchestrator.clip.model import build
+from orchestrator.clip.parallel import full
 from orchestrator.clip.recipe import Recipe
-from orchestrator.clip.sharding import full
-from orchestrator.clip.train_step import Batch, Learner
+from orchestrator.clip.train_step import Batch, TrainStep
 
 CPU = torch.device("cpu")
 
 
-def make_learner(config: dict[str, Any], settings: dict[str, Any]) -> Learner:
+def make_train_step(config: dict[str, Any], settings: dict[str, Any]) -> TrainStep:
     recipe = Recipe(grad_clip_norm=1.0, **settings)
     clip = build(
         name=None, config=config, pretrained=None, image_size=None, context_length=None, seed=0, loss=recipe.loss
     )
-    return Learner(clip, recipe, device=CPU, rank=dist.get_rank(), num_ranks=dist.get_world_size())
+    return TrainStep(clip, recipe, device=CPU, rank=dist.get_rank(), num_ranks=dist.get_world_size())
 
 
 def own_slots(inputs: dict[str, Any], mask: str) -> Batch:
@@ -33,14 +33,14 @@ def own_slots(inputs: dict[str, Any], mask: str) -> Batch:
 
 
 def run_case(inputs: dict[str, Any], case: dict[str, Any]) -> dict[str, Any]:
-    """Run a step with learning rate 0 to get the clipped gradients, then some steps of a new learner."""
+    """Run a step with learning rate 0 to get the clipped gradients, then some steps of a new train_step."""
     batch = own_slots(inputs, case["mask"])
-    learner = make_learner(inputs["config"], case["settings"])
+    train_step = make_train_step(inputs["config"], case["settings"])
     losses = [torch.zeros(()) for _ in range(dist.get_world_size())]
-    metrics = learner.step(batch, lr=0.0, step=0)
+    metrics = train_step.run(batch, lr=0.0, step=0)
     dist.all_gather(losses, metrics.loss)
     gradients = {
-        name: full(weight.grad) for name, weight in learner.model.named_parameters() if weight.grad is not None
+        name: full(weight.grad) for name, weight in train_step.model.named_parameters() if weight.grad is not None
     }
     result = {"losses": losses, "gradients": gradients, "grad_norm": metrics.grad_norm}
     if case["num_steps"]:
@@ -49,19 +49,19 @@ def run_case(inputs: dict[str, Any], case: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_steps(inputs: dict[str, Any], case: dict[str, Any], batch: Batch) -> dict[str, Any]:
-    learner = make_learner(inputs["config"], case["settings"])
-    losses = [learner.step(batch, lr=1e-3, step=step).loss for step in range(case["num_steps"])]
-    assert learner.first_bad_step() is None
-    state, exported = learner.state(), learner.export()
+    train_step = make_train_step(inputs["config"], case["settings"])
+    losses = [train_step.run(batch, lr=1e-3, step=step).loss for step in range(case["num_steps"])]
+    assert train_step.first_bad_step() is None
+    state, exported = train_step.state(), train_step.export()
     return {"step_losses": losses, "weights": dict(exported.model.state_dict()), "state": state}
 
 
 def continue_case(inputs: dict[str, Any], case: dict[str, Any], saved: dict[str, Any]) -> dict[str, torch.Tensor]:
     """Restore a state, from any number of DDP or FSDP workers, and run one more step."""
-    learner = make_learner(inputs["config"], case["settings"])
-    learner.restore(saved)
-    learner.step(own_slots(inputs, case["mask"]), lr=1e-3, step=case["num_steps"])
-    return dict(learner.export().model.state_dict())
+    train_step = make_train_step(inputs["config"], case["settings"])
+    train_step.restore(saved)
+    train_step.run(own_slots(inputs, case["mask"]), lr=1e-3, step=case["num_steps"])
+    return dict(train_step.export().model.state_dict())
 
 
 def main(folder: Path, rank: int, num_workers: int) -> None:

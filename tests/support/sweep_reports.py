@@ -1,10 +1,10 @@
-"""Reports of sweeps as they come: 3 keep fractions x 2 numbers of clusters x 3 seeds, and the controls."""
+"""Made-up reports of sweeps: 3 keep fractions x 2 numbers of clusters x 3 seeds, and the controls."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from orchestrator.sweep.schema import ModelResult, SharedStage, SweepReport, TrialResult
+from orchestrator.sweep.report.schema import ModelResult, SharedStage, SweepReport, TrialResult
 
 POOL = 10_000
 KEEP, CLUSTERS, SEEDS = [0.25, 0.5, 0.75], [16, 64], [0, 1, 2]
@@ -14,7 +14,7 @@ TEXT_TO_IMAGE, IMAGE_TO_TEXT = "retrieval/text_to_image_recall_at_1", "retrieval
 
 
 def model(top1: float, samples: int) -> ModelResult:
-    """A model with all headline metrics, at 1,000 samples a second."""
+    """A model with all headline metrics, trained at 100 samples a second."""
     metrics = {TOP1: top1, TOP5: 2.5 * top1, TEXT_TO_IMAGE: 0.8 * top1, IMAGE_TO_TEXT: 0.9 * top1}
     return ModelResult(samples_seen=samples, training_seconds=samples / 100, metrics=metrics)
 
@@ -30,7 +30,7 @@ def trial(
     pruning_seconds: float | None = 120.0,
     finetune: bool = True,
 ) -> TrialResult:
-    """A finished trial of ten epochs, and one of fine-tuning on the whole pool that adds two points."""
+    """A finished trial of ten epochs, and a fine-tune epoch on the whole pool that adds two points."""
     samples = round(10 * kept * POOL)
     models = {"pretrain": model(top1, samples)}
     if finetune:
@@ -131,7 +131,7 @@ def report_of(trials: list[TrialResult], **changes: Any) -> SweepReport:
 
 
 def whole_report() -> SweepReport:
-    """The grid, the controls, one trial that was stopped and one that failed."""
+    """The grid, the controls, a stopped trial and a failed one."""
     stopped = failed("keep_fraction-0.25_k-16_seed-3", "stopped by the scheduler: below the median", "stopped")
     return report_of(
         [*grid_trials(), *control_trials(), stopped, failed("broken", "TrainingError: loss is not finite")]

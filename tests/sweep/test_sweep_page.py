@@ -1,4 +1,4 @@
-"""The sweep's page, parsed and opened: every kind of sweep renders, hostile text stays text, it fits a phone."""
+"""The page of a sweep, parsed and opened: all kinds of sweeps render, hostile text stays text, it fits a phone."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from orchestrator.sweep.figures import grid_of
-from orchestrator.sweep.page import PAPERS, render, table_lines
-from orchestrator.sweep.schema import SweepReport
-from orchestrator.sweep.summary import settings_of
+from orchestrator.sweep.report.figures import grid_of
+from orchestrator.sweep.report.page import PAPERS, render, table_lines
+from orchestrator.sweep.report.schema import SweepReport
+from orchestrator.sweep.report.summary import settings_of
 from tests.support.browser import CHROMIUM, POLICY, QUIET
 from tests.support.report_runs import Elements
 from tests.support.sweep_reports import (
@@ -112,15 +112,15 @@ def pages() -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", REPORTS)
-def test_every_page_is_whole_and_asks_for_nothing(pages: dict[str, str], name: str) -> None:
+def test_every_page_is_whole_and_requests_nothing(pages: dict[str, str], name: str) -> None:
     elements = Elements()
     elements.feed(pages[name])
     tags = {tag for tag, _ in elements.found}
     assert not {"script", "iframe", "object", "link", "i", "a", "img"} & tags
     assert "svg" in tags or name in ("all failed", "nothing at all", "nothing measured", "no models", "another metric")
     assert not [key for _, attributes in elements.found for key in attributes if key.startswith("on")]
-    asked = [attributes.get(key) for _, attributes in elements.found for key in ("src", "href", "xlink:href")]
-    assert all(reference.startswith("#") for reference in asked if reference)
+    references = [attributes.get(key) for _, attributes in elements.found for key in ("src", "href", "xlink:href")]
+    assert all(reference.startswith("#") for reference in references if reference)
     ids = [attributes["id"] for _, attributes in elements.found if "id" in attributes]
     assert len(ids) == len(set(ids))
     plots = "".join(re.findall(r"<svg.*?</svg>", pages[name], re.DOTALL))
@@ -131,14 +131,14 @@ def test_every_page_is_whole_and_asks_for_nothing(pages: dict[str, str], name: s
 def test_the_sections_of_a_whole_sweep(pages: dict[str, str]) -> None:
     titles = re.findall(r"<h2>(.*?)</h2>", pages["whole"])
     assert titles == [
-        "What it gives for what it costs",
-        "What it gives for the pairs it keeps",
+        "Results against cost",
+        "Results against pairs kept",
         "Results",
-        "What pruning spent and training saved",
-        "What was shared",
+        "Cost of pruning and training",
+        "Shared stages",
         "Trials that did not finish",
-        "The papers’ own numbers",
-        "How it was made",
+        "Results in the papers",
+        "About this sweep",
     ]
     assert pages["whole"].count("<svg") == 4
     assert pages["no fine-tuning"].count("<svg") == 3
@@ -158,17 +158,17 @@ def test_the_table_has_means_and_deviations(pages: dict[str, str]) -> None:
 def test_one_line_of_a_model_is_best_in_each_metric() -> None:
     lines = table_lines(settings_of(whole_report()), [TOP1])
     assert [setting.control for setting, _ in lines[:4]] == ["full", "random", "random", "random"]
-    for place in (0, 1):
-        assert [models[place].best for _, models in lines] == [[False]] * 9 + [[True]]
+    for phase in (0, 1):
+        assert [models[phase].best for _, models in lines] == [[False]] * 9 + [[True]]
 
 
-def test_reasons_are_told_and_nothing_finished_is_said(pages: dict[str, str]) -> None:
+def test_unfinished_trials_and_missing_controls_are_explained(pages: dict[str, str]) -> None:
     assert "stopped by the scheduler: below the median" in pages["whole"]
     assert "TrainingError: loss is not finite" in pages["whole"]
     assert "No trial finished" in pages["all failed"]
-    assert "not told" in pages["all failed"]
+    assert ">unknown<" in pages["all failed"]
     assert "There is no full control" in pages["no controls"]
-    assert all("training took" in pages[name] for name in ("whole", "no controls"))
+    assert all("training time" in pages[name] for name in ("whole", "no controls"))
     assert "core-hours" in pages["on cores"]
     assert "sees 5,000 samples" in pages["on cores"]
 
@@ -177,10 +177,10 @@ def test_hostile_names_settings_and_reasons_are_escaped(pages: dict[str, str]) -
     assert "<script" not in pages["hostile"]
     assert pages["hostile"].count("&lt;script&gt;") >= 20
     plots = "".join(re.findall(r"<svg.*?</svg>", pages["hostile"], re.DOTALL))
-    assert plots.count("_$x$&lt;script&gt;") == 3 * 4, "a dollar is no formula, and what is cut alike is not one"
+    assert plots.count("_$x$&lt;script&gt;") == 3 * 4, "a dollar starts no formula; equal short labels are not merged"
 
 
-def test_series_beyond_the_first_few_are_told_as_others(pages: dict[str, str]) -> None:
+def test_series_beyond_the_first_few_are_labelled_others(pages: dict[str, str]) -> None:
     plots = "".join(re.findall(r"<svg.*?</svg>", pages["many"], re.DOTALL))
     assert plots.count(">others<") == 3
     # the last six methods are the best
@@ -209,10 +209,10 @@ def test_there_is_no_map_of_fewer_dimensions_or_too_many_values(dimensions: dict
     assert grid_of(settings_of(whole_report()), TOP1, dimensions) is None
 
 
-def test_the_papers_numbers_are_theirs(pages: dict[str, str]) -> None:
+def test_the_papers_numbers_are_as_published(pages: dict[str, str]) -> None:
     assert [paper.arxiv for paper in PAPERS] == ["2410.10879", "2401.04578"]
     dbp = {(row.what, row.pairs): row for row in PAPERS[1].rows}
-    # what the abstract says: 1.1 points above OpenCLIP at 27.7% of the cost
+    # the abstract says: 1.1 points above OpenCLIP at 27.7% of the cost
     found = dbp["SemDeDup, DBP", "112M"]
     assert found.cost == "27.7%"
     assert found.top1 - dbp["OpenCLIP, LAION-400M", "400M"].top1 == pytest.approx(1.1, abs=0.05)
@@ -233,11 +233,11 @@ def test_in_chromium_the_page_fits_and_no_script_runs(
     source = json.dumps(bare).replace("</", "<\\/")
     (tmp_path / "frame.html").write_text('<meta charset="utf-8">' + MEASURE.format(width=width, page=source))
     places = (f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", f"file://{tmp_path / 'frame.html'}")
-    told = subprocess.run(
+    done = subprocess.run(
         [CHROMIUM, *QUIET, "--window-size=1400,2000", *places], capture_output=True, text=True, timeout=120, check=True
     )
-    found = re.search(r"<title>(.*?)</title>", told.stdout)
-    assert found is not None, told.stderr
+    found = re.search(r"<title>(.*?)</title>", done.stdout)
+    assert found is not None, done.stderr
     title, content_width = json.loads(html.unescape(found[1]))
     assert title.endswith(": report of a sweep")
     assert content_width <= width

@@ -1,5 +1,5 @@
-"""Whole sweeps as processes: killed and resumed, with trials that fail, stop early or are suggested; and commands that
-cannot be, told in one line."""
+"""Whole sweeps as processes: killed and resumed, with trials that fail, stop early or are suggested; and mistakes in a
+command, each reported in one line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import polars as pl
 import pytest
 
 from orchestrator.cli import main
-from orchestrator.sweep.schema import SweepReport
+from orchestrator.sweep.report.schema import SweepReport
+from orchestrator.sweep.state import read_state
 from tests.support.commands import Shell
 from tests.support.pools import write_zero_shot
 from tests.support.processes import kill, started, wait_for
@@ -24,10 +25,10 @@ TOO_LARGE = 10_000_000_000
 
 
 def command_of(tiny_conf: str, pool: str, space: dict[str, Any], *overrides: str) -> str:
-    told = [f"sweep.space={json.dumps(space)}".replace('"', ""), *overrides]
+    given = [f"sweep.space={json.dumps(space)}".replace('"', ""), *overrides]
     return (
         f"python -m orchestrator sweep {tiny_conf} source.uri={pool} evaluation.zero_shot.uri=zs.tar {METRIC} {PLAIN} "
-        f"{' '.join(map(shlex.quote, told))}"
+        f"{' '.join(map(shlex.quote, given))}"
     )
 
 
@@ -35,12 +36,17 @@ def report_of(folder: Path) -> SweepReport:
     return SweepReport.model_validate_json((folder / "OUT" / "sweep.json").read_text())
 
 
+def is_finished(folder: Path) -> bool:
+    state = read_state(str(folder))
+    return state is not None and state.state == "finished"
+
+
 def states(report: SweepReport) -> dict[str, str]:
     return {trial.name: trial.state for trial in report.trials}
 
 
 @pytest.mark.slow
-def test_a_killed_sweep_goes_on_and_a_trial_without_memory_harms_no_other(
+def test_a_killed_sweep_resumes_and_a_trial_without_memory_harms_no_other(
     shell: Shell, tiny_conf: str, tar_pool: str, tmp_path: Path
 ) -> None:
     write_zero_shot(tmp_path)
@@ -48,7 +54,7 @@ def test_a_killed_sweep_goes_on_and_a_trial_without_memory_harms_no_other(
     command = command_of(tiny_conf, tar_pool, space, "sweep.controls.random=false", "sweep.max_failures=0")
     first = tmp_path / "OUT" / "trials" / "vocabulary-49408_seed-0" / "report.json"
     with started(command, tmp_path) as process:
-        wait_for(first.exists, process)
+        wait_for(lambda: is_finished(first.parent), process)
         kill(process)
     assert not (tmp_path / "OUT" / "sweep.json").exists()
     written = first.stat().st_mtime_ns
@@ -58,17 +64,22 @@ def test_a_killed_sweep_goes_on_and_a_trial_without_memory_harms_no_other(
     report = report_of(tmp_path)
     failed = f"vocabulary-{TOO_LARGE}_seed-0"
     assert states(report) == {first.parent.name: "finished", failed: "failed", "full_seed-0": "finished"}
-    told = next(trial.reason for trial in report.trials if trial.name == failed)
-    assert told is not None
-    assert "memory" in told
-    assert f"{failed} failed: {told}" in done.stdout
-    assert all(stage.computed == stage.distinct for stage in report.sharing), "each once, by both together"
+    reason = next(trial.reason for trial in report.trials if trial.name == failed)
+    assert reason is not None
+    assert "memory" in reason
+    assert f"{failed} failed: {reason}" in done.stdout
+    assert all(stage.computed == stage.distinct for stage in report.sharing), "each once over both starts"
     assert report.resumed == 1
     catalog = next(stage for stage in report.sharing if stage.kind == "catalog")
     assert (catalog.needed, catalog.distinct) == (3, 1)
     table = pl.read_parquet(tmp_path / "OUT" / "sweep.parquet")
     assert table.filter(pl.col("state") == "finished")["zero_shot/top1"].is_not_null().all()
     assert failed in (tmp_path / "OUT" / "sweep.html").read_text()
+    log = (tmp_path / "OUT" / "run.log").read_text()
+    assert f"{first.parent.name}: already finished" in log
+    assert f"{failed}: failed: {reason}" in log
+    assert "finished" in (first.parent / "run.log").read_text()
+    assert "Traceback" in (first.parent.parent / failed / "run.log").read_text()
 
 
 @pytest.mark.slow
@@ -133,13 +144,16 @@ def test_suggested_trials_and_the_trackers(typed: Shell, tiny_conf: str, tar_poo
             ["sweep=keep_fraction", "sweep.metric=imagenet"],
             "sweep.metric=imagenet is never measured: expected one of zero",
         ),
-        (["sweep=keep_fraction", "evaluation.zero_shot.uri=null"], "is never measured: no evaluation set is given"),
-        (["sweep=keep_fraction", "sweep.early_stopping=asha"], "as many samples each: set sweep.samples"),
-        (["sweep=keep_fraction", "resume=true"], "resume=true, but there is no sweep at"),
+        (
+            ["sweep=keep_fraction", "evaluation.zero_shot.uri=null"],
+            "is never measured: no evaluation set",
+        ),
+        (["sweep=keep_fraction", "sweep.early_stopping=asha"], "trials at equal numbers of samples: set sweep.samples"),
+        (["sweep=keep_fraction", "resume=true"], "resume=true, but there is no sweep in"),
         (["sweep=keep_fractions"], "Available options in 'sweep': default, demo, eps, keep_fraction,"),
     ],
 )
-def test_what_cannot_be_is_one_line(
+def test_a_mistake_is_reported_in_one_line(
     overrides: list[str], message: str, tar_pool: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_zero_shot(tmp_path)
@@ -151,7 +165,7 @@ def test_what_cannot_be_is_one_line(
     with pytest.raises(SystemExit) as left:
         main(["sweep", f"source.uri={tar_pool}", "sweep.metric=zero_shot/top1", *places, *overrides])
     assert left.value.code == 2
-    told = capsys.readouterr().err
-    assert message in told
-    assert told.count("\n") == 1, told
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1, error
     assert not (tmp_path / "OUT").exists()

@@ -1,4 +1,4 @@
-"""The table and the summary of a sweep, against numbers worked out by hand and a slow, obvious front."""
+"""The table and the summary of a sweep, against numbers computed by hand and a slow, simple Pareto front."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from statistics import mean, stdev
 import polars as pl
 import pytest
 
-from orchestrator.sweep.summary import (
+from orchestrator.sweep.report.summary import (
     best_setting,
     cost_rows,
     headlines,
@@ -18,7 +18,7 @@ from orchestrator.sweep.summary import (
     settings_of,
     short_names,
 )
-from orchestrator.sweep.trial_table import parquet, rows
+from orchestrator.sweep.report.trial_table import parquet, rows
 from tests.support.sweep_reports import (
     IMAGE_TO_TEXT,
     TEXT_TO_IMAGE,
@@ -55,7 +55,7 @@ def test_the_parquet_file_holds_the_rows() -> None:
     assert pl.read_parquet(io.BytesIO(parquet(report))).to_dicts() == rows(report)
 
 
-def test_on_cores_the_hours_are_called_so() -> None:
+def test_on_cores_the_column_names_core_hours() -> None:
     row = rows(report_of([trial("one", 0.3, 0.5)], device="core", devices=4))[0]
     assert row["training_core_hours"] == pytest.approx(500 * 4 / 3600)
 
@@ -96,7 +96,7 @@ def test_settings_are_means_over_seeds() -> None:
     assert settings[4].models["finetune"].hours.std == 0
 
 
-def test_a_single_seed_has_no_deviation_and_unfinished_trials_count_nowhere() -> None:
+def test_a_single_seed_has_no_deviation_and_unfinished_trials_do_not_count() -> None:
     broken = failed("broken", "x").model_copy(update={"models": trial("x", 0.9, 0.5).models})
     (setting,) = settings_of(report_of([trial("a", 0.3, 0.5), broken]))
     assert setting.num_seeds == 1
@@ -123,7 +123,7 @@ def test_two_random_controls_of_one_seed_are_two_settings() -> None:
     assert [setting.num_seeds for setting in settings_of(report_of(trials))] == [1, 1]
 
 
-def test_pareto_agrees_with_comparing_every_two() -> None:
+def test_pareto_agrees_with_comparing_all_pairs_of_points() -> None:
     draw = random.Random(3)
     for _ in range(300):
         points = [(draw.randint(0, 6), draw.randint(0, 6)) for _ in range(draw.randint(0, 12))]
@@ -146,7 +146,7 @@ def test_cost_against_the_full_control() -> None:
     assert cost_rows(settings_of(report_of(grid_trials())))[0].share is None
 
 
-def test_a_full_control_without_a_fine_tune_epoch_is_compared_all_the_same() -> None:
+def test_a_full_control_without_a_fine_tune_epoch_is_still_compared() -> None:
     full = trial("full", 0.3, 1.0, control="full", pruning_seconds=0, finetune=False)
     found = cost_rows(settings_of(report_of([full, *grid_trials()])))
     assert found[1].share == pytest.approx((120 + 350) / 1000)
@@ -157,7 +157,7 @@ def test_on_cores_pruning_counts_all_of_them() -> None:
     assert settings_of(report)[0].pruning_hours.mean == pytest.approx(120 * 16 / 3600)
 
 
-def test_the_best_is_no_control_unless_there_is_nothing_else() -> None:
+def test_the_best_is_a_control_only_if_there_is_nothing_else() -> None:
     strong = trial("full", 0.9, 1.0, control="full")
     report = report_of([*grid_trials(), strong])
     best = best_setting(report, settings_of(report))
@@ -169,11 +169,11 @@ def test_the_best_is_no_control_unless_there_is_nothing_else() -> None:
 
 
 def test_headlines() -> None:
-    told = {row.label: (row.value, row.note) for row in headlines(whole_report())}
-    assert told["zero-shot top-1"][0] == "27.3%"
-    assert told["of the full cost"] == ("88%", "+0.5 points against full training")
-    assert told["trials finished"] == ("30 of 32", "1 stopped, 1 failed")
-    assert told["stages computed"][0] == "13 of 96"
+    found = {row.label: (row.value, row.note) for row in headlines(whole_report())}
+    assert found["zero-shot top-1"][0] == "27.3%"
+    assert found["of the full cost"] == ("88%", "+0.5 points against full training")
+    assert found["trials finished"] == ("30 of 32", "1 stopped, 1 failed")
+    assert found["stages computed"][0] == "13 of 96"
     assert [row.label for row in headlines(report_of([], sharing=[]))] == ["trials finished", "wall time"]
 
 
@@ -183,6 +183,6 @@ def test_the_metrics_shown_are_the_measured_ones() -> None:
     assert metrics_shown(report, settings_of(report_of(control_trials()[:0]))) == []
 
 
-def test_short_names_tell_dimensions_apart() -> None:
+def test_short_names_are_unique() -> None:
     names = ["keep_fraction", "selection.dbp.k", "selection.ssp.k", "training.lr", "lr"]
     assert list(short_names(names).values()) == ["keep_fraction", "dbp.k", "ssp.k", "training.lr", "lr"]

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.training.agreement import AgreedError, Clock, Wishes, from_first, gather
+from orchestrator.training.agreement import AgreedError, CheckpointTimer, RankRequest, from_first, gather
 
 
 def test_any_ranks_wish_is_everyones() -> None:
-    assert Wishes.of_all([Wishes(), Wishes()]) == Wishes()
-    assert Wishes.of_all([Wishes(stop=True), Wishes()]) == Wishes(stop=True)
-    assert Wishes.of_all([Wishes(), Wishes(checkpoint=True)]) == Wishes(checkpoint=True)
+    assert RankRequest.of_all([RankRequest(), RankRequest()]) == RankRequest()
+    assert RankRequest.of_all([RankRequest(stop=True), RankRequest()]) == RankRequest(stop=True)
+    assert RankRequest.of_all([RankRequest(), RankRequest(checkpoint=True)]) == RankRequest(checkpoint=True)
 
 
 def test_the_first_mistake_ends_all() -> None:
     with pytest.raises(AgreedError, match="first"):
-        Wishes.of_all([Wishes(stop=True), Wishes(mistake="first"), Wishes(mistake="second")])
+        RankRequest.of_all([RankRequest(stop=True), RankRequest(error="first"), RankRequest(error="second")])
 
 
 def test_one_rank_agrees_with_itself() -> None:
@@ -24,10 +24,10 @@ def test_one_rank_agrees_with_itself() -> None:
 
 
 def test_the_clock() -> None:
-    assert not Clock(None).is_due()
-    assert not Clock(5.0).is_due()
-    clock = Clock(1e-9)
-    assert clock.is_due()
-    clock.seconds = 1000.0
-    clock.restart()
-    assert not clock.is_due()
+    assert not CheckpointTimer(None).is_due()
+    assert not CheckpointTimer(5.0).is_due()
+    timer = CheckpointTimer(1e-9)
+    assert timer.is_due()
+    timer.seconds = 1000.0
+    timer.restart()
+    assert not timer.is_due()

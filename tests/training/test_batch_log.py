@@ -1,4 +1,4 @@
-"""The record of batches: every step once, whatever was interrupted."""
+"""The log of batches: every step once, whatever was interrupted."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from orchestrator.training.batch_log import BatchRecord
+from orchestrator.training.batch_log import BatchLog
 
 
 def share(step: int, rank: int) -> dict[str, np.ndarray]:
@@ -15,13 +15,13 @@ def share(step: int, rank: int) -> dict[str, np.ndarray]:
 
 
 def train(folder: Path, steps: range, *, num_ranks: int, flush_at: set[int]) -> None:
-    records = [BatchRecord(str(folder), rank=r, num_ranks=num_ranks, first_step=steps.start) for r in range(num_ranks)]
-    records[0].drop_lost_steps()
+    logs = [BatchLog(str(folder), rank=r, num_ranks=num_ranks, first_step=steps.start) for r in range(num_ranks)]
+    logs[0].drop_lost_steps()
     for step in steps:
-        for rank, record in enumerate(records):
-            record.add(step, share(step, rank))
+        for rank, log in enumerate(logs):
+            log.add(step, share(step, rank))
             if step + 1 in flush_at:
-                record.flush(step + 1)
+                log.flush(step + 1)
 
 
 def recorded(folder: Path) -> list[tuple[int, str]]:

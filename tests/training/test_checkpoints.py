@@ -79,9 +79,9 @@ def test_what_is_newer_than_the_one_taken_goes(place: str) -> None:
     files.write(files.join(place, ".step_000000000003.pt.77.partial"), b"a killed writer's")
     files.write(files.join(place, "step_000000000004.pt.1a2b3c4d.tmp"), b"another's, where a store renames")
     name = checkpoints.newest().name
-    checkpoints.go_on_from(name)
+    checkpoints.remove_newer(name)
     assert files.names(place) == ["step_000000000001.pt"]
-    checkpoints.go_on_from(None)
+    checkpoints.remove_newer(None)
     assert files.names(place) == []
 
 

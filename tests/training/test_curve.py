@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from orchestrator.storage import files
-from orchestrator.training import tracking
-from orchestrator.training.tracking import FLUSH_SECONDS, Curve
+from orchestrator.training.tracking import curve as curve_module
+from orchestrator.training.tracking.curve import FLUSH_SECONDS, Curve
 
 
 def record(step: int) -> dict[str, Any]:
@@ -33,7 +33,7 @@ class Slow:
             write(uri, data)
             self.now, self.num_writes = self.now + seconds, self.num_writes + 1
 
-        monkeypatch.setattr(tracking, "time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(curve_module, "time", SimpleNamespace(monotonic=lambda: self.now))
         monkeypatch.setattr(files, "write", slowly)
 
 
@@ -56,7 +56,7 @@ def test_a_record_is_encoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         encoded.append(value["step"])
         return json.dumps(value)
 
-    monkeypatch.setattr(tracking, "json", SimpleNamespace(dumps=dumps, loads=json.loads))
+    monkeypatch.setattr(curve_module, "json", SimpleNamespace(dumps=dumps, loads=json.loads))
     curve = Curve(str(tmp_path), first_step=0)
     for step in range(1, 6):
         curve.log(record(step))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from orchestrator.clip.model import Clip, build
-from orchestrator.training.device_loader import ahead, as_read, no_rows, to_batch
+from orchestrator.training.device_loader import decoded_pixels, no_rows, prefetch, to_batch
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def rows(num_rows: int) -> dict[str, np.ndarray]:
 
 
 def test_a_full_share(clip: Clip) -> None:
-    batch = to_batch(*as_read(rows(4)), clip, 4)
+    batch = to_batch(*decoded_pixels(rows(4)), clip, 4)
     assert batch.images.shape == (4, 3, 16, 16)
     assert batch.images.dtype == torch.uint8
     assert torch.equal(batch.texts, clip.tokenizer([f"picture {i}" for i in range(4)]))
@@ -47,8 +47,8 @@ def test_a_full_share(clip: Clip) -> None:
 
 @pytest.mark.parametrize("num_rows", [1, 3])
 def test_a_short_share_is_filled_with_masked_repeats(clip: Clip, num_rows: int) -> None:
-    batch = to_batch(*as_read(rows(num_rows)), clip, 7)
-    whole = to_batch(*as_read(rows(num_rows)), clip, num_rows)
+    batch = to_batch(*decoded_pixels(rows(num_rows)), clip, 7)
+    whole = to_batch(*decoded_pixels(rows(num_rows)), clip, num_rows)
     assert len(batch.images) == len(batch.texts) == len(batch.valid) == 7
     assert torch.equal(batch.images[:num_rows], whole.images)
     assert not batch.valid[num_rows:].any()
@@ -56,7 +56,7 @@ def test_a_short_share_is_filled_with_masked_repeats(clip: Clip, num_rows: int) 
 
 
 def test_a_share_without_a_pair_is_all_masked(clip: Clip) -> None:
-    batch = to_batch(*as_read(no_rows(16)), clip, 3)
+    batch = to_batch(*decoded_pixels(no_rows(16)), clip, 3)
     assert batch.images.shape == (3, 3, 16, 16)
     assert batch.texts.shape == (3, 12)
     assert not batch.valid.any()
@@ -70,7 +70,7 @@ def test_items_come_in_order_and_are_made_beside() -> None:
             made.append(i)
             yield i
 
-    found = ahead(items(), 2)
+    found = prefetch(items(), 2)
     assert next(found) == 0
     end = time.monotonic() + 10
     while len(made) < 4 and time.monotonic() < end:
@@ -84,7 +84,7 @@ def test_its_errors_come_out_where_the_items_are_used() -> None:
         yield 1
         raise FileNotFoundError("a shard is gone")
 
-    found = ahead(items(), 2)
+    found = prefetch(items(), 2)
     assert next(found) == 1
     with pytest.raises(FileNotFoundError, match="a shard is gone"):
         next(found)

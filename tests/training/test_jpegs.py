@@ -1,5 +1,5 @@
 """JPEGs decoded by the worker: the pixels that the reading tasks would have made, on a CPU and, where there is one, on
-a GPU; what no JPEG decoder takes comes decoded, what is damaged is masked."""
+a GPU; what no JPEG decoder takes comes decoded_rows, what is damaged is masked."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from orchestrator.config import AugmentationConfig
-from orchestrator.training.decoding import Decoding, decode_block, decoded, handed_over
+from orchestrator.training.decoding import Decoding, decode_block, decoded_rows, encoded_rows
 from orchestrator.training.jpegs import JpegDecoder
 from tests.support.pools import bomb, torn
 
@@ -80,7 +80,7 @@ def decoding(limit: int = 1_000_000) -> Decoding:
 
 
 def by_worker(pictures: dict[str, bytes | None], device: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    rows, images = JpegDecoder(SIZE, 1_000_000, torch.device(device))(handed_over(block_of(pictures), decoding()))
+    rows, images = JpegDecoder(SIZE, 1_000_000, torch.device(device))(encoded_rows(block_of(pictures), decoding()))
     assert images.dtype == torch.uint8
     assert images.shape == (len(pictures), 3, SIZE, SIZE)
     return rows, images.permute(0, 2, 3, 1).cpu().numpy().astype(int)
@@ -89,7 +89,7 @@ def by_worker(pictures: dict[str, bytes | None], device: str) -> tuple[dict[str,
 @pytest.mark.parametrize("device", ["cpu", GPU])
 def test_the_pixels_are_those_of_the_reading_tasks(device: str) -> None:
     rows, images = by_worker(PICTURES, device)
-    theirs = decoded(block_of(PICTURES), decoding())
+    theirs = decoded_rows(block_of(PICTURES), decoding())
     assert rows["valid"].all()
     for name, ours, expected in zip(PICTURES, images, theirs["image"], strict=True):
         assert np.abs(ours - expected).mean() <= TOLERANCE[device], name
@@ -97,7 +97,7 @@ def test_the_pixels_are_those_of_the_reading_tasks(device: str) -> None:
 
 
 def test_only_jpegs_travel_encoded() -> None:
-    rows = handed_over(block_of(PICTURES), decoding())
+    rows = encoded_rows(block_of(PICTURES), decoding())
     travels = {name: bool(box[2]) for name, box in zip(PICTURES, rows["box"], strict=True)}
     assert travels == {name: name not in ("four colours", "png") for name in PICTURES}
     assert all(rows["encoded"][row] == PICTURES[name] for row, name in enumerate(PICTURES) if travels[name])

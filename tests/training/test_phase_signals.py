@@ -11,35 +11,35 @@ import pytest
 import ray
 
 from orchestrator.training import phase_signals
-from orchestrator.training.phase_signals import start_ticker, stop_phases
+from orchestrator.training.phase_signals import start_signals, stop_phases
 from tests.support.pools import write_zero_shot
 from tests.support.processes import started, wait_for
 from tests.support.training_runs import checkpoints, command_of, said
 
 
 def test_every_phase_is_asked_and_waited_for(ray_cluster: str) -> None:
-    running, ended = start_ticker(), start_ticker()
-    ray.get(ended.read.remote())
+    running, ended = start_signals(), start_signals()
+    ray.get(ended.state.remote())
 
     def train() -> None:
-        while not ray.get(running.read.remote()).stop:
+        while not ray.get(running.state.remote()).stop_requested:
             time.sleep(0.05)
         ray.kill(ended)
         time.sleep(0.2)
-        ray.get(running.stopped.remote(7))
+        ray.get(running.confirm_stop.remote(7))
 
     worker = threading.Thread(target=train)
     worker.start()
     stop_phases()
-    assert ray.get(running.read.remote()).stopped_at == 7
+    assert ray.get(running.state.remote()).stopped_at == 7
     worker.join()
 
 
 def test_a_phase_that_does_not_answer_keeps_nobody(ray_cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(phase_signals, "LONGEST_STOP", 0.0)
-    waiting = start_ticker()
+    waiting = start_signals()
     stop_phases()
-    assert ray.get(waiting.read.remote()).stop
+    assert ray.get(waiting.state.remote()).stop_requested
 
 
 @pytest.mark.slow

@@ -16,8 +16,8 @@ import torch
 from orchestrator.config import AugmentationConfig
 from orchestrator.training.decoding import NO_CAPTION, Decoding, Rows
 from orchestrator.training.jpegs import JpegDecoder
-from orchestrator.training.reader import Feed, batch_keys, rank_batches
-from orchestrator.training.sample_order import Stream
+from orchestrator.training.reader import ReaderInputs, batch_keys, rank_batches
+from orchestrator.training.sample_order import SampleOrder
 from tests.support.pools import (
     Pair,
     bomb,
@@ -56,11 +56,11 @@ def pairs() -> list[Pair]:
     return pairs
 
 
-def feed_of(source: dict[str, Any], store: Path, *, window: int = 20, seed: int = 3) -> Feed:
-    """The feed over every pair but those that random pruning leaves out (one in ten)."""
+def inputs_of(source: dict[str, Any], store: Path, *, window: int = 20, seed: int = 3) -> ReaderInputs:
+    """The inputs over every pair but those that random pruning leaves out (one in ten)."""
     selection = {"steps": ["random"], "random": {"keep_fraction": 0.9, "seed": 0}}
     found = build_selection(config_of(source, store, selection=selection))
-    stream = Stream(
+    order = SampleOrder(
         kept_per_part=found.keep.kept_per_part,
         num_samples=EPOCHS * found.keep.num_pairs,
         global_batch_size=BATCH,
@@ -68,12 +68,12 @@ def feed_of(source: dict[str, Any], store: Path, *, window: int = 20, seed: int 
         window=window,
         seed=seed,
     )
-    return Feed(
+    return ReaderInputs(
         source=found.source,
         parts=tuple(found.source.parts()),
         catalog=found.catalog,
         keep=found.keep,
-        stream=stream,
+        order=order,
         decoding=Decoding(
             image_size=24,
             seed=seed,
@@ -86,19 +86,21 @@ def feed_of(source: dict[str, Any], store: Path, *, window: int = 20, seed: int 
 
 
 @pytest.fixture(scope="module")
-def feed(pairs: list[Pair], tmp_path_factory: pytest.TempPathFactory) -> Feed:
-    folder = tmp_path_factory.mktemp("feed")
-    return feed_of({"format": "webdataset", "uri": write_tars(folder / "tars", pairs, num_shards=3)}, folder / "store")
+def inputs(pairs: list[Pair], tmp_path_factory: pytest.TempPathFactory) -> ReaderInputs:
+    folder = tmp_path_factory.mktemp("inputs")
+    return inputs_of(
+        {"format": "webdataset", "uri": write_tars(folder / "tars", pairs, num_shards=3)}, folder / "store"
+    )
 
 
-def read(feed: Feed, *, rank: int = 0, num_ranks: int = 1, first_step: int = 0) -> list[Rows]:
-    return list(rank_batches(feed, rank=rank, num_ranks=num_ranks, first_step=first_step))
+def read(inputs: ReaderInputs, *, rank: int = 0, num_ranks: int = 1, first_step: int = 0) -> list[Rows]:
+    return list(rank_batches(inputs, rank=rank, num_ranks=num_ranks, first_step=first_step))
 
 
 @pytest.fixture(scope="module")
-def alone(feed: Feed) -> list[Rows]:
+def alone(inputs: ReaderInputs) -> list[Rows]:
     """Every batch of one rank."""
-    return read(feed)
+    return read(inputs)
 
 
 def same(ours: Rows, theirs: Rows) -> bool:
@@ -114,30 +116,30 @@ def by_key(batches: list[Rows]) -> dict[str, tuple[bytes, str, bool]]:
     }
 
 
-def test_the_batches_are_those_of_the_stream(feed: Feed, alone: list[Rows]) -> None:
-    stream = feed.stream
-    assert len(alone) == stream.num_steps == -(-EPOCHS * 81 // BATCH)
-    kept = [np.flatnonzero(feed.keep.mask(part, rows)) for part, rows in enumerate(feed.catalog.rows_per_part)]
-    keys = [feed.catalog.table(part, ("key",))["key"].to_pylist() for part in range(len(kept))]
+def test_the_batches_are_those_of_the_stream(inputs: ReaderInputs, alone: list[Rows]) -> None:
+    order = inputs.order
+    assert len(alone) == order.num_steps == -(-EPOCHS * 81 // BATCH)
+    kept = [np.flatnonzero(inputs.keep.mask(part, rows)) for part, rows in enumerate(inputs.catalog.rows_per_part)]
+    keys = [inputs.catalog.table(part, ("key",))["key"].to_pylist() for part in range(len(kept))]
     for step, rows in enumerate(alone):
-        pairs = stream.batch(step)
+        pairs = order.batch(step)
         expected = [
             keys[part][kept[part][ordinal]] for part, ordinal in zip(pairs.part, pairs.kept_ordinal, strict=True)
         ]
         assert sorted(rows["key"].tolist()) == sorted(expected)
-    assert [len(rows["key"]) for rows in alone[:-1]] == [BATCH] * (stream.num_steps - 1)
+    assert [len(rows["key"]) for rows in alone[:-1]] == [BATCH] * (order.num_steps - 1)
 
 
-def test_the_keys_of_a_batch_are_known_without_reading_it(feed: Feed, alone: list[Rows]) -> None:
+def test_the_keys_of_a_batch_are_known_without_reading_it(inputs: ReaderInputs, alone: list[Rows]) -> None:
     for step in (0, 3, len(alone) - 1):
-        assert sorted(batch_keys(feed, step)) == sorted(alone[step]["key"].tolist())
+        assert sorted(batch_keys(inputs, step)) == sorted(alone[step]["key"].tolist())
 
 
-def test_a_pair_is_named_by_its_place_in_the_pool(feed: Feed, alone: list[Rows]) -> None:
+def test_a_pair_is_named_by_its_place_in_the_pool(inputs: ReaderInputs, alone: list[Rows]) -> None:
     keys = [
         key
-        for part, _ in enumerate(feed.catalog.rows_per_part)
-        for key in feed.catalog.table(part, ("key",))["key"].to_pylist()
+        for part, _ in enumerate(inputs.catalog.rows_per_part)
+        for key in inputs.catalog.table(part, ("key",))["key"].to_pylist()
     ]
     for epoch, rows in [(0, alone[0]), (EPOCHS - 1, alone[-1])]:
         assert rows["epoch"].tolist() == [epoch] * len(rows["key"])
@@ -150,8 +152,8 @@ def test_each_kept_pair_comes_once_an_epoch(alone: list[Rows]) -> None:
     assert all(keys.count(key) == EPOCHS for key in set(keys))
 
 
-def test_two_ranks_share_every_batch_of_one(feed: Feed, alone: list[Rows]) -> None:
-    ranks = [read(feed, rank=rank, num_ranks=2) for rank in range(2)]
+def test_two_ranks_share_every_batch_of_one(inputs: ReaderInputs, alone: list[Rows]) -> None:
+    ranks = [read(inputs, rank=rank, num_ranks=2) for rank in range(2)]
     assert all(len(rows["key"]) == BATCH // 2 for rank in ranks for rows in rank[:-1])
     for step, whole in enumerate(alone):
         shares = [rank[step] for rank in ranks if step < len(rank)]
@@ -162,18 +164,18 @@ def test_two_ranks_share_every_batch_of_one(feed: Feed, alone: list[Rows]) -> No
 
 
 @pytest.mark.parametrize("first_step", [1, 5, 6, 10])
-def test_resuming_gives_the_very_next_batches(feed: Feed, alone: list[Rows], first_step: int) -> None:
-    resumed = read(feed, first_step=first_step)
+def test_resuming_gives_the_very_next_batches(inputs: ReaderInputs, alone: list[Rows], first_step: int) -> None:
+    resumed = read(inputs, first_step=first_step)
     assert len(resumed) == len(alone) - first_step
     assert all(same(ours, theirs) for ours, theirs in zip(resumed, alone[first_step:], strict=True))
 
 
-def test_a_rank_resumes_too(feed: Feed) -> None:
-    whole, resumed = (read(feed, rank=1, num_ranks=2, first_step=step) for step in (0, 4))
+def test_a_rank_resumes_too(inputs: ReaderInputs) -> None:
+    whole, resumed = (read(inputs, rank=1, num_ranks=2, first_step=step) for step in (0, 4))
     assert all(same(ours, theirs) for ours, theirs in zip(resumed, whole[4:], strict=True))
 
 
-def test_what_cannot_be_used_keeps_a_masked_slot_and_is_named(feed: Feed, alone: list[Rows]) -> None:
+def test_what_cannot_be_used_keeps_a_masked_slot_and_is_named(inputs: ReaderInputs, alone: list[Rows]) -> None:
     found: dict[str, set[str]] = {}
     for rows in alone:
         for key, valid, problem, image in zip(rows["key"], rows["valid"], rows["problem"], rows["image"], strict=True):
@@ -213,25 +215,25 @@ def test_other_forms_of_the_pool_give_the_same_batches(
         source = {"format": "webdataset", "uri": write_tars(tmp_path / "pool", pairs, num_shards=3, compressed=True)}
     else:
         source = {"format": "parquet", "uri": write_parquet_images(tmp_path / "pool", pairs, num_shards=3)}
-    other = read(feed_of(source, tmp_path / "store"))
+    other = read(inputs_of(source, tmp_path / "store"))
     assert len(other) == len(alone)
     assert all(same(ours, theirs) for ours, theirs in zip(other, alone, strict=True))
 
 
 def test_a_shard_that_is_gone_is_a_failure_not_a_bad_pair(pairs: list[Pair], tmp_path: Path) -> None:
     uri = write_tars(tmp_path / "pool", pairs, num_shards=3)
-    feed = feed_of({"format": "webdataset", "uri": uri}, tmp_path / "store")
+    inputs = inputs_of({"format": "webdataset", "uri": uri}, tmp_path / "store")
     (tmp_path / "pool" / "00001.tar").unlink()
     with pytest.raises(Exception, match=r"00001\.tar"):
-        read(feed)
+        read(inputs)
 
 
-def test_the_workers_decode_the_same_batches(feed: Feed, alone: list[Rows]) -> None:
-    size, limit = feed.decoding.image_size, feed.decoding.max_image_pixels
+def test_the_workers_decode_the_same_batches(inputs: ReaderInputs, alone: list[Rows]) -> None:
+    size, limit = inputs.decoding.image_size, inputs.decoding.max_image_pixels
     decoder = JpegDecoder(size, limit, torch.device("cpu"))
-    handed_over = read(replace(feed, decoding=replace(feed.decoding, decode_in="workers")))
-    assert len(handed_over) == len(alone)
-    for read_rows, theirs in zip(handed_over, alone, strict=True):
+    encoded = read(replace(inputs, decoding=replace(inputs.decoding, decode_in="workers")))
+    assert len(encoded) == len(alone)
+    for read_rows, theirs in zip(encoded, alone, strict=True):
         rows, images = decoder(read_rows)
         for name in ("key", "caption", "valid", "epoch", "ordinal"):
             assert np.array_equal(rows[name], theirs[name]), name

@@ -14,10 +14,10 @@ import pytest
 from orchestrator.config import ParquetSource
 from orchestrator.data.keep_list import KeepList, Mask
 from orchestrator.source import Part, Source, WebDataset, open_source
-from orchestrator.training import reader as feed_module
-from orchestrator.training.reader import Feed, read_window, tasks_at_once
-from tests.support.feeds import feed_over
+from orchestrator.training import reader
+from orchestrator.training.reader import ReaderInputs, read_window, tasks_at_once
 from tests.support.pools import Pair, make_pairs, write_parquet_images, write_tars
+from tests.support.reader_inputs import reader_inputs
 
 NUM_PAIRS, SHARDS, BATCH, LANES, WINDOW = 96, 3, 8, 4, 20
 WITHOUT_IMAGE = 40
@@ -38,9 +38,9 @@ class Asked:
         self.num_calls = 0
         self.num_bytes: list[int] = []
 
-    def instead(self, feed: Feed) -> Feed:
-        """The feed with this for its source."""
-        return replace(feed, source=self)  # type: ignore[arg-type]
+    def instead(self, inputs: ReaderInputs) -> ReaderInputs:
+        """The inputs with this for its source."""
+        return replace(inputs, source=self)  # type: ignore[arg-type]
 
     def images(self, part: Part, rows: pa.Table) -> Iterator[bytes | None]:
         self.num_calls += 1
@@ -49,9 +49,9 @@ class Asked:
             yield image
 
 
-def feed_of(source: Source, folder: Path) -> Feed:
+def inputs_of(source: Source, folder: Path) -> ReaderInputs:
     # two epochs, so that a window lies on their border
-    return feed_over(source, folder, EveryThird, epochs=2, batch=BATCH, lanes=LANES, window=WINDOW)
+    return reader_inputs(source, folder, EveryThird, epochs=2, batch=BATCH, lanes=LANES, window=WINDOW)
 
 
 @pytest.fixture(scope="module")
@@ -62,17 +62,17 @@ def pairs() -> list[Pair]:
 
 
 @pytest.fixture(scope="module")
-def feed(pairs: list[Pair], tmp_path_factory: pytest.TempPathFactory) -> Feed:
+def inputs(pairs: list[Pair], tmp_path_factory: pytest.TempPathFactory) -> ReaderInputs:
     folder = tmp_path_factory.mktemp("reading")
-    return feed_of(WebDataset.open(write_tars(folder / "tars", pairs, num_shards=SHARDS)), folder / "catalog")
+    return inputs_of(WebDataset.open(write_tars(folder / "tars", pairs, num_shards=SHARDS)), folder / "catalog")
 
 
-def windows(feed: Feed, *, num_ranks: int = 1, first_step: int = 0) -> list[list[pa.Table]]:
+def windows(inputs: ReaderInputs, *, num_ranks: int = 1, first_step: int = 0) -> list[list[pa.Table]]:
     """The tables of every window of every rank."""
-    stream = feed.stream
-    items = range(first_step // stream.window_steps, -(-stream.num_steps // stream.window_steps))
+    order = inputs.order
+    items = range(first_step // order.window_steps, -(-order.num_steps // order.window_steps))
     return [
-        list(read_window(feed, item, rank=rank, num_ranks=num_ranks, first_step=first_step))
+        list(read_window(inputs, item, rank=rank, num_ranks=num_ranks, first_step=first_step))
         for rank in range(num_ranks)
         for item in items
     ]
@@ -81,21 +81,21 @@ def windows(feed: Feed, *, num_ranks: int = 1, first_step: int = 0) -> list[list
 @pytest.mark.parametrize(("num_ranks", "first_step"), [(1, 0), (2, 0), (4, 3)])
 @pytest.mark.parametrize("limit", [1, 3_000, 9_000])
 def test_stretches_are_the_window(
-    feed: Feed, monkeypatch: pytest.MonkeyPatch, num_ranks: int, first_step: int, limit: int
+    inputs: ReaderInputs, monkeypatch: pytest.MonkeyPatch, num_ranks: int, first_step: int, limit: int
 ) -> None:
-    whole = windows(feed, num_ranks=num_ranks, first_step=first_step)
+    whole = windows(inputs, num_ranks=num_ranks, first_step=first_step)
     assert all(len(tables) == 1 for tables in whole)
-    monkeypatch.setattr(feed_module, "STRETCH_BYTES", limit)
-    cut = windows(feed, num_ranks=num_ranks, first_step=first_step)
+    monkeypatch.setattr(reader, "STRETCH_BYTES", limit)
+    cut = windows(inputs, num_ranks=num_ranks, first_step=first_step)
     assert [pa.concat_tables(tables).combine_chunks() for tables in cut] == [
         tables[0].combine_chunks() for tables in whole
     ]
     assert max(map(len, cut)) > 1
 
 
-def test_the_rows_are_the_pool_s(feed: Feed, pairs: list[Pair]) -> None:
+def test_the_rows_are_the_pool_s(inputs: ReaderInputs, pairs: list[Pair]) -> None:
     ordinals = []
-    for table in (table for tables in windows(feed) for table in tables):
+    for table in (table for tables in windows(inputs) for table in tables):
         for row in table.to_pylist():
             pair = pairs[row["ordinal"]]
             assert (row["key"], row["caption"], row["image"]) == (pair.key, pair.caption, pair.image)
@@ -104,11 +104,11 @@ def test_the_rows_are_the_pool_s(feed: Feed, pairs: list[Pair]) -> None:
     assert sorted(ordinals) == [(epoch, row) for epoch in range(2) for row in kept]
 
 
-def test_no_more_than_a_stretch_is_asked_for_at_once(feed: Feed, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = Asked(feed.source)
-    monkeypatch.setattr(feed_module, "STRETCH_BYTES", 3_000)
+def test_no_more_than_a_stretch_is_asked_for_at_once(inputs: ReaderInputs, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Asked(inputs.source)
+    monkeypatch.setattr(reader, "STRETCH_BYTES", 3_000)
     tables = 0
-    for table in read_window(asked.instead(feed), 0, rank=0, num_ranks=1, first_step=0):
+    for table in read_window(asked.instead(inputs), 0, rank=0, num_ranks=1, first_step=0):
         # nothing was read ahead of what is given
         assert 0 < sum(asked.num_bytes) <= 3_000
         assert table["image"].combine_chunks().nbytes <= 3_000 + 16 * (table.num_rows + 1)
@@ -119,26 +119,26 @@ def test_no_more_than_a_stretch_is_asked_for_at_once(feed: Feed, monkeypatch: py
 
 @pytest.mark.parametrize("kind", ["compressed", "parquet"])
 def test_what_is_read_as_a_whole_is_read_once(
-    feed: Feed, pairs: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+    inputs: ReaderInputs, pairs: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     if kind == "compressed":
         source: Source = WebDataset.open(write_tars(tmp_path / "tars", pairs, num_shards=SHARDS, compressed=True))
     else:
         uri = write_parquet_images(tmp_path / "pool", pairs, num_shards=SHARDS)
         source = open_source(ParquetSource(uri=uri))
-    expected = [pa.concat_tables(tables).combine_chunks() for tables in windows(feed)]
+    expected = [pa.concat_tables(tables).combine_chunks() for tables in windows(inputs)]
     asked = Asked(source)
-    monkeypatch.setattr(feed_module, "STRETCH_BYTES", 3_000)
-    found = windows(asked.instead(feed_of(source, tmp_path / "catalog")))
+    monkeypatch.setattr(reader, "STRETCH_BYTES", 3_000)
+    found = windows(asked.instead(inputs_of(source, tmp_path / "catalog")))
     assert all(len(tables) > 1 for tables in found)
     assert [pa.concat_tables(tables).combine_chunks() for tables in found] == expected
     assert asked.num_calls <= SHARDS * len(found)
 
 
-def test_windows_that_are_read_at_once_fit_into_memory(feed: Feed) -> None:
-    num_bytes = sum(part.shard.num_bytes for part in feed.parts)
+def test_windows_that_are_read_at_once_fit_into_memory(inputs: ReaderInputs) -> None:
+    num_bytes = sum(part.shard.num_bytes for part in inputs.parts)
     window = num_bytes / NUM_PAIRS * WINDOW * LANES
-    assert tasks_at_once(feed, num_ranks=1, memory=40.4 * window) == 10
+    assert tasks_at_once(inputs, num_ranks=1, memory=40.4 * window) == 10
     # the window of one of two is half as large, and so is its share of the memory
-    assert tasks_at_once(feed, num_ranks=2, memory=40.4 * window) == 10
-    assert tasks_at_once(feed, num_ranks=1, memory=window) == 2
+    assert tasks_at_once(inputs, num_ranks=2, memory=40.4 * window) == 10
+    assert tasks_at_once(inputs, num_ranks=1, memory=window) == 2

@@ -1,4 +1,4 @@
-"""The stream against its promises: once an epoch, the same batches for any number of ranks, seek by arithmetic."""
+"""The order against its promises: once an epoch, the same batches for any number of ranks, seek by arithmetic."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from orchestrator.errors import UserError
-from orchestrator.training.sample_order import Pairs, Stream
+from orchestrator.training.sample_order import Pairs, SampleOrder
 
 
-def make(kept_per_part: tuple[int, ...], *, num_epochs: int = 3, **changes: int) -> Stream:
+def make(kept_per_part: tuple[int, ...], *, num_epochs: int = 3, **changes: int) -> SampleOrder:
     num_samples = num_epochs * sum(kept_per_part)
     settings = {"num_samples": num_samples, "global_batch_size": 16, "num_lanes": 4, "window": 10, "seed": 7}
-    return Stream(kept_per_part=kept_per_part, **(settings | changes))
+    return SampleOrder(kept_per_part=kept_per_part, **(settings | changes))
 
 
 def as_list(pairs: Pairs) -> list[tuple[int, int, int]]:
@@ -24,17 +24,17 @@ POOLS = [(5, 0, 12, 30, 1, 9), (16,), (17, 18), (1,) * 40, (100, 3, 251)]
 
 @pytest.mark.parametrize("kept", POOLS)
 def test_each_pair_is_seen_exactly_once_an_epoch(kept: tuple[int, ...]) -> None:
-    stream = make(kept)
-    seen = [pair for step in range(stream.num_steps) for pair in as_list(stream.batch(step))]
+    order = make(kept)
+    seen = [pair for step in range(order.num_steps) for pair in as_list(order.batch(step))]
     expected = {(e, part, i) for e in range(3) for part, n in enumerate(kept) for i in range(n)}
-    assert len(seen) == len(expected) == stream.num_samples
+    assert len(seen) == len(expected) == order.num_samples
     assert set(seen) == expected
 
 
 @pytest.mark.parametrize("num_samples", [16, 17, 100, 355, 600])
 def test_a_stream_of_so_many_samples_is_the_beginning_of_the_whole_one(num_samples: int) -> None:
-    whole, stream = make((100, 3, 251)), make((100, 3, 251), num_samples=num_samples)
-    seen = [as_list(stream.batch(step)) for step in range(stream.num_steps)]
+    whole, order = make((100, 3, 251)), make((100, 3, 251), num_samples=num_samples)
+    seen = [as_list(order.batch(step)) for step in range(order.num_steps)]
     assert sum(map(len, seen)) == num_samples
     full = num_samples // 16
     assert seen[:full] == [as_list(whole.batch(step)) for step in range(full)]
@@ -43,32 +43,32 @@ def test_a_stream_of_so_many_samples_is_the_beginning_of_the_whole_one(num_sampl
 
 @pytest.mark.parametrize("kept", POOLS)
 def test_only_the_last_batch_is_short_and_epochs_come_in_order(kept: tuple[int, ...]) -> None:
-    stream = make(kept)
-    sizes = [len(stream.batch(step).part) for step in range(stream.num_steps)]
-    assert sizes[:-1] == [16] * (stream.num_steps - 1)
+    order = make(kept)
+    sizes = [len(order.batch(step).part) for step in range(order.num_steps)]
+    assert sizes[:-1] == [16] * (order.num_steps - 1)
     assert 0 < sizes[-1] <= 16
-    lane = stream.pairs(1, 0, stream.lane_length(1)).epoch
+    lane = order.pairs(1, 0, order.lane_length(1)).epoch
     assert (np.diff(lane) >= 0).all()
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 4])
 def test_global_batches_do_not_depend_on_the_number_of_ranks(num_ranks: int) -> None:
-    stream = make((100, 3, 251))
-    for step in range(stream.num_steps):
+    order = make((100, 3, 251))
+    for step in range(order.num_steps):
         split = [
             pair
             for rank in range(num_ranks)
-            for lane in stream.rank_lanes(rank, num_ranks)
-            for pair in as_list(stream.pairs(lane, *stream.positions(lane, step, 1)))
+            for lane in order.rank_lanes(rank, num_ranks)
+            for pair in as_list(order.pairs(lane, *order.positions(lane, step, 1)))
         ]
-        assert sorted(split) == sorted(as_list(stream.batch(step)))
+        assert sorted(split) == sorted(as_list(order.batch(step)))
 
 
 def test_any_stretch_of_a_lane_is_the_same_as_that_stretch_of_the_whole() -> None:
-    stream = make((100, 3, 251))
-    whole = as_list(stream.pairs(2, 0, stream.lane_length(2)))
+    order = make((100, 3, 251))
+    whole = as_list(order.pairs(2, 0, order.lane_length(2)))
     for start, stop in [(0, 1), (3, 50), (9, 11), (80, 200), (len(whole) - 1, len(whole)), (5, 5)]:
-        assert as_list(stream.pairs(2, start, stop)) == whole[start:stop]
+        assert as_list(order.pairs(2, start, stop)) == whole[start:stop]
 
 
 def test_epochs_and_seeds_differ_and_repeat() -> None:
@@ -88,5 +88,5 @@ def test_a_pool_smaller_than_a_global_batch_is_refused_with_both_numbers() -> No
 
 
 def test_a_batch_mixes_pairs_from_all_over_the_pool() -> None:
-    stream = make((64,) * 16, global_batch_size=64, num_lanes=16, window=64, num_epochs=1)
-    assert len(set(stream.batch(0).part.tolist())) == 16
+    order = make((64,) * 16, global_batch_size=64, num_lanes=16, window=64, num_epochs=1)
+    assert len(set(order.batch(0).part.tolist())) == 16

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.storage import files
-from orchestrator.training import tensorboard
-from orchestrator.training.tensorboard import TensorBoard
+from orchestrator.training.tracking import tensorboard
+from orchestrator.training.tracking.tensorboard import TensorBoard
 
 
 @pytest.mark.parametrize("copy_seconds", [0.0, 60.0])

@@ -24,9 +24,11 @@ from orchestrator.engine.role import Role
 from orchestrator.engine.run_record import RunRecord, StageRecord
 from orchestrator.errors import UserError
 from orchestrator.storage import files
-from orchestrator.training import tracking
-from orchestrator.training.trackers import flat, mlflow_client
-from orchestrator.training.tracking import Curve, Trackers, attach_report, check_trackers
+from orchestrator.training.tracking import trackers as trackers_module
+from orchestrator.training.tracking.curve import Curve
+from orchestrator.training.tracking.report import attach_report
+from orchestrator.training.tracking.services import flat_settings, mlflow_client
+from orchestrator.training.tracking.trackers import PhaseTrackers, check_trackers
 from tests.support.commands import Shell, environment, tiny_command
 from tests.support.pools import config_of, write_zero_shot
 
@@ -117,7 +119,7 @@ def record(step: int) -> dict[str, float]:
     return {"step": step, "loss": 4.0 / step, "lr": 1e-3, "samples_seen": 16.0 * step}
 
 
-def train(config: Config, uri: str, steps: range, *, phase: str = "pretrain", **more: Any) -> Trackers:
+def train(config: Config, uri: str, steps: range, *, phase: str = "pretrain", **more: Any) -> PhaseTrackers:
     """A phase's logging, as a worker does it."""
     curve = Curve(uri, first_step=steps.start)
     trackers = start(config, uri, phase=phase, first_step=steps.start, **more)
@@ -129,9 +131,9 @@ def train(config: Config, uri: str, steps: range, *, phase: str = "pretrain", **
     return trackers
 
 
-def start(config: Config, uri: str, *, phase: str = "pretrain", first_step: int = 0, **more: Any) -> Trackers:
+def start(config: Config, uri: str, *, phase: str = "pretrain", first_step: int = 0, **more: Any) -> PhaseTrackers:
     settings = config.model_dump(mode="json")
-    return Trackers(config.tracking, uri=uri, name=phase, first_step=first_step, settings=settings, **more)
+    return PhaseTrackers(config.tracking, uri=uri, name=phase, first_step=first_step, settings=settings, **more)
 
 
 def evaluated(config: Config, phases: dict[str, str], steps: int) -> tuple[Config, StageRecord]:
@@ -321,7 +323,7 @@ def test_long_and_odd_settings_are_logged(config: Callable[..., Config], tmp_pat
 
 def test_settings_are_flattened() -> None:
     settings = {"a": {"b": [1, 2], "c": {"d": None}}, "e": {}, "f": "text"}
-    assert flat(settings) == {"a.b": "[1, 2]", "a.c.d": "null", "e": "{}", "f": "text"}
+    assert flat_settings(settings) == {"a.b": "[1, 2]", "a.c.d": "null", "e": "{}", "f": "text"}
 
 
 def test_the_report_is_attached(config: Callable[..., Config], tmp_path: Path, server: Server) -> None:
@@ -381,7 +383,9 @@ def test_what_was_logged_while_a_tracker_was_away_comes_at_the_end(
     phases, warnings = {"pretrain": str(tmp_path / "pretrain")}, []
     train(config("demo/away", mlflow_uri=NOWHERE), phases["pretrain"], range(3), warn=warnings.append)
     (line,) = warnings
-    assert line.startswith("pretrain: goes on without MLflow: "), "the sweep has reached it: an outage ends no trial"
+    assert line.startswith("pretrain: training continues without MLflow: "), (
+        "the sweep has reached it: an outage ends no trial"
+    )
     assert finish(config("demo/away", mlflow_uri=server.uri), phases) == []
     assert server.steps(server.runs()["demo/away/pretrain"]) == [1, 2, 3]
 
@@ -439,7 +443,7 @@ def test_after_the_start_it_is_a_warning(config: Callable[..., Config], tmp_path
     warnings: list[str] = []
     train(config(mlflow_uri=NOWHERE), str(tmp_path / "pretrain"), range(2, 4), warn=warnings.append)
     (line,) = warnings
-    assert line.startswith("pretrain: goes on without MLflow: ")
+    assert line.startswith("pretrain: training continues without MLflow: ")
     assert "secret" not in line
 
 
@@ -457,9 +461,9 @@ def test_a_server_that_goes_and_comes_back(
             trackers.log(record(step))
         assert time.monotonic() - began < 30, "it is not asked again at every step"
         (line,) = warnings
-        assert line.startswith("MLflow does not answer, training goes on: ")
+        assert line.startswith("MLflow does not answer, training continues: ")
         server.start()
-        monkeypatch.setattr(tracking, "RETRY_SECONDS", 0.0)
+        monkeypatch.setattr(trackers_module, "RETRY_SECONDS", 0.0)
         trackers.log(record(50))
         trackers.close()
         assert server.steps(server.runs()["demo/pretrain"]) == list(range(1, 51))
@@ -473,12 +477,12 @@ def test_a_server_that_is_gone_at_the_end_keeps_nobody(
 ) -> None:
     made, warnings = config("gone", mlflow_uri=server.uri), []
     trackers = start(made, str(tmp_path / "pretrain"), warn=warnings.append)
-    trackers.outlets[0].tracker.client = mlflow_client(config(mlflow_uri=NOWHERE).tracking)
+    trackers.retrying[0].tracker.client = mlflow_client(config(mlflow_uri=NOWHERE).tracking)
     trackers.log(record(1))
     trackers.close()
     assert len(warnings) == 1
     (told,) = finish(config("gone", mlflow_uri=NOWHERE), {"pretrain": str(tmp_path / "pretrain")})
-    assert told.startswith("MLflow has not got the report of gone/pretrain: ")
+    assert told.startswith("MLflow did not get the report of gone/pretrain: ")
     assert "secret" not in told
 
 
@@ -487,7 +491,7 @@ def test_a_password_is_used_and_not_written(config: Callable[..., Config]) -> No
     assert made.tracking.mlflow_uri == parse(made.model_dump()).tracking.mlflow_uri == NOWHERE
     assert "secret" not in json.dumps(made.model_dump(mode="json"))
     assert made.model_dump(mode="json")["tracking"]["mlflow_uri"] == "http://***@127.0.0.1:9"
-    assert flat(made.model_dump(mode="json"))["tracking.mlflow_uri"] == "http://***@127.0.0.1:9"
+    assert flat_settings(made.model_dump(mode="json"))["tracking.mlflow_uri"] == "http://***@127.0.0.1:9"
 
 
 def test_a_database_beside_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

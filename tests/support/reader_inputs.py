@@ -1,0 +1,48 @@
+"""Feeds of training without a selection or a run: what reading a window takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+
+from orchestrator.config import AugmentationConfig
+from orchestrator.data.keep_list import KeepList
+from orchestrator.source import Source
+from orchestrator.training.decoding import Decoding
+from orchestrator.training.reader import ReaderInputs
+from orchestrator.training.sample_order import SampleOrder
+from tests.support.pools import write_catalog
+
+
+def reader_inputs(
+    source: Source, folder: Path, keep_list: type[KeepList], *, epochs: int, batch: int, lanes: int, window: int
+) -> ReaderInputs:
+    """A inputs of what the list keeps of a source, catalogued in `folder`."""
+    tables = [source.catalog(part).table for part in source.parts()]
+    rows = [table.num_rows for table in tables]
+    catalog = write_catalog(folder, pa.concat_tables(tables).to_pylist(), rows)
+    keep = keep_list(catalog.artifact)
+    kept = tuple(int(keep.mask(index, num_rows).sum()) for index, num_rows in enumerate(rows))
+    return ReaderInputs(
+        source=source,
+        parts=tuple(source.parts()),
+        catalog=catalog,
+        keep=keep,
+        order=SampleOrder(
+            kept_per_part=kept,
+            num_samples=epochs * sum(kept),
+            global_batch_size=batch,
+            num_lanes=lanes,
+            window=window,
+            seed=3,
+        ),
+        decoding=Decoding(
+            image_size=24,
+            seed=3,
+            decode_in="tasks",
+            draft_decoding=True,
+            max_image_pixels=10**6,
+            augmentation=AugmentationConfig(),
+        ),
+    )
