@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 
 from orchestrator.data.catalog import Catalog
 from orchestrator.data.keep_list import KeepList
-from orchestrator.report.entry import Example
 from orchestrator.report.pairs import example
-from orchestrator.report.schema import ExampleGroup, Examples
+from orchestrator.report.schema_pairs import Example, ExampleGroup, Examples
 from orchestrator.report.selected import SelectedStep
 
 MAX_PARTS = 4

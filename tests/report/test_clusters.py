@@ -18,7 +18,7 @@ from orchestrator.engine.run_record import RunRecord
 from orchestrator.report.clusters import PAIRS_PER_ROW
 from orchestrator.report.page import render
 from orchestrator.report.schema import Report
-from orchestrator.report.schema_clusters import ClusterSheet
+from orchestrator.report.schema_pairs import ClusterSheet
 from orchestrator.report.thumbnails import Thumbnails
 from orchestrator.report.write import build_report, write_report
 from orchestrator.selection.dbp import read_quotas

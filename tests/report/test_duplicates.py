@@ -14,7 +14,7 @@ from orchestrator.data.keep_list import KeepList
 from orchestrator.engine.role import Role
 from orchestrator.engine.run_record import RunRecord
 from orchestrator.report.duplicates import BINS_EACH_SIDE, COPIES_SHOWN, GROUPS_SHOWN, GroupSummary, groups_of
-from orchestrator.report.schema_clusters import Duplicates
+from orchestrator.report.schema_pairs import Duplicates
 from orchestrator.report.write import build_report
 from orchestrator.selection.similarity import Compared, Similarity
 from tests.support.geometry_pool import COPIES, EPS, NUM_COPIES

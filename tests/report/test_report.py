@@ -163,7 +163,7 @@ def test_caption_table_shows_captions_only(ray_cluster: str, tmp_path: Path) -> 
     source = {"format": "table", "uri": str(tmp_path / "captions.parquet")}
     record = select(source, {"steps": ["wfpp"], "wfpp": {}}, tmp_path)
     report, page = written(record, tmp_path), (tmp_path / "report.html").read_text()
-    assert report.funnel[1].what == "with a row to select by"
+    assert report.funnel[1].what == "rows in the table"
     assert "caption table without images" in page
     assert "<img" not in page
 
