@@ -59,7 +59,7 @@ class _PartPairs:
 
 
 def example_pairs(steps: list[SelectedStep]) -> Examples | None:
-    """Pairs kept and pruned by the last step that pruned; null where none did."""
+    """Return example pairs of the last step that pruned; None if no step pruned."""
     pruned = [step for step in steps if step.outgoing != step.incoming]
     if not pruned:
         return None
