@@ -115,6 +115,6 @@ def similarity(name: str, found: Duplicates) -> str:
         )
         axes.set(xlabel="cosine to the nearest earlier pair of the cluster", ylabel="pairs")
         axes.yaxis.set_major_formatter(FuncFormatter(short))
-        axes.legend(loc="upper left")
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
 
     return svg(name, draw)

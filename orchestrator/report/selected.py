@@ -160,7 +160,7 @@ def _funnel(record: RunRecord, steps: list[SelectedStep]) -> Iterator[FunnelRow]
     yield FunnelRow(name="source", what="pairs in the source", pairs=start.totals["rows"])
     has_images = bool(start.made_from["has_images"])
     yield FunnelRow(
-        name="pool", what="with an image" if has_images else "rows in the table", pairs=KeepList(start).num_pairs
+        name="pool", what="pairs with an image" if has_images else "rows in the table", pairs=KeepList(start).num_pairs
     )
     for step in steps:
         yield FunnelRow(name=step.name, what=f"kept by {step.name}", pairs=KeepList(step.outgoing).num_pairs)
