@@ -1,91 +1,201 @@
-"""Imports point one way: pipeline, stages, algorithms; Hydra stays at the door."""
+"""The layers: each package imports only from those before it, no files import each other in a circle, Hydra stays in
+the command line, and the processes that read data load no torch."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "orchestrator"
-MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
+# from the bottom to the top; the packages of one line do not import each other
+LAYERS = (
+    ("errors",),
+    ("storage",),
+    ("config",),
+    ("source",),
+    ("engine",),
+    ("data",),
+    ("embedding",),
+    ("clustering",),
+    ("selection",),
+    ("evaluation",),
+    ("training",),
+    ("plan", "report", "export", "demo"),
+    ("pipeline",),
+    ("sweep",),
+    ("results",),
+    ("cli",),
+)
+LEVELS = {package: level for level, layer in enumerate(LAYERS) for package in layer}
+# pure code: imports nothing of ours but its own package, and every layer may import it
+PURE = ("orchestrator.pruning", "orchestrator.clip", "orchestrator.data.image_decode")
+# the Python API and `python -m orchestrator`, which no module imports
+ENTRIES = ("orchestrator", "orchestrator.__main__")
+Graph = Mapping[str, set[str]]
 
 
-def imported(path: Path) -> set[str]:
-    """Full names of the modules and members that a file imports, wherever in it."""
-    names: set[str] = set()
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imported_names(path: Path) -> Iterator[str]:
+    """Full names of all modules that a file imports, inside functions too; of a member, the module that it is in."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
-    return names
+            assert node.module is not None
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                yield name if name in MODULES else node.module
 
 
-def roots(path: Path) -> set[str]:
-    return {name.split(".")[0] for name in imported(path)}
+def imported_roots(path: Path) -> set[str]:
+    return {name.split(".")[0] for name in imported_names(path)}
 
 
-def rooms(path: Path) -> set[str]:
-    """The modules right below the package that a file imports."""
-    return {name.split(".")[1] for name in imported(path) if name.startswith("orchestrator.")}
+def imported_modules(module: str, path: Path) -> set[str]:
+    """Our modules that run when a file is imported or used, with the `__init__` of the other packages they are in."""
+    found = {name for name in imported_names(path) if name in MODULES}
+    for name in list(found):
+        parts = name.split(".")
+        packages = {".".join(parts[:length]) for length in range(2, len(parts))}
+        # a module's own package is loaded before it, with or without an import
+        found |= {package for package in packages if not f"{module}.".startswith(f"{package}.")}
+    return found - {module, "orchestrator"}
 
 
-def below(room: str) -> list[Path]:
-    return [path for path in MODULES if path.relative_to(PACKAGE).parts[0] == room]
+GRAPH: Graph = {module: imported_modules(module, path) for module, path in MODULES.items()}
 
 
-def test_the_walk_sees_the_package() -> None:
-    assert {"pruning", "clip", "selection", "evaluation", "source"} <= {path.parent.name for path in MODULES}
-    assert "ray" in roots(PACKAGE / "engine" / "parts.py")
-    assert "orchestrator.pipeline" not in imported(PACKAGE / "cli.py"), "the pipeline is imported by name, once needed"
+def circles(graph: Graph) -> list[list[str]]:
+    """The strongly connected components of more than one module (Tarjan 1972)."""
+    order: dict[str, int] = {}
+    lowest: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(module: str) -> None:
+        order[module] = lowest[module] = len(order)
+        stack.append(module)
+        for other in sorted(graph.get(module, ())):
+            if other not in order:
+                visit(other)
+                lowest[module] = min(lowest[module], lowest[other])
+            elif other in stack:
+                lowest[module] = min(lowest[module], order[other])
+        if lowest[module] == order[module]:
+            component = [stack.pop()]
+            while component[-1] != module:
+                component.append(stack.pop())
+            found.append(sorted(component))
+
+    for module in graph:
+        if module not in order:
+            visit(module)
+    return [component for component in found if len(component) > 1]
 
 
-@pytest.mark.parametrize("path", below("pruning"), ids=lambda path: path.name)
+def layer_of(module: str) -> str:
+    return module.split(".")[1]
+
+
+def is_pure(module: str) -> bool:
+    return any(f"{module}.".startswith(f"{pure}.") for pure in PURE)
+
+
+def in_package(package: str) -> list[Path]:
+    return [path for path in MODULES.values() if path.relative_to(PACKAGE).parts[0] == package]
+
+
+def test_every_module_has_a_layer() -> None:
+    tops = {layer_of(module) for module in MODULES if module not in ENTRIES}
+    assert tops == set(LEVELS) | {"pruning", "clip"}
+    assert "orchestrator.engine.artifact" in GRAPH["orchestrator.engine.parts"], "the graph has edges"
+    assert "orchestrator.training.driver" in GRAPH["orchestrator.training.stage"], "imports in functions count"
+    assert "orchestrator.selection" in GRAPH["orchestrator.selection.wfpp"] | GRAPH["orchestrator.pipeline"]
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if module not in ENTRIES])
+def test_imports_run_down(module: str) -> None:
+    if is_pure(module):
+        own = next(pure for pure in PURE if f"{module}.".startswith(f"{pure}."))
+        assert all(f"{other}.".startswith(f"{own}.") for other in GRAPH[module]), (
+            "pure code imports its own package only"
+        )
+        return
+    own_layer = layer_of(module)
+    for other in GRAPH[module]:
+        # the package of a pure module is `data`, of which only the docstring runs
+        below = is_pure(other) or other == "orchestrator.data" or layer_of(other) == own_layer
+        assert below or LEVELS[layer_of(other)] < LEVELS[own_layer], f"{module} imports {other}, which is not below it"
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    assert circles(GRAPH) == []
+
+
+def test_circles_are_found() -> None:
+    chain = {"a": {"b"}, "b": {"c"}, "c": set()}
+    assert circles(chain) == []
+    assert circles({**chain, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in MODULES.values() if path.name == "__init__.py" and path.parent != PACKAGE], ids=str
+)
+def test_every_package_says_what_lives_in_it_and_what_it_imports(path: Path) -> None:
+    told = ast.get_docstring(ast.parse(path.read_text())) or ""
+    assert len(told.split()) > 15
+    assert "import" in told.lower()
+
+
+@pytest.mark.parametrize("path", in_package("pruning"), ids=lambda path: path.name)
 def test_pruning_is_pure(path: Path) -> None:
-    assert not roots(path) & {"ray", "torch", "open_clip", "hydra", "omegaconf", "pydantic", "fsspec"}
-    assert rooms(path) <= {"pruning"}
+    assert not imported_roots(path) & {"ray", "torch", "open_clip", "hydra", "omegaconf", "pydantic", "fsspec"}
 
 
-@pytest.mark.parametrize("path", below("clip"), ids=lambda path: path.name)
-def test_clip_is_torch_alone(path: Path) -> None:
-    assert not roots(path) & {"ray", "hydra", "omegaconf", "fsspec", "polars"}
-    assert rooms(path) <= {"clip"}
+@pytest.mark.parametrize("path", in_package("clip"), ids=lambda path: path.name)
+def test_clip_needs_torch_alone(path: Path) -> None:
+    assert not imported_roots(path) & {"ray", "hydra", "omegaconf", "fsspec", "polars"}
 
 
-@pytest.mark.parametrize("path", below("source"), ids=lambda path: path.name)
-def test_sources_know_no_stage(path: Path) -> None:
-    assert not roots(path) & {"ray", "torch"}
-    assert rooms(path) <= {"source", "config", "storage", "errors"}
+@pytest.mark.parametrize("path", in_package("source"), ids=lambda path: path.name)
+def test_sources_need_neither_ray_nor_torch(path: Path) -> None:
+    assert not imported_roots(path) & {"ray", "torch"}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_doors(path: Path) -> None:
-    if path != PACKAGE / "cli.py":
-        assert not roots(path) & {"hydra", "omegaconf"}
-    if path.name not in ("cli.py", "__main__.py") and path != PACKAGE / "__init__.py":
-        # a sweep is the pipeline many times
-        above = {"cli"} if path.relative_to(PACKAGE).parts[0] in ("sweep", "results") else {"cli", "sweep", "pipeline"}
-        assert not rooms(path) & above
-    if path.name == "image_decode.py":
-        assert "torch" not in roots(path), "decode workers stay small"
+def test_only_the_command_line_imports_hydra() -> None:
+    users = {module for module, path in MODULES.items() if imported_roots(path) & {"hydra", "omegaconf"}}
+    assert users == {"orchestrator.cli"}
 
 
-@pytest.mark.parametrize("name", ["storage", "config", "source", "engine", "data", "training/sample_order", "errors"])
-def test_what_stages_stand_on_knows_no_stage(name: str) -> None:
-    forbidden = {"selection", "training", "evaluation", "report", "export", "pipeline", "cli"}
-    folder = PACKAGE / name
-    for path in folder.rglob("*.py") if folder.is_dir() else [PACKAGE / f"{name}.py"]:
-        assert not rooms(path) & forbidden
+def test_the_command_line_imports_the_pipeline_only_when_a_verb_needs_it() -> None:
+    assert "orchestrator.pipeline" not in GRAPH["orchestrator.cli"]
 
 
 @pytest.mark.parametrize(
     "module",
-    ["training.reader", "embedding.pool", "evaluation.image_reader", "pipeline", "training.stage", "evaluation.stage"],
+    [
+        "data.image_decode",
+        "training.reader",
+        "embedding.pool",
+        "evaluation.image_reader",
+        "pipeline",
+        "training.stage",
+        "evaluation.stage",
+    ],
 )
 def test_neither_reading_tasks_nor_plans_import_torch(module: str) -> None:
     program = f"import sys, orchestrator.{module}; sys.exit('torch' in sys.modules or 'open_clip' in sys.modules)"

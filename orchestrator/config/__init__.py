@@ -1,6 +1,8 @@
 """The typed configuration: one frozen class for each group of `conf/`, validated once.
 
-Code behind `parse` sees typed settings only. Each error message names the key, the value and what was expected."""
+Code behind `parse` sees typed settings only. Each error message names the key, the value and what was expected.
+
+The package imports `storage` and `errors` only."""
 
 from __future__ import annotations
 
@@ -222,7 +224,7 @@ class Config(Section):
     """The least severe messages that `OUT/run.log` gets."""
 
     @model_validator(mode="after")
-    def _embeddings_are_declared(self) -> Config:
+    def _check_embeddings(self) -> Config:
         for step in self.selection.steps:
             name = self.selection.embedding_of(step)
             if name is not None and name not in self.embedding:

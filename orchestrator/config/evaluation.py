@@ -24,7 +24,7 @@ class ZeroShotConfig(Section):
     """A zero-shot classification set."""
 
     uri: str | None = None
-    """A tar of images with their class numbers (`cls`), beside `NAME.classnames.txt` with one class a line. Null: no
+    """A tar of images with their class numbers (`cls`), beside `NAME.classnames.txt` with one class per line. Null: no
     such set. `demo`: the set of the embedded pool."""
     templates: tuple[str, ...] | None = None
     """Prompt templates with `{}` for the class name. Null: the templates beside the tar, otherwise OpenAI's."""
@@ -70,7 +70,7 @@ class EvaluationConfig(Section):
     features are held in memory."""
 
     @model_validator(mode="after")
-    def _tasks_and_their_root(self) -> EvaluationConfig:
+    def _check_root(self) -> EvaluationConfig:
         if self.tasks and self.root is None:
             raise ValueError(
                 f"evaluation.root is not set; expected the folder that holds the folders of the {len(self.tasks)} tasks"

@@ -1,5 +1,5 @@
-"""A config whose places mean the same in every process: workers and trials run in other folders, and a run is opened
-from anywhere."""
+"""Make the paths of a configuration absolute: workers and trials run in other folders, and a finished run may be opened
+from any folder."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from orchestrator.config import Config, parse
 from orchestrator.storage import files
 
 ALWAYS = ("uri", "root", "cache")
-# a path, or a name that a library knows
+# the value may be a path, or a name that a library knows
 IF_THERE = ("pretrained", "checkpoint", "metadata", "language_model")
 
 
 def absolute_places(config: Config) -> Config:
-    """The config with local paths made absolute."""
+    """Return the configuration with absolute local paths."""
     return parse(_absolute(config.model_dump()))
 
 

@@ -38,7 +38,7 @@ class Clustering(Section):
     num_iterations: Positive = 100
     """Iterations of k-means over the sample. Unit: iterations."""
     points_per_centroid: Positive = 256
-    """The sample that trains the centroids has k * points_per_centroid pairs. Unit: pairs a cluster."""
+    """The sample that trains the centroids has k * points_per_centroid pairs. Unit: pairs per cluster."""
     trainer: Literal["faiss", "lloyd"] = "faiss"
     """`faiss` trains in the memory of one task. `lloyd` trains in many tasks, for samples that do not fit in the memory
     of one machine."""
@@ -145,7 +145,7 @@ class MetaClipStep(Section):
     method: Literal["metaclip"] = "metaclip"
     """Selects this method."""
     metadata: str | None = None
-    """The metadata: a JSON list of entries, or a text file with one entry a line. The step needs it. `demo`: the
+    """The metadata: a JSON list of entries, or a text file with one entry per line. The step needs it. `demo`: the
     metadata of the embedded pool."""
     t: Annotated[float, Field(gt=0)] = 20_000
     """An entry with more than t matches keeps about t of them. Unit: pairs."""
@@ -154,7 +154,7 @@ class MetaClipStep(Section):
 
 
 class ClipScoreStep(Budgeted):
-    """The pairs whose image and caption have the highest cosine: a budget, or all above a threshold."""
+    """The pairs with the highest cosine of image and caption: a budget, or all above a threshold."""
 
     method: Literal["clip_score"] = "clip_score"
     """Selects this method."""
@@ -231,7 +231,7 @@ class SelectionConfig(Section):
         return {"steps": raw.get("steps", ("wfpp",)), "settings": settings}
 
     @model_validator(mode="after")
-    def _steps_are_declared(self) -> SelectionConfig:
+    def _check_steps(self) -> SelectionConfig:
         for step in self.steps:
             if step not in self.settings:
                 raise ValueError(f"selection.steps names {step!r}; declared steps: {', '.join(sorted(self.settings))}")

@@ -63,7 +63,7 @@ class TableSource(Section):
     key_column: str | None = None
     """The column with the keys. Null: a column with a usual name, such as `key`, otherwise row numbers."""
     part_rows: Positive = 1_000_000
-    """Rows of a part at most. A larger file is split into several parts. Unit: rows."""
+    """The most rows of a part. A larger file is split into several parts. Unit: rows."""
     limits: Limits = Limits()
     """How much of the pool may be broken."""
 

@@ -29,12 +29,12 @@ class Dimension(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _one_key_needs_no_list(cls, raw: dict[str, Any]) -> dict[str, Any]:
+    def _keys_as_list(cls, raw: dict[str, Any]) -> dict[str, Any]:
         keys = raw.get("keys", ())
         return {**raw, "keys": (keys,) if isinstance(keys, str) else keys}
 
     @model_validator(mode="after")
-    def _has_one_way(self) -> Dimension:
+    def _check_values(self) -> Dimension:
         given = [way for way in WAYS if getattr(self, way) is not None]
         if len(given) != 1:
             raise ValueError(f"got {' and '.join(given) or 'no values'}, expected one of {', '.join(WAYS)}")
@@ -112,7 +112,7 @@ class SweepConfig(Section):
     retries."""
 
     @model_validator(mode="after")
-    def _goes_together(self) -> SweepConfig:
+    def _check_search(self) -> SweepConfig:
         if self.samples and self.epochs:
             raise ValueError("sweep.samples and sweep.epochs are both set; set one of them to null")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):

@@ -24,7 +24,7 @@ class ModelConfig(Section):
     """Text length. Null: the model's own length, 77 for most. Unit: tokens."""
 
     @model_validator(mode="after")
-    def _one_of_name_and_config(self) -> ModelConfig:
+    def _check_name_or_config(self) -> ModelConfig:
         if (self.name is None) == (self.config is None):
             raise ValueError("model: give either model.name or model.config and set the other to null")
         return self
@@ -70,7 +70,7 @@ class PhaseConfig(Section):
     """Share of the patches that are left out of each image (FLIP). Unit: fraction of the patches."""
 
     @model_validator(mode="after")
-    def _settings_that_go_together(self) -> PhaseConfig:
+    def _check_schedule(self) -> PhaseConfig:
         if self.warmup_steps and self.warmup_epochs:
             raise ValueError("give either warmup_steps or warmup_epochs, not both")
         if self.lr_restarts and self.lr_schedule != "cosine":
@@ -176,7 +176,7 @@ class TrainingConfig(PhaseConfig):
     lanes: Positive = 64
     """Lanes of the sample order. A multiple of `num_workers`, and a divisor of `global_batch_size`. Unit: lanes."""
     window: Positive = 1024
-    """Pairs of a lane that are shuffled together. A larger window mixes better and needs more memory. Unit: pairs a
+    """Pairs of a lane that are shuffled together. A larger window mixes better and needs more memory. Unit: pairs per
     lane."""
     checkpoint_every_steps: Positive = 1000
     """Write a checkpoint this often. Unit: steps."""
@@ -218,7 +218,7 @@ class TrainingConfig(PhaseConfig):
         return self
 
     @model_validator(mode="after")
-    def _lanes_divide_the_batch(self) -> TrainingConfig:
+    def _check_lanes(self) -> TrainingConfig:
         if self.global_batch_size % self.lanes:
             raise ValueError(
                 f"training.global_batch_size={self.global_batch_size} must be a multiple of "

@@ -1,4 +1,6 @@
-"""Embeddings by name: computed by an encoder in one pass over the pool, or brought along and aligned to it."""
+"""Embeddings by name: computed by an encoder in one pass over the pool, or precomputed and joined with it.
+
+Imports `data` and the layers below it."""
 
 from __future__ import annotations
 

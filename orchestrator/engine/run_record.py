@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import platform
+from importlib.metadata import version
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -14,6 +16,8 @@ from orchestrator.errors import UserError
 from orchestrator.storage import files
 
 FILE = "run.json"
+# the libraries that decide results, with Python itself: their versions are part of the record
+LIBRARIES = ("open_clip_torch", "polars", "pyarrow", "ray", "timm", "torch")
 # the stages that train, in order; each is of the kind of its role, and is named after it
 PHASES = tuple(role.value for role in TRAINING_ROLES)
 
@@ -103,3 +107,8 @@ def _with_role(stage: dict[str, Any]) -> dict[str, Any]:
         return stage
     role, step = role_and_step(stage["kind"], stage["name"])
     return stage | {"role": role, "step": step}
+
+
+def library_versions() -> dict[str, str]:
+    """The installed versions of Python and of the libraries that decide results, by name."""
+    return {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()}

@@ -1,10 +1,10 @@
-"""The keep list for other tools: Parquet (with a table's own columns, ready for img2dataset), DataComp `.npy` uids, or
-WebDataset shards of the kept pairs.
+"""Export of the keep list for other tools: Parquet (with a caption table's columns, ready for img2dataset), DataComp
+`.npy` uids, or WebDataset shards of the kept pairs.
 
-Parts are written by Ray tasks beside the target, so a killed export goes on; a single file is then put together from
-them in order, one part at a time, in the driver's temporary folder: it takes the file's size of disk there (TMPDIR
-names another place), for uids 16 bytes a pair, 32 GB for two billion. They are sorted there, too: the driver's own
-memory does not grow with them."""
+Ray tasks write parts beside the target, so a killed export resumes. The driver then joins the parts of a single file in
+order, one at a time, in its temporary folder (TMPDIR), which needs the file's size on disk: 16 bytes per pair for uids,
+32 GB for two billion. Uids are sorted there too, so the driver's memory does not grow with them. Imports `training` and
+the layers below it."""
 
 from __future__ import annotations
 

@@ -1,1 +1,3 @@
-"""The Python API: `Run` opens a finished run, `Sweep` a finished sweep."""
+"""The Python API: `Run` opens a finished run, `Sweep` a finished sweep.
+
+Imports every layer but `cli`."""

@@ -1,1 +1,3 @@
-"""Files on any filesystem: whole-or-nothing writes, range reads, retries. Imports `errors` only."""
+"""Files on any filesystem: writes that are whole or absent, range reads, retries, NumPy and Arrow files.
+
+Imports `errors` only."""

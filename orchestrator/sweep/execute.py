@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import platform
 from collections.abc import Callable
 from functools import partial
-from importlib.metadata import version
 from typing import Any
 
 from ray.tune import Result
@@ -15,9 +13,10 @@ from orchestrator.config import Config
 from orchestrator.engine import ray_cluster
 from orchestrator.engine.console import Display
 from orchestrator.engine.log import run_log
+from orchestrator.engine.run_record import library_versions
 from orchestrator.errors import UserError
 from orchestrator.evaluation.sets import metrics
-from orchestrator.pipeline import LIBRARIES, prepare
+from orchestrator.pipeline import prepare
 from orchestrator.storage import files
 from orchestrator.sweep.board import Board, TrialRow, shown
 from orchestrator.sweep.elapsed import SweepTimer
@@ -199,7 +198,7 @@ def _report(config: Config, results: list[TrialResult], timer: SweepTimer) -> Sw
         **_devices(config),
         trials=results,
         sharing=timer.shared(),
-        versions={name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
+        versions=library_versions(),
         config=config.model_dump(mode="json"),
     )
 

@@ -7,10 +7,10 @@ import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from orchestrator.engine.build import build_stage
 from orchestrator.engine.console import Display
 from orchestrator.engine.run_record import StageRecord
 from orchestrator.engine.stage import Stage
-from orchestrator.pipeline import build
 from orchestrator.sweep.report.schema import SharedStage
 from orchestrator.sweep.state import ends_sweep, reason
 from orchestrator.sweep.trials import Trial
@@ -56,7 +56,7 @@ class SharedStages:
 
     def _build_one(self, stage: Stage, display: Display) -> dict[str, str]:
         try:
-            self.built[stage.artifact.uri] = build(stage, display, self.on_lost)
+            self.built[stage.artifact.uri] = build_stage(stage, display, self.on_lost)
         except Exception as error:
             # one value of the space may need more memory than there is: the trials with other values still run
             if ends_sweep(error):

@@ -12,10 +12,10 @@ from ray.exceptions import NodeDiedError, RayTaskError, WorkerCrashedError
 from orchestrator.config import Config, RandomStep
 from orchestrator.data.keep_list import KeepList
 from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.build import build_stage
 from orchestrator.engine.console import Display
 from orchestrator.engine.run_record import StageRecord
 from orchestrator.engine.stage import Stage
-from orchestrator.pipeline import build
 from orchestrator.source import open_source
 from orchestrator.storage.files import StoreError
 from orchestrator.sweep.shared_stages import SharedStages
@@ -185,9 +185,9 @@ def fails_at(artifact: Artifact, error: Exception, monkeypatch: pytest.MonkeyPat
     def build_or_fail(stage: Stage, display: Display, on_lost: None) -> StageRecord:
         if stage.artifact == artifact:
             raise error
-        return build(stage, display)
+        return build_stage(stage, display)
 
-    monkeypatch.setattr("orchestrator.sweep.shared_stages.build", build_or_fail)
+    monkeypatch.setattr("orchestrator.sweep.shared_stages.build_stage", build_or_fail)
 
 
 def test_jobs_know_their_samples_and_when_to_measure(config: Config, tmp_path: Path) -> None:
