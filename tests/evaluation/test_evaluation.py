@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,16 @@ def test_local_dir_scheme_names_the_same_folder(
     # another file at the same path is another model
     os.utime(checkpoint / "OUT" / "model" / model.WEIGHTS_FILE, (1, 1))
     assert made_from("local-dir:OUT/model")["models"] != plain["models"]
+
+
+def test_stage_is_picklable(checkpoint: Path, zero_shot: Path, tmp_path: Path) -> None:
+    arguments = [
+        f"checkpoint={checkpoint / 'OUT' / 'model'}",
+        f"evaluation.zero_shot.uri={zero_shot}",
+        f"store={tmp_path}",
+    ]
+    build = checkpoint_stage(compose_config(arguments, needs_source=False)).build
+    assert pickle.loads(pickle.dumps(build)) == build
 
 
 @pytest.mark.parametrize(
