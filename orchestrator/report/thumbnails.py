@@ -19,7 +19,7 @@ from orchestrator.data.image_decode import BadImage, decode
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.run_record import RunRecord
 from orchestrator.errors import UserError
-from orchestrator.report.entry import Example
+from orchestrator.report.schema_pairs import Example
 from orchestrator.source import IMAGE_COLUMNS, Part, Source, open_source
 
 PIXELS = 128
