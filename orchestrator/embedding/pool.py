@@ -20,11 +20,9 @@ from orchestrator.config.embedding import Tower
 from orchestrator.data.catalog import Catalog
 from orchestrator.data.image_decode import BadImage, Pictures
 from orchestrator.engine.process_cache import fetched
-from orchestrator.source import Part, Source, Status
+from orchestrator.source import PAIR_COLUMNS, Part, Source, has_image
 
 BLOCK_BYTES = 16 * 2**20
-COLUMNS = ("key", "caption", "status", "image_offset", "image_size")
-UNUSABLE = pa.array([Status.MISSING_IMAGE, Status.BAD_IMAGE], pa.int8())
 
 Rows = dict[str, Any]
 
@@ -41,11 +39,11 @@ class Pool:
 
     def usable(self, index: int) -> tuple[pa.Table, NDArray[np.int64]]:
         """The pairs of a part with something to embed: their rows of the catalog, and their row numbers int64 [n]."""
-        table = self.catalog.table(index, COLUMNS)
+        table = self.catalog.table(index, PAIR_COLUMNS)
         caption = pc.utf8_trim_whitespace(pc.fill_null(table["caption"], ""))
         wanted = np.zeros(table.num_rows, bool)
         if "image" in self.towers:
-            wanted |= ~pc.is_in(table["status"], value_set=UNUSABLE).to_numpy()
+            wanted |= has_image(table["status"]).to_numpy()
         if "text" in self.towers:
             wanted |= pc.greater(pc.utf8_length(caption), 0).to_numpy()
         rows = np.flatnonzero(wanted)
@@ -77,10 +75,10 @@ def _images(pool: Pool, index: int, table: pa.Table) -> Iterator[bytes | None]:
     if "image" not in pool.towers:
         yield from (None for _ in range(table.num_rows))
         return
-    is_picture = ~pc.is_in(table["status"], value_set=UNUSABLE).to_numpy()
+    is_picture = has_image(table["status"]).to_numpy()
     found = pool.source.images(pool.parts[index], table.filter(pa.array(is_picture)))
-    for has_image in is_picture:
-        yield next(found) if has_image else None
+    for is_usable in is_picture:
+        yield next(found) if is_usable else None
 
 
 def _block(index: int, rows: Any, keys: list, captions: list, images: list, *, expected: int) -> pa.Table:

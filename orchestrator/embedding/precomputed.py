@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from orchestrator.config import ClipRetrievalEmbedding, ColumnEmbedding, Config, PrecomputedConfig
 from orchestrator.config.embedding import Tower
 from orchestrator.data.catalog import Catalog, PartRows, part_rows
-from orchestrator.data.join import WITHOUT_IMAGE, Aligned, Match, align_stages
+from orchestrator.data.join import Aligned, Match, align_stages
 from orchestrator.embedding.precomputed_files import PrecomputedVectors, open_precomputed
 from orchestrator.embedding.vectors import Vectors, embedding_totals, part_result, unit_vectors
 from orchestrator.engine.artifact import Artifact
@@ -29,7 +29,7 @@ from orchestrator.engine.parts import InRuns, PartResult, build_parts
 from orchestrator.engine.role import Role
 from orchestrator.engine.stage import PairFlow, Stage
 from orchestrator.errors import UserError
-from orchestrator.source.schema import Problems
+from orchestrator.source.schema import Problems, has_image
 
 logger = logging.getLogger(__name__)
 VERSION = 1
@@ -168,8 +168,7 @@ class FetchRun:
 
 
 def _has_image(catalog: Catalog, part: PartRows) -> NDArray[np.bool_]:
-    status = catalog.table(part.index, ("status",))["status"].to_numpy()
-    return ~np.isin(status, WITHOUT_IMAGE)
+    return has_image(catalog.table(part.index, ("status",))["status"]).to_numpy()
 
 
 def _gather(vectors: PrecomputedVectors, tower: Tower, dim: int, match: Match) -> Gathered:

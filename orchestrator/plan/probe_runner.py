@@ -6,6 +6,7 @@ Of external embeddings and keep lists, some rows are joined; reading external ve
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -34,6 +35,8 @@ from orchestrator.plan.rates import ProbeRun, WriterLoad, measure_phases, writer
 from orchestrator.plan.rows import Reach, reaches
 from orchestrator.source import Source
 from orchestrator.storage import files
+
+logger = logging.getLogger(__name__)
 
 TOWERS: tuple[Tower, ...] = ("image", "text")
 # two float32 values: k-means holds the vectors and a copy that they are gathered from
@@ -155,6 +158,7 @@ class ProbeRunner:
 
     def _measure(self, reach: Reach) -> MeasuredStage:
         stage = reach.stage
+        logger.info("measured %s: %s", stage.name, self.by_name[stage.name])
         return MeasuredStage(
             cost=self.by_name[stage.name],
             work=stage.scaling.work(reach.reached),

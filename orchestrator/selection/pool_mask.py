@@ -15,7 +15,7 @@ from orchestrator.engine.console import Display
 from orchestrator.engine.parts import PartResult, build_parts
 from orchestrator.engine.role import Role
 from orchestrator.engine.stage import Stage
-from orchestrator.source import Status
+from orchestrator.source import has_image
 
 logger = logging.getLogger(__name__)
 VERSION = 1
@@ -82,8 +82,7 @@ class UsablePairs:
         table = self.catalog.table(part.index, ("status", "caption"))
         keep = pc.is_valid(table["status"])
         if self.has_images:
-            unusable = pa.array([Status.MISSING_IMAGE, Status.BAD_IMAGE], pa.int8())
-            keep = pc.invert(pc.is_in(table["status"], value_set=unusable))
+            keep = has_image(table["status"])
         if self.needs_caption:
             num_chars = pc.utf8_length(pc.utf8_trim_whitespace(pc.fill_null(table["caption"], "")))
             keep = pc.and_(keep, pc.greater(num_chars, 0))
