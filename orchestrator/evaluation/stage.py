@@ -96,7 +96,7 @@ def _stage(
         of_tasks=of_tasks,
     )
     on = [name.replace("_", "-") for name in sets] + ([f"{len(of_tasks)} tasks"] if of_tasks else [])
-    does = f"{' and '.join(on)} of {', '.join(references)}"
+    does = f"evaluate {', '.join(references)} on {' and '.join(on)}"
     return Stage(name="evaluate", role=Role.EVALUATE, does=does, artifact=artifact, build=build)
 
 

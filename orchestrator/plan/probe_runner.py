@@ -6,6 +6,7 @@ Of external embeddings and keep lists, some rows are joined; reading external ve
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -21,7 +22,7 @@ from orchestrator.data.catalog import Catalog, catalog_stage
 from orchestrator.data.join import align_stages
 from orchestrator.data.keep_list import KeepList
 from orchestrator.embedding import embedding_stages
-from orchestrator.embedding.precomputed_files import open_brought
+from orchestrator.embedding.precomputed_files import open_precomputed
 from orchestrator.embedding.vectors import Embedding
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
@@ -34,6 +35,8 @@ from orchestrator.plan.rates import ProbeRun, WriterLoad, measure_phases, writer
 from orchestrator.plan.rows import Reach, reaches
 from orchestrator.source import Source
 from orchestrator.storage import files
+
+logger = logging.getLogger(__name__)
 
 TOWERS: tuple[Tower, ...] = ("image", "text")
 # two float32 values: k-means holds the vectors and a copy that they are gathered from
@@ -155,6 +158,7 @@ class ProbeRunner:
 
     def _measure(self, reach: Reach) -> MeasuredStage:
         stage = reach.stage
+        logger.info("measured %s: %s", stage.name, self.by_name[stage.name])
         return MeasuredStage(
             cost=self.by_name[stage.name],
             work=stage.scaling.work(reach.reached),
@@ -189,7 +193,7 @@ class ProbeRunner:
             elif isinstance(settings, EncoderConfig):
                 dims, self.by_name[stage.name] = self._encode(name, settings)
             else:
-                dims = open_brought(settings, name).dims()
+                dims = open_precomputed(settings, name).dims()
             draw_vectors(stage.artifact, self.catalog, dims, self.display)
             self.measured.vector_bytes = max(self.measured.vector_bytes, BYTES_PER_DIM * max(dims.values()))
             yield stage.name

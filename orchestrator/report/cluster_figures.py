@@ -10,7 +10,7 @@ from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 from orchestrator.report.figures import AFTER, BEFORE, PAPER, RAMP, THIRD, count_axis, short, svg
-from orchestrator.report.schema_clusters import Cluster, Duplicates
+from orchestrator.report.schema_pairs import Cluster, Duplicates
 
 # dot areas in square points; the whole plot has about 27,000
 MEAN_DOT, ALL_DOTS, SMALLEST_DOT = 60.0, 4000.0, 10.0
@@ -115,6 +115,6 @@ def similarity(name: str, found: Duplicates) -> str:
         )
         axes.set(xlabel="cosine to the nearest earlier pair of the cluster", ylabel="pairs")
         axes.yaxis.set_major_formatter(FuncFormatter(short))
-        axes.legend(loc="upper left")
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
 
     return svg(name, draw)

@@ -21,9 +21,15 @@ from orchestrator.engine.parts import over_blocks
 from orchestrator.engine.role import Role
 from orchestrator.engine.run_record import RunRecord
 from orchestrator.pruning.order import random_scores
-from orchestrator.report.entry import Example
 from orchestrator.report.pairs import examples_at
-from orchestrator.report.schema_clusters import Cluster, ClusteringReport, ClusterPruning, ClusterSheet, ClusterSizes
+from orchestrator.report.schema_pairs import (
+    Cluster,
+    ClusteringReport,
+    ClusterPruning,
+    ClusterSheet,
+    ClusterSizes,
+    Example,
+)
 from orchestrator.report.selected import SelectedStep
 from orchestrator.selection.dbp import read_quotas
 

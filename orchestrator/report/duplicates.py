@@ -21,9 +21,8 @@ from orchestrator.engine.parts import over_blocks
 from orchestrator.engine.role import Role
 from orchestrator.engine.run_record import RunRecord
 from orchestrator.pruning.order import random_keys
-from orchestrator.report.entry import Example
 from orchestrator.report.pairs import examples_at
-from orchestrator.report.schema_clusters import DuplicateGroup, Duplicates, SimilarityHistogram
+from orchestrator.report.schema_pairs import DuplicateGroup, Duplicates, Example, SimilarityHistogram
 from orchestrator.report.selected import SelectedStep
 from orchestrator.selection.similarity import Compared, bucket_parts, read_compared
 

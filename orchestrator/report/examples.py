@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 
 from orchestrator.data.catalog import Catalog
 from orchestrator.data.keep_list import KeepList
-from orchestrator.report.entry import Example
 from orchestrator.report.pairs import example
-from orchestrator.report.schema import ExampleGroup, Examples
+from orchestrator.report.schema_pairs import Example, ExampleGroup, Examples
 from orchestrator.report.selected import SelectedStep
 
 MAX_PARTS = 4
@@ -60,7 +59,7 @@ class _PartPairs:
 
 
 def example_pairs(steps: list[SelectedStep]) -> Examples | None:
-    """Pairs kept and pruned by the last step that pruned; null where none did."""
+    """Return example pairs of the last step that pruned; None if no step pruned."""
     pruned = [step for step in steps if step.outgoing != step.incoming]
     if not pruned:
         return None

@@ -113,7 +113,10 @@ def loss_curves(phases: dict[str, PhaseReport]) -> str:
 
 def count_axis(axis: Any) -> None:
     """Set a few short labels on a logarithmic axis of counts."""
-    axis.set_major_locator(LogLocator(numticks=7))
+    low, high = axis.get_view_interval()
+    # less than two decades have at most two powers of ten
+    steps = (1.0, 2.0, 5.0) if high < 100 * low else (1.0,)
+    axis.set_major_locator(LogLocator(subs=steps, numticks=7))
     axis.set_major_formatter(FuncFormatter(short))
     axis.set_minor_locator(NullLocator())
     axis.set_minor_formatter(NullFormatter())

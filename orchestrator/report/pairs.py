@@ -12,8 +12,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from orchestrator.data.catalog import Catalog, part_rows
-from orchestrator.report.entry import Example
 from orchestrator.report.schema import Report
+from orchestrator.report.schema_pairs import Example
 
 MAX_CAPTION_CHARS = 300
 PARTS_AT_ONCE = 8

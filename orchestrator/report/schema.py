@@ -9,8 +9,7 @@ from typing import Any
 
 from pydantic import ConfigDict, Field
 
-from orchestrator.report.entry import Entry, Example
-from orchestrator.report.schema_clusters import ClusteringReport, ClusterPruning, Duplicates
+from orchestrator.report.schema_pairs import ClusteringReport, ClusterPruning, Duplicates, Entry, Examples
 
 SCHEMA_VERSION = 1
 
@@ -227,27 +226,6 @@ class TaskTable(Entry):
     results: list[TaskResult]
     skipped: list[SkippedTask]
     averages: list[TaskAverage]
-
-
-class ExampleGroup(Entry):
-    """A group of example pairs.
-
-    Keys: `name` ("highest", "above", "below", "lowest"; "kept", "pruned" for steps without scores), `kept`, `pairs`."""
-
-    name: str
-    kept: bool
-    pairs: list[Example]
-
-
-class Examples(Entry):
-    """Example pairs of the last step that pruned, from `parts_read` of the pool's `num_parts` parts; `score` says what
-    their scores measure (null without scores)."""
-
-    step: str
-    score: str | None = None
-    parts_read: int
-    num_parts: int
-    groups: list[ExampleGroup]
 
 
 class StageTime(Entry):

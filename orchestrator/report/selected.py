@@ -1,4 +1,4 @@
-"""The report's account of selection: counts at each step, what each step was asked for, and what the source lacked."""
+"""Build the report's sections on selection: pairs after each step, settings and results of steps, source problems."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ NO_EMBEDDING, BELOW_THE_CUT = "no_embedding", "below_the_cut"
 
 @dataclass(frozen=True)
 class SelectedStep:
-    """A step as it ran: over which catalog, the keep list that reached it, the one that left it, and its scores and its
-    assignment to clusters, if it has any."""
+    """A finished step: its catalog, the keep lists before (`incoming`) and after it (`outgoing`), and its scores and
+    cluster assignment, if it has any."""
 
     name: str
     settings: Mapping[str, Any]
@@ -66,13 +66,14 @@ def _last_kept(step: SelectedStep, parts: list[PartRows]) -> dict[int, float]:
 
 
 def pool(record: RunRecord) -> Artifact | None:
-    """The keep list of the whole pool, where selection began."""
+    """Return the keep list of all usable pairs, before the first step."""
     return record.find(Role.POOL)
 
 
 def captioned(record: RunRecord) -> Artifact | None:
-    """The keep list of every pair of the pool with an image and a caption; None where fine-tuning begins from what a
-    step left (`finetune.after`), whose captioned pairs are not all."""
+    """Return the keep list of all pairs with an image and a caption.
+
+    None if fine-tuning uses only the pairs that a step keeps (`finetune.after`), because the list then covers those."""
     found, whole = record.find(Role.CAPTIONED), pool(record)
     if found is None or whole is None:
         return None
@@ -80,7 +81,7 @@ def captioned(record: RunRecord) -> Artifact | None:
 
 
 def selected_steps(record: RunRecord) -> list[SelectedStep]:
-    """The steps in the order of the config; one without a keep list of its own (`all`) passes on what reached it."""
+    """Return the steps in order. A step without a keep list (`all`) keeps all pairs that reach it."""
     return [
         SelectedStep(
             name=step.name,
@@ -96,7 +97,7 @@ def selected_steps(record: RunRecord) -> list[SelectedStep]:
 
 
 def step_reports(steps: list[SelectedStep]) -> list[StepReport]:
-    """What each step was asked for and did."""
+    """Return the settings and the result of each step."""
     return [_step_report(step) for step in steps]
 
 
@@ -116,7 +117,7 @@ def _step_report(step: SelectedStep) -> StepReport:
 
 
 def _budget(step: SelectedStep, pairs_in: int) -> int | None:
-    # a step with a threshold goes by that, whatever its budget is set to
+    # a threshold replaces the budget
     if "keep_fraction" not in step.settings or step.settings.get("threshold") is not None:
         return None
     return step.settings.get("keep_pairs") or budget(pairs_in, step.settings["keep_fraction"])
@@ -125,18 +126,18 @@ def _budget(step: SelectedStep, pairs_in: int) -> int | None:
 def _reasons(step: SelectedStep) -> dict[str, int]:
     if step.outgoing == step.incoming:
         return {}
-    told = step.outgoing.totals.get("reasons")
-    if told is None:
+    reasons = step.outgoing.totals.get("reasons")
+    if reasons is None:
         embedded = step.assigned.totals["embedded"] if step.assigned else KeepList(step.incoming).num_pairs
-        told = {
+        reasons = {
             NO_EMBEDDING: KeepList(step.incoming).num_pairs - embedded,
             BELOW_THE_CUT: embedded - KeepList(step.outgoing).num_pairs,
         }
-    return {reason: number for reason, number in told.items() if number}
+    return {reason: number for reason, number in reasons.items() if number}
 
 
 def _threshold(step: SelectedStep) -> float | None:
-    # several groups have several thresholds
+    # with several groups there is no single threshold
     if step.scored is None or len(step.last_kept) != 1:
         return None
     (preference,) = step.last_kept.values()
@@ -148,7 +149,7 @@ def _no_words(step: SelectedStep) -> int | None:
 
 
 def funnel(record: RunRecord, steps: list[SelectedStep]) -> list[FunnelRow]:
-    """The counts, from the source to what each training phase saw."""
+    """Return the numbers of pairs, from the source to each training phase."""
     return list(_funnel(record, steps))
 
 
@@ -159,17 +160,17 @@ def _funnel(record: RunRecord, steps: list[SelectedStep]) -> Iterator[FunnelRow]
     yield FunnelRow(name="source", what="pairs in the source", pairs=start.totals["rows"])
     has_images = bool(start.made_from["has_images"])
     yield FunnelRow(
-        name="pool", what="with an image" if has_images else "with a row to select by", pairs=KeepList(start).num_pairs
+        name="pool", what="pairs with an image" if has_images else "rows in the table", pairs=KeepList(start).num_pairs
     )
     for step in steps:
         yield FunnelRow(name=step.name, what=f"kept by {step.name}", pairs=KeepList(step.outgoing).num_pairs)
-    for kind, what in (("pretrain", "pre-trained on"), ("finetune", "fine-tuned on")):
+    for kind, what in (("pretrain", "used for pre-training"), ("finetune", "used for fine-tuning")):
         for phase in record.of_kind(kind):
             yield FunnelRow(name=kind, what=what, pairs=phase.totals["pairs"])
 
 
 def num_captionless(record: RunRecord, steps: list[SelectedStep]) -> int | None:
-    """Pairs of the pool whose caption is missing or empty; null where no stage has counted them."""
+    """Return the number of pairs without a caption; None if no stage has counted them."""
     start, whole = pool(record), captioned(record)
     if start is not None and whole is not None:
         return KeepList(start).num_pairs - KeepList(whole).num_pairs
@@ -178,7 +179,7 @@ def num_captionless(record: RunRecord, steps: list[SelectedStep]) -> int | None:
 
 
 def catalog_skips(record: RunRecord) -> CatalogSkips | None:
-    """What was wrong with the source, by kind, with names."""
+    """Return the problems of the source: counts by kind, and examples."""
     for catalog in record.of_kind("catalog"):
         totals = catalog.totals
         return CatalogSkips(

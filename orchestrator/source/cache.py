@@ -116,10 +116,10 @@ def _has_room(shard: Shard, folder: str) -> bool:
 
 
 def _copied(shard: Shard, path: str) -> bool:
-    begun, copy = f"{path}.part", f"{path}.{uuid.uuid4().hex[:8]}{files.TEMPORARY}"
-    _clear_stale(path, begun)
+    marker, copy = f"{path}.part", f"{path}.{uuid.uuid4().hex[:8]}{files.TEMPORARY}"
+    _clear_stale(path, marker)
     try:
-        with open(begun, "xb"):
+        with open(marker, "xb"):
             pass
     except FileExistsError:
         return False
@@ -133,15 +133,15 @@ def _copied(shard: Shard, path: str) -> bool:
         files.settle(copy, path)
         logger.info("copied %s to %s", shard.uri, path)
     finally:
-        for left in (copy, begun):
+        for left in (copy, marker):
             with suppress(FileNotFoundError):
                 os.remove(left)
     return True
 
 
-def _clear_stale(path: str, begun: str) -> None:
-    # `begun` is removed last: without it no process would look for the temporary files
-    left = [*glob.glob(f"{glob.escape(path)}.*{files.TEMPORARY}"), begun]
+def _clear_stale(path: str, marker: str) -> None:
+    # `marker` is removed last: without it no process would look for the temporary files
+    left = [*glob.glob(f"{glob.escape(path)}.*{files.TEMPORARY}"), marker]
     with suppress(FileNotFoundError):
         # a copy in progress has a recent modification time, however long it takes
         if time.time() - max(map(os.path.getmtime, left)) > STALE_SECONDS:

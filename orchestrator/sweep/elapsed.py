@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 from pydantic import Field
 
-from orchestrator.report.entry import Entry
+from orchestrator.report.schema_pairs import Entry
 from orchestrator.storage import files
 from orchestrator.storage.files import StoreError
 from orchestrator.sweep.report.schema import SharedStage

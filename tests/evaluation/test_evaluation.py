@@ -1,9 +1,10 @@
-"""Evaluation sets as they lie on disk, and the verb that measures a checkpoint on them."""
+"""Evaluation sets on disk, and the verb that evaluates a checkpoint on them."""
 
 from __future__ import annotations
 
 import json
 import os
+import pickle
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ def zero_shot(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_zero_shot(tmp_path_factory.mktemp("set"), range(24))
 
 
-def test_names_beside_the_tar_and_the_samples_in_it(zero_shot: Path) -> None:
+def test_class_names_beside_the_tar_and_samples_in_it(zero_shot: Path) -> None:
     found = open_set(str(zero_shot), needs_classes=True)
     assert found.class_names[:2] == ("red square", "green square")
     assert len(found.class_names) == 8
@@ -36,7 +37,7 @@ def test_names_beside_the_tar_and_the_samples_in_it(zero_shot: Path) -> None:
     assert samples[3].image == picture(3)
 
 
-def test_clip_benchmarks_layout(zero_shot: Path, tmp_path: Path) -> None:
+def test_layout_of_clip_benchmark(zero_shot: Path, tmp_path: Path) -> None:
     (tmp_path / "test").mkdir()
     for number in range(2):
         (tmp_path / "test" / f"{number}.tar").write_bytes(zero_shot.read_bytes())
@@ -47,7 +48,7 @@ def test_clip_benchmarks_layout(zero_shot: Path, tmp_path: Path) -> None:
     assert found.templates == ("a photo of a {c}.", "{c}")
 
 
-def test_the_identity_follows_names_and_files(zero_shot: Path, tmp_path: Path) -> None:
+def test_identity_depends_on_names_and_files(zero_shot: Path, tmp_path: Path) -> None:
     write_zero_shot(tmp_path, range(24))
     identities = [open_set(str(tmp_path / "zs.tar"), needs_classes=True).identity for _ in range(2)]
     (tmp_path / "zs.classnames.txt").write_text("\n".join("abcdefgh"))
@@ -63,7 +64,7 @@ def test_the_identity_follows_names_and_files(zero_shot: Path, tmp_path: Path) -
         ([("0.cls", b"1")], r"has no image member"),
     ],
 )
-def test_a_sample_that_cannot_be_judged_is_refused(members: list[tuple[str, bytes]], said: str, tmp_path: Path) -> None:
+def test_unusable_sample_is_refused(members: list[tuple[str, bytes]], said: str, tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "zs.tar", "w") as tar:
         for name, data in members:
             add(tar, name, data)
@@ -71,13 +72,13 @@ def test_a_sample_that_cannot_be_judged_is_refused(members: list[tuple[str, byte
         list(read_samples(str(tmp_path / "zs.tar"), needs_label=True))
 
 
-def test_a_cut_set_is_refused(zero_shot: Path, tmp_path: Path) -> None:
+def test_truncated_set_is_refused(zero_shot: Path, tmp_path: Path) -> None:
     (tmp_path / "zs.tar").write_bytes(zero_shot.read_bytes()[:20_000])
     with pytest.raises(UserError, match="is damaged"):
         list(read_samples(str(tmp_path / "zs.tar"), needs_label=True))
 
 
-def test_a_set_without_names_is_refused(zero_shot: Path, tmp_path: Path) -> None:
+def test_set_without_class_names_is_refused(zero_shot: Path, tmp_path: Path) -> None:
     (tmp_path / "zs.tar").write_bytes(zero_shot.read_bytes())
     with pytest.raises(UserError, match=r"expected zs\.classnames\.txt beside"):
         open_set(str(tmp_path / "zs.tar"), needs_classes=True)
@@ -85,7 +86,7 @@ def test_a_set_without_names_is_refused(zero_shot: Path, tmp_path: Path) -> None
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `OUT/model`, random weights that follow from the seed."""
+    """Return a folder with `OUT/model`: random weights from a fixed seed."""
     folder = tmp_path_factory.mktemp("checkpoint")
     clip = model.build(
         name=TINY_MODEL["name"],
@@ -100,7 +101,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def expected_hits(folder: Path, zero_shot: Path) -> dict[str, float]:
-    """Top-1, top-5 and mean per class by open_clip alone, with its own transform."""
+    """Compute top-1, top-5 and mean per class with open_clip alone and its own transform."""
     import io
 
     import open_clip
@@ -131,7 +132,7 @@ def expected_hits(folder: Path, zero_shot: Path) -> dict[str, float]:
     }
 
 
-def test_evaluate_as_typed_gives_open_clips_numbers(typed: Any, checkpoint: Path, zero_shot: Path) -> None:
+def test_evaluate_agrees_with_open_clip(typed: Any, checkpoint: Path, zero_shot: Path) -> None:
     write_zero_shot(checkpoint, range(24))
     done = typed(
         "python -m orchestrator evaluate checkpoint=OUT/model evaluation.zero_shot.uri=zs.tar out=OUT2 store=STORE",
@@ -140,13 +141,13 @@ def test_evaluate_as_typed_gives_open_clips_numbers(typed: Any, checkpoint: Path
     assert done.returncode == 0, done.stderr
     found = json.loads((checkpoint / "OUT2" / "report.json").read_text())["evaluation"]["checkpoint"]["zero_shot"]
     assert (found["num_images"], found["num_classes"], found["skipped"]) == (24, 8, 0)
-    # one image more or less: Pillow rounds a resize differently from torchvision's
+    # tolerance of one image: Pillow and torchvision round a resize differently
     for name, value in expected_hits(checkpoint, zero_shot).items():
         assert found[name] == pytest.approx(value, abs=1.01 / 24), name
-    assert {path.name for path in (checkpoint / "STORE").iterdir()} == {"evaluation"}, "nothing but what was asked for"
+    assert {path.name for path in (checkpoint / "STORE").iterdir()} == {"evaluation"}, "no other artifacts"
 
 
-def test_retrieval_and_pictures_that_cannot_be_decoded(typed: Any, checkpoint: Path) -> None:
+def test_retrieval_counts_undecodable_images(typed: Any, checkpoint: Path) -> None:
     pairs = make_pairs(12)
     pairs[4] = type(pairs[4])(pairs[4].key, pairs[4].caption, torn(pairs[4].image or b""))
     write_tars(checkpoint / "heldout", pairs)
@@ -161,7 +162,7 @@ def test_retrieval_and_pictures_that_cannot_be_decoded(typed: Any, checkpoint: P
         assert 0 <= found[f"{way}_recall_at_1"] <= found[f"{way}_recall_at_5"] <= found[f"{way}_recall_at_10"] <= 1
 
 
-def test_a_folder_by_open_clips_scheme_is_the_folder(
+def test_local_dir_scheme_names_the_same_folder(
     checkpoint: Path, zero_shot: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def made_from(reference: str) -> dict[str, Any]:
@@ -171,9 +172,19 @@ def test_a_folder_by_open_clips_scheme_is_the_folder(
     monkeypatch.chdir(checkpoint)
     plain = made_from("OUT/model")
     assert made_from("local-dir:OUT/model") == made_from(f"local-dir:{checkpoint / 'OUT' / 'model'}") == plain
-    # another file at the same place is another model
+    # another file at the same path is another model
     os.utime(checkpoint / "OUT" / "model" / model.WEIGHTS_FILE, (1, 1))
     assert made_from("local-dir:OUT/model")["models"] != plain["models"]
+
+
+def test_stage_is_picklable(checkpoint: Path, zero_shot: Path, tmp_path: Path) -> None:
+    arguments = [
+        f"checkpoint={checkpoint / 'OUT' / 'model'}",
+        f"evaluation.zero_shot.uri={zero_shot}",
+        f"store={tmp_path}",
+    ]
+    build = checkpoint_stage(compose_config(arguments, needs_source=False)).build
+    assert pickle.loads(pickle.dumps(build)) == build
 
 
 @pytest.mark.parametrize(
@@ -186,7 +197,7 @@ def test_a_folder_by_open_clips_scheme_is_the_folder(
         ("checkpoint=local-dir:nowhere evaluation.zero_shot.uri=zs.tar", "no model folder at nowhere: expected"),
     ],
 )
-def test_what_cannot_be_evaluated_is_one_line(typed: Any, checkpoint: Path, arguments: str, said: str) -> None:
+def test_wrong_settings_are_a_one_line_error(typed: Any, checkpoint: Path, arguments: str, said: str) -> None:
     write_zero_shot(checkpoint, range(24))
     done = typed(f"python -m orchestrator evaluate {arguments} out=BAD", cwd=checkpoint)
     assert done.returncode == 2, done.stderr
@@ -195,7 +206,7 @@ def test_what_cannot_be_evaluated_is_one_line(typed: Any, checkpoint: Path, argu
 
 
 @pytest.mark.slow
-def test_the_model_of_a_run_is_evaluated_as_the_run_did(typed: Any, tiny_run: Path) -> None:
+def test_evaluate_gives_the_same_results_as_the_run(typed: Any, tiny_run: Path) -> None:
     done = typed(
         "python -m orchestrator evaluate checkpoint=OUT/model evaluation.zero_shot.uri=zs.tar out=OUT2", cwd=tiny_run
     )

@@ -1,4 +1,4 @@
-"""How large evaluation sets are, by their listings and the first samples of their first tar."""
+"""Sizes of evaluation sets, from their listings and the first samples of their first tar."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def test_small_sets_are_counted(tmp_path: Path) -> None:
     assert set_sizes(EvaluationConfig()) == []
 
 
-def test_large_ones_by_their_first_samples(tmp_path: Path) -> None:
+def test_large_sets_are_estimated_from_their_first_samples(tmp_path: Path) -> None:
     tar = write_zero_shot(tmp_path, numbers=range(400))
     (size,) = set_sizes(EvaluationConfig.model_validate({"zero_shot": {"uri": str(tar)}}))
     assert size.images == pytest.approx(400, rel=0.05)
 
 
 @pytest.mark.parametrize("content", [b"<html>404 Not Found</html>" * 100, b"", None])
-def test_a_damaged_first_tar_is_one_line(tmp_path: Path, content: bytes | None) -> None:
+def test_damaged_first_tar_is_a_one_line_error(tmp_path: Path, content: bytes | None) -> None:
     tar = write_zero_shot(tmp_path)
     tar.write_bytes(tar.read_bytes()[:2000] if content is None else content)
     with pytest.raises(UserError, match=r"zs\.tar is damaged; an evaluation set must be whole"):

@@ -1,4 +1,4 @@
-"""The probe on real pools: the run's own stages, on a few parts, leaving nothing behind."""
+"""The probe on real pools: it runs the stages on a few parts and leaves no files behind."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from tests.support.pools import config_of, make_pairs, write_tars, write_zero_sh
 
 
 def costs(stdout: str) -> dict[str, list[str]]:
-    """The cells of the second table, by stage."""
+    """Return the cells of the cost table by stage."""
     lines = stdout.split("estimated cost of the remaining stages")[1].splitlines()
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
     return {cells[0]: cells[1:] for cells in rows}
 
 
-def test_parts_are_drawn_evenly_from_the_pool(tmp_path: Path) -> None:
+def test_parts_are_sampled_evenly_from_the_pool(tmp_path: Path) -> None:
     uri = write_tars(tmp_path / "pool", make_pairs(90), num_shards=9)
     whole = open_source(WebDatasetSource(uri=uri))
     drawn = sample_parts(whole, 3)
@@ -42,7 +42,7 @@ def test_parts_are_drawn_evenly_from_the_pool(tmp_path: Path) -> None:
     sizes = [part.shard.num_bytes for part in whole.parts()]
     assert drawn.share == pytest.approx((sizes[0] + sizes[4] + sizes[8]) / sum(sizes))
     assert drawn.pool_bytes == pytest.approx(sum(sizes))
-    assert (drawn.image_bytes, drawn.rows_per_read) == (0, 1), "the catalog knows"
+    assert (drawn.image_bytes, drawn.rows_per_read) == (0, 1), "the catalog has the sizes"
     few = replace(some, max_rows=4)
     second = few.parts()[1]
     table = few.catalog(second).table
@@ -53,7 +53,7 @@ def test_parts_are_drawn_evenly_from_the_pool(tmp_path: Path) -> None:
     assert few.identity() != some.identity()
 
 
-def test_large_parts_are_few_and_what_is_unknown_of_one_is_the_mean_of_the_others(tmp_path: Path) -> None:
+def test_few_large_parts_are_sampled_and_unknown_sizes_count_as_the_mean(tmp_path: Path) -> None:
     for number, rows in enumerate((30_000, 45_000, 45_000)):
         pl.DataFrame({"caption": ["a word"] * rows}).write_parquet(tmp_path / f"{number}.parquet")
     (tmp_path / "3.csv").write_text("caption\nof one row\n")
@@ -61,14 +61,14 @@ def test_large_parts_are_few_and_what_is_unknown_of_one_is_the_mean_of_the_other
     assert [part.num_rows for part in drawn.subset.chosen] == [30_000, None]
     assert drawn.share == pytest.approx((30 + 40) / (30 + 45 + 45 + 40))
     text = pl.read_parquet(tmp_path / "0.parquet").estimated_size()
-    assert 0 < drawn.pool_bytes < text, "the compressed captions, and of the CSV file all"
+    assert 0 < drawn.pool_bytes < text, "the compressed captions and the whole CSV file"
     assert drawn.subset.max_rows is None
     cut = sample_parts(open_source(TableSource(uri=str(tmp_path))), 4, max_rows=10_000).subset
     assert [cut.catalog(part).table.num_rows for part in cut.parts()] == [5000, 1]
 
 
 @pytest.mark.parametrize("kind", ["table", "parquet"])
-def test_a_pool_without_rows_is_told_as_select_tells_it(tmp_path: Path, kind: str) -> None:
+def test_empty_pool_is_the_same_error_as_in_select(tmp_path: Path, kind: str) -> None:
     schema = {"key": pl.String, "caption": pl.String, "jpg": pl.Binary}
     pl.DataFrame(schema=schema).write_parquet(tmp_path / "0.parquet")
     source = config_of({"format": kind, "uri": str(tmp_path)}, tmp_path).source
@@ -79,11 +79,11 @@ def test_a_pool_without_rows_is_told_as_select_tells_it(tmp_path: Path, kind: st
     assert str(planned.value) == str(selected.value)
 
 
-def test_a_step_is_cut_down_to_the_probe() -> None:
+def test_step_is_reduced_for_the_probe() -> None:
     assert probe_config.step_of(KeepListStep(uri="x.npy"), 4000, math.inf) == RandomStep(keep_fraction=0.5)
     score = probe_config.step_of(ClipScoreStep(embedding="e", threshold=0.3), 4000, math.inf)
     assert isinstance(score, ClipScoreStep)
-    assert (score.threshold, score.keep_fraction) == (None, 0.5), "drawn vectors would all be below it"
+    assert (score.threshold, score.keep_fraction) == (None, 0.5), "all random vectors are below a threshold"
     dbp = probe_config.step_of(DbpStep(embedding="e", keep_pairs=1_000_000), 4000, math.inf)
     assert isinstance(dbp, DbpStep)
     assert (dbp.keep_pairs, dbp.keep_fraction) == (None, 0.5)
@@ -92,7 +92,7 @@ def test_a_step_is_cut_down_to_the_probe() -> None:
     assert probe_config.step_of(DbpStep(embedding="e"), 800, 4.7).clustering.k == 4  # type: ignore[union-attr]
 
 
-def test_work_in_tasks_is_measured_the_second_time(ray_cluster: str) -> None:
+def test_work_in_tasks_is_measured_in_its_second_call(ray_cluster: str) -> None:
     def work(seconds: float) -> int:
         time.sleep(seconds)
         end = time.process_time() + seconds
@@ -115,7 +115,7 @@ def test_work_in_tasks_is_measured_the_second_time(ray_cluster: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.long
-def test_a_run_is_estimated_stage_by_stage(typed: Shell, tiny_conf: str, tar_pool: str, tmp_path: Path) -> None:
+def test_plan_estimates_every_stage(typed: Shell, tiny_conf: str, tar_pool: str, tmp_path: Path) -> None:
     write_zero_shot(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     command = tiny_command(tiny_conf, tar_pool).replace(" run ", " plan ")
@@ -127,21 +127,21 @@ def test_a_run_is_estimated_stage_by_stage(typed: Shell, tiny_conf: str, tar_poo
     assert {"catalog", "score, wfpp", "embed, lite", "dbp", "pretrain", "finetune"} <= set(found)
     assert float(found["evaluate"][1].removeprefix("<")) > 0
     assert "not estimated: evaluation during training" in done.stdout
-    assert all(cells[1] and not cells[2] for cells in found.values()), "core-hours, and no GPU-hours"
+    assert all(cells[1] and not cells[2] for cells in found.values()), "core-hours but no GPU-hours"
     dollars = {name: float(cells[-1].strip("$").replace(",", "")) for name, cells in found.items()}
-    assert dollars["pretrain"] == pytest.approx(2 * 36 / 96 * dollars["finetune"], rel=0.01), "by the samples of each"
+    assert dollars["pretrain"] == pytest.approx(2 * 36 / 96 * dollars["finetune"], rel=0.01), "proportional to samples"
     total = dollars.pop("total of measured stages")
     assert total == pytest.approx(sum(dollars.values()), rel=0.01)
-    assert dollars["embed, lite"] > 36000 * 96 * 0.001 / 3600, "milliseconds a picture at the least"
+    assert dollars["embed, lite"] > 36000 * 96 * 0.001 / 3600, "at least a millisecond per image"
     reads = {name for name, cells in found.items() if cells[4]}
     assert reads == {"catalog", "embed, lite", "pretrain", "finetune", "evaluate", "total of measured stages"}
     assert "samples/s with 2 workers and 8 pairs per worker and batch" in done.stdout
     assert "64 pairs of the pool" in done.stdout
     left = [path for path in tmp_path.rglob("*") if path not in before]
-    assert not [path for path in left if path.is_file()], "nothing is left"
+    assert not [path for path in left if path.is_file()], "the probe removes its files"
 
 
-def test_vectors_brought_along_are_drawn(typed: Shell, tmp_path: Path) -> None:
+def test_external_vectors_are_replaced_by_random_ones(typed: Shell, tmp_path: Path) -> None:
     pool = write_pool(tmp_path, list(blobs(400, 8, 5)))
     nodes = (
         "selection.steps=[keep_list,semdedup,dbp] selection.keep_list.uri=kept.parquet "
@@ -170,5 +170,5 @@ def test_vectors_brought_along_are_drawn(typed: Shell, tmp_path: Path) -> None:
         "quotas, dbp",
         "dbp",
     ):
-        assert found[name][1] == "<0.001", "a moment of work, yet measured"
-    assert found["dbp"][0].startswith("<"), "of what a filter leaves, which is still to come"
+        assert found[name][1] == "<0.001", "little work, but measured"
+    assert found["dbp"][0].startswith("<"), "an upper bound, because a filter before it is not computed yet"

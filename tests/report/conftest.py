@@ -1,4 +1,4 @@
-"""The pool and the runs that the tests of the report share; their writers are importable by the tests."""
+"""Pools and runs shared by the tests of the report."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def pool_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def selected(ray_cluster: str, pool_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunRecord:
-    """WFPP at one half over the tars."""
+    """Run WFPP over the tars and keep one half."""
     return select(
         {"format": "webdataset", "uri": f"{pool_folder}/{{00000..00001}}.tar"},
         {"steps": ["wfpp"], "wfpp": {"keep_fraction": 0.5, "min_count": 2, "t": 1e-3}},
@@ -31,13 +31,13 @@ def selected(ray_cluster: str, pool_folder: Path, tmp_path_factory: pytest.TempP
 
 @pytest.fixture(scope="session")
 def clustered(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> RunRecord:
-    """SemDeDup, DBP and SSP over a pool with planted copies."""
+    """Run SemDeDup, DBP and SSP over a pool with planted copies."""
     return prune(tmp_path_factory.mktemp("clustered"))
 
 
 @pytest.fixture(scope="session")
 def trained(selected: RunRecord, tmp_path_factory: pytest.TempPathFactory) -> RunRecord:
-    """The same, with two phases and an evaluation written as their stages write them."""
+    """Add two training phases and an evaluation to `selected`, written as their stages do."""
     folder = str(tmp_path_factory.mktemp("trained"))
     kept = selected.of_kind("keep")[-1].totals["kept"]
     stages = [

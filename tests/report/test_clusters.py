@@ -1,4 +1,4 @@
-"""What the report says of clusterings and clusters, against the artifacts it is made of; and the page that shows it."""
+"""Clusterings and clusters in the report, compared with the run's artifacts; and their sections on the page."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from orchestrator.engine.run_record import RunRecord
 from orchestrator.report.clusters import PAIRS_PER_ROW
 from orchestrator.report.page import render
 from orchestrator.report.schema import Report
-from orchestrator.report.schema_clusters import ClusterSheet
+from orchestrator.report.schema_pairs import ClusterSheet
 from orchestrator.report.thumbnails import Thumbnails
 from orchestrator.report.write import build_report, write_report
 from orchestrator.selection.dbp import read_quotas
@@ -48,7 +48,7 @@ def artifact(record: RunRecord, role: Role, step: str | None) -> Artifact:
 
 
 def reached(record: RunRecord, step: str) -> dict[tuple[int, int], tuple[int, float, bool]]:
-    """Of every pair that reached a step, by part and row: its cluster, its distance, whether the step kept it."""
+    """Return (cluster, distance, kept) for every pair that reached a step, by (part, row)."""
     before = STEPS[step]
     incoming = KeepList(artifact(record, Role.KEEP if before else Role.POOL, before))
     outgoing = KeepList(artifact(record, Role.KEEP, step))
@@ -72,55 +72,59 @@ def test_every_dropped_pair_has_a_reason(report: Report) -> None:
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_a_clustering_is_told_by_its_numbers(clustered: RunRecord, report: Report, step: str) -> None:
-    told, totals = report.clusterings[step], artifact(clustered, Role.TRAIN_CENTROIDS, step).totals
+def test_clustering_numbers_agree_with_its_artifacts(clustered: RunRecord, report: Report, step: str) -> None:
+    shown, totals = report.clusterings[step], artifact(clustered, Role.TRAIN_CENTROIDS, step).totals
     clusters = [cluster for cluster, _, _ in reached(clustered, step).values() if cluster >= 0]
-    sizes = np.bincount(clusters, minlength=told.k)
+    sizes = np.bincount(clusters, minlength=shown.k)
     filled = sizes[sizes > 0]
-    assert told.k == {"semdedup": 4, "dbp": 5, "ssp": 3}[step]
-    assert (told.pairs, told.empty, told.iterations) == (len(clusters), told.k - len(filled), len(totals["objective"]))
-    assert (told.sizes.min, told.sizes.median, told.sizes.max) == (filled.min(), np.median(filled), filled.max())
-    assert (told.objective_first, told.objective_last) == (totals["objective"][0], totals["objective"][-1])
-    assert (told.sampled, told.restarts) == (totals["sampled"], totals["restarts"])
+    assert shown.k == {"semdedup": 4, "dbp": 5, "ssp": 3}[step]
+    assert (shown.pairs, shown.empty, shown.iterations) == (
+        len(clusters),
+        shown.k - len(filled),
+        len(totals["objective"]),
+    )
+    assert (shown.sizes.min, shown.sizes.median, shown.sizes.max) == (filled.min(), np.median(filled), filled.max())
+    assert (shown.objective_first, shown.objective_last) == (totals["objective"][0], totals["objective"][-1])
+    assert (shown.sampled, shown.restarts) == (totals["sampled"], totals["restarts"])
 
 
 @pytest.mark.parametrize("step", ["dbp", "ssp"])
-def test_clusters_are_those_that_were_pruned(clustered: RunRecord, report: Report, step: str) -> None:
-    pairs, told = list(reached(clustered, step).values()), report.clusters[step]
-    assert sorted(each.cluster for each in told.clusters) == sorted({cluster for cluster, _, _ in pairs})
-    for each in told.clusters:
+def test_clusters_agree_with_the_assignment(clustered: RunRecord, report: Report, step: str) -> None:
+    pairs, shown = list(reached(clustered, step).values()), report.clusters[step]
+    assert sorted(each.cluster for each in shown.clusters) == sorted({cluster for cluster, _, _ in pairs})
+    for each in shown.clusters:
         mine = [(distance, kept) for cluster, distance, kept in pairs if cluster == each.cluster]
         assert each.size == len(mine)
         assert each.d_intra == pytest.approx(np.mean([distance for distance, _ in mine]), abs=1e-6)
         if step == "dbp":
             assert each.quota == sum(kept for _, kept in mine)
             assert each.complexity == pytest.approx(each.d_intra * (each.d_inter or 0.0))
-    order = [getattr(each, told.ordered_by) for each in told.clusters]
+    order = [getattr(each, shown.ordered_by) for each in shown.clusters]
     assert order == sorted(order)
-    assert told.ordered_by == {"dbp": "complexity", "ssp": "d_intra"}[step]
+    assert shown.ordered_by == {"dbp": "complexity", "ssp": "d_intra"}[step]
 
 
-def test_d_inter_is_that_of_the_quotas(clustered: RunRecord, report: Report) -> None:
+def test_d_inter_agrees_with_the_quotas(clustered: RunRecord, report: Report) -> None:
     inter = dict(read_quotas(artifact(clustered, Role.QUOTAS, "dbp")).select("cluster", "inter").iter_rows())
     assert all(each.d_inter == inter[each.cluster] for each in report.clusters["dbp"].clusters)
 
 
 @pytest.mark.parametrize("step", ["dbp", "ssp"])
-def test_sheets_show_pairs_of_their_cluster_on_both_sides(clustered: RunRecord, report: Report, step: str) -> None:
-    pairs, told = reached(clustered, step), report.clusters[step]
-    sheets = [*told.densest, *told.most_spread]
-    assert len(told.densest) == len(told.most_spread) > 0
+def test_examples_belong_to_their_cluster_and_side(clustered: RunRecord, report: Report, step: str) -> None:
+    pairs, shown = reached(clustered, step), report.clusters[step]
+    sheets = [*shown.densest, *shown.most_spread]
+    assert len(shown.densest) == len(shown.most_spread) > 0
     assert len({sheet.cluster.cluster for sheet in sheets}) == len(sheets)
     for sheet in sheets:
         assert sheet.num_kept == check_side(sheet, pairs, kept=True)
         check_side(sheet, pairs, kept=False)
-    large = [each for each in told.clusters if each.size >= np.median([one.size for one in told.clusters]) / 2]
-    assert [sheet.cluster for sheet in told.densest] == large[: len(told.densest)]
-    assert [sheet.cluster for sheet in told.most_spread] == large[::-1][: len(told.most_spread)]
+    large = [each for each in shown.clusters if each.size >= np.median([one.size for one in shown.clusters]) / 2]
+    assert [sheet.cluster for sheet in shown.densest] == large[: len(shown.densest)]
+    assert [sheet.cluster for sheet in shown.most_spread] == large[::-1][: len(shown.most_spread)]
 
 
 def check_side(sheet: ClusterSheet, pairs: dict[tuple[int, int], tuple[int, float, bool]], *, kept: bool) -> int:
-    """Holds the shown pairs against all there are of the cluster and the fate; how many those are."""
+    """Compare the shown pairs with all kept or pruned pairs of the cluster; return the number of the latter."""
     mine = {place for place, (cluster, _, fate) in pairs.items() if (cluster, fate) == (sheet.cluster.cluster, kept)}
     shown = sheet.kept if kept else sheet.pruned
     assert len(shown) == min(PAIRS_PER_ROW, len(mine))
@@ -129,12 +133,12 @@ def check_side(sheet: ClusterSheet, pairs: dict[tuple[int, int], tuple[int, floa
     return len(mine)
 
 
-def test_a_report_made_again_is_the_same(clustered: RunRecord, report: Report) -> None:
+def test_report_is_deterministic(clustered: RunRecord, report: Report) -> None:
     again = build_report(clustered)
     assert (again.clusters, again.duplicates) == (report.clusters, report.duplicates)
 
 
-def test_the_page_shows_pictures_and_escapes_captions(out: Path, report: Report) -> None:
+def test_page_shows_images_and_escapes_captions(out: Path, report: Report) -> None:
     page, elements = (out / "report.html").read_text(), Elements()
     elements.feed(page)
     assert not {"script", "iframe", "object", "link"} & {tag for tag, _ in elements.found}
@@ -150,7 +154,7 @@ def test_the_page_shows_pictures_and_escapes_captions(out: Path, report: Report)
     assert f"copies of {report.duplicates['semdedup'].num_groups} kept pairs" in page
 
 
-def test_without_pictures_the_page_shows_captions_escaped(report: Report) -> None:
+def test_page_without_images_shows_escaped_captions(report: Report) -> None:
     page = render(report, Thumbnails(missing="<b>gone</b>"))
     assert "<img" not in page
     assert "<b>gone" not in page

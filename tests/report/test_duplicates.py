@@ -1,4 +1,4 @@
-"""Groups of duplicates: against a walk of every link, in any number of buckets, and as they lie in a run's report."""
+"""Groups of duplicates: compared with following every link, for any number of buckets, and in a run's report."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from orchestrator.data.keep_list import KeepList
 from orchestrator.engine.role import Role
 from orchestrator.engine.run_record import RunRecord
 from orchestrator.report.duplicates import BINS_EACH_SIDE, COPIES_SHOWN, GROUPS_SHOWN, GroupSummary, groups_of
-from orchestrator.report.schema_clusters import Duplicates
+from orchestrator.report.schema_pairs import Duplicates
 from orchestrator.report.write import build_report
 from orchestrator.selection.similarity import Compared, Similarity
 from tests.support.geometry_pool import COPIES, EPS, NUM_COPIES
@@ -26,7 +26,7 @@ def found(clustered: RunRecord) -> Duplicates:
 
 
 def chains(num_pairs: int, num_clusters: int, *, seed: int) -> list[Compared]:
-    """A bucket for each cluster, whose pairs each link to a random earlier one of a random order."""
+    """Return one bucket per cluster; each pair links to a random earlier pair of a random order."""
     rng = np.random.default_rng(seed)
     buckets = []
     for ordinals in np.array_split(rng.permutation(num_pairs), num_clusters):
@@ -38,7 +38,7 @@ def chains(num_pairs: int, num_clusters: int, *, seed: int) -> list[Compared]:
 
 
 def walked(buckets: list[Compared], eps: float) -> dict[int, dict[int, float]]:
-    """By root, the copies and their cosines: every link followed by hand."""
+    """Follow every link; return the copies and their cosines by root."""
     link, cosine = {}, {}
     for bucket in buckets:
         for ordinal, similarity, earlier in zip(*(column.tolist() for column in bucket), strict=True):
@@ -54,21 +54,21 @@ def walked(buckets: list[Compared], eps: float) -> dict[int, dict[int, float]]:
 
 
 @pytest.mark.parametrize("eps", [0.0, 0.05, 0.2, 0.4999, 2.0])
-def test_groups_are_what_a_walk_finds(eps: float) -> None:
+def test_groups_agree_with_following_every_link(eps: float) -> None:
     buckets = chains(3000, 7, seed=round(100 * eps))
-    told, expected = reduce(GroupSummary.__add__, (groups_of(bucket, eps) for bucket in buckets)), walked(buckets, eps)
+    shown, expected = reduce(GroupSummary.__add__, (groups_of(bucket, eps) for bucket in buckets)), walked(buckets, eps)
     sizes = sorted((-len(copies), root) for root, copies in expected.items())
-    assert (told.num_groups, told.groups_of_two) == (len(sizes), sum(size == -1 for size, _ in sizes))
-    assert [(-group.num_copies, group.root) for group in told.largest] == sizes[:GROUPS_SHOWN]
-    for group in told.largest:
+    assert (shown.num_groups, shown.groups_of_two) == (len(sizes), sum(size == -1 for size, _ in sizes))
+    assert [(-group.num_copies, group.root) for group in shown.largest] == sizes[:GROUPS_SHOWN]
+    for group in shown.largest:
         assert len(group.copies) == len(dict(group.copies)) == min(group.num_copies, COPIES_SHOWN)
         assert group.copies == sorted(group.copies, key=lambda copy: -copy[1])
         assert dict(group.copies).items() <= expected[group.root].items()
-    assert told.histogram[BINS_EACH_SIDE:].sum() == sum(map(len, expected.values()))
-    assert told.histogram.sum() == 3000 - 7
+    assert shown.histogram[BINS_EACH_SIDE:].sum() == sum(map(len, expected.values()))
+    assert shown.histogram.sum() == 3000 - 7
 
 
-def test_buckets_do_not_matter() -> None:
+def test_result_does_not_depend_on_buckets() -> None:
     buckets = chains(800, 6, seed=1)
     joined = Compared(*(np.concatenate(columns) for columns in zip(*buckets, strict=True)))
     apart, at_once = (
@@ -80,11 +80,11 @@ def test_buckets_do_not_matter() -> None:
     np.testing.assert_array_equal(apart.histogram, at_once.histogram)
 
 
-def test_a_cosine_at_the_threshold_stays() -> None:
+def test_pair_at_the_threshold_is_kept() -> None:
     at = np.array([-np.inf, np.float32(1 - 0.07), np.nextafter(np.float32(1 - 0.07), np.float32(2))], np.float32)
-    told = groups_of(Compared(np.arange(3), at, np.array([-1, 0, 0])), 0.07)
-    assert [group.copies for group in told.largest] == [[(2, float(at[2]))]]
-    assert told.histogram[[BINS_EACH_SIDE - 1, BINS_EACH_SIDE]].tolist() == [1, 1]
+    shown = groups_of(Compared(np.arange(3), at, np.array([-1, 0, 0])), 0.07)
+    assert [group.copies for group in shown.largest] == [[(2, float(at[2]))]]
+    assert shown.histogram[[BINS_EACH_SIDE - 1, BINS_EACH_SIDE]].tolist() == [1, 1]
 
 
 def test_planted_copies_are_the_groups(found: Duplicates) -> None:
@@ -95,7 +95,7 @@ def test_planted_copies_are_the_groups(found: Duplicates) -> None:
     assert all(pair.score is not None and pair.score > 1 - EPS for group in found.largest for pair in group.copies)
 
 
-def test_the_first_of_a_group_is_the_one_that_was_kept(clustered: RunRecord, found: Duplicates) -> None:
+def test_first_pair_of_a_group_is_kept(clustered: RunRecord, found: Duplicates) -> None:
     keep = clustered.find(Role.KEEP, "semdedup")
     assert keep is not None
     rows = Catalog(clustered.of_kind("catalog")[0]).rows_per_part
@@ -104,7 +104,7 @@ def test_the_first_of_a_group_is_the_one_that_was_kept(clustered: RunRecord, fou
         assert kept == [True, *[False] * group.num_copies]
 
 
-def test_the_histogram_holds_every_compared_pair(clustered: RunRecord, found: Duplicates) -> None:
+def test_histogram_counts_every_compared_pair(clustered: RunRecord, found: Duplicates) -> None:
     collected, catalog = clustered.find(Role.COLLECT_SIMILARITY, "semdedup"), Catalog(clustered.of_kind("catalog")[0])
     assert collected is not None
     similarity = Similarity(collected, catalog)

@@ -1,4 +1,4 @@
-"""The page, parsed and opened: hostile text stays text, pictures load, nothing is asked of the network."""
+"""The page, parsed and opened in a browser: hostile text stays text, images load, no network requests."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def page(trained: RunRecord, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out / "report.html"
 
 
-def test_no_element_comes_from_a_caption(page: Path) -> None:
+def test_captions_do_not_create_elements(page: Path) -> None:
     text = page.read_text()
     elements = Elements()
     elements.feed(text)
@@ -59,17 +59,17 @@ def test_hostile_words_problems_and_names_are_escaped(trained: RunRecord) -> Non
     assert text.count("&lt;script&gt;") >= 9
 
 
-def test_nothing_is_loaded_from_elsewhere(page: Path) -> None:
+def test_page_makes_no_requests(page: Path) -> None:
     elements = Elements()
     elements.feed(page.read_text())
-    asked = [
+    references = [
         attributes[name] or ""
         for _, attributes in elements.found
         for name in ("src", "href", "xlink:href")
         if name in attributes
     ]
-    assert asked
-    assert all(reference.startswith(("data:image/webp;base64,", "#")) for reference in asked)
+    assert references
+    assert all(reference.startswith(("data:image/webp;base64,", "#")) for reference in references)
     assert "url(http" not in page.read_text()
 
 
@@ -84,25 +84,25 @@ def test_ids_are_unique_and_colours_follow_the_page(page: Path) -> None:
 
 
 @pytest.mark.parametrize("width", [500, 1400])
-def test_in_chromium_no_script_runs_and_pictures_load(page: Path, width: int, tmp_path: Path) -> None:
+def test_no_script_runs_and_images_load_in_chromium(page: Path, width: int, tmp_path: Path) -> None:
     if CHROMIUM is None:
         pytest.skip("Chromium is not installed")
-    # without its policy the page must still be harmless; the script that measures is the test's own
+    # the page must be harmless even without its policy; the measuring script belongs to the test
     bare = POLICY.sub("", page.read_text())
     assert "Content-Security-Policy" not in bare
     (tmp_path / "bare.html").write_text(bare.replace("</body>", MEASURE + "</body>"))
     places = (f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", f"file://{tmp_path / 'bare.html'}")
-    told = subprocess.run(
+    done = subprocess.run(
         [CHROMIUM, *QUIET, f"--window-size={width},2000", *places],
         capture_output=True,
         text=True,
         timeout=120,
         check=True,
     )
-    found = re.search(r"<title>(.*?)</title>", told.stdout)
-    assert found is not None, told.stderr
-    title, content_width, window_width, picture_widths = json.loads(html.unescape(found[1]))
+    found = re.search(r"<title>(.*?)</title>", done.stdout)
+    assert found is not None, done.stderr
+    title, content_width, window_width, image_widths = json.loads(html.unescape(found[1]))
     assert title == "a <b>run</b>: report of a run"
     assert content_width <= window_width
-    assert picture_widths
-    assert set(picture_widths) == {128}
+    assert image_widths
+    assert set(image_widths) == {128}

@@ -1,4 +1,4 @@
-"""What report.json says of runs that went all the way, half of it, and only to the end."""
+"""Content of report.json after `run`, `select` and `evaluate`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NUM_PAIRS = len(CAPTIONS)
 
 
 def written(record: RunRecord, out: Path) -> Report:
-    """The report as it lies in the run's folder."""
+    """Write the report and read it back."""
     write_report(str(out), record)
     return Report.model_validate_json((out / "report.json").read_text())
 
@@ -54,7 +54,7 @@ def test_threshold_is_the_lowest_score_kept(selected: RunRecord) -> None:
     assert build_report(selected).steps[0].threshold == np.concatenate(kept).min()
 
 
-def test_examples_lie_on_their_side_of_the_cut(selected: RunRecord) -> None:
+def test_examples_are_on_their_side_of_the_threshold(selected: RunRecord) -> None:
     report = build_report(selected)
     assert report.examples is not None
     threshold, keep = report.steps[0].threshold or 0.0, KeepList(selected.of_kind("keep")[-1])
@@ -90,11 +90,11 @@ def test_run_compares_samples_seen_with_full_training(trained: RunRecord, tmp_pa
     [
         (None, 990, 10, 9900, 0.3 + 1 / 10),
         ("pool", 990, 10, 9900, 0.3 + 1 / 10),
-        # of the pairs that the step dropped nobody has looked at the captions
+        # the captions of dropped pairs have not been counted
         ("semdedup", 620, None, 10_000, 0.3 + 0.62 / 10),
     ],
 )
-def test_fine_tuning_after_a_step_does_not_see_everything(
+def test_cost_of_fine_tuning_on_a_part_of_the_pairs(
     after: str | None, captioned: int, captionless: int | None, full: int, paper: float, tmp_path: Path
 ) -> None:
     keeps = {"pool": 1000, "semdedup": 630, "dbp": 300, "captioned": captioned}
@@ -133,7 +133,7 @@ def record_of(name: str, artifact: Artifact) -> StageRecord:
     )
 
 
-def test_curves_are_thinned_and_end_where_training_ended(trained: RunRecord) -> None:
+def test_curves_have_few_points_and_include_the_last_step(trained: RunRecord) -> None:
     curve = build_report(trained).training["pretrain"].curve
     assert len(curve) == 500
     assert [curve[0].step, curve[-1].step] == [1, LOGGED_STEPS]
@@ -163,7 +163,7 @@ def test_caption_table_shows_captions_only(ray_cluster: str, tmp_path: Path) -> 
     source = {"format": "table", "uri": str(tmp_path / "captions.parquet")}
     record = select(source, {"steps": ["wfpp"], "wfpp": {}}, tmp_path)
     report, page = written(record, tmp_path), (tmp_path / "report.html").read_text()
-    assert report.funnel[1].what == "with a row to select by"
+    assert report.funnel[1].what == "rows in the table"
     assert "caption table without images" in page
     assert "<img" not in page
 
@@ -210,14 +210,14 @@ def test_no_pruning_has_no_examples(ray_cluster: str, pool_folder: Path, tmp_pat
     assert report.steps[0].pairs_in == report.steps[0].pairs_out == NUM_PAIRS
 
 
-def test_torn_picture_is_a_placeholder(selected: RunRecord, tmp_path: Path) -> None:
+def test_undecodable_image_is_a_placeholder(selected: RunRecord, tmp_path: Path) -> None:
     write_report(str(tmp_path), selected)
     page = (tmp_path / "report.html").read_text()
     assert str(CAPTIONS[TORN]) in page
     assert "no image: undecodable" in page
 
 
-def test_page_does_without_a_source_that_is_gone(ray_cluster: str, pool_folder: Path, tmp_path: Path) -> None:
+def test_page_without_a_usable_source_gives_the_reason(ray_cluster: str, pool_folder: Path, tmp_path: Path) -> None:
     copied = tmp_path / "pool"
     copied.mkdir()
     (copied / "0.tar").write_bytes((pool_folder / "00001.tar").read_bytes())

@@ -1,4 +1,4 @@
-"""Word statistics against plain counting, over several buckets."""
+"""Word statistics compared with plain counting, over several buckets."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NUM_BUCKETS, MIN_COUNT = 3, 5
 
 
 def words_artifact(folder: Path, counts: Counter[str], *, min_count: int) -> Artifact:
-    """A table of words as its stage writes it."""
+    """Write a word table as its stage does."""
     artifact = Artifact.of(str(folder), "words", version=1, min_count=min_count)
     table = pl.DataFrame({"word": list(counts), "count": list(counts.values())}, schema=COUNT_SCHEMA)
     buckets = word_bucket(table["word"], NUM_BUCKETS)
@@ -46,18 +46,22 @@ def words(tmp_path: Path) -> Words:
 
 
 def test_comparison_agrees_with_plain_counting(words: Words) -> None:
-    for told, counts in ((words.before, BEFORE), (words.after, AFTER)):
+    for found, counts in ((words.before, BEFORE), (words.after, AFTER)):
         frequent = sorted((count for count in counts.values() if count >= MIN_COUNT), reverse=True)
-        assert (told.distinct, told.occurrences, told.frequent_distinct) == (len(counts), counts.total(), len(frequent))
-        assert told.top_100_share == pytest.approx(sum(frequent[:100]) / counts.total())
+        assert (found.distinct, found.occurrences, found.frequent_distinct) == (
+            len(counts),
+            counts.total(),
+            len(frequent),
+        )
+        assert found.top_100_share == pytest.approx(sum(frequent[:100]) / counts.total())
         entropy = -sum(count / sum(frequent) * math.log2(count / sum(frequent)) for count in frequent)
-        assert told.entropy_bits == pytest.approx(entropy)
-        assert told.curve[0][0] == 1
-        assert told.curve[-1][0] == len(frequent)
-        assert [frequent[rank - 1] for rank, _ in told.curve] == [count for _, count in told.curve]
+        assert found.entropy_bits == pytest.approx(entropy)
+        assert found.curve[0][0] == 1
+        assert found.curve[-1][0] == len(frequent)
+        assert [frequent[rank - 1] for rank, _ in found.curve] == [count for _, count in found.curve]
 
 
-def test_affected_words_are_extremes_of_the_frequent_ones(words: Words) -> None:
+def test_affected_words_have_the_lowest_and_highest_kept_share(words: Words) -> None:
     frequent = sorted(BEFORE, key=lambda word: (-BEFORE[word], word))[:500]
     shares = {word: AFTER[word] / BEFORE[word] for word in frequent}
     assert words.compared_words == 500
@@ -68,7 +72,7 @@ def test_affected_words_are_extremes_of_the_frequent_ones(words: Words) -> None:
         assert (BEFORE[change.word], AFTER[change.word]) == (change.before, change.after)
 
 
-def test_bands_hold_every_frequent_word_once(words: Words) -> None:
+def test_bands_contain_every_frequent_word_once(words: Words) -> None:
     for band in words.bands:
         inside = [w for w, count in BEFORE.items() if band.at_least <= count < band.below and count >= MIN_COUNT]
         assert band.words == len(inside) > 0
@@ -77,7 +81,7 @@ def test_bands_hold_every_frequent_word_once(words: Words) -> None:
     assert sum(band.words for band in words.bands) == words.before.frequent_distinct
 
 
-def test_nothing_left_of_the_words(tmp_path: Path) -> None:
+def test_comparison_with_no_words_left(tmp_path: Path) -> None:
     before = words_artifact(tmp_path, Counter({"a": 9, "b": 2}), min_count=MIN_COUNT)
     words = compare_words(before, words_artifact(tmp_path, Counter(), min_count=1))
     assert words.after.curve == []

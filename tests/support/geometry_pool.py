@@ -1,4 +1,4 @@
-"""A pool with planted copies and hostile captions, and a run of every step that goes by clusters over it."""
+"""A pool with planted copies and hostile captions, and a run of every step that uses clusters."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.pools import Pair, write_tars
 from tests.support.report_runs import HOSTILE, select
 
 NUM_DISTINCT = 60
-# a picture, and the keys of all pairs that show it
+# seed of an image, and the keys of all pairs with that image
 COPIES = {0: ("d00", "d01", "d02", "d03", "d04"), 1: ("e00", "e01", "e02"), 2: ("f00", "f01")}
 NUM_COPIES = sum(len(keys) - 1 for keys in COPIES.values())
 TORN_KEY = "g00"
@@ -22,7 +22,7 @@ CLUSTERING = {"num_iterations": 8, "seed": 3}
 
 
 def patches(seed: int) -> bytes:
-    """A PNG of 48 x 48 pixels: 16 patches of random colours."""
+    """Return a PNG of 48 x 48 pixels: 16 patches of random colours."""
     colours = np.random.default_rng(seed).integers(0, 255, (4, 4, 3), dtype=np.uint8)
     out = io.BytesIO()
     Image.fromarray(colours).resize((48, 48), Image.Resampling.NEAREST).save(out, "PNG")
@@ -30,7 +30,7 @@ def patches(seed: int) -> bytes:
 
 
 def write_pool(folder: Path) -> str:
-    """Four tars with the copies strewn in; every copy has a hostile caption, one picture is torn."""
+    """Write four tars with the copies in random positions. Every copy has a hostile caption; one image is torn."""
     pairs = [Pair(f"p{number:02d}", f"patches {number % 9}", patches(100 + number)) for number in range(NUM_DISTINCT)]
     for seed, keys in COPIES.items():
         pairs += [Pair(key, HOSTILE[seed], patches(seed)) for key in keys]
@@ -41,7 +41,7 @@ def write_pool(folder: Path) -> str:
 
 
 def prune(folder: Path) -> RunRecord:
-    """SemDeDup, DBP and SSP one after the other."""
+    """Run SemDeDup, DBP and SSP one after the other."""
     by_clusters = {"embedding": "small"}
     return select(
         {"format": "webdataset", "uri": write_pool(folder / "pool")},

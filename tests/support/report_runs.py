@@ -1,4 +1,4 @@
-"""A small pool with hostile captions, `select` runs over it, and phases and evaluations as their stages write them."""
+"""A small pool with hostile captions, `select` runs over it, and written phases and evaluations."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ DEFAULT_GROUPS = ("embedding", "model", "training", "finetune", "evaluation", "t
 
 
 class Elements(HTMLParser):
-    """Collects every element's name and attributes."""
+    """Collects the name and attributes of every element."""
 
     def __init__(self) -> None:
         super().__init__()
         self.found: list[tuple[str, dict[str, str | None]]] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """One more."""
+        """Add an element."""
         self.found.append((tag, dict(attrs)))
 
 
 def select(source: dict[str, Any], selection: dict[str, Any], out: Path, **groups: dict[str, Any]) -> RunRecord:
-    """Runs `select` for real and gives its record."""
+    """Run `select` and return its record."""
     pipeline.select(config_of(source, selection, out, **groups))
     return RunRecord.read(str(out / "out"))
 
 
 def config_of(source: dict[str, Any], selection: dict[str, Any], out: Path, **groups: dict[str, Any]) -> Config:
-    """A configuration of defaults but for the source, the selection, the places, and the groups given."""
+    """Return a default configuration with this source, selection, paths and other groups."""
     defaults: dict[str, Any] = {group: {} for group in DEFAULT_GROUPS}
     return parse(
         {
@@ -65,7 +65,7 @@ def config_of(source: dict[str, Any], selection: dict[str, Any], out: Path, **gr
 
 
 def write_tar(path: Path, numbers: range) -> None:
-    """Pairs of the pool as a tar; the torn picture has a whole header and half its bytes."""
+    """Write pairs of the pool as a tar. The torn image has a complete header and half of its bytes."""
     with tarfile.open(path, "w") as tar:
         for number in numbers:
             image, caption = picture(number), CAPTIONS[number]
@@ -75,14 +75,14 @@ def write_tar(path: Path, numbers: range) -> None:
 
 
 def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    """A member of a tar."""
+    """Add a member to a tar."""
     info = tarfile.TarInfo(name)
     info.size = len(data)
     tar.addfile(info, io.BytesIO(data))
 
 
 def picture(seed: int) -> bytes:
-    """A noisy PNG of 60 x 40 pixels."""
+    """Return a noisy PNG of 60 x 40 pixels."""
     pixels = np.random.default_rng(seed).integers(0, 255, (40, 60, 3), dtype=np.uint8)
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "PNG")
@@ -90,7 +90,7 @@ def picture(seed: int) -> bytes:
 
 
 def phase_record(folder: str, name: str, pairs: int, epochs: int) -> StageRecord:
-    """A finished training phase."""
+    """Write a finished training phase."""
     artifact = Artifact.of(folder, name, version=1)
     points = [
         {
@@ -128,7 +128,7 @@ def phase_record(folder: str, name: str, pairs: int, epochs: int) -> StageRecord
 
 
 def evaluation_record(folder: str, models: tuple[str, ...]) -> StageRecord:
-    """A finished evaluation, each model twice as good as the one before."""
+    """Write a finished evaluation; each model is twice as good as the previous one."""
     artifact = Artifact.of(folder, "evaluation", version=1, models=list(models))
     ways = [f"{way}_recall_at_{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)]
     totals = {

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from orchestrator.report.entry import Entry
+from orchestrator.report.schema_pairs import Entry
 
 SCHEMA_VERSION = 1
 AVERAGE = "tasks/average, "

@@ -1,8 +1,48 @@
-"""The part of `report.json` about steps that use an embedding: clusterings, clusters, duplicates."""
+"""The part of `report.json` with example pairs: kept and pruned pairs, clusters, duplicates; and its base class."""
 
 from __future__ import annotations
 
-from orchestrator.report.entry import Entry, Example
+from pydantic import BaseModel, ConfigDict
+
+
+class Entry(BaseModel):
+    """A part of the report. Immutable; numbers that are not finite become null in JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Example(Entry):
+    """A pair to show: its `part` and `row` in the catalog, its `key`, and its `caption`, which may be shortened.
+
+    `score` depends on the section: the step's score among kept and pruned examples, the distance from the centroid in a
+    cluster, the cosine to the nearest earlier pair among duplicates; null if there is none."""
+
+    part: int
+    row: int
+    key: str
+    caption: str
+    score: float | None
+
+
+class ExampleGroup(Entry):
+    """A group of example pairs.
+
+    Keys: `name` ("highest", "above", "below", "lowest"; "kept", "pruned" for steps without scores), `kept`, `pairs`."""
+
+    name: str
+    kept: bool
+    pairs: list[Example]
+
+
+class Examples(Entry):
+    """Example pairs of the last step that pruned, from `parts_read` of the pool's `num_parts` parts; `score` says what
+    their scores measure (null without scores)."""
+
+    step: str
+    score: str | None = None
+    parts_read: int
+    num_parts: int
+    groups: list[ExampleGroup]
 
 
 class ClusterSizes(Entry):
