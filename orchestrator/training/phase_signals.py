@@ -102,9 +102,11 @@ class PhaseSignals:
 class _ForwardingHandler(logging.Handler):
     """Sends log records of a worker to the driver."""
 
-    def __init__(self, signals: Any, rank: int):
-        # of the other ranks only problems: their progress is that of rank 0
-        super().__init__(logging.INFO if rank == 0 else logging.WARNING)
+    def __init__(self, signals: Any, rank: int, level: str):
+        super().__init__(level)
+        if rank > 0:
+            # only problems: the progress of other ranks is that of rank 0
+            self.setLevel(max(self.level, logging.WARNING))
         self.signals = signals
         self.setFormatter(logging.Formatter(f"worker {rank}: %(message)s"))
 
@@ -117,22 +119,24 @@ class _ForwardingHandler(logging.Handler):
 
 
 @contextmanager
-def forwarded_log(signals: Any, rank: int) -> Iterator[None]:
-    """Send what this package logs, and Python's warnings, from a worker process to the driver's log, in the block."""
-    handler = _ForwardingHandler(signals, rank)
+def forwarded_log(signals: Any, rank: int, level: str) -> Iterator[None]:
+    """Send a worker's log and Python's warnings to the driver's log, inside the block.
+
+    Rank 0 sends records of the `level` and above, other ranks only warnings and errors."""
+    handler = _ForwardingHandler(signals, rank, level)
     sources = [logging.getLogger(name) for name in FORWARDED]
     levels = [source.level for source in sources]
     logging.captureWarnings(True)
     for source in sources:
         source.addHandler(handler)
-        source.setLevel(logging.INFO)
+        source.setLevel(level)
     try:
         yield
     finally:
         logging.captureWarnings(False)
-        for source, level in zip(sources, levels, strict=True):
+        for source, before in zip(sources, levels, strict=True):
             source.removeHandler(handler)
-            source.setLevel(level)
+            source.setLevel(before)
 
 
 def start_signals() -> Any:

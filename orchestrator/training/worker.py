@@ -44,7 +44,7 @@ def train_worker(job: Job) -> None:
     if ray.get(job.signals.state.remote()).error is not None:
         return
     rank = ray.train.get_context().get_world_rank()
-    with forwarded_log(job.signals, rank):
+    with forwarded_log(job.signals, rank, job.config.log_level):
         if rank == 0:
             _log_start(job)
         try:

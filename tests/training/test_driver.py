@@ -94,7 +94,7 @@ def test_the_log_of_a_worker_reaches_the_drivers_log(
     rank: int, expected: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     signals, log = FakeSignals(), logging.getLogger(NAME)
-    with forwarded_log(signals, rank):
+    with forwarded_log(signals, rank, "INFO"):
         log.debug("too much detail")
         log.info("hello")
         log.warning("careful")
@@ -113,7 +113,7 @@ def test_the_log_of_a_worker_reaches_the_drivers_log(
 
 def test_the_traceback_of_a_failed_worker_is_in_the_log() -> None:
     signals = FakeSignals()
-    with forwarded_log(signals, 1):
+    with forwarded_log(signals, 1, "INFO"):
         try:
             raise RuntimeError("out of luck")
         except RuntimeError:
