@@ -49,30 +49,43 @@ def assign_stage(step: Step, k: int, centroids: Artifact) -> Stage:
     )
     name = f"assign, {step.name}"
 
-    def build(display: Display) -> Artifact:
-        gpus = ray_cluster.num_gpus()
-        build_parts(
-            artifact,
-            part_rows(step.catalog),
-            partial(AssignPart.load, Embedding(embedding), KeepList(step.incoming), centroids),
-            display=display,
-            name=name,
-            num_actors=gpus or step.num_actors or ray_cluster.num_cores(),
-            num_gpus=1 if gpus else 0,
-        )
-        counts = (artifact.totals["embedded"], artifact.totals["reached"])
-        logger.info("%s: %d of %d pairs have an embedding", name, *counts)
-        return artifact
-
     return Stage(
         name=name,
         role=Role.ASSIGN_CLUSTERS,
         step=step.name,
         does="find every pair's cluster and its distance",
         artifact=artifact,
-        build=build,
+        build=BuildAssigned(artifact, step, centroids, name),
         scaling=CostScaling(work=lambda pairs: pairs * k, num_tasks=by_part),
     )
+
+
+@dataclass(frozen=True)
+class BuildAssigned:
+    """Builds the clusters and distances of all pairs that reach the step."""
+
+    artifact: Artifact
+    step: Step
+    centroids: Artifact
+    name: str
+
+    def __call__(self, display: Display) -> Artifact:
+        """Assigns in actors: one for each GPU or, without GPUs, one for each core."""
+        assert self.step.embedding is not None
+        gpus = ray_cluster.num_gpus()
+        embedding, keep = Embedding(self.step.embedding), KeepList(self.step.incoming)
+        build_parts(
+            self.artifact,
+            part_rows(self.step.catalog),
+            partial(AssignPart.load, embedding, keep, self.centroids),
+            display=display,
+            name=self.name,
+            num_actors=gpus or self.step.num_actors or ray_cluster.num_cores(),
+            num_gpus=1 if gpus else 0,
+        )
+        totals = self.artifact.totals
+        logger.info("%s: %d of %d pairs have an embedding", self.name, totals["embedded"], totals["reached"])
+        return self.artifact
 
 
 @dataclass(frozen=True)

@@ -52,31 +52,42 @@ def sample_stage(step: Step, settings: Clustering) -> Stage:
         seed=settings.seed,
     )
 
-    def build(display: Display) -> Artifact:
-        keep = KeepList(step.incoming)
-        share = num_wanted / max(1, keep.num_pairs)
-        work = partial(SampleGroup, Embedding(embedding), keep, share, settings.seed)
-        build_parts(
-            artifact,
-            part_groups(step.catalog, max_groups=MAX_GROUPS),
-            work,
-            display=display,
-            name=f"sample, {step.name}",
-            count="sampled",
-            check=partial(_check, step.name, settings.k),
-        )
-        logger.info("%s: %d vectors drawn to train %d centroids", step.name, artifact.totals["sampled"], settings.k)
-        return artifact
-
     return Stage(
         name=f"sample, {step.name}",
         role=Role.SAMPLE,
         step=step.name,
         does=f"draw {num_wanted:,} vectors, or all, to train {settings.k:,} centroids on",
         artifact=artifact,
-        build=build,
+        build=BuildSample(artifact, step, settings),
         scaling=CostScaling(stores=lambda pairs: min(pairs, num_wanted), num_tasks=by_groups(MAX_GROUPS)),
     )
+
+
+@dataclass(frozen=True)
+class BuildSample:
+    """Builds the sample of the pairs that reach the step."""
+
+    artifact: Artifact
+    step: Step
+    settings: Clustering
+
+    def __call__(self, display: Display) -> Artifact:
+        """Draws group by group. Errors: `UserError` for a sample of fewer vectors than clusters."""
+        assert self.step.embedding is not None
+        settings, keep = self.settings, KeepList(self.step.incoming)
+        share = settings.num_wanted / max(1, keep.num_pairs)
+        build_parts(
+            self.artifact,
+            part_groups(self.step.catalog, max_groups=MAX_GROUPS),
+            partial(SampleGroup, Embedding(self.step.embedding), keep, share, settings.seed),
+            display=display,
+            name=f"sample, {self.step.name}",
+            count="sampled",
+            check=partial(_check, self.step.name, settings.k),
+        )
+        sampled = self.artifact.totals["sampled"]
+        logger.info("%s: %d vectors drawn to train %d centroids", self.step.name, sampled, settings.k)
+        return self.artifact
 
 
 @dataclass(frozen=True)

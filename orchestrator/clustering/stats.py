@@ -6,14 +6,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import reduce
 from operator import add
 
 import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.clustering.assign import read_assigned
-from orchestrator.data.catalog import PartRows, part_groups
+from orchestrator.data.catalog import Catalog, PartRows, part_groups
 from orchestrator.data.step import Step
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
@@ -51,24 +51,38 @@ def stats_stage(step: Step, k: int, assigned: Artifact) -> Stage:
     artifact = Artifact.of(step.store_uri, "cluster_stats", version=VERSION, assigned=assigned)
     name = f"measure clusters, {step.name}"
 
-    def build(display: Display) -> Artifact:
-        groups = part_groups(step.catalog, max_groups=MAX_GROUPS)
-        build_parts(artifact, groups, partial(GroupStats, k, assigned), display=display, name=name)
-        sizes = ClusterStats.read(artifact).sizes
-        logger.info(
-            "%s: %d of %d clusters are empty, the largest has %d pairs", name, (sizes == 0).sum(), k, sizes.max()
-        )
-        return artifact
-
     return Stage(
         name=name,
         role=Role.CLUSTER_STATS,
         step=step.name,
         does="count the pairs of every cluster and sum their distances",
         artifact=artifact,
-        build=build,
+        build=BuildStats(artifact, step.catalog, GroupStats(k, assigned), name),
         scaling=CostScaling(stores=lambda _: k, num_tasks=by_groups(MAX_GROUPS)),
     )
+
+
+@dataclass(frozen=True)
+class BuildStats:
+    """Builds the sums, by groups of parts."""
+
+    artifact: Artifact
+    catalog: Catalog
+    work: GroupStats
+    name: str
+
+    def __call__(self, display: Display) -> Artifact:
+        """Sums group by group."""
+        groups = part_groups(self.catalog, max_groups=MAX_GROUPS)
+        build_parts(self.artifact, groups, self.make, display=display, name=self.name)
+        sizes = ClusterStats.read(self.artifact).sizes
+        counts = (int((sizes == 0).sum()), len(sizes), int(sizes.max()))
+        logger.info("%s: %d of %d clusters are empty, the largest has %d pairs", self.name, *counts)
+        return self.artifact
+
+    def make(self) -> GroupStats:
+        """The work on groups."""
+        return self.work
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,11 @@
-"""Training the centroids: faiss in one task that holds the whole sample, or Lloyd's algorithm over many."""
+"""Training of the centroids: by faiss in one task that holds the whole sample, or by Lloyd's algorithm in many."""
 
 from __future__ import annotations
 
+import logging
 import os
 import time
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -24,40 +26,16 @@ from orchestrator.pruning.clusters import KMeansResult, Vectors, train, unit
 from orchestrator.storage import files
 from orchestrator.storage.npy import from_npy, to_npy
 
+logger = logging.getLogger(__name__)
 VERSION = 1
 FILE = "centroids.npy"
 
 
 def centroids_stage(step: Step, settings: Clustering, sample: Artifact) -> Stage:
-    """Trains k unit centroids, float32 [k, d]."""
+    """The stage that trains k unit centroids, float32 [k, d]."""
     made_from = settings.model_dump(exclude={"points_per_centroid"})
     artifact = Artifact.of(step.store_uri, "centroids", version=VERSION, sample=sample, **made_from)
     name = f"train centroids, {step.name}"
-
-    def build(display: Display) -> None:
-        started = time.monotonic()
-        with display.stage(name, unit="centroids") as progress:
-            if settings.trainer == "lloyd":
-                trained = train_in_tasks(artifact, sample, settings)
-            else:
-                gpus = 1 if ray_cluster.num_gpus() else 0
-                # not a whole node: a sweep's trial holds a hundredth of one, and would wait for itself
-                share: dict[str, Any] = {
-                    "num_cpus": 1 if gpus else max(1, ray_cluster.node_cpus() - 1),
-                    "num_gpus": gpus,
-                }
-                # not in the placement group that a trial has for itself
-                task = ray.remote(scheduling_strategy="DEFAULT", **share)(_train)
-                trained = ray.get(task.remote(sample, settings, current_meter()))
-            files.write(artifact.path(FILE), to_npy(trained.centroids))
-            progress.update(settings.k)
-        totals = {
-            "k": settings.k,
-            "sampled": sample.totals["sampled"],
-            "objective": trained.objective,
-            "restarts": trained.num_restarts,
-        }
-        artifact.publish(totals=totals, parts=[], seconds=time.monotonic() - started)
 
     def num_sampled(pairs: int) -> int:
         return min(pairs, settings.num_wanted)
@@ -69,7 +47,7 @@ def centroids_stage(step: Step, settings: Clustering, sample: Artifact) -> Stage
         step=step.name,
         does=does,
         artifact=artifact,
-        build=build,
+        build=BuildCentroids(artifact, sample, settings, name),
         scaling=CostScaling(
             work=lambda pairs: num_sampled(pairs) * settings.k * settings.num_iterations,
             stores=lambda _: settings.k,
@@ -80,11 +58,53 @@ def centroids_stage(step: Step, settings: Clustering, sample: Artifact) -> Stage
     )
 
 
+@dataclass(frozen=True)
+class BuildCentroids:
+    """Builds the centroids from the sample."""
+
+    artifact: Artifact
+    sample: Artifact
+    settings: Clustering
+    name: str
+
+    def __call__(self, display: Display) -> None:
+        """Trains, and publishes the centroids and how training went."""
+        settings, started = self.settings, time.monotonic()
+        with display.stage(self.name, unit="centroids") as progress:
+            if settings.trainer == "lloyd":
+                trained = train_in_tasks(self.artifact, self.sample, settings)
+            else:
+                trained = _train_in_one_task(self.sample, settings)
+            files.write(self.artifact.path(FILE), to_npy(trained.centroids))
+            progress.update(settings.k)
+        totals = {
+            "k": settings.k,
+            "sampled": self.sample.totals["sampled"],
+            "objective": trained.objective,
+            "restarts": trained.num_restarts,
+        }
+        seconds = time.monotonic() - started
+        self.artifact.publish(totals=totals, parts=[], seconds=seconds)
+        counts = (settings.k, totals["sampled"], seconds, trained.num_restarts)
+        logger.info("%s: %d centroids of %d vectors in %.1f s, %d restarts of empty clusters", self.name, *counts)
+
+
+def _train_in_one_task(sample: Artifact, settings: Clustering) -> KMeansResult:
+    gpus = 1 if ray_cluster.num_gpus() else 0
+    # one core of the node stays free: a trial of a sweep holds a hundredth of one, so a task that needs them all would
+    # never start
+    share: dict[str, Any] = {"num_cpus": 1 if gpus else max(1, ray_cluster.node_cpus() - 1), "num_gpus": gpus}
+    # outside the placement group of a sweep's trial, which has no room for the task
+    task = ray.remote(scheduling_strategy="DEFAULT", **share)(_train)
+    trained: KMeansResult = ray.get(task.remote(sample, settings, current_meter()))
+    return trained
+
+
 def _train(sample: Artifact, settings: Clustering, meter: Meter) -> KMeansResult:
-    return meter.around(partial(_trained_on, sample))(settings)
+    return meter.around(partial(_train_whole, sample))(settings)
 
 
-def _trained_on(sample: Artifact, settings: Clustering) -> KMeansResult:
+def _train_whole(sample: Artifact, settings: Clustering) -> KMeansResult:
     vectors = np.concatenate([unit(chunk) for chunk in read_sample(sample, range(len(sample.parts)))])
     return train(
         vectors,

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from orchestrator.config.section import Positive, Section, Share
+from orchestrator.config.section import MAX_IMAGE_PIXELS, Positive, Section, Share
 
 Tower = Literal["image", "text"]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -20,7 +20,7 @@ class Encoding(Section):
     """Images in one forward pass of an encoder. Unit: images."""
     precision: Precision = "fp32"
     """The autocast precision of the forward pass."""
-    max_image_pixels: Positive = 89_478_485
+    max_image_pixels: Positive = MAX_IMAGE_PIXELS
     """A larger image counts as a bad pair and is not decoded. Unit: pixels, width x height."""
     max_bad_pairs: Share = 0.1
     """The run fails if a larger share of the pairs cannot be decoded. Unit: fraction of the pairs."""

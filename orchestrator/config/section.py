@@ -13,6 +13,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
 Price = Annotated[float, Field(ge=0)]
+MAX_IMAGE_PIXELS = 89_478_485
+"""Pixels of the largest image that is decoded by default: the size from which Pillow warns of decompression bombs."""
 
 
 class ConfigError(UserError, ValueError):

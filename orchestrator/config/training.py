@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from orchestrator.config.section import Fraction, Positive, Section, Share
+from orchestrator.config.section import MAX_IMAGE_PIXELS, Fraction, Positive, Section, Share
 
 
 class ModelConfig(Section):
@@ -168,7 +168,7 @@ class TrainingConfig(PhaseConfig):
     the GPU."""
     draft_decoding: bool = True
     """Decode JPEGs that are much larger than needed at a fraction of their size."""
-    max_image_pixels: Positive = 89_478_485
+    max_image_pixels: Positive = MAX_IMAGE_PIXELS
     """A larger image counts as a bad pair and is not decoded. Unit: pixels, width x height."""
     max_bad_pairs: Share = 0.05
     """The run fails if a larger share of the samples is unreadable. Each one is counted and masked. Unit: fraction of

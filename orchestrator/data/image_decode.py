@@ -22,9 +22,6 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-# the limit is checked here, from the header, against the run's own setting
-Image.MAX_IMAGE_PIXELS = None
-
 # what the web holds; Pillow's other plugins include ones that run external programs on the bytes
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 NUM_TRIES = 10
@@ -120,7 +117,7 @@ def decode(
     return np.ascontiguousarray(pixels[:, ::-1]) if box.flip else pixels
 
 
-def whole_image(data: bytes | None, *, max_pixels: int = 89_478_485) -> Image.Image | None:
+def whole_image(data: bytes | None, *, max_pixels: int) -> Image.Image | None:
     """The picture as it is, RGB; None for what `decode` refuses."""
     try:
         with _opened(data or b"", max_pixels) as image:
@@ -143,6 +140,8 @@ def jpeg_box(data: bytes, *, crop: Cropper, max_pixels: int) -> Crop | None:
 def _opened(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
     if not data:
         raise BadImage("empty", "no bytes")
+    # Pillow's limit is one for the whole process: without it, `_check_size` applies the limit of this call
+    Image.MAX_IMAGE_PIXELS = None
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image, max_pixels)

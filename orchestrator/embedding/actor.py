@@ -17,7 +17,8 @@ from orchestrator.engine.metering import Meter
 
 
 def build_encoder(settings: EncoderConfig) -> Encoder:
-    """The encoder that the settings name, on the CPU. Errors: `ValueError`, one line."""
+    """The encoder that the settings name, on the CPU. Errors: `ValueError`, one line, for a model that cannot be
+    loaded."""
     match settings:
         case OpenClipEncoder():
             return encoders.open_clip_encoder(
@@ -32,15 +33,15 @@ def build_encoder(settings: EncoderConfig) -> Encoder:
 
 
 class Description(NamedTuple):
-    """What is to be known of an encoder before any data is read: `pictures` are its size, crop fraction and resize
-    mode; `dims` the lengths of its vectors."""
+    """What a pass must know about an encoder before it reads data: `pictures` are the image size, crop fraction and
+    resize mode; `dims` the lengths of the vectors."""
 
     pictures: tuple[int, float, str]
     dims: dict[Tower, int]
 
 
 def describe(settings: EncoderConfig) -> Description:
-    """Builds the encoder once and tells what it is. Errors: `ValueError`, one line."""
+    """Builds the encoder once and describes it. Errors: `ValueError`, one line, for a model that cannot be loaded."""
     encoder = build_encoder(settings)
     pictures = encoder.image_input
     return Description((pictures.size, pictures.crop_fraction, pictures.resize_mode), dict(encoder.dims))
@@ -57,15 +58,15 @@ class Embedder:
         self.encoder = build_encoder(settings).place(device, settings.precision)
 
     def __call__(self, batch: Rows) -> Rows:
-        """Columns `image` and/or `text`, float16 [n, dim] of unit norm (all zero where there is nothing to embed), in
-        place of pixels and captions."""
+        """Replaces pixels and captions by columns `image` and/or `text`, float16 [n, dim] of unit norm, all zero where
+        there is nothing to embed."""
         return self.meter.around(self._embedded)(batch)
 
     def _embedded(self, batch: Rows) -> Rows:
         vectors: dict[str, Vectors] = {}
         problems = batch.get("problem", np.full(len(batch["key"]), "", object)).copy()
         if "image" in self.encoder.dims:
-            # as the decoder wrote them, [n, h, w, 3]: the permuted view is what channels-last convolutions want
+            # the decoder writes [n, h, w, 3]: the permuted view is in the channels-last format of convolutions
             images = torch.from_numpy(batch["image"]).permute(0, 3, 1, 2)
             vectors["image"] = _stored(self.encoder.encode_images(images), batch["has_image"], problems)
         if "text" in self.encoder.dims:
@@ -78,6 +79,6 @@ class Embedder:
 
 def _stored(features: torch.Tensor, valid: np.ndarray, problems: np.ndarray) -> Vectors:
     valid, is_finite = valid.astype(bool), torch.isfinite(features).all(dim=1).numpy()
-    # a forward pass that overflows gives no direction
+    # a forward pass that overflows has no direction
     problems[valid & ~is_finite] = "not_finite"
     return np.where((valid & is_finite)[:, None], features.numpy(), 0).astype(np.float16)

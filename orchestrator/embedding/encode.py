@@ -1,8 +1,10 @@
-"""An encoder's embedding as a stage: what it is made from, a pass over the parts that are missing, the limit on bad
-pairs."""
+"""The embedding by an encoder as a stage: its inputs, passes over the missing parts, and the limit on bad pairs."""
 
 from __future__ import annotations
 
+import logging
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,26 +30,28 @@ from orchestrator.errors import UserError
 from orchestrator.source import Source
 from orchestrator.storage import files
 
+logger = logging.getLogger(__name__)
 VERSION = 1
+# read at once when a file of weights is hashed
 HASH_BYTES = 2**24
-# what does not change the vectors
+# settings that do not change the vectors, so they are no part of the fingerprint
 NOT_IDENTITY = {"batch_size", "max_bad_pairs"}
-# a writer that dies at the end of a short pass may take all of it along
+# passes in a row that complete no part: a writer that dies at the end of a short pass may lose all parts of it
 MAX_FRUITLESS = 3
 
 
 def encode_stage(config: Config, name: str, source: Source, catalog: Catalog) -> Stage:
     """The stage that embeds the whole pool with the encoder `config.embedding[name]`.
 
-    Errors: `UserError` when the pool has no images for an image tower."""
+    Errors: `UserError` for an image tower and a source without images."""
     settings = config.embedding[name]
     assert isinstance(settings, EncoderConfig)
     settings = _with_absolute_files(settings)
     towers = _towers(name, settings)
     if "image" in towers and not source.has_images:
         raise UserError(
-            f"embedding.{name} embeds images, but the source is a caption table, which has none: name the text tower "
-            f"of an open_clip model alone (embedding.{name}.towers=[text])"
+            f"embedding.{name} embeds images, but the source is a caption table, which has none; use only the text "
+            f"tower of an open_clip model (embedding.{name}.towers=[text])"
         )
     artifact = Artifact.of(
         config.store,
@@ -58,42 +62,61 @@ def encode_stage(config: Config, name: str, source: Source, catalog: Catalog) ->
         towers=list(towers),
         files=_digests(settings),
     )
-
-    def build(display: Display) -> Artifact:
-        elapsed = Stopwatch(artifact)
-        described = _describe(name, settings)
-        pictures = Pictures(*described.pictures, max_pixels=settings.max_image_pixels)
-        pool = Pool(
-            source=source, parts=tuple(catalog.parts_of(source)), catalog=catalog, towers=towers, pictures=pictures
-        )
-        unit = "images" if "image" in towers else "captions"
-        with display.stage(stage.name, unit=unit, total=sum(catalog.rows_per_part)) as progress:
-            summaries = _embed(Pass(artifact, settings, pool, described.dims), progress, elapsed)
-            _check_bad_pairs(name, settings, summaries)
-            totals = embedding_totals(summaries, described.dims)
-            artifact.publish(totals=totals, parts=summaries, seconds=elapsed.seconds)
-            elapsed.remove()
-        return artifact
-
-    def num_batches(size: Size) -> int:
-        return max(1, -(-size.pairs // settings.batch_size))
-
-    does = f"embed the {' and '.join(f'{tower}s' for tower in towers)} by {getattr(settings, 'model', settings.kind)}"
-    stage = Stage(
+    inputs = " and ".join(f"{tower}s" for tower in towers)
+    return Stage(
         name=f"embed, {name}",
         role=Role.EMBED,
         step=name,
-        does=does,
+        does=f"embed the {inputs} by {getattr(settings, 'model', settings.kind)}",
         artifact=artifact,
-        build=build,
+        build=BuildEmbedding(artifact, name, settings, towers, source, catalog),
         flow=PairFlow(on_whole_pool=True),
-        scaling=CostScaling(num_tasks=num_batches),
+        scaling=CostScaling(num_tasks=partial(_num_batches, settings.batch_size)),
     )
-    return stage
+
+
+def _num_batches(batch_size: int, size: Size) -> int:
+    return max(1, -(-size.pairs // batch_size))
+
+
+@dataclass(frozen=True)
+class BuildEmbedding:
+    """Builds the vectors of the whole pool."""
+
+    artifact: Artifact
+    name: str
+    settings: EncoderConfig
+    towers: tuple[Tower, ...]
+    source: Source
+    catalog: Catalog
+
+    def __call__(self, display: Display) -> Artifact:
+        """Embeds the missing parts, checks the number of bad pairs, and publishes.
+
+        Errors: `UserError` for an encoder that cannot be built, or for more bad pairs than `max_bad_pairs`."""
+        elapsed = Stopwatch(self.artifact)
+        described = _describe(self.name, self.settings)
+        pool = Pool(
+            source=self.source,
+            parts=tuple(self.catalog.parts_of(self.source)),
+            catalog=self.catalog,
+            towers=self.towers,
+            pictures=Pictures(*described.pictures, max_pixels=self.settings.max_image_pixels),
+        )
+        unit, num_rows = "images" if "image" in self.towers else "captions", sum(self.catalog.rows_per_part)
+        with display.stage(f"embed, {self.name}", unit=unit, total=num_rows) as progress:
+            summaries = _embed(Pass(self.artifact, self.settings, pool, described.dims), progress, elapsed)
+            _check_bad_pairs(self.name, self.settings, summaries)
+            totals = embedding_totals(summaries, described.dims)
+            self.artifact.publish(totals=totals, parts=summaries, seconds=elapsed.seconds)
+            elapsed.remove()
+        counts = (num_rows, totals["problems"])
+        logger.info("embedding.%s: vectors of %d pairs written; bad pairs by reason: %s", self.name, *counts)
+        return self.artifact
 
 
 def _embed(execution: Pass, progress: StageProgress, elapsed: Stopwatch) -> list[Summary]:
-    """Rounds over the parts that are missing: a writer that had to be started anew has lost the parts it held."""
+    """Pass over the missing parts until none is missing: a writer that restarted has lost the parts it held."""
     num_parts = len(execution.pool.parts)
     done, fruitless = done_summaries(execution.artifact), 0
     while missing := [index for index in range(num_parts) if index not in done]:
@@ -105,6 +128,7 @@ def _embed(execution: Pass, progress: StageProgress, elapsed: Stopwatch) -> list
             elapsed.save()
         before, done = len(done), done_summaries(execution.artifact)
         fruitless = fruitless + 1 if len(done) == before else 0
+        logger.info("pass over %d missing parts: %d of them are complete", len(missing), len(done) - before)
         if fruitless == MAX_FRUITLESS:
             raise RuntimeError(
                 f"{fruitless} whole passes over {len(missing)} parts completed none: the writer died each time"
@@ -113,9 +137,10 @@ def _embed(execution: Pass, progress: StageProgress, elapsed: Stopwatch) -> list
 
 
 def _describe(name: str, settings: EncoderConfig) -> Description:
-    # in a task: the driver needs neither the weights nor the memory, and a mistake comes before any actor starts
+    # in a task: the driver then needs neither the weights nor their memory, and a wrong setting fails before any actor
+    # starts
     try:
-        # and not in the placement group of a sweep's trial, which has no room for it
+        # outside the placement group of a sweep's trial, which has no room for the task
         return ray.get(ray.remote(scheduling_strategy="DEFAULT")(describe).remote(settings))
     except RayTaskError as error:
         if isinstance(error.cause, ValueError):
@@ -131,7 +156,7 @@ def _check_bad_pairs(name: str, settings: EncoderConfig, summaries: list[Summary
         raise UserError(
             f"embedding.{name}: {bad:,} of {rows:,} pairs could not be decoded or embedded, at most "
             f"{settings.max_bad_pairs:.1%} allowed ({'; '.join(examples[:3])}); "
-            f"mend the pool or raise embedding.{name}.max_bad_pairs"
+            f"fix the data or raise embedding.{name}.max_bad_pairs"
         )
 
 
@@ -144,7 +169,7 @@ def _towers(name: str, settings: EncoderConfig) -> tuple[Tower, ...]:
 
 
 def _with_absolute_files(settings: EncoderConfig) -> EncoderConfig:
-    # actors run in other folders
+    # actors run in other working directories
     return settings.model_copy(update={key: files.absolute(place) for key, place in _files(settings).items()})
 
 
@@ -158,7 +183,7 @@ def _files(settings: EncoderConfig) -> dict[str, str]:
 
 
 def _digests(settings: EncoderConfig) -> dict[str, str]:
-    # by content: weights that were copied or touched are the same weights, others at the same place are not
+    # by content: copied weights have the same fingerprint, and other weights at the same path have another one
     digests: dict[str, Any] = {}
     for key, place in _files(settings).items():
         root = Path(place)

@@ -1,9 +1,9 @@
-"""One execution of Ray Data over parts: read, decode, embed, write.
+"""One pass of Ray Data over parts: read, decode, embed, write.
 
-Decoded blocks are of exactly a batch whatever the parts' borders, so the actors' batches are full but for the last. The
-order of reading is kept from end to end: the writer sees one part after another, and a part's vectors are the same for
-any timing. What waits between two operators is bounded by Ray Data's share of the object store for each of them, at
-which it stops reading; open at the writer are the parts of at most the batches under way in the actors."""
+A decoded block has exactly one batch of rows, across the borders of parts, so all batches but the last are full. The
+order of reading is kept from end to end: the writer sees one part after another, and the vectors of a part do not
+depend on timing. Ray Data bounds what waits between two operators by a share of the object store, and stops reading at
+that bound. The writer holds only the parts of the batches that the actors work on."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.metering import current_meter
 
 READ_CPUS, DECODE_CPUS, WRITE_CPUS = 0.25, 0.75, 0.1
-# reserved by all actors together where there are no GPUs: what they leave must hold a decoding task on one CPU
+# reserved by all actors together on a cluster without GPUs: one CPU must still have room for a decoding task
 CPU_SHARE = 1 / 8
-# threads of one actor wait for one another at every layer, actors of one thread for nobody
+# the threads of an actor wait for each other at every layer; actors of one thread never wait
 ACTOR_THREADS = 1
 
 
 @dataclass(frozen=True)
 class Pass:
-    """What an execution takes; `dims` are the lengths of the encoder's vectors."""
+    """A pass and what it needs; `dims` are the lengths of the vectors of the encoder."""
 
     artifact: Artifact
     settings: EncoderConfig
@@ -40,10 +40,10 @@ class Pass:
     dims: Mapping[Tower, int]
 
     def run(self, parts: Sequence[int]) -> Iterator[int]:
-        """Embeds and writes parts; gives the rows of each batch once they are with the writer."""
+        """Embeds and writes the given parts; yields the number of rows of each batch that the writer has."""
         reference, batch_size, meter = ray.put(self.pool), self.settings.batch_size, current_meter()
         dataset = ray.data.from_items([{"part": index} for index in parts], override_num_blocks=len(parts))
-        # the dataset's own context: smaller blocks start sooner, and a batch takes only what it needs to its node
+        # set on this dataset alone: smaller blocks start sooner, and less data moves to the node of a batch
         dataset.context.execution_options.preserve_order = True
         dataset.context.target_max_block_size = BLOCK_BYTES
         rows = dataset.map_batches(
@@ -92,7 +92,7 @@ def threads_per_actor() -> int:
 
 
 def actor_share() -> dict[str, Any]:
-    """What an actor reserves: a GPU, else a little of the CPUs, which decoding takes turns on."""
+    """What an actor reserves: a GPU or, without GPUs, a small share of the CPUs, used in turn with decoding."""
     if ray_cluster.num_gpus():
         return {"num_gpus": 1}
     share = CPU_SHARE * ray_cluster.num_cpus() / num_actors()

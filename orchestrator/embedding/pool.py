@@ -1,7 +1,8 @@
-"""What is to be embedded: reading tasks send a part's pairs that have something to embed, decoding tasks make pixels.
+"""Input of the encoder: reading tasks send the pairs of a part with something to embed, decoding tasks make pixels.
 
-A row carries its place (part, row) and `expected`, the number of rows that its part sends: batches fill up across the
-borders of parts, and the rows find back. A read error is raised, never mistaken for a bad picture."""
+A row carries its position (part, row) and `expected`, the number of rows that its part sends: so batches can cross the
+borders of parts, and the writer still knows where a row belongs. A read error is raised, and never counted as a bad
+image."""
 
 from __future__ import annotations
 
@@ -19,18 +20,16 @@ from orchestrator.config.embedding import Tower
 from orchestrator.data.catalog import Catalog
 from orchestrator.data.image_decode import BadImage, Pictures
 from orchestrator.engine.process_cache import fetched
-from orchestrator.source import Part, Source, Status
+from orchestrator.source import PAIR_COLUMNS, Part, Source, has_image
 
 BLOCK_BYTES = 16 * 2**20
-COLUMNS = ("key", "caption", "status", "image_offset", "image_size")
-UNUSABLE = pa.array([Status.MISSING_IMAGE, Status.BAD_IMAGE], pa.int8())
 
 Rows = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pool:
-    """What reading takes; travels to each process of reading tasks once."""
+    """What reading tasks need; it is sent to each of their processes once."""
 
     source: Source
     parts: tuple[Part, ...]
@@ -39,12 +38,12 @@ class Pool:
     pictures: Pictures
 
     def usable(self, index: int) -> tuple[pa.Table, NDArray[np.int64]]:
-        """The part's pairs that a tower has something to embed of: their catalog rows, and their row numbers."""
-        table = self.catalog.table(index, COLUMNS)
+        """The pairs of a part with something to embed: their rows of the catalog, and their row numbers int64 [n]."""
+        table = self.catalog.table(index, PAIR_COLUMNS)
         caption = pc.utf8_trim_whitespace(pc.fill_null(table["caption"], ""))
         wanted = np.zeros(table.num_rows, bool)
         if "image" in self.towers:
-            wanted |= ~pc.is_in(table["status"], value_set=UNUSABLE).to_numpy()
+            wanted |= has_image(table["status"]).to_numpy()
         if "text" in self.towers:
             wanted |= pc.greater(pc.utf8_length(caption), 0).to_numpy()
         rows = np.flatnonzero(wanted)
@@ -52,9 +51,9 @@ class Pool:
 
 
 def read_part(batch: Rows, *, reference: ray.ObjectRef, rows_per_block: int) -> Iterator[pa.Table]:
-    """A part's usable pairs in row order, in blocks of up to `rows_per_block` rows or about 16 MB of pictures.
+    """The usable pairs of a part in row order, in blocks of up to `rows_per_block` rows or about 16 MB of images.
 
-    A part without any sends one row, with no place in the part, so that it is written as well."""
+    A part without usable pairs sends one row with row number -1: the writer then writes the part, too."""
     pool: Pool = fetched(reference)
     for index in batch["part"].tolist():
         table, rows = pool.usable(index)
@@ -76,10 +75,10 @@ def _images(pool: Pool, index: int, table: pa.Table) -> Iterator[bytes | None]:
     if "image" not in pool.towers:
         yield from (None for _ in range(table.num_rows))
         return
-    is_picture = ~pc.is_in(table["status"], value_set=UNUSABLE).to_numpy()
+    is_picture = has_image(table["status"]).to_numpy()
     found = pool.source.images(pool.parts[index], table.filter(pa.array(is_picture)))
-    for has_image in is_picture:
-        yield next(found) if has_image else None
+    for is_usable in is_picture:
+        yield next(found) if is_usable else None
 
 
 def _block(index: int, rows: Any, keys: list, captions: list, images: list, *, expected: int) -> pa.Table:
@@ -97,8 +96,8 @@ def _block(index: int, rows: Any, keys: list, captions: list, images: list, *, e
 
 
 def decode_rows(batch: pa.Table, *, pictures: Pictures) -> Rows:
-    """Rows with pixels in place of encoded images: `image` uint8 [n, size, size, 3], `has_image` bool, and `problem`,
-    why a picture that was there cannot be used (empty where it can, or none was there)."""
+    """Replaces encoded images by pixels: `image` uint8 [n, size, size, 3], `has_image` bool [n], and `problem`, the
+    reason why an image is unusable (empty for a usable image, and where there is none)."""
     num_rows = batch.num_rows
     pixels = np.zeros((num_rows, pictures.size, pictures.size, 3), np.uint8)
     has_image, problems = np.zeros(num_rows, bool), np.full(num_rows, "", object)

@@ -1,16 +1,17 @@
-"""An embedding brought along: the files' rows are aligned with the pool, then every part fetches its own vectors.
+"""A precomputed embedding as stages: join the rows of its files with the pool, then fetch the vectors of every part.
 
-A part's rows lie in few of the files, near each other, wherever the files were made from the pool's shards: neighbours
-are fetched together. Of an `.npy` file nothing else is read. Of a Parquet file's row group all is read up to the last
-row that is wanted; so there parts are fetched in runs, of up to `RUN_BYTES` of vectors. In the pool's order a row group
-is read once for each run that it spans, in whatever order within a run. In an order that has nothing to do with the
-pool's every run reads nearly all files, for a large pool thousands of times in all: bring `.npy` files then, or Parquet
-sorted as the pool is."""
+Where the files were made from the shards of the pool, the rows of a part lie in few files and near each other, so
+neighbouring rows are fetched together. From an `.npy` file nothing else is read. From a row group of a Parquet file,
+everything up to the last wanted row is read; so parts are fetched in runs of up to `RUN_BYTES` of vectors. If the files
+follow the order of the pool, a row group is read once for each run that it spans, whatever the order within a run. If
+they do not, every run reads nearly all files, for a large pool thousands of times: use `.npy` files then, or sort the
+Parquet files like the pool."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -19,30 +20,35 @@ from numpy.typing import NDArray
 from orchestrator.config import ClipRetrievalEmbedding, ColumnEmbedding, Config, PrecomputedConfig
 from orchestrator.config.embedding import Tower
 from orchestrator.data.catalog import Catalog, PartRows, part_rows
-from orchestrator.data.join import WITHOUT_IMAGE, Aligned, Match, align_stages
-from orchestrator.embedding.precomputed_files import Brought, open_brought
+from orchestrator.data.join import Aligned, Match, align_stages
+from orchestrator.embedding.precomputed_files import PrecomputedVectors, open_precomputed
 from orchestrator.embedding.vectors import Vectors, embedding_totals, part_result, unit_vectors
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
-from orchestrator.engine.parts import InRuns, PartResult, RunWork, build_parts
+from orchestrator.engine.parts import InRuns, PartResult, build_parts
 from orchestrator.engine.role import Role
 from orchestrator.engine.stage import PairFlow, Stage
 from orchestrator.errors import UserError
-from orchestrator.source.schema import Problems
+from orchestrator.source.schema import Problems, has_image
 
+logger = logging.getLogger(__name__)
 VERSION = 1
 RUN_BYTES = 2**29
 
+Gathered = tuple[Vectors, dict[str, NDArray[np.int64]]]
+"""The vectors of a run of parts, float16 [rows, dim], and the places in the run of those that are unusable, by
+reason."""
 
-def brought_stages(config: Config, name: str, catalog: Catalog) -> list[Stage]:
-    """The alignment, and the vectors in pool order: the last stage's artifact is the embedding.
 
-    Errors: `UserError`, one line, for files that do not go together, here or when built; when built, for more pairs
+def precomputed_stages(config: Config, name: str, catalog: Catalog) -> list[Stage]:
+    """The join, and the vectors in the order of the pool: the artifact of the last stage is the embedding.
+
+    Errors: `UserError`, one line, for files that do not fit together, here or when built; when built, for more pairs
     without a vector than `max_missing` allows."""
     settings = config.embedding[name]
     assert isinstance(settings, (ClipRetrievalEmbedding, ColumnEmbedding))
-    brought = open_brought(settings, name)
-    first, *others = align_stages(config.store, catalog, brought.foreign, label=name)
+    vectors = open_precomputed(settings, name)
+    first, *others = align_stages(config.store, catalog, vectors.external_list, label=name)
     aligned = Aligned(others[-1].artifact)
     artifact = Artifact.of(
         config.store,
@@ -51,33 +57,60 @@ def brought_stages(config: Config, name: str, catalog: Catalog) -> list[Stage]:
         catalog=catalog.artifact,
         aligned=aligned.artifact,
         settings=settings.model_dump(exclude={"uri"}),
-        vectors=brought.identity(),
-        towers=list(brought.towers),
+        vectors=vectors.identity(),
+        towers=list(vectors.towers),
     )
-
-    def build_first(display: Display) -> object:
-        # files that do not go together are told before anything is read
-        brought.dims()
-        return first.build(display)
-
-    def build(display: Display) -> Artifact:
-        _check_missing(settings, name, aligned)
-        dims = brought.dims()
-        work = InRuns(partial(_work, catalog, brought, aligned, dims), partial(_share, brought, sum(dims.values())))
-        totals = partial(embedding_totals, dims=dims)
-        return build_parts(artifact, part_rows(catalog), work, display=display, name=f"embed, {name}", totals=totals)
-
-    does = f"fetch the {' and '.join(brought.towers)} vectors brought along"
-    gather = Stage(
+    fetch = Stage(
         name=f"embed, {name}",
         role=Role.EMBED,
         step=name,
-        does=does,
+        does=f"fetch the precomputed {' and '.join(vectors.towers)} vectors",
         artifact=artifact,
-        build=build,
+        build=BuildPrecomputed(artifact, name, settings, catalog, vectors, aligned),
         flow=PairFlow(on_whole_pool=True),
     )
-    return [replace(first, build=build_first), *others, gather]
+    return [replace(first, build=CheckedBuild(vectors, first.build)), *others, fetch]
+
+
+@dataclass(frozen=True)
+class CheckedBuild:
+    """Builds the first stage of the join, after a check that the files fit together."""
+
+    vectors: PrecomputedVectors
+    build: Callable[[Display], object]
+
+    def __call__(self, display: Display) -> object:
+        """Reads the lengths of the vectors, which fails before the rows of the files are read."""
+        self.vectors.dims()
+        return self.build(display)
+
+
+@dataclass(frozen=True)
+class BuildPrecomputed:
+    """Builds the embedding from the files and the join."""
+
+    artifact: Artifact
+    name: str
+    settings: PrecomputedConfig
+    catalog: Catalog
+    vectors: PrecomputedVectors
+    aligned: Aligned
+
+    def __call__(self, display: Display) -> Artifact:
+        """Checks the number of pairs without a vector, then fetches every part.
+
+        Errors: `UserError` for more such pairs than `max_missing` allows."""
+        _check_missing(self.settings, self.name, self.aligned)
+        dims = self.vectors.dims()
+        work = InRuns(
+            partial(FetchRun, self.catalog, self.vectors, self.aligned, dims),
+            partial(_share, self.vectors, sum(dims.values())),
+        )
+        title, totals = f"embed, {self.name}", partial(embedding_totals, dims=dims)
+        build_parts(self.artifact, part_rows(self.catalog), work, display=display, name=title, totals=totals)
+        counts = (self.artifact.totals["rows"], self.artifact.totals["problems"])
+        logger.info("embedding.%s: vectors of %d pairs fetched; missing or bad by reason: %s", self.name, *counts)
+        return self.artifact
 
 
 def _check_missing(settings: PrecomputedConfig, name: str, aligned: Aligned) -> None:
@@ -85,54 +118,68 @@ def _check_missing(settings: PrecomputedConfig, name: str, aligned: Aligned) -> 
     usable, missing = totals["usable"], totals["usable_unmatched"]
     if missing > settings.max_missing * usable:
         raise UserError(
-            f"embedding.{name}: {usable - missing:,} of {usable:,} pairs with an image were found by "
-            f"{settings.match_by}, {missing:,} were not, at most {settings.max_missing:.1%} allowed (not found: "
-            f"{', '.join(totals['pool_examples']) or 'pairs without one'}; not in the pool: "
+            f"embedding.{name}: matched by {settings.match_by}, {usable - missing:,} of {usable:,} pairs with an image "
+            f"have a vector and {missing:,} have none; at most {settings.max_missing:.1%} allowed (only in the pool: "
+            f"{', '.join(totals['pool_examples']) or f'pairs without {settings.match_by}'}; only in the files: "
             f"{', '.join(totals['list_examples']) or 'none'}); check embedding.{name}.match_by and match_column, or "
             f"raise embedding.{name}.max_missing"
         )
 
 
-def _share(brought: Brought, num_dims: int, part: PartRows) -> float:
-    # small runs keep more of a cluster busy where nothing is saved by large ones
-    return part.num_rows * num_dims * np.dtype(np.float16).itemsize / RUN_BYTES if brought.in_groups else 1.0
+def _share(vectors: PrecomputedVectors, num_dims: int, part: PartRows) -> float:
+    # the fraction of a run that a part fills. Where large runs save nothing, each part is a run: small runs keep more
+    # of the cluster busy
+    num_bytes = part.num_rows * num_dims * np.dtype(np.float16).itemsize
+    return num_bytes / RUN_BYTES if vectors.in_groups else 1.0
 
 
-def _work(catalog: Catalog, brought: Brought, aligned: Aligned, dims: Mapping[Tower, int]) -> RunWork:
-    def work(run: Sequence[PartRows]) -> Iterator[PartResult]:
-        match = Match(*map(np.concatenate, zip(*(aligned.part(part) for part in run), strict=True)))
-        gathered = {tower: _gather(brought, tower, dim, match) for tower, dim in dims.items()}
+@dataclass(frozen=True)
+class FetchRun:
+    """The work on a run of parts; `dims` are the lengths of the vectors of each tower."""
+
+    catalog: Catalog
+    vectors: PrecomputedVectors
+    aligned: Aligned
+    dims: Mapping[Tower, int]
+
+    def __call__(self, run: Sequence[PartRows]) -> Iterator[PartResult]:
+        """The result of each part, in order. The vectors of the whole run are in memory at once."""
+        match = Match(*map(np.concatenate, zip(*(self.aligned.part(part) for part in run), strict=True)))
+        gathered = {tower: _gather(self.vectors, tower, dim, match) for tower, dim in self.dims.items()}
         first = 0
         for part in run:
-            stop = first + part.num_rows
-            vectors = {tower: values[first:stop] for tower, (values, _) in gathered.items()}
-            problems = Problems()
-            names = catalog.table(part.index, ("key",))["key"]
-            for row in np.flatnonzero(_has_image(catalog, part) & (match.file[first:stop] < 0)).tolist():
-                problems.add("unmatched", f"{names[row]}: has no vector")
-            for tower, (_, bad) in gathered.items():
-                for kind, rows in bad.items():
-                    for row in rows[(rows >= first) & (rows < stop)].tolist():
-                        problems.add(kind, f"{names[row - first]}: its {tower} vector is {kind.replace('_', ' ')}")
-            yield part_result(vectors, problems=problems.counts, examples=problems.examples)
-            first = stop
+            rows = slice(first, first + part.num_rows)
+            problems = self._problems(part, match, rows, gathered)
+            values = {tower: found[rows] for tower, (found, _) in gathered.items()}
+            yield part_result(values, problems=problems.counts, examples=problems.examples)
+            first = rows.stop
 
-    return work
+    def _problems(self, part: PartRows, match: Match, rows: slice, gathered: Mapping[Tower, Gathered]) -> Problems:
+        problems = Problems()
+        names = self.catalog.table(part.index, ("key",))["key"]
+        for row in np.flatnonzero(_has_image(self.catalog, part) & (match.file[rows] < 0)).tolist():
+            problems.add("unmatched", f"{names[row]}: has no vector")
+        for tower, (_, bad) in gathered.items():
+            for kind, places in bad.items():
+                for place in places[(places >= rows.start) & (places < rows.stop)].tolist():
+                    name = names[place - rows.start]
+                    problems.add(kind, f"{name}: its {tower} vector is {kind.replace('_', ' ')}")
+        return problems
 
 
 def _has_image(catalog: Catalog, part: PartRows) -> NDArray[np.bool_]:
-    status = catalog.table(part.index, ("status",))["status"].to_numpy()
-    return ~np.isin(status, WITHOUT_IMAGE)
+    return has_image(catalog.table(part.index, ("status",))["status"]).to_numpy()
 
 
-def _gather(brought: Brought, tower: Tower, dim: int, match: Match) -> tuple[Vectors, dict[str, NDArray[np.int64]]]:
+def _gather(vectors: PrecomputedVectors, tower: Tower, dim: int, match: Match) -> Gathered:
     out = np.zeros((len(match.file), dim), np.float16)
     bad: dict[str, list[int]] = {"not_finite": [], "zero": []}
+    # file by file, and in each file in row order: the reader moves forward only
     order = np.lexsort((match.row, match.file))
     order = order[match.file[order] >= 0]
     for places in np.split(order, np.flatnonzero(np.diff(match.file[order])) + 1) if len(order) else []:
         file, start = int(match.file[places[0]]), 0
-        for values in brought.vectors(tower, dim, file, match.row[places]):
+        for values in vectors.vectors(tower, dim, file, match.row[places]):
             these = places[start : start + len(values)]
             out[these] = unit = unit_vectors(values)
             unusable = ~unit.any(axis=1)

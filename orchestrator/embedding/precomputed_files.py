@@ -1,7 +1,7 @@
-"""Embeddings as others leave them: clip-retrieval's folders, or columns of Parquet files.
+"""Files of precomputed embeddings: folders of clip-retrieval, or columns of Parquet files.
 
-Both say which rows they hold (a `Foreign` list) and give the vectors of the rows that are wanted, without reading the
-rest of a file where it is large."""
+Both list their rows as an external list and read the vectors of wanted rows, if possible without the rest of the
+file."""
 
 from __future__ import annotations
 
@@ -32,40 +32,40 @@ from orchestrator.storage.npy import open_npy
 FOLDERS: dict[Tower, tuple[str, str]] = {"image": ("img_emb", "img_emb"), "text": ("text_emb", "text_emb")}
 CHUNK_ROWS = 16_384
 BUFFER = 1 << 20
-# a row group of vectors may be of gigabytes
+# a row group of vectors may have gigabytes
 COLUMN_BUFFER = 8 << 20
 Values = NDArray[np.floating]
 
 
-class Brought(Protocol):
-    """Vectors in files of somebody else's. Implementations are small picklable values."""
+class PrecomputedVectors(Protocol):
+    """Vectors in files that others made. Implementations are small picklable values."""
 
     @property
-    def foreign(self) -> Foreign:
-        """The files' rows, to be matched with the pool."""
+    def external_list(self) -> Foreign:
+        """The rows of the files, for the join with the pool."""
 
     @property
     def towers(self) -> tuple[Tower, ...]:
-        """Whose vectors there are."""
+        """The towers that the files have vectors of."""
 
     @property
     def in_groups(self) -> bool:
-        """Whether a row cannot be read without those before it in its row group."""
+        """Whether reading a row means reading those before it in its row group."""
 
     def identity(self) -> dict[str, Any]:
-        """What makes the vectors what they are, besides the rows."""
+        """What identifies the vectors, besides the rows: part of the fingerprint."""
 
     def dims(self) -> dict[Tower, int]:
-        """The length of each tower's vectors. Errors: `UserError` for files that do not go together."""
+        """The length of the vectors of each tower. Errors: `UserError` for files that do not fit together."""
 
     def vectors(self, tower: Tower, dim: int, file: int, rows: NDArray[np.int64]) -> Iterator[Values]:
-        """The vectors of a file's rows (ascending), float [n, dim] by chunks in that order; a missing one is NaN.
+        """The vectors of some rows of a file (ascending), float [n, dim] in chunks, in that order; NaN if missing.
 
         Errors: `UserError` for a damaged file or a vector of another length; `OSError` from reading."""
 
 
-def open_brought(settings: PrecomputedConfig, name: str) -> Brought:
-    """The files that an embedding's settings name. Errors: `ConfigError`, one line, for what is not there."""
+def open_precomputed(settings: PrecomputedConfig, name: str) -> PrecomputedVectors:
+    """The files that the settings of an embedding name. Errors: `ConfigError`, one line, for missing files."""
     if isinstance(settings, ClipRetrievalEmbedding):
         return ClipRetrieval.open(settings, f"embedding.{name}")
     return Columns.open(settings, f"embedding.{name}")
@@ -73,15 +73,15 @@ def open_brought(settings: PrecomputedConfig, name: str) -> Brought:
 
 @dataclass(frozen=True)
 class ClipRetrieval:
-    """`img_emb/img_emb_N.npy` and `text_emb/text_emb_N.npy`, one or both, whose rows are those of
+    """`img_emb/img_emb_N.npy` and `text_emb/text_emb_N.npy`, one or both, with the rows of
     `metadata/metadata_N.parquet`."""
 
-    foreign: Foreign
+    external_list: Foreign
     arrays: Mapping[Tower, tuple[Shard, ...]]
 
     @classmethod
     def open(cls, settings: ClipRetrievalEmbedding, setting: str) -> ClipRetrieval:
-        """Lists the folders. Errors: `ConfigError` for metadata without its vectors, or vectors without theirs."""
+        """Lists the folders. Errors: `ConfigError` for metadata without vectors, or vectors without metadata."""
         if settings.uri is None:
             raise ConfigError(f"{setting}.uri is not set; expected a folder with metadata/ and img_emb/")
         metadata = _numbered(settings.uri, "metadata", "metadata", PARQUET, setting)
@@ -96,27 +96,27 @@ class ClipRetrieval:
             if lone := sorted(found.keys() ^ metadata.keys()):
                 there = found.get(lone[0]) or metadata[lone[0]]
                 raise ConfigError(f"{setting}.uri: {there.uri} has no counterpart of number {lone[0]}")
-        foreign = Foreign(tuple(metadata.values()), settings.match_by, settings.match_column, setting)
-        return cls(foreign, {tower: tuple(found[number] for number in metadata) for tower, found in arrays.items()})
+        listed = Foreign(tuple(metadata.values()), settings.match_by, settings.match_column, setting)
+        return cls(listed, {tower: tuple(found[number] for number in metadata) for tower, found in arrays.items()})
 
     @property
     def towers(self) -> tuple[Tower, ...]:
-        """Those with a folder."""
+        """The towers with a folder."""
         return tuple(self.arrays)
 
     @property
     def in_groups(self) -> bool:
-        """Arrays have no groups."""
+        """False: arrays have no row groups."""
         return False
 
     def identity(self) -> dict[str, Any]:
-        """The arrays."""
+        """A digest of the URIs, sizes and versions of the arrays."""
         return {tower: digest(shards) for tower, shards in self.arrays.items()}
 
     def dims(self) -> dict[Tower, int]:
-        """From the arrays' headers, which are held against the number of rows of the metadata."""
-        rows = [0] * len(self.foreign.files)
-        for piece in self.foreign.pieces():
+        """From the headers of the arrays, after a check against the number of rows of the metadata."""
+        rows = [0] * len(self.external_list.files)
+        for piece in self.external_list.pieces():
             rows[piece.file] += piece.part.num_rows or 0
         with ThreadPoolExecutor(NUM_THREADS) as pool:
             return {
@@ -125,7 +125,7 @@ class ClipRetrieval:
             }
 
     def vectors(self, tower: Tower, dim: int, file: int, rows: NDArray[np.int64]) -> Iterator[Values]:
-        """By ranges of the array."""
+        """By range reads from the array."""
         array = open_npy(self.arrays[tower][file].uri)
         assert array.shape[1:] == (dim,), f"{array.uri} changed since it was listed"
         for start in range(0, len(rows), CHUNK_ROWS):
@@ -134,9 +134,9 @@ class ClipRetrieval:
 
 @dataclass(frozen=True)
 class Columns:
-    """Columns of Parquet files that hold lists of numbers."""
+    """Columns of Parquet files with lists of numbers."""
 
-    foreign: Foreign
+    external_list: Foreign
     columns: Mapping[Tower, str]
 
     @classmethod
@@ -151,26 +151,26 @@ class Columns:
 
     @property
     def towers(self) -> tuple[Tower, ...]:
-        """Those with a column."""
+        """The towers with a column."""
         return tuple(self.columns)
 
     @property
     def in_groups(self) -> bool:
-        """Parquet has."""
+        """True: Parquet files have row groups."""
         return True
 
     def identity(self) -> dict[str, Any]:
-        """The columns."""
+        """The names of the columns."""
         return {str(tower): column for tower, column in self.columns.items()}
 
     def dims(self) -> dict[Tower, int]:
-        """From the files' schemas or, for lists of any length, the first vector there is."""
-        shards = self.foreign.files
+        """From the schemas of the files or, for lists of variable length, from the first vector."""
+        shards = self.external_list.files
         return {tower: _one_dim(shards, self._lengths(tower, column)) for tower, column in self.columns.items()}
 
     def vectors(self, tower: Tower, dim: int, file: int, rows: NDArray[np.int64]) -> Iterator[Values]:
-        """Batch by batch of the row groups that hold the rows, each up to the last row that is wanted of it."""
-        uri, column, first = self.foreign.files[file].uri, self.columns[tower], 0
+        """Batch by batch from the row groups with wanted rows, each up to its last wanted row."""
+        uri, column, first = self.external_list.files[file].uri, self.columns[tower], 0
         try:
             with open_parquet(uri, buffer_size=COLUMN_BUFFER) as parquet:
                 for group in range(parquet.num_row_groups):
@@ -184,7 +184,7 @@ class Columns:
             raise UserError(f"{uri} is not readable as Parquet: {error}") from None
 
     def _lengths(self, tower: Tower, column: str) -> list[int | None]:
-        shards = self.foreign.files
+        shards = self.external_list.files
         with ThreadPoolExecutor(NUM_THREADS) as pool:
             lengths = list(pool.map(partial(self._fixed_length, tower, column), shards))
         for number, file in enumerate(shards):
@@ -194,7 +194,7 @@ class Columns:
         return lengths
 
     def _fixed_length(self, tower: Tower, column: str, shard: Shard) -> int | None:
-        setting = f"{self.foreign.setting}.{tower}_column"
+        setting = f"{self.external_list.setting}.{tower}_column"
         try:
             with open_parquet(shard.uri) as parquet:
                 schema = parquet.schema_arrow
@@ -227,14 +227,14 @@ def _array_dim(shard: Shard, num_rows: int) -> int:
     if array.num_rows != num_rows:
         raise UserError(f"{shard.uri}: got {array.num_rows:,} vectors, expected one for each of {num_rows:,} rows")
     if shard.num_bytes < array.num_bytes:
-        raise UserError(f"{shard.uri}: got {shard.num_bytes:,} bytes, expected {array.num_bytes:,}; get it again")
+        raise UserError(f"{shard.uri}: got {shard.num_bytes:,} bytes, expected {array.num_bytes:,}; download it again")
     return array.shape[1]
 
 
 def _one_dim(shards: Sequence[Shard], dims: Sequence[int | None]) -> int:
     known = [(dim, file) for dim, file in zip(dims, shards, strict=True) if dim is not None]
     if not known:
-        raise UserError(f"{shards[0].uri} and all others hold no vector at all")
+        raise UserError(f"{shards[0].uri} and all other files have no vectors")
     first, file = known[0]
     other = next(((dim, its) for dim, its in known if dim != first), None)
     if other is not None:
@@ -247,7 +247,7 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 def _first_length(shard: Shard, column: str) -> int | None:
-    # page by page: a row group of vectors is large
+    # page by page: a whole row group of vectors may not fit into memory
     with (
         files.open_file(shard.uri, read_ahead=BUFFER) as file,
         pq.ParquetFile(file, buffer_size=BUFFER, pre_buffer=False) as parquet,
@@ -273,7 +273,7 @@ def _to_matrix(lists: pa.Array, dim: int, name: str) -> Values:
     lengths = pc.unique(pc.list_value_length(lists).drop_null()).to_pylist()
     wrong = next((length for length in lengths if length != dim), None)
     if wrong is not None:
-        raise UserError(f"{name} holds vectors of {wrong} numbers, expected {dim} as in the first one")
+        raise UserError(f"{name} has vectors of {wrong} numbers, expected {dim} as in the first vector")
     matrix = np.full((len(lists), dim), np.nan, np.float32)
     numbers = pc.list_flatten(lists).cast(pa.float32()).to_numpy(zero_copy_only=False)
     matrix[lists.is_valid().to_numpy(zero_copy_only=False)] = numbers.reshape(-1, dim)

@@ -1,8 +1,8 @@
-"""An embedding artifact: unit vectors of the whole pool, by part, in row order, whatever they came from.
+"""An embedding artifact: unit vectors of the whole pool, by part, in row order, from an encoder or from files.
 
-A part has `NNNNNN.image.npy` and/or `NNNNNN.text.npy`, float16 [rows, dim], an all-zero row where the pair has no
-vector; with both towers also `NNNNNN.clip_score.npy`, float32 [rows], the dot product of the two stored vectors, NaN
-where either is missing."""
+A part has `NNNNNN.image.npy` and/or `NNNNNN.text.npy`, float16 [rows, dim], with an all-zero row for a pair without a
+vector. With both towers it also has `NNNNNN.clip_score.npy`, float32 [rows]: the dot product of the two stored vectors,
+NaN where one is missing."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Vectors = NDArray[np.float16]
 
 @dataclass(frozen=True)
 class Embedding:
-    """A complete embedding; readers load the parts they need."""
+    """A complete embedding; readers load only the parts that they need."""
 
     artifact: Artifact
 
@@ -44,15 +44,15 @@ class Embedding:
         return self._read(index, "text")
 
     def clip_score(self, index: int) -> NDArray[np.float32]:
-        """A part's cosines of image and caption, float32 [rows], NaN where either has no vector."""
+        """A part's cosines of image and caption, float32 [rows], NaN where one has no vector."""
         return self._read(index, "clip_score")
 
     def has(self, tower: Tower) -> bool:
-        """Whether the pool is embedded by this tower; known before anything is computed."""
+        """Whether the embedding has vectors of this tower; known before anything is computed."""
         return tower in self.artifact.made_from["towers"]
 
     def dim(self, tower: Tower) -> int:
-        """The length of a tower's vectors."""
+        """The length of the vectors of a tower."""
         return int(self.artifact.totals[f"{tower}_dim"])
 
     def _read(self, index: int, name: str) -> NDArray[Any]:
@@ -60,28 +60,28 @@ class Embedding:
 
 
 def is_present(vectors: Vectors) -> NDArray[np.bool_]:
-    """Which rows are vectors and not all zero, bool [n]."""
-    # by their bits, a ninth of the time that float16 takes; a missing vector is of positive zeros
+    """Which rows are vectors: not all zero, bool [n]."""
+    # comparing bits takes a ninth of the time of float16; a missing vector consists of positive zeros
     return np.logical_or.reduce(vectors.view(np.uint16), axis=1)
 
 
 def unit_vectors(values: NDArray[np.floating]) -> Vectors:
-    """The rows at unit norm, float16 [n, dim]; all zero where a row is zero or not finite. Norms are float32."""
+    """The rows scaled to norm 1, float16 [n, dim]; all zero for a row that is zero or not finite."""
     wide = values.astype(np.float32)
     largest = np.abs(wide).max(axis=1, keepdims=True, initial=0)
     usable = np.isfinite(largest) & (largest > 0)
-    # scaled first: the squares of very large or small numbers leave float32
+    # divided by the largest number first: squares of very large or small numbers leave the range of float32
     scaled = np.divide(wide, largest, where=usable, out=np.zeros_like(wide))
     norms = np.linalg.norm(scaled, axis=1, keepdims=True)
     return np.divide(scaled, norms, where=usable, out=np.zeros_like(wide)).astype(np.float16)
 
 
 def clip_scores(image: Vectors, text: Vectors) -> NDArray[np.float32]:
-    """The dot product of each row of the two, float32 [n]; NaN where either is all zero."""
+    """The dot products of corresponding rows, float32 [n]; NaN where one row is all zero."""
     scores = np.full(len(image), np.nan, np.float32)
     for start in range(0, len(image), CHUNK_ROWS):
         rows = slice(start, start + CHUNK_ROWS)
-        # in chunks: a part may be a million rows, and float32 copies of both are twice the vectors themselves
+        # in chunks: a part may have a million rows, and float32 copies of both are twice the size of the vectors
         left, right = image[rows].astype(np.float32), text[rows].astype(np.float32)
         both = left.any(axis=1) & right.any(axis=1)
         scores[rows] = np.where(both, np.einsum("nd,nd->n", left, right), np.nan)
@@ -91,18 +91,18 @@ def clip_scores(image: Vectors, text: Vectors) -> NDArray[np.float32]:
 def part_result(
     vectors: Mapping[Tower, Vectors], *, problems: Mapping[str, int], examples: Sequence[str], **counts: int
 ) -> PartResult:
-    """A part's files and summary from its towers' vectors; `problems` counts what was wrong by reason."""
+    """The files and the summary of a part, given the vectors of its towers; `problems` counts bad pairs by reason."""
     written = {f"{tower}.npy": to_npy(values) for tower, values in vectors.items()}
     if len(vectors) == 2:
         written["clip_score.npy"] = to_npy(clip_scores(vectors["image"], vectors["text"]))
     valid: dict[str, int] = {tower: int(is_present(values).sum()) for tower, values in vectors.items()}
     rows = len(next(iter(vectors.values())))
-    told = {"problems": dict(problems), "examples": list(examples)[:MAX_EXAMPLES]}
-    return PartResult(written, {"rows": rows, **valid, **told, **counts})
+    bad = {"problems": dict(problems), "examples": list(examples)[:MAX_EXAMPLES]}
+    return PartResult(written, {"rows": rows, **valid, **bad, **counts})
 
 
 def embedding_totals(summaries: Sequence[Summary], dims: Mapping[Tower, int]) -> dict[str, Any]:
-    """The parts' sums, a few examples, and the length of each tower's vectors."""
+    """The sums over all parts, a few examples of bad pairs, and the length of the vectors of each tower."""
     examples = [example for summary in summaries for example in summary["examples"]]
     lengths = {f"{tower}_dim": dim for tower, dim in dims.items()}
     return {**sums(summaries), "examples": examples[:MAX_EXAMPLES], **lengths}

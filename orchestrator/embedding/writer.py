@@ -1,9 +1,9 @@
-"""The one actor that gathers rows of vectors into parts and writes each part whole.
+"""The one actor that collects rows of vectors into parts and writes each complete part.
 
-It holds the parts that have begun to come and are not whole yet; reading keeps its order, so they are few. Threads
-write those that are whole, as a put to a bucket takes long however small it is; the call that makes the last one whole
-waits for all of them, as nothing holds the actor once the rows have come. If it is started anew, the rows it held and
-the writes that it had not finished are lost: those parts have no summary and are embedded again."""
+It holds the parts of which some rows have come; reading keeps its order, so they are few. Threads write complete parts,
+because a write to a bucket takes long even if it is small. The call that completes the last part waits for all writes:
+nothing keeps the actor alive after it. If the actor restarts, its rows and unfinished writes are lost; those parts have
+no summary and are embedded again."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from orchestrator.engine.parts import write_part
 
 EXAMPLES_PER_REASON = 3
 NUM_THREADS = 16
-# of vectors that wait for the store; while a part's files are made it takes as much again
+# bytes of vectors that wait for the store; making the files of a part takes as much memory again
 MAX_PENDING_BYTES = 2**28
 
 
 @dataclass(slots=True)
 class _OpenPart:
-    """A part that is coming in: its vectors so far, which rows have come, and what was wrong with some."""
+    """An incomplete part: its vectors so far, which rows have come, and the bad pairs by reason, with examples."""
 
     vectors: dict[Tower, Vectors]
     seen: np.ndarray
@@ -37,7 +37,7 @@ class _OpenPart:
     examples: list[str] = field(default_factory=list)
 
     def take(self, rows: Rows) -> None:
-        """Takes in rows; those of a task that was run again may come twice."""
+        """Adds rows. A row may come twice, from a task that ran again: it is counted once."""
         fresh = rows["row"] >= 0
         fresh[fresh] = ~self.seen[rows["row"][fresh]]
         places = rows["row"][fresh]
@@ -52,19 +52,19 @@ class _OpenPart:
 
 
 class Writer:
-    """Gathers and writes; `rows_per_part` are the catalog's, `parts` those whose rows will come."""
+    """Collects and writes; `rows_per_part` are those of the catalog, `parts` are the parts to expect."""
 
     def __init__(
         self, artifact: Artifact, rows_per_part: tuple[int, ...], dims: Mapping[Tower, int], parts: Iterable[int]
     ):
         self.artifact, self.rows_per_part, self.dims = artifact, rows_per_part, dims
         self.open: dict[int, _OpenPart] = {}
-        self.left, self.started_anew = set(parts), _started_anew()
+        self.left, self.has_restarted = set(parts), _has_restarted()
         self.threads, self.pending = ThreadPoolExecutor(NUM_THREADS), dict[Future[None], int]()
 
     def __call__(self, batch: Rows) -> Rows:
-        """`rows` that came. Errors: those of writing, of this call's parts or of earlier ones'; they come again at
-        every later call."""
+        """Adds a batch, and returns its number of `rows`. Errors: a failed write of this call or an earlier one raises
+        here, and at every later call."""
         self._wait(MAX_PENDING_BYTES)
         for index in np.unique(batch["part"]).tolist():
             rows = {name: column[batch["part"] == index] for name, column in batch.items()}
@@ -74,8 +74,8 @@ class Writer:
             part.take(rows)
             if part.seen.sum() == rows["expected"][0]:
                 self._write(index, self.open.pop(index))
-        if not self.left or self.started_anew:
-            # any call may be the last one then: what was whole before this process is not known
+        if not self.left or self.has_restarted:
+            # after a restart any call may be the last one: which parts were complete before is not known
             self._wait(0)
         return {"rows": [int((batch["row"] >= 0).sum())]}
 
@@ -86,16 +86,16 @@ class Writer:
 
     def _write(self, index: int, part: _OpenPart) -> None:
         num_bytes = sum(values.nbytes for values in part.vectors.values())
-        # a part that is larger than the bound goes alone
+        # a part larger than the bound is written alone
         self._wait(MAX_PENDING_BYTES - num_bytes)
         self.pending[self.threads.submit(_write_part, self.artifact, index, part)] = num_bytes
         self.left.discard(index)
 
     def _wait(self, max_bytes: int) -> None:
-        """Until the writes under way are of at most so many bytes."""
+        """Waits until the unfinished writes have at most `max_bytes`."""
         while True:
             for write in [write for write in self.pending if write.done()]:
-                # one that failed stays
+                # a failed write raises here and stays pending
                 write.result()
                 del self.pending[write]
             if not self.pending or sum(self.pending.values()) <= max_bytes:
@@ -105,13 +105,13 @@ class Writer:
 
 def _write_part(artifact: Artifact, index: int, part: _OpenPart) -> None:
     result = part_result(part.vectors, problems=part.problems, examples=part.examples)
-    # the files hold them now
+    # the files have them now: frees memory before the writes
     part.vectors.clear()
     write_part(artifact, index, result)
 
 
-def _started_anew() -> bool:
-    # Ray starts an actor whose process or node died again, with the same arguments
+def _has_restarted() -> bool:
+    # Ray restarts an actor after its process or node died, with the same arguments
     if not ray.is_initialized():
         return False
     context = ray.get_runtime_context()

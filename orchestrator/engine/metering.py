@@ -1,7 +1,7 @@
-"""What a stage's work costs, measured in the processes that do it; off unless a plan's probe turns it on.
+"""The cost of a stage's work, measured in the processes that do it; off unless a plan's probe turns it on.
 
-A call that is measured runs twice and the second time counts: the first one loads libraries and opens connections,
-which a stage over many parts does once and a probe over a few would take for work."""
+A measured call runs twice and only the second time counts. The first one loads libraries and opens connections: a stage
+over many parts does that once, and a probe over a few parts must not count it as work."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import ray
 
@@ -22,8 +23,8 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Seconds of CPU time, seconds in which a process held its place and did not compute (reading, mostly), seconds on
-    a GPU; the resident memory in bytes of the largest process."""
+    """Seconds of CPU time, seconds in which a process held a core without computing (mostly reading), seconds on a GPU;
+    the peak resident memory, in bytes, of the largest process."""
 
     core_seconds: float = 0.0
     waiting_seconds: float = 0.0
@@ -39,7 +40,7 @@ class Cost:
         )
 
     def times(self, factor: float) -> Cost:
-        """For so many times the work: the seconds grow, the memory does not."""
+        """Return the cost of `factor` times the work: seconds grow, memory does not."""
         return Cost(
             core_seconds=self.core_seconds * factor,
             waiting_seconds=self.waiting_seconds * factor,
@@ -61,50 +62,57 @@ class _Sum:
 
 @dataclass(frozen=True)
 class Meter:
-    """What is put around the work of tasks and actors; travels to them. Without a `total` it does nothing."""
+    """Measures the work of tasks and actors, which get it as an argument. Without a `total` it does nothing."""
 
     total: Any = None
 
     def around(self, call: Callable[[Batch], Answer]) -> Callable[[Batch], Answer]:
-        """The call, which must give the same when it runs twice, measured."""
-        return self._measured(call) if self.total is not None else call
-
-    def _measured(self, call: Callable[[Batch], Answer]) -> Callable[[Batch], Answer]:
-        def measured(batch: Batch) -> Answer:
-            call(batch)
-            # a cache filled by the first call would save the second one reads that the work on another part needs
-            process_cache.clear_all()
-            _forget_peak()
-            held, computed = time.perf_counter(), time.process_time()
-            answer = call(batch)
-            held, computed = time.perf_counter() - held, time.process_time() - computed
-            cost = Cost(
-                core_seconds=computed,
-                waiting_seconds=max(0.0, held - computed),
-                gpu_seconds=held if ray.get_gpu_ids() else 0.0,
-                peak_bytes=peak_bytes(),
-            )
-            # told before the answer is: who has all answers has all costs
-            ray.get(self.total.add.remote(cost))
-            return answer
-
-        return measured
+        """Return the call, measured. It must give the same answer when it runs twice."""
+        return Measured(call, self.total) if self.total is not None else call
 
 
-class _Driver:
-    meter = Meter()
+@dataclass(frozen=True)
+class Measured(Generic[Batch, Answer]):
+    """A call that runs twice and adds the cost of the second time to an actor's sum."""
+
+    call: Callable[[Batch], Answer]
+    total: Any
+
+    def __call__(self, batch: Batch) -> Answer:
+        """Return the call's answer."""
+        self.call(batch)
+        # a cache filled by the first call would save the second one reads that the work on another part needs
+        process_cache.clear_all()
+        _reset_peak()
+        held, computed = time.perf_counter(), time.process_time()
+        answer = self.call(batch)
+        held, computed = time.perf_counter() - held, time.process_time() - computed
+        cost = Cost(
+            core_seconds=computed,
+            waiting_seconds=max(0.0, held - computed),
+            gpu_seconds=held if ray.get_gpu_ids() else 0.0,
+            peak_bytes=peak_bytes(),
+        )
+        # before the answer: a driver that has all answers then has all costs
+        ray.get(self.total.add.remote(cost))
+        return answer
+
+
+# The meter of the surrounding `metering()` block. It is set in the driver's thread that builds the stages and read
+# there, when a stage starts its tasks; processes get the meter as an argument.
+_METER: ContextVar[Meter] = ContextVar("meter", default=Meter())  # noqa: B039 a meter is immutable
 
 
 def current_meter() -> Meter:
-    """The driver's, to be handed to what it starts."""
-    return _Driver.meter
+    """Return the meter to pass to tasks and actors: one that does nothing outside of a `metering()` block."""
+    return _METER.get()
 
 
 @contextmanager
 def metering() -> Iterator[Callable[[], Cost]]:
-    """Measures the work that is started inside the block; gives what reads the sum so far."""
+    """Measure the work that this thread starts inside the block; yield a function that returns the sum so far."""
     total: Any = ray.remote(num_cpus=0)(_Sum).remote()
-    _Driver.meter = Meter(total)
+    token = _METER.set(Meter(total))
 
     def read() -> Cost:
         cost: Cost = ray.get(total.read.remote())
@@ -113,15 +121,15 @@ def metering() -> Iterator[Callable[[], Cost]]:
     try:
         yield read
     finally:
-        _Driver.meter = Meter()
+        _METER.reset(token)
 
 
-def _forget_peak() -> None:
-    # Ray gives a process to one stage after another; Linux lets it begin anew
+def _reset_peak() -> None:
+    # Ray reuses a process for several stages; Linux can reset the peak of its resident memory
     with suppress(OSError), open("/proc/self/clear_refs", "w") as file:
         file.write("5")
 
 
 def peak_bytes() -> int:
-    """The resident memory of this process at its highest."""
+    """Return the peak of this process's resident memory, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -12,7 +12,6 @@ import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,9 @@ LOCAL_MIN_CPUS = 4
 LOCAL_MAX_WORKERS = 2
 # what Ray sets for the process of a job, and the folder of its copies of working directories
 JOB, COPIES = "RAY_JOB_CONFIG_JSON_ENV_VAR", "working_dir_files"
+# how far an autoscaler may grow the cluster; 0: the cluster keeps its size. Ray knows only the nodes that are up, so
+# `connect` notes the limits in Ray Data's context, which lives as long as the process's connection
+MAX_CPUS, MAX_GPUS = "orchestrator.scales_to_cpus", "orchestrator.scales_to_gpus"
 # for a head to accept a connection
 CONNECT_SECONDS = 10.0
 # for all nodes to say whether they see a folder
@@ -39,22 +41,11 @@ ANSWER_SECONDS = 60
 CPU_ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_ARENA_MAX": "1"}
 
 
-@dataclass
-class _Size:
-    """What a cluster may grow to; 0 where it stays as it is."""
-
-    num_cpus: int = 0
-    num_gpus: int = 0
-
-
-_grows_to = _Size()
-
-
 def connect(config: ClusterConfig, *, dashboard: bool = False) -> str | None:
     """Connects to the cluster, or starts one here, with Ray's dashboard or without; a second call in one process only
     sets up the process. The dashboard's host and port, where there is one."""
     _quiet_data()
-    _grows_to.num_cpus, _grows_to.num_gpus = config.scales_to_cpus or 0, config.scales_to_gpus or 0
+    _set_limits(config)
     if ray.is_initialized():
         return None
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -156,20 +147,30 @@ def _quiet_data() -> None:
     logging.getLogger("ray.train").setLevel(logging.ERROR)
 
 
+def _set_limits(config: ClusterConfig) -> None:
+    context = ray.data.DataContext.get_current()
+    context.set_config(MAX_CPUS, config.scales_to_cpus or 0)
+    context.set_config(MAX_GPUS, config.scales_to_gpus or 0)
+
+
+def _limit(key: str) -> int:
+    return int(ray.data.DataContext.get_current().get_config(key, 0))
+
+
 def num_cpus() -> int:
     """Logical CPUs of the whole cluster, once it has grown."""
-    return max(int(ray.cluster_resources().get("CPU", 1)), _grows_to.num_cpus)
+    return max(int(ray.cluster_resources().get("CPU", 1)), _limit(MAX_CPUS))
 
 
 def num_cores() -> int:
     """Cores of the whole cluster: one on this machine has more logical CPUs than there are."""
-    grows = _grows_to.num_cpus > 0
+    grows = _limit(MAX_CPUS) > 0
     return min(num_cpus(), os.cpu_count() or 1) if _is_here() and not grows else num_cpus()
 
 
 def num_gpus() -> int:
     """GPUs of the whole cluster, once it has grown."""
-    return max(int(ray.cluster_resources().get("GPU", 0)), _grows_to.num_gpus)
+    return max(int(ray.cluster_resources().get("GPU", 0)), _limit(MAX_GPUS))
 
 
 def node_cpus() -> int:

@@ -23,11 +23,12 @@ from orchestrator.clip.features import encode_images, encode_texts
 from orchestrator.clip.model import Clip
 from orchestrator.clip.zero_shot import OPENAI_IMAGENET_TEMPLATES, ClassCounts, class_weights, recall_at_k, topk_counts
 from orchestrator.config import EvaluationConfig
+from orchestrator.config.section import MAX_IMAGE_PIXELS
 from orchestrator.data.image_decode import Interpolation, Pictures
 from orchestrator.engine import ray_cluster
 from orchestrator.engine.console import StageProgress
 from orchestrator.errors import UserError
-from orchestrator.evaluation.image_reader import MAX_PIXELS, Rows, read_images
+from orchestrator.evaluation.image_reader import Rows, read_images
 from orchestrator.evaluation.sets import EvaluationSet
 from orchestrator.storage import files
 
@@ -111,7 +112,7 @@ def _decoder(name: str, preprocess_cfg: Mapping[str, Any]) -> Pictures:
         size=taken.size,
         crop_fraction=taken.crop_fraction,
         resize_mode=taken.resize_mode,
-        max_pixels=MAX_PIXELS,
+        max_pixels=MAX_IMAGE_PIXELS,
         interpolation=interpolation,
     )
 

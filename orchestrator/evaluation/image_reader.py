@@ -10,8 +10,6 @@ import numpy as np
 from orchestrator.data.image_decode import BadImage, Pictures
 from orchestrator.evaluation.sets import read_samples
 
-# Pillow's default limit against decompression bombs
-MAX_PIXELS = 89_478_485
 Rows = dict[str, Any]
 
 

@@ -8,6 +8,7 @@ the layers below it."""
 
 from __future__ import annotations
 
+import logging
 import os
 
 from orchestrator.engine.console import Display
@@ -19,14 +20,15 @@ from orchestrator.export.shards import export_shards
 from orchestrator.export.uids import UID_DTYPE, export_uids
 
 __all__ = ["UID_DTYPE", "export_keep_list"]
+logger = logging.getLogger(__name__)
 FORMATS = {".parquet": export_parquet, ".npy": export_uids, "": export_shards}
 
 
 def export_keep_list(record: RunRecord, to: str, display: Display) -> None:
-    """Writes the run's keep list to `to`; the format follows its ending, a folder (no ending) means WebDataset shards.
+    """Write the keep list of a run to `to`. The ending is the format; a folder (no ending) gets WebDataset shards.
 
-    Errors: `UserError` for an ending that is no format, a format that the source cannot give, a source that is no
-    longer the run's, a place that holds what is not this export's; from tasks, through Ray, for a wrong uid."""
+    Errors: `UserError` for an unknown ending, a format that does not fit the source, a source that has changed since
+    the run, or a target with files of something else; from tasks, through Ray, for a wrong uid."""
     ending = os.path.splitext(to.rstrip("/").rsplit("/", 1)[1])[1]
     if ending not in FORMATS:
         raise UserError(
@@ -37,4 +39,5 @@ def export_keep_list(record: RunRecord, to: str, display: Display) -> None:
     parts = kept.catalog.parts_of(kept.source)
     check_apart(to, parts, is_folder=ending == "")
     FORMATS[ending](kept, parts, to, display)
+    logger.info("%d pairs exported to %s", kept.keep.num_pairs, to)
     display.line(f"{kept.keep.num_pairs:,} pairs exported to {to}")

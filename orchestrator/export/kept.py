@@ -1,5 +1,5 @@
-"""What all formats share: the keep list of a run whose source is unchanged, its rows by part, and where an export may
-be written."""
+"""What all formats share: the keep list of a run with an unchanged source, its rows by part, and where an export may be
+written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The kept rows as one Parquet file, whose schema is that of all parts together."""
+"""The kept rows as one Parquet file. Its schema is the union of the schemas of all parts."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 
 import pyarrow as pa
@@ -14,20 +15,20 @@ import pyarrow.parquet as pq
 from orchestrator.data.catalog import to_parquet
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
-from orchestrator.engine.parts import PartResult, Work, part_path
+from orchestrator.engine.parts import PartResult, part_path
 from orchestrator.errors import UserError
 from orchestrator.export.kept import Kept, build_kept
 from orchestrator.source import Part
 from orchestrator.source.row_groups import NUM_THREADS, open_parquet
 from orchestrator.storage import files
 
-WHAT_TO_DO = "give the column one type in all files and the run again, or export to .npy"
+WHAT_TO_DO = "give the column one type in all files and repeat the run, or export to .npy"
 
 
 def export_parquet(kept: Kept, parts: Sequence[Part], to: str, display: Display) -> None:
-    """Errors: `UserError` where the source's files have a column of types that no one type holds."""
+    """Write the file. Errors: `UserError` for a column without a common type of all files of the source."""
     beside = f"{to}.parts"
-    made = build_kept(kept, parts, beside, partial(_work, kept), display)
+    made = build_kept(kept, parts, beside, partial(KeptRows, kept), display)
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "kept.parquet")
         with pq.ParquetWriter(path, _schema(made, parts), compression="zstd") as writer:
@@ -38,16 +39,20 @@ def export_parquet(kept: Kept, parts: Sequence[Part], to: str, display: Display)
     files.remove(beside)
 
 
-def _work(kept: Kept) -> Work:
-    def work(part: Part) -> PartResult:
-        table = kept.table(part)
-        return PartResult({"parquet": to_parquet(table)}, {"kept": table.num_rows})
+@dataclass(frozen=True)
+class KeptRows:
+    """The work on one part."""
 
-    return work
+    kept: Kept
+
+    def __call__(self, part: Part) -> PartResult:
+        """The kept rows of the part as Parquet."""
+        table = self.kept.table(part)
+        return PartResult({"parquet": to_parquet(table)}, {"kept": table.num_rows})
 
 
 def _schema(made: Artifact, parts: Sequence[Part]) -> pa.Schema:
-    # a text file's types follow from its values, so one file's column may be all null and another's numbers
+    # the types of a text file follow from its values, so a column may be null in one file and a number in another
     def read(part: Part) -> pa.Schema:
         with open_parquet(part_path(made, part.index, "parquet")) as file:
             return file.schema_arrow
@@ -62,7 +67,7 @@ def _schema(made: Artifact, parts: Sequence[Part]) -> pa.Schema:
 
 
 def _unified(before: pa.Schema, schema: pa.Schema, part: Part) -> pa.Schema:
-    # field by field, so that an error is of a column
+    # field by field: an error then names the column
     for field in schema:
         place = before.get_field_index(field.name)
         known = [before.field(place)] if place >= 0 else []
@@ -87,7 +92,7 @@ def _conformed(table: pa.Table, schema: pa.Schema, part: Part) -> pa.Table:
             columns[field.name] = table[field.name].cast(field.type)
         except pa.ArrowException as error:
             raise UserError(
-                f"{part.shard.uri}: got a value of column {field.name!r} that {field.type}, the type in all files "
-                f"together, does not hold ({error}); {WHAT_TO_DO}"
+                f"{part.shard.uri}: got a value of column {field.name!r} that does not fit {field.type}, the common "
+                f"type of all files ({error}); {WHAT_TO_DO}"
             ) from error
     return pa.table(columns, schema=schema)

@@ -1,4 +1,4 @@
-"""The kept pairs as WebDataset shards: a tar a part, in a folder that says which keep list it is of."""
+"""The kept pairs as WebDataset shards: one tar for each part, in a folder with a file that names the keep list."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import io
 import json
 import tarfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import xxhash
 
 from orchestrator.engine.console import Display
-from orchestrator.engine.parts import PartResult, Work
+from orchestrator.engine.parts import PartResult
 from orchestrator.errors import UserError
 from orchestrator.export.kept import Kept, build_kept
 from orchestrator.source import Part
@@ -20,21 +21,21 @@ from orchestrator.source.tar import split_name
 from orchestrator.source.webdataset import ENDINGS
 from orchestrator.storage import files
 
-# stays in the folder; the marks of finished parts do not
+# the file that names the keep list stays in the folder; the marks of finished parts are removed at the end
 OWNER, MARKS = "_export.json", "_export"
 COLUMNS = ("key", "caption", "width", "height", "status", "image_offset", "image_size", "uid", "url")
 MAGIC = {b"\xff\xd8": "jpg", b"\x89P": "png", b"RI": "webp"}
 
 
 def export_shards(kept: Kept, parts: Sequence[Part], to: str, display: Display) -> None:
-    """Errors: `UserError` for a source without images, or a folder with tars that are not this export's."""
+    """Write the folder. Errors: `UserError` for a source without images, or a folder with tars of something else."""
     if not kept.source.has_images:
         raise UserError(
-            f"to={to}: a caption table has no images to write shards of; export to .parquet and download "
-            "the kept pairs with img2dataset"
+            f"to={to}: shards need images, and a caption table has none; export to .parquet and download the kept "
+            "pairs with img2dataset"
         )
     _claim(to, kept.keep.artifact.fingerprint, {_shard_name(part) for part in parts})
-    build_kept(kept, parts, files.join(to, MARKS), partial(_work, kept, to), display)
+    build_kept(kept, parts, files.join(to, MARKS), partial(KeptShard, kept, to), display)
     files.remove(files.join(to, MARKS))
 
 
@@ -43,39 +44,44 @@ def _shard_name(part: Part) -> str:
 
 
 def _claim(to: str, keep: str, ours: set[str]) -> None:
-    # tars of two keep lists in one folder are a pool of neither
+    # a folder with the tars of two keep lists would be neither's pool
     owner, names = files.join(to, OWNER), files.names(to)
     tars = {name for name in names if name.lower().endswith(ENDINGS)}
     is_ours = OWNER in names and files.read_json(owner)["keep"] == keep
     foreign = sorted(tars - ours if is_ours else tars)
     if foreign:
         raise UserError(
-            f"to={to}: got a folder with tars that are not of an export of this keep list ({len(foreign)}: "
-            f"{', '.join(foreign[:3])}); expected none: empty the folder or give another one"
+            f"to={to}: got a folder with tars that no export of this keep list wrote ({len(foreign)}: "
+            f"{', '.join(foreign[:3])}); empty the folder or give another one"
         )
     files.write_json(owner, {"keep": keep})
 
 
-def _work(kept: Kept, to: str) -> Work:
-    def work(part: Part) -> PartResult:
-        numbers, rows = kept.rows(part.index, COLUMNS)
-        # where nothing is kept, as of a damaged file, nothing of the source need be readable
-        images = kept.source.images(part, rows) if len(numbers) else iter(())
+@dataclass(frozen=True)
+class KeptShard:
+    """The work on one part: its tar, written to the folder `to`."""
+
+    kept: Kept
+    to: str
+
+    def __call__(self, part: Part) -> PartResult:
+        """Writes the tar; the result has no files."""
+        numbers, rows = self.kept.rows(part.index, COLUMNS)
+        # a part without kept pairs is not read: its file may be damaged
+        images = self.kept.source.images(part, rows) if len(numbers) else iter(())
         buffer, taken = io.BytesIO(), set[str]()
         with tarfile.open(fileobj=buffer, mode="w") as tar:
             for row, pair, image in zip(part.first_row + numbers, rows.to_pylist(), images, strict=True):
                 name = _unique(_inside(pair["key"]), row, taken)
                 taken.add(name)
                 _add_sample(tar, name, pair, image)
-        files.write(files.join(to, _shard_name(part)), buffer.getvalue())
+        files.write(files.join(self.to, _shard_name(part)), buffer.getvalue())
         return PartResult({}, {"kept": rows.num_rows})
-
-    return work
 
 
 def _inside(key: str) -> str:
-    # whoever unpacks the shard must not be led out of the folder, and whoever reads it has to find this key again, not
-    # one that ends at a dot or (as a tar's names do) at a NUL; its json has the key as it is
+    # a name must not lead out of the folder when the shard is unpacked, and a reader must find the same key again:
+    # member names end at the first dot of the last component, and at a NUL. The sample's json has the key as it is
     leads_out = {"", ".", ".."} & set(key.split("/"))
     is_found = split_name(f"{key}.txt") == (key, "txt") and "\0" not in key
     return key if is_found and not leads_out else xxhash.xxh3_64_hexdigest(key.encode())
@@ -84,15 +90,15 @@ def _inside(key: str) -> str:
 def _unique(name: str, row: int, taken: set[str]) -> str:
     if name in taken:
         name = f"{name}_{row}"
-    # which may itself be the key of another pair
+    # the name may itself be the key of another pair
     while name in taken:
         name += "_"
     return name
 
 
 def _add_sample(tar: tarfile.TarFile, name: str, pair: dict[str, Any], image: bytes | None) -> None:
-    told = {field: pair[field] for field in ("key", "caption", "width", "height", "uid", "url")}
-    members = {"txt": (pair["caption"] or "").encode(), "json": json.dumps(told).encode()}
+    facts = {field: pair[field] for field in ("key", "caption", "width", "height", "uid", "url")}
+    members = {"txt": (pair["caption"] or "").encode(), "json": json.dumps(facts).encode()}
     if image is not None:
         members = {MAGIC.get(image[:2], "jpg"): image, **members}
     for extension, data in members.items():

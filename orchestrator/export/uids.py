@@ -1,4 +1,4 @@
-"""The kept uids as DataComp has them: one sorted array of 128-bit numbers."""
+"""The kept uids in DataComp's format: one sorted array of 128-bit numbers."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import os
 import re
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
 from orchestrator.engine.console import Display
-from orchestrator.engine.parts import PartResult, Work, part_path
+from orchestrator.engine.parts import PartResult, part_path
 from orchestrator.errors import UserError
 from orchestrator.export.kept import Kept, build_kept
 from orchestrator.source import Part
@@ -23,9 +24,9 @@ _UID = re.compile(rf"[0-9a-fA-F]{{{UID_CHARS}}}")
 
 
 def export_uids(kept: Kept, parts: Sequence[Part], to: str, display: Display) -> None:
-    """Errors: `UserError`, through Ray, where a kept pair has no uid of DataComp's."""
+    """Write the file. Errors: `UserError`, through Ray, for a kept pair without a uid in DataComp's format."""
     beside = f"{to}.parts"
-    made = build_kept(kept, parts, beside, partial(_work, kept), display)
+    made = build_kept(kept, parts, beside, partial(KeptUids, kept), display)
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "kept.npy")
         uids = np.lib.format.open_memmap(path, mode="w+", dtype=UID_DTYPE, shape=(kept.keep.num_pairs,))
@@ -33,16 +34,22 @@ def export_uids(kept: Kept, parts: Sequence[Part], to: str, display: Display) ->
         for index, part in enumerate(made.parts):
             uids[start : start + part["kept"]] = np.frombuffer(files.read(part_path(made, index, "uids")), UID_DTYPE)
             start += part["kept"]
-        # DataComp's tools look uids up by bisection
+        # DataComp's tools search the array by bisection
         uids.sort()
         uids.flush()
         files.put_file(path, to)
     files.remove(beside)
 
 
-def _work(kept: Kept) -> Work:
-    def work(part: Part) -> PartResult:
-        uids = kept.rows(part.index, ("uid",))[1]["uid"].to_pylist()
+@dataclass(frozen=True)
+class KeptUids:
+    """The work on one part."""
+
+    kept: Kept
+
+    def __call__(self, part: Part) -> PartResult:
+        """The kept uids of the part, as two unsigned 64-bit halves, the higher one first."""
+        uids = self.kept.rows(part.index, ("uid",))[1]["uid"].to_pylist()
         for uid in uids:
             if uid is None or not _UID.fullmatch(uid):
                 raise UserError(
@@ -51,5 +58,3 @@ def _work(kept: Kept) -> Work:
                 )
         halves = [(int(uid[:16], 16), int(uid[16:], 16)) for uid in uids]
         return PartResult({"uids": np.array(halves, UID_DTYPE).tobytes()}, {"kept": len(uids)})
-
-    return work

@@ -17,7 +17,7 @@ from orchestrator.config import Config, KeepListStep
 from orchestrator.config.embedding import EncoderConfig, Tower
 from orchestrator.data.catalog import Catalog, PartRows, no_pairs, part_rows
 from orchestrator.data.external_list import Foreign, Piece
-from orchestrator.embedding.precomputed_files import open_brought
+from orchestrator.embedding.precomputed_files import open_precomputed
 from orchestrator.embedding.vectors import Vectors, embedding_totals, part_result, unit_vectors
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
@@ -174,7 +174,7 @@ def lists_of(config: Config) -> dict[str, Foreign]:
     for name in config.selection.steps:
         step, embedding = config.selection.settings[name], config.selection.embedding_of(name)
         if embedding is not None and not isinstance(settings := config.embedding[embedding], EncoderConfig):
-            found[embedding] = open_brought(settings, embedding).foreign
+            found[embedding] = open_precomputed(settings, embedding).external_list
         if isinstance(step, KeepListStep):
             found[name] = open_list(step, name)
     return found

@@ -22,7 +22,7 @@ from orchestrator.data.catalog import Catalog, catalog_stage
 from orchestrator.data.join import align_stages
 from orchestrator.data.keep_list import KeepList
 from orchestrator.embedding import embedding_stages
-from orchestrator.embedding.precomputed_files import open_brought
+from orchestrator.embedding.precomputed_files import open_precomputed
 from orchestrator.embedding.vectors import Embedding
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
@@ -193,7 +193,7 @@ class ProbeRunner:
             elif isinstance(settings, EncoderConfig):
                 dims, self.by_name[stage.name] = self._encode(name, settings)
             else:
-                dims = open_brought(settings, name).dims()
+                dims = open_precomputed(settings, name).dims()
             draw_vectors(stage.artifact, self.catalog, dims, self.display)
             self.measured.vector_bytes = max(self.measured.vector_bytes, BYTES_PER_DIM * max(dims.values()))
             yield stage.name

@@ -24,7 +24,7 @@ from orchestrator.engine.console import Display
 from orchestrator.engine.stage import Stage
 from orchestrator.plan import probe_config
 from orchestrator.plan.measurements import ForwardPass, MeasuredPhase, Measurements
-from orchestrator.source import Source, Status
+from orchestrator.source import PAIR_COLUMNS, Source, Status
 from orchestrator.storage import files
 from orchestrator.training.decoding import Decoding, decode_block
 
@@ -33,7 +33,6 @@ WARM_UP_SHARE = 0.25
 NUM_DECODED = 256
 # images and captions in a forward pass; a GPU needs more of them to be busy
 NUM_ENCODED_CPU, NUM_ENCODED_GPU = 8, 256
-COLUMNS = ("key", "caption", "status", "image_offset", "image_size")
 # about one shard; one part for each thread of the writer
 MAX_ROWS, NUM_PARTS = 10_000, 16
 
@@ -121,7 +120,7 @@ def _pairs(source: Source, catalog: Catalog) -> pa.Table:
     """Return some pairs of the first part that is not empty, in the form that decoding gets from reading."""
     parts = catalog.parts_of(source)
     part = next(part for part, rows in zip(parts, catalog.rows_per_part, strict=True) if rows)
-    table = catalog.table(part.index, COLUMNS)
+    table = catalog.table(part.index, PAIR_COLUMNS)
     usable = np.flatnonzero(table["status"].to_numpy() == Status.OK)[:NUM_DECODED]
     rows = table.take(usable)
     images = pa.array(list(source.images(part, rows)), pa.large_binary())

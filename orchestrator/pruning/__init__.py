@@ -1,3 +1,4 @@
-"""Pruning algorithms as pure functions on arrays and tables: no cluster, no model, no files.
+"""Pruning algorithms as pure functions on arrays and tables: words and scores of captions, filters, k-means, quotas,
+near-duplicates, exact thresholds. No cluster, no model, no files.
 
 Imports nothing of ours outside the package, and every layer may import it."""

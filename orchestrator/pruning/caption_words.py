@@ -1,10 +1,9 @@
 """The words of a caption, as CLIP's tokenizer sees them before byte-pair encoding.
 
 A caption is repaired (`ftfy.fix_text`), HTML-unescaped twice, stripped, its white space collapsed, lower-cased, and
-cut by CLIP's pattern under IGNORECASE (Radford et al. 2021; WFPP, arXiv 2410.10879, counts the same words).
-`reference_words` is that definition. `caption_words` gives the same lists for whole columns: a caption of which every
-step but lower-casing and quotes is known to change nothing is lower-cased and cut by Polars, any other by the
-definition.
+split by CLIP's pattern under IGNORECASE (Radford et al. 2021; WFPP, arXiv 2410.10879, counts the same words).
+`reference_words` is that definition. `caption_words` returns the same lists for whole columns: if it is known that no
+step but lower-casing and quotes changes a caption, Polars lower-cases and splits it; the definition handles all others.
 """
 
 from __future__ import annotations
@@ -21,18 +20,18 @@ WORD_PATTERN = (
 )
 _WORD_RE = regex.compile(WORD_PATTERN, regex.IGNORECASE)
 
-# The entities that web captions are full of. What they stand for is plain ASCII and, since an ampersand is only decoded
-# before a blank, no part of a further entity: so it does not matter which of the three unescapings decodes them.
+# The most frequent entities of web captions. They decode to plain ASCII and, as an ampersand is decoded only before a
+# blank, never to a part of another entity: so it does not matter which of the three unescapings decodes them.
 _COMMON_ENTITIES = {"&amp; ": "& ", "&quot;": '"', "&#39;": "'", "&#039;": "'", "&lt;": "<", "&gt;": ">"}
 
-# What ftfy makes of curly quotes: one character for one, so no sequence arises that the rules below forbid.
+# ftfy replaces curly quotes one by one, so no sequence results that the rules below forbid.
 _SINGLE_QUOTES = r"\x{2bc}\x{2018}-\x{201b}"
 _DOUBLE_QUOTES = r"\x{201c}-\x{201f}"
 
-# Characters that cleaning leaves alone wherever they stand (no control, width, ligature or normalisation fix applies,
-# and none composes with what stands before it), that Python and Polars lower-case alike, and that `regex` and Polars
-# put in the same class of the pattern. Left out although harmless when alone: those that alone make ftfy suspect
-# mojibake (Â, Ã, Œ, œ, C1 controls), capital sigma (its lower case depends on its place) and long s (equal to s under
+# Characters that cleaning never changes (no control, width, ligature or normalisation fix applies, and none composes
+# with the character before it), that Python and Polars lower-case in the same way, and that `regex` and Polars put in
+# the same class of the pattern. Excluded, although harmless by themselves: characters that make ftfy suspect mojibake
+# (Â, Ã, Œ, œ, C1 controls), capital sigma (its lower case depends on its position) and long s (equal to s under
 # IGNORECASE).
 _ASCII = r"\t\n\x0c\r\x20-\x7e"
 _LATIN = r"\x{a0}-\x{c1}\x{c4}-\x{131}\x{134}-\x{148}\x{14a}-\x{151}\x{154}-\x{17e}\x{1ea0}-\x{1ef9}"
@@ -47,12 +46,12 @@ INERT_CHARACTERS = (
     f"{_SINGLE_QUOTES}{_DOUBLE_QUOTES}"
 )
 # ftfy repairs an encoding only where its pattern for mojibake matches. Apart from the characters excluded above, that
-# pattern needs two adjacent non-ASCII characters of which one is of these blocks: only then is it asked.
+# pattern needs two adjacent non-ASCII characters, one of them in these blocks: only such captions are checked by ftfy.
 MOJIBAKE_CHARACTERS = (
     r"\x{80}-\x{24f}\x{2b0}-\x{2ff}\x{384}\x{385}\x{402}\x{40e}\x{452}\x{45e}\x{490}\x{491}"
     r"\x{2000}-\x{23ff}\x{2500}-\x{25ff}\x{e000}-\x{f8ff}\x{fb00}-\x{fb06}\x{fffd}"
 )
-# Rust syntax. An ampersand before a blank can begin no HTML entity.
+# Rust syntax. An ampersand before a blank is never the start of an HTML entity.
 _NOT_INERT = rf"[^{INERT_CHARACTERS}]|&[^\x20]"
 _PERHAPS_MOJIBAKE = rf"[{MOJIBAKE_CHARACTERS}][^\x00-\x7f]|[^\x00-\x7f][{MOJIBAKE_CHARACTERS}]"
 
@@ -80,21 +79,21 @@ def caption_words(captions: pl.Series) -> pl.Series:
     if not slow.any():
         return fast_words.alias("words")
     slow_words = pl.Series([reference_words(caption) for caption in captions.filter(slow)], dtype=pl.List(pl.String))
-    # Both halves keep their order, so a stable sort of the flag inverts the split.
+    # both halves keep their order, so a stable sort of the flag inverts the split
     position = slow.arg_sort().arg_sort()
     return pl.concat([fast_words, slow_words]).gather(position).alias("words")
 
 
 def needs_reference(captions: pl.Series) -> pl.Series:
-    """Boolean [n]: captions (String [n], no nulls) that only `reference_words` is known to cut correctly."""
+    """Boolean [n]: captions (String [n], no nulls) that only `reference_words` is known to split correctly."""
     return _needs_reference(captions.str.replace_many(_COMMON_ENTITIES))
 
 
 def _needs_reference(decoded: pl.Series) -> pl.Series:
     suspects = decoded.str.contains(_PERHAPS_MOJIBAKE)
     slow = decoded.str.contains(_NOT_INERT)
-    asked = (suspects & ~slow).arg_true()
-    return slow.scatter(asked, [is_bad(caption) for caption in decoded.gather(asked)])
+    checked = (suspects & ~slow).arg_true()
+    return slow.scatter(checked, [is_bad(caption) for caption in decoded.gather(checked)])
 
 
 def _inert_words(captions: pl.Series) -> pl.Series:

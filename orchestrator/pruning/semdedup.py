@@ -2,10 +2,14 @@
 
     s_j = max over i < j of x_i.x_j,
 
-whether or not that item is itself removed. Item j is a duplicate at eps if s_j > 1 - eps, so one comparison serves
-every eps. Only the lower triangle of the similarity matrix is computed, tile by tile, so that memory is bounded
-whatever the size of the cluster; the result is that of the full matrix. Tiles are multiplied in float32; the winning
-pair's cosine is then summed anew in float64, as the last bits of a product depend on the shape of its tile.
+whether or not item i is removed itself. Item j is a duplicate at eps if s_j > 1 - eps, so one comparison is enough for
+every eps.
+
+Only the lower triangle of the similarity matrix is needed. It is computed in tiles of `TILE` x `TILE`: a row of tiles
+holds some later items against all earlier ones, from left to right, and ends with the tile on the diagonal, of which
+only the part below the diagonal counts. One tile is in memory at a time, for clusters of any size. Tiles are multiplied
+in float32, and the last bits of such a product depend on the shape of the tile; so the cosine of the winning pair is
+computed again in float64, and the result does not depend on the tiles beyond ties of float32.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from numpy.typing import NDArray
 from orchestrator.pruning.clusters import unit
 
 TILE = 512
+"""Items in the rows and columns of a tile: 1 MB of float32 products, which fit the cache of a core."""
 
 Vectors = NDArray[np.float32] | NDArray[np.float16]
 
@@ -23,20 +28,20 @@ Vectors = NDArray[np.float32] | NDArray[np.float16]
 def max_earlier_similarity(
     vectors: Vectors, tile: int = TILE, *, first: int = 0
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Compares each item from `first` on with all before it.
+    """Compare each item from `first` on with all items before it.
 
     Args:
-        vectors: [n, d], in the order in which items are kept: float32 of unit norm, or float16, which keeps 3 digits
-            of that and is widened and brought to norm 1 tile by tile. All finite and none zero: items without an
-            embedding are left out before.
-        tile: items in a tile's rows and columns; memory beside the vectors is of the order of tile * (tile + d) + n.
-        first: a multiple of `tile`.
+        vectors: [n, d], in the order in which items are kept: float32 of unit norm, or float16, which stores the norm
+            to 3 digits only and is converted to float32 of norm 1 tile by tile. All finite and none zero: the caller
+            leaves out items without an embedding.
+        tile: items in the rows and columns of a tile; memory beside the vectors grows with tile * (tile + d) + n.
+        first: a multiple of `tile`, so the tiles are those of a comparison of all items.
 
     Returns:
-        similarity float32 [n - first], -inf for the first item of all; earlier int64 [n - first], the first item that
-        attains it as far as float32 tells them apart, -1 for the first of all.
+        similarity float32 [n - first], -inf for item 0; earlier int64 [n - first], the item with that cosine, the first
+        one if float32 does not distinguish several, -1 for item 0.
     """
-    assert first % tile == 0, f"{first} is no multiple of {tile}"
+    assert first % tile == 0, f"{first} is not a multiple of {tile}"
     num_found = len(vectors) - first
     similarity = np.full(num_found, -np.inf, np.float32)
     earlier = np.full(num_found, -1)
@@ -44,7 +49,7 @@ def max_earlier_similarity(
         rows = slice(start - first, start - first + tile)
         later = _unit(vectors[start : start + tile])
         for column in range(0, start + 1, tile):
-            # on the diagonal the same array: BLAS multiplies a matrix by itself in an order of its own
+            # on the diagonal, the same array on both sides: BLAS has another routine for a matrix times itself
             products = later @ (later if column == start else _unit(vectors[column : column + tile])).T
             if column == start:
                 products[~np.tri(len(later), k=-1, dtype=bool)] = -np.inf

@@ -46,8 +46,8 @@ def budget(num_pairs: int, keep_fraction: float) -> int:
     """
     if not 0.0 < keep_fraction <= 1.0:
         raise ValueError(
-            f"keep_fraction is the fraction of pairs kept, in (0, 1]; got {keep_fraction}. For example, 0.8 prunes a "
-            "fifth"
+            f"keep_fraction is the fraction of pairs kept and lies in (0, 1]; got {keep_fraction}; for example, 0.8 "
+            "prunes a fifth"
         )
     return int(num_pairs * keep_fraction)
 
@@ -142,8 +142,8 @@ class TopKThresholds:
     def refine(self, histogram: Ints) -> TopKThresholds:
         """The state after this round, given the sum of the histograms of all parts."""
         each = np.arange(self.undecided.size)
-        # keys whose digit is d or higher, for every d: it falls as d grows, so the threshold's digit is the last d at
-        # which it is still at least the number wanted
+        # the number of keys with digit d or higher, for every d. It falls as d grows, so the digit of the threshold is
+        # the last d with at least as many keys as are wanted
         at_or_above = np.cumsum(histogram[:, ::-1], axis=1)[:, ::-1]
         wanted = self.num_wanted_ties[self.undecided]
         digit = np.count_nonzero(at_or_above >= wanted[:, None], axis=1) - 1

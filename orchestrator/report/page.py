@@ -6,7 +6,6 @@ page's Content-Security-Policy blocks scripts and requests in any case."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -15,6 +14,7 @@ from typing import Any
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from orchestrator.config.flatten import flattened
 from orchestrator.engine.stopwatch import duration
 from orchestrator.report import cluster_figures
 from orchestrator.report.figures import PHASE_NAMES, kept_by_frequency, loss_curves, word_frequency
@@ -139,15 +139,8 @@ def percent(value: float, digits: int = 1) -> str:
 def settings_text(settings: dict[str, Any]) -> str:
     """Return a step's settings on one line, without unset and overridden settings."""
     hidden = {"method", "keep_fraction"} if settings.get("keep_pairs") else {"method"}
-    return ", ".join(f"{name} {value}" for name, value in _flat(settings) if name not in hidden)
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        elif value is not None:
-            yield prefix + name, value
+    shown = {name: value for name, value in flattened(settings).items() if value not in (None, {})}
+    return ", ".join(f"{name} {value}" for name, value in shown.items() if name not in hidden)
 
 
 def _kept_fraction(report: Report) -> float:

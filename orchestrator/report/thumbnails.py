@@ -20,12 +20,11 @@ from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.run_record import RunRecord
 from orchestrator.errors import UserError
 from orchestrator.report.schema_pairs import Example
-from orchestrator.source import Part, Source, open_source
+from orchestrator.source import IMAGE_COLUMNS, Part, Source, open_source
 
 PIXELS = 128
 WEBP_QUALITY = 80
 PARTS_AT_ONCE = 8
-COLUMNS = ("key", "status", "image_offset", "image_size")
 Position = tuple[int, int]
 
 
@@ -71,7 +70,7 @@ def _read(source: Source, catalog: Catalog, pairs: Sequence[Example], max_pixels
 def _read_part(
     source: Source, catalog: Catalog, part: Part, index: int, rows: list[int], max_pixels: int, into: Thumbnails
 ) -> None:
-    wanted = catalog.table(index, COLUMNS).take(pa.array(rows, pa.int64()))
+    wanted = catalog.table(index, IMAGE_COLUMNS).take(pa.array(rows, pa.int64()))
     for row, data in zip(rows, source.images(part, wanted), strict=True):
         try:
             into.uris[index, row] = thumbnail(data or b"", max_pixels)

@@ -27,6 +27,7 @@ from polars.io.plugins import register_io_source
 from orchestrator.clustering.assign import NONE, read_assigned
 from orchestrator.clustering.train import read_centroids
 from orchestrator.config import parse
+from orchestrator.config.section import MAX_IMAGE_PIXELS
 from orchestrator.data.catalog import Catalog
 from orchestrator.data.image_decode import whole_image
 from orchestrator.data.keep_list import KeepList, Mask
@@ -42,7 +43,7 @@ from orchestrator.report.word_tables import word_tables
 from orchestrator.selection import score_columns, selection_keep_lists
 from orchestrator.selection.score_column import ScoreColumn
 from orchestrator.selection.word_counts import read_bucket
-from orchestrator.source import open_source
+from orchestrator.source import IMAGE_COLUMNS, open_source
 from orchestrator.storage import files
 
 CATALOG_COLUMNS = {
@@ -53,7 +54,6 @@ CATALOG_COLUMNS = {
     "uid": pl.String,
     "url": pl.String,
 }
-READ_COLUMNS = ("key", "status", "image_offset", "image_size")
 
 
 @dataclass(frozen=True)
@@ -172,9 +172,9 @@ class Run:
         found: dict[tuple[int, int], Image.Image | None] = {}
         for (index,), rows in pairs.select("part", "row").unique().group_by("part"):
             numbers = rows["row"].sort().to_list()
-            wanted = self._catalog.table(index, READ_COLUMNS).take(pa.array(numbers, pa.int64()))
+            wanted = self._catalog.table(index, IMAGE_COLUMNS).take(pa.array(numbers, pa.int64()))
             for number, data in zip(numbers, source.images(parts[index], wanted), strict=True):
-                found[index, number] = whole_image(data)
+                found[index, number] = whole_image(data, max_pixels=MAX_IMAGE_PIXELS)
         return [found[place] for place in pairs.select("part", "row").iter_rows()]
 
     @cached_property

@@ -2,7 +2,7 @@
 
 A method is one module with two functions: `stages(step)` gives its stages, the last of which makes the keep list, and
 `score_column(finished)` the score that it used, if it has one. `filter` and `budget` make keep lists for all of them.
-The package imports from `embedding`, `clustering` and what they stand on; the algorithms are in `pruning`."""
+The algorithms are in `pruning`. Imports `clustering` and the layers below it."""
 
 from __future__ import annotations
 

@@ -105,19 +105,6 @@ def budget_stage(step: Step, *, scored: Artifact | None, top_k: Callable[[int], 
         scored=scored.fingerprint if scored else None,
     )
 
-    def build(display: Display) -> Artifact:
-        reached = KeepList(step.incoming).num_pairs
-        started = time.monotonic()
-        found = find_top_k(step, top_k(num_wanted(step, reached)))
-        seconds = time.monotonic() - started
-        display.line(f"{step.name}: threshold found in {seconds:.1f} s")
-        work = partial(MaskOfPart, found)
-        build_parts(artifact, part_rows(step.catalog), work, display=display, name=step.name)
-        kept = artifact.totals["kept"]
-        assert kept == num_wanted(step, reached), "a step with a budget keeps exactly its budget"
-        logger.info("%s: kept %d of %d pairs, threshold found in %.1f s", step.name, kept, reached, seconds)
-        return artifact
-
     kept = f"{settings.keep_pairs:,}" if settings.keep_pairs else f"{settings.keep_fraction:.1%} of the"
     return Stage(
         name=step.name,
@@ -125,11 +112,33 @@ def budget_stage(step: Step, *, scored: Artifact | None, top_k: Callable[[int], 
         step=step.name,
         does=f"{does}: {kept} pairs",
         artifact=artifact,
-        build=build,
+        build=BuildBudget(artifact, step, top_k),
         flow=PairFlow(keep_fraction=settings.keep_fraction, keep_pairs=settings.keep_pairs),
         # the search for the threshold, which goes over the pairs several times
         scaling=CostScaling(num_tasks=by_groups(MAX_ANSWER_BLOCKS)),
     )
+
+
+@dataclass(frozen=True)
+class BuildBudget:
+    """Builds the keep list of a step with a budget."""
+
+    artifact: Artifact
+    step: Step
+    top_k: Callable[[int], TopK]
+
+    def __call__(self, display: Display) -> Artifact:
+        """Finds the thresholds, then writes the mask of every part."""
+        name, reached = self.step.name, KeepList(self.step.incoming).num_pairs
+        wanted = num_wanted(self.step, reached)
+        started = time.monotonic()
+        found = find_top_k(self.step, self.top_k(wanted))
+        seconds = time.monotonic() - started
+        display.line(f"{name}: threshold found in {seconds:.1f} s")
+        build_parts(self.artifact, part_rows(self.step.catalog), partial(MaskOfPart, found), display=display, name=name)
+        assert self.artifact.totals["kept"] == wanted, "a step with a budget keeps exactly its budget"
+        logger.info("%s: kept %d of %d pairs, threshold found in %.1f s", name, wanted, reached, seconds)
+        return self.artifact
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ def stages(step: Step) -> list[Stage]:
     kept = budget_stage(
         step,
         scored=quota.artifact,
-        top_k=partial(_top_k, settings, clusters, quota.artifact),
+        top_k=partial(_top_k, settings, clusters.assigned, quota.artifact),
         does=f"keep each cluster's quota, {settings.order} pairs first",
     )
     return [*clusters.stages, quota, kept]
@@ -64,21 +64,13 @@ def _quotas_stage(step: Step, settings: DbpStep, clusters: Clusters) -> Stage:
     )
     name = f"quotas, {step.name}"
 
-    def build(display: Display) -> Artifact:
-        work = partial(QuotasOfClusters, step, settings, clusters)
-        build_parts(artifact, [None], work, display=display, name=name, count="clusters")
-        totals = artifact.totals
-        counts = (totals["quota"], totals["clusters"], totals["empty"])
-        logger.info("%s: %d pairs shared out over %d clusters, %d of them empty", step.name, *counts)
-        return artifact
-
     return Stage(
         name=name,
         role=Role.QUOTAS,
         step=step.name,
         does=f"share the budget out by complexity, tau {settings.tau:g}",
         artifact=artifact,
-        build=build,
+        build=BuildQuotas(artifact, QuotasOfClusters(step, settings, clusters.centroids, clusters.stats), name),
         # every centroid against every other
         scaling=CostScaling(
             work=lambda _: settings.clustering.k**2, stores=lambda _: settings.clustering.k, one_task=True
@@ -87,17 +79,39 @@ def _quotas_stage(step: Step, settings: DbpStep, clusters: Clusters) -> Stage:
 
 
 @dataclass(frozen=True)
+class BuildQuotas:
+    """Builds the table of quotas."""
+
+    artifact: Artifact
+    quotas: QuotasOfClusters
+    name: str
+
+    def __call__(self, display: Display) -> Artifact:
+        """Runs the one task."""
+        build_parts(self.artifact, [None], self.make, display=display, name=self.name, count="clusters")
+        totals = self.artifact.totals
+        counts = (totals["quota"], totals["clusters"], totals["empty"])
+        logger.info("%s: %d pairs shared out over %d clusters, %d of them empty", self.name, *counts)
+        return self.artifact
+
+    def make(self) -> QuotasOfClusters:
+        """The work of the task."""
+        return self.quotas
+
+
+@dataclass(frozen=True)
 class QuotasOfClusters:
     """The work of the one task that computes all quotas."""
 
     step: Step
     settings: DbpStep
-    clusters: Clusters
+    centroids: Artifact
+    stats: Artifact
 
     def __call__(self, _: None) -> PartResult:
         """The table of the clusters."""
-        settings, stats = self.settings, ClusterStats.read(self.clusters.stats)
-        inter = inter_distances(read_centroids(self.clusters.centroids), settings.num_neighbours)
+        settings, stats = self.settings, ClusterStats.read(self.stats)
+        inter = inter_distances(read_centroids(self.centroids), settings.num_neighbours)
         complexity = complexities(stats.intra, inter)
         share = shares(complexity, stats.sizes, settings.tau)
         wanted = num_wanted(self.step, KeepList(self.step.incoming).num_pairs)
@@ -125,8 +139,8 @@ def read_quotas(quota: Artifact) -> pl.DataFrame:
     return pl.read_parquet(files.read(part_path(quota, 0, "parquet")))
 
 
-def _top_k(settings: DbpStep, clusters: Clusters, quota: Artifact, _: int) -> TopK:
+def _top_k(settings: DbpStep, assigned: Artifact, quota: Artifact, _: int) -> TopK:
     # the budget is in the quotas
     table = read_quotas(quota)
-    keys = DistanceKeys(CentroidDistances(clusters.assigned, by_cluster=True), settings.order, settings.seed)
+    keys = DistanceKeys(CentroidDistances(assigned, by_cluster=True), settings.order, settings.seed)
     return TopK(keys, table["size"].to_numpy(), table["quota"].to_numpy())

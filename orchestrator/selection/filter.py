@@ -47,30 +47,41 @@ def filter_stage(
         step.store_uri, "keep", version=VERSION, catalog=step.catalog.artifact, incoming=step.incoming, **made_from
     )
 
-    def build(display: Display) -> Artifact:
-        build_parts(
-            artifact,
-            part_rows(step.catalog),
-            partial(FilterPart.make, KeepList(step.incoming), make_rule),
-            display=display,
-            name=step.name,
-            num_actors=(step.num_actors or ray_cluster.num_cpus()) if loads else None,
-        )
-        totals = artifact.totals
-        counts = (totals["kept"], totals["reached"], totals.get("reasons", {}))
-        logger.info("%s: kept %d of %d pairs; dropped by reason: %s", step.name, *counts)
-        return artifact
-
     return Stage(
         name=step.name,
         role=Role.KEEP,
         step=step.name,
         does=does,
         artifact=artifact,
-        build=build,
+        build=BuildFilter(artifact, step, make_rule, loads),
         flow=PairFlow(is_filter=True),
         scaling=CostScaling(num_tasks=by_part if loads else in_blocks),
     )
+
+
+@dataclass(frozen=True)
+class BuildFilter:
+    """Builds the keep list of a filter: in actors where the rule loads something, else in tasks."""
+
+    artifact: Artifact
+    step: Step
+    make_rule: Callable[[], Rule]
+    loads: bool
+
+    def __call__(self, display: Display) -> Artifact:
+        """Writes the mask of every part."""
+        build_parts(
+            self.artifact,
+            part_rows(self.step.catalog),
+            partial(FilterPart.make, KeepList(self.step.incoming), self.make_rule),
+            display=display,
+            name=self.step.name,
+            num_actors=(self.step.num_actors or ray_cluster.num_cpus()) if self.loads else None,
+        )
+        totals = self.artifact.totals
+        counts = (totals["kept"], totals["reached"], totals.get("reasons", {}))
+        logger.info("%s: kept %d of %d pairs; dropped by reason: %s", self.step.name, *counts)
+        return self.artifact
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ pruned before anything is downloaded, and its list is then applied to the downlo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -41,11 +42,22 @@ def stages(step: Step) -> list[Stage]:
         settings=settings.model_dump(exclude={"uri"}),
     )
 
-    def build(display: Display) -> object:
-        _check_missing(settings, setting, aligned)
-        return keep.build(display)
+    return [*align, replace(keep, build=BuildListed(setting, settings, aligned, keep.build))]
 
-    return [*align, replace(keep, build=build)]
+
+@dataclass(frozen=True)
+class BuildListed:
+    """Builds the keep list, after a check that the pool has enough of the list."""
+
+    setting: str
+    settings: KeepListStep
+    aligned: Aligned
+    build: Callable[[Display], object]
+
+    def __call__(self, display: Display) -> object:
+        """Checks the totals of the join, then builds."""
+        _check_missing(self.settings, self.setting, self.aligned)
+        return self.build(display)
 
 
 def score_column(step: FinishedStep) -> ScoreColumn | None:

@@ -93,27 +93,37 @@ def _count_stage(step: Step, uri: str) -> Stage:
     )
     name = f"count entries, {step.name}"
 
-    def build(display: Display) -> Artifact:
-        return build_parts(
-            artifact,
-            part_groups(step.catalog, max_groups=MAX_GROUPS),
-            partial(EntryCounts.load, step.catalog, KeepList(step.incoming), uri),
-            display=display,
-            name=name,
-            count="pairs",
-            # a matcher of half a million entries takes seconds to build: once for an actor, not once for a group
-            num_actors=step.num_actors or ray_cluster.num_cpus(),
-        )
-
     return Stage(
         name=name,
         role=Role.COUNT_ENTRIES,
         step=step.name,
         does="count the captions that contain each entry",
         artifact=artifact,
-        build=build,
+        build=BuildEntryCounts(artifact, step, uri, name),
         scaling=CostScaling(stores=lambda _: 1, num_tasks=by_groups(MAX_GROUPS)),
     )
+
+
+@dataclass(frozen=True)
+class BuildEntryCounts:
+    """Builds the counts of the entries of the metadata at `uri`, group by group."""
+
+    artifact: Artifact
+    step: Step
+    uri: str
+    name: str
+
+    def __call__(self, display: Display) -> Artifact:
+        """Counts in actors: a matcher of half a million entries takes seconds to build."""
+        return build_parts(
+            self.artifact,
+            part_groups(self.step.catalog, max_groups=MAX_GROUPS),
+            partial(EntryCounts.load, self.step.catalog, KeepList(self.step.incoming), self.uri),
+            display=display,
+            name=self.name,
+            count="pairs",
+            num_actors=self.step.num_actors or ray_cluster.num_cpus(),
+        )
 
 
 @dataclass(frozen=True)
@@ -144,18 +154,32 @@ def _sum_stage(step: Step, counts: Artifact) -> Stage:
     artifact = Artifact.of(step.store_uri, "entry_sums", version=VERSION, counts=counts)
     name = f"sum entries, {step.name}"
 
-    def build(display: Display) -> Artifact:
-        return build_parts(artifact, [None], partial(EntrySums, counts), display=display, name=name, count="entries")
-
     return Stage(
         name=name,
         role=Role.SUM_ENTRIES,
         step=step.name,
         does="sum the counts of all groups",
         artifact=artifact,
-        build=build,
+        build=BuildEntrySums(artifact, counts, name),
         scaling=CostScaling(work=lambda _: 1, stores=lambda _: 1, one_task=True),
     )
+
+
+@dataclass(frozen=True)
+class BuildEntrySums:
+    """Builds the sum of the counts of all groups."""
+
+    artifact: Artifact
+    counts: Artifact
+    name: str
+
+    def __call__(self, display: Display) -> Artifact:
+        """Runs the one task."""
+        work = partial(EntrySums, self.counts)
+        build_parts(self.artifact, [None], work, display=display, name=self.name, count="entries")
+        pairs, entries = self.counts.totals["pairs"], self.artifact.totals["entries"]
+        logger.info("%s: %d entries counted in %d captions", self.name, entries, pairs)
+        return self.artifact
 
 
 @dataclass(frozen=True)

@@ -36,18 +36,21 @@ from orchestrator.engine.shuffle import column_to_vectors, gather, pack, split, 
 from orchestrator.engine.stage import CostScaling, Stage, by_groups
 from orchestrator.pruning.clusters import unit
 from orchestrator.pruning.order import order_keys
-from orchestrator.pruning.semdedup import TILE, max_earlier_similarity
+from orchestrator.pruning.semdedup import max_earlier_similarity
+from orchestrator.selection.buckets import (
+    MAX_BUCKETS,
+    PAIRS_PER_BUCKET,
+    Share,
+    bucket_of_cluster,
+    even_shares,
+    num_shares,
+)
 from orchestrator.selection.similarity import MAX_GROUPS, PAIRS_PER_GROUP, pool_groups
 
 logger = logging.getLogger(__name__)
 VERSION = 3
-PAIRS_PER_BUCKET = 2**18
-# slices are read one by one, and there are MAX_GROUPS x MAX_BUCKETS of them
-MAX_BUCKETS = 2048
 # numbers in a cluster's vectors: up to 512 MB as float32 are converted at once, a quarter faster than tile by tile
 MAX_WIDENED = 2**27
-# products of two vectors that one task computes: a quarter of an hour of a core
-COMPARISONS_PER_TASK = 2**36
 
 
 def compare_stages(step: Step, settings: SemDeDupStep, clusters: Clusters) -> list[Stage]:
@@ -55,47 +58,6 @@ def compare_stages(step: Step, settings: SemDeDupStep, clusters: Clusters) -> li
     regrouped = _regroup_stage(step, clusters)
     compared = _compare_stage(step, settings, clusters, regrouped.artifact)
     return [regrouped, compared, _collect_stage(step, compared.artifact)]
-
-
-@dataclass(frozen=True)
-class Share:
-    """What one task compares: one of `num_shares` even shares of the comparisons in a bucket."""
-
-    bucket: int
-    share: int = 0
-    num_shares: int = 1
-
-    def rows(self, clusters: NDArray[np.int32]) -> tuple[int, int]:
-        """Where the share begins and ends among the pairs of a bucket, which are sorted by `clusters` int32 [n].
-
-        The i-th pair of a cluster is compared with the i pairs before it, so `so_far` counts comparisons, and equal
-        shares of it are unequal numbers of pairs. A share begins at a tile of its cluster (`pruning.semdedup`): the
-        tiles, and with them every product, are then those of one task that compares the whole bucket."""
-        firsts = np.searchsorted(clusters, clusters)
-        so_far = np.cumsum(np.arange(len(clusters)) - firsts)
-
-        def begin(share: int) -> int:
-            if share == self.num_shares:
-                return len(clusters)
-            place = int(np.searchsorted(so_far, int(so_far[-1]) * share // self.num_shares))
-            return place - int(place - firsts[place]) % TILE
-
-        return begin(self.share), begin(self.share + 1)
-
-
-def _bucket_of_cluster(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
-    # a cluster belongs to the bucket in which its first pair would lie if all pairs, sorted by cluster, were cut every
-    # `per_bucket` pairs; `unique` numbers the buckets that have a cluster without gaps. So a bucket has whole clusters
-    # in order, and is larger than `per_bucket` only by the rest of its last cluster
-    per_bucket = max(PAIRS_PER_BUCKET, -(-int(sizes.sum()) // MAX_BUCKETS))
-    return np.unique((np.cumsum(sizes) - sizes) // per_bucket, return_inverse=True)[1]
-
-
-def _shares(sizes: NDArray[np.int64]) -> list[Share]:
-    # a cluster of n pairs takes about n^2 / 2 comparisons
-    comparisons = np.bincount(_bucket_of_cluster(sizes), sizes.astype(np.float64) ** 2 / 2)
-    counts = np.maximum(1, np.ceil(comparisons / COMPARISONS_PER_TASK)).astype(np.int64)
-    return [Share(bucket, share, count) for bucket, count in enumerate(counts.tolist()) for share in range(count)]
 
 
 def _uris(artifact: Artifact) -> list[str]:
@@ -110,25 +72,44 @@ def _regroup_stage(step: Step, clusters: Clusters) -> Stage:
     )
     name = f"regroup, {step.name}"
 
-    def build(display: Display) -> Artifact:
-        # read here, once: every task makes its own work
-        buckets = _bucket_of_cluster(ClusterStats.read(clusters.stats).sizes)
-        logger.info("%s: %d clusters in %d buckets", name, len(buckets), buckets[-1] + 1)
-        work = partial(GroupByBucket, Embedding(embedding), KeepList(step.incoming), clusters.assigned, buckets)
-        return build_parts(artifact, pool_groups(step.catalog), work, display=display, name=name, count="pairs")
-
     return Stage(
         name=name,
         role=Role.REGROUP,
         step=step.name,
         does="bring the vectors of each cluster together",
         artifact=artifact,
-        build=build,
+        build=BuildRegrouped(artifact, step, clusters.assigned, clusters.stats, name),
         scaling=CostScaling(
             holds=lambda pairs: min(pairs, max(PAIRS_PER_GROUP, pairs // MAX_GROUPS)),
             num_tasks=by_groups(MAX_GROUPS, PAIRS_PER_GROUP),
         ),
     )
+
+
+@dataclass(frozen=True)
+class BuildRegrouped:
+    """Builds the vectors by bucket."""
+
+    artifact: Artifact
+    step: Step
+    assigned: Artifact
+    stats: Artifact
+    name: str
+
+    def __call__(self, display: Display) -> Artifact:
+        """Reads the sizes of the clusters once, here: every task makes its own work."""
+        assert self.step.embedding is not None
+        buckets = bucket_of_cluster(ClusterStats.read(self.stats).sizes)
+        logger.info("%s: %d clusters in %d buckets", self.name, len(buckets), buckets[-1] + 1)
+        embedding, keep = Embedding(self.step.embedding), KeepList(self.step.incoming)
+        return build_parts(
+            self.artifact,
+            pool_groups(self.step.catalog),
+            partial(GroupByBucket, embedding, keep, self.assigned, buckets),
+            display=display,
+            name=self.name,
+            count="pairs",
+        )
 
 
 @dataclass(frozen=True)
@@ -166,12 +147,6 @@ def _compare_stage(step: Step, settings: SemDeDupStep, clusters: Clusters, regro
     )
     name = f"compare, {step.name}"
 
-    def build(display: Display) -> Artifact:
-        shares = _shares(ClusterStats.read(clusters.stats).sizes)
-        logger.info("%s: %d tasks compare", name, len(shares))
-        work = partial(CompareShare.of, step.catalog, settings, regrouped)
-        return build_parts(artifact, shares, work, display=display, name=name, count="pairs", totals=_pairs)
-
     per_cluster = 1 / settings.clustering.k
     return Stage(
         name=name,
@@ -179,24 +154,37 @@ def _compare_stage(step: Step, settings: SemDeDupStep, clusters: Clusters, regro
         step=step.name,
         does="compare each pair with the earlier ones of its cluster",
         artifact=artifact,
-        build=build,
+        build=BuildCompared(artifact, step, settings, clusters.stats, regrouped, name),
         scaling=CostScaling(
             work=lambda pairs: pairs * pairs * per_cluster,
             holds=lambda pairs: min(pairs, max(PAIRS_PER_BUCKET, pairs // MAX_BUCKETS) + int(pairs * per_cluster)),
-            num_tasks=lambda size: _num_shares(size.pairs, settings.clustering.k),
+            num_tasks=lambda size: num_shares(size.pairs, settings.clustering.k),
             by_cluster_size=True,
         ),
     )
 
 
-def _num_shares(pairs: int, k: int) -> int:
-    # how many tasks there are if all clusters are of one size
-    buckets = min(k, MAX_BUCKETS, -(-pairs // PAIRS_PER_BUCKET))
-    return max(1, buckets, pairs * pairs // (2 * k * COMPARISONS_PER_TASK))
-
-
 def _pairs(summaries: Sequence[Summary]) -> dict[str, int]:
     return {"pairs": sum(summary["pairs"] for summary in summaries)}
+
+
+@dataclass(frozen=True)
+class BuildCompared:
+    """Builds the result of the comparison, by bucket."""
+
+    artifact: Artifact
+    step: Step
+    settings: SemDeDupStep
+    stats: Artifact
+    regrouped: Artifact
+    name: str
+
+    def __call__(self, display: Display) -> Artifact:
+        """Divides the buckets into shares, and compares them."""
+        shares = even_shares(ClusterStats.read(self.stats).sizes)
+        logger.info("%s: %d tasks compare", self.name, len(shares))
+        work = partial(CompareShare.of, self.step.catalog, self.settings, self.regrouped)
+        return build_parts(self.artifact, shares, work, display=display, name=self.name, count="pairs", totals=_pairs)
 
 
 @dataclass(frozen=True)
@@ -257,21 +245,30 @@ def _collect_stage(step: Step, compared: Artifact) -> Stage:
     artifact = Artifact.of(step.store_uri, "similarity", version=VERSION, compared=compared)
     name = f"collect, {step.name}"
 
-    def build(display: Display) -> Artifact:
-        items = list(enumerate(pool_groups(step.catalog)))
-        return build_parts(
-            artifact, items, partial(CollectGroup.of, compared), display=display, name=name, count="pairs"
-        )
-
     return Stage(
         name=name,
         role=Role.COLLECT_SIMILARITY,
         step=step.name,
         does="bring the similarities back to the pool's order",
         artifact=artifact,
-        build=build,
+        build=BuildCollected(artifact, step, compared, name),
         scaling=CostScaling(num_tasks=by_groups(MAX_GROUPS, PAIRS_PER_GROUP)),
     )
+
+
+@dataclass(frozen=True)
+class BuildCollected:
+    """Builds the similarities in the pool's order."""
+
+    artifact: Artifact
+    step: Step
+    compared: Artifact
+    name: str
+
+    def __call__(self, display: Display) -> Artifact:
+        """Collects group by group."""
+        items, work = list(enumerate(pool_groups(self.step.catalog))), partial(CollectGroup.of, self.compared)
+        return build_parts(self.artifact, items, work, display=display, name=self.name, count="pairs")
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,7 +15,7 @@ from orchestrator.engine.console import Display
 from orchestrator.engine.parts import PartResult, build_parts
 from orchestrator.engine.role import Role
 from orchestrator.engine.stage import Stage
-from orchestrator.source import Status
+from orchestrator.source import has_image
 
 logger = logging.getLogger(__name__)
 VERSION = 1
@@ -40,17 +39,33 @@ def pool_mask_stage(
         **({} if among is None else {"among": among}),
     )
 
-    def build(display: Display) -> Artifact:
-        work = partial(UsablePairs, catalog, has_images, needs_caption, among)
-        build_parts(artifact, part_rows(catalog), work, display=display, name=role.value)
-        logger.info("%s: %d of %d pairs are usable", role.value, artifact.totals["kept"], artifact.totals["rows"])
-        return artifact
-
     role = Role.CAPTIONED if needs_caption else Role.POOL
     does = "mark the pairs with " + (
         "an image and a caption" if needs_caption else "an image" if has_images else "a row"
     )
+    usable = UsablePairs(catalog, has_images, needs_caption, among)
+    build = BuildPoolMask(artifact, usable, role.value)
     return Stage(name=role.value, role=role, does=does, artifact=artifact, build=build)
+
+
+@dataclass(frozen=True)
+class BuildPoolMask:
+    """Builds the mask."""
+
+    artifact: Artifact
+    usable: UsablePairs
+    name: str
+
+    def __call__(self, display: Display) -> Artifact:
+        """Writes the mask of every part."""
+        build_parts(self.artifact, part_rows(self.usable.catalog), self.make, display=display, name=self.name)
+        totals = self.artifact.totals
+        logger.info("%s: %d of %d pairs are usable", self.name, totals["kept"], totals["rows"])
+        return self.artifact
+
+    def make(self) -> UsablePairs:
+        """The work on parts."""
+        return self.usable
 
 
 @dataclass(frozen=True)
@@ -67,8 +82,7 @@ class UsablePairs:
         table = self.catalog.table(part.index, ("status", "caption"))
         keep = pc.is_valid(table["status"])
         if self.has_images:
-            unusable = pa.array([Status.MISSING_IMAGE, Status.BAD_IMAGE], pa.int8())
-            keep = pc.invert(pc.is_in(table["status"], value_set=unusable))
+            keep = has_image(table["status"])
         if self.needs_caption:
             num_chars = pc.utf8_length(pc.utf8_trim_whitespace(pc.fill_null(table["caption"], "")))
             keep = pc.and_(keep, pc.greater(num_chars, 0))

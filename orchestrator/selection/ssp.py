@@ -9,11 +9,12 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.clustering import Clusters, clusters_of
+from orchestrator.clustering import clusters_of
 from orchestrator.clustering.stats import ClusterStats
 from orchestrator.config import SspStep
 from orchestrator.data.catalog import PartRows
 from orchestrator.data.step import Step
+from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.stage import Stage
 from orchestrator.errors import UserError
 from orchestrator.pruning.quotas import first_quotas
@@ -30,7 +31,7 @@ def stages(step: Step) -> list[Stage]:
     kept = budget_stage(
         step,
         scored=clusters.assigned,
-        top_k=partial(_top_k, step, settings, clusters),
+        top_k=partial(_top_k, step, settings, clusters.assigned, clusters.stats),
         does=f"keep {settings.order} pairs first, over all clusters",
     )
     return [*clusters.stages, kept]
@@ -41,14 +42,14 @@ def score_column(step: FinishedStep) -> ScoreColumn | None:
     return distance_column(step, step.source_of("scored"), by_cluster=False)
 
 
-def _top_k(step: Step, settings: SspStep, clusters: Clusters, num_wanted: int) -> TopK:
-    sizes = ClusterStats.read(clusters.stats).sizes
+def _top_k(step: Step, settings: SspStep, assigned: Artifact, stats: Artifact, num_wanted: int) -> TopK:
+    sizes = ClusterStats.read(stats).sizes
     try:
         first = first_quotas(sizes, num_wanted, settings.balance)
     except ValueError as error:
         raise UserError(f"selection.{step.name}: {error}") from error
     overall, in_cluster = (
-        DistanceKeys(CentroidDistances(clusters.assigned, by_cluster), settings.order, settings.seed)
+        DistanceKeys(CentroidDistances(assigned, by_cluster), settings.order, settings.seed)
         for by_cluster in (False, True)
     )
     keys: KeyReader = overall

@@ -77,29 +77,40 @@ def _score_stage(step: Step, settings: WfppStep, words: Artifact) -> Stage:
         settings=settings.model_dump(exclude={"keep_fraction", "keep_pairs"}),
     )
 
-    def build(display: Display) -> Artifact:
-        work = partial(CaptionScores.load, step.catalog, KeepList(step.incoming), words, settings)
-        build_parts(
-            artifact,
-            part_rows(step.catalog),
-            work,
-            display=display,
-            name=f"score, {step.name}",
-            num_actors=step.num_actors or ray_cluster.num_cpus(),
-        )
-        counts = (artifact.totals["scored"], artifact.totals["no_words"])
-        logger.info("%s: %d captions scored, %d of them without words", step.name, *counts)
-        return artifact
-
     return Stage(
         name=f"score, {step.name}",
         role=Role.SCORE,
         step=step.name,
         does="score every caption by the frequency of its words",
         artifact=artifact,
-        build=build,
+        build=BuildScores(artifact, step, settings, words),
         scaling=CostScaling(num_tasks=by_part),
     )
+
+
+@dataclass(frozen=True)
+class BuildScores:
+    """Builds the scores of all captions that reach the step."""
+
+    artifact: Artifact
+    step: Step
+    settings: WfppStep
+    words: Artifact
+
+    def __call__(self, display: Display) -> Artifact:
+        """Scores in actors, which read all words once."""
+        build_parts(
+            self.artifact,
+            part_rows(self.step.catalog),
+            partial(CaptionScores.load, self.step.catalog, KeepList(self.step.incoming), self.words, self.settings),
+            display=display,
+            name=f"score, {self.step.name}",
+            num_actors=self.step.num_actors or ray_cluster.num_cpus(),
+        )
+        totals = self.artifact.totals
+        counts = (totals["scored"], totals["no_words"])
+        logger.info("%s: %d captions scored, %d of them without words", self.step.name, *counts)
+        return self.artifact
 
 
 @dataclass(frozen=True)

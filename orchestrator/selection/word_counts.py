@@ -43,26 +43,13 @@ def count_stage(
     """Counts the words of the kept captions, all words of each caption, by groups of parts."""
     artifact = Artifact.of(store_uri, "word_counts", version=COUNTS_VERSION, catalog=catalog.artifact, keep=keep)
 
-    def build(display: Display) -> Artifact:
-        parts = part_rows(catalog)
-        size = math.ceil(len(parts) / MAX_GROUPS)
-        groups = [parts[start : start + size] for start in range(0, len(parts), size)]
-        return build_parts(
-            artifact,
-            groups,
-            partial(GroupWords, catalog, KeepList(keep), num_buckets(catalog)),
-            display=display,
-            name=f"count words, {label}",
-            count="pairs",
-        )
-
     return Stage(
         name=f"count words, {label}",
         role=role,
         step=label if role == Role.COUNT_WORDS else None,
         does="tokenise every caption and count its words",
         artifact=artifact,
-        build=build,
+        build=BuildCounts(artifact, catalog, keep, f"count words, {label}"),
         scaling=CostScaling(num_tasks=by_groups(MAX_GROUPS)),
     )
 
@@ -73,22 +60,13 @@ def words_stage(
     """Sums the counts, bucket by bucket, and keeps the words that occur at least `min_count` times."""
     artifact = Artifact.of(store_uri, "words", version=VERSION, counts=counts, min_count=min_count)
 
-    def build(display: Display) -> Artifact:
-        work = partial(BucketWords, counts, len(counts.parts), min_count)
-        name = f"sum words, {label}"
-        build_parts(artifact, range(num_buckets(catalog)), work, display=display, name=name, count="words")
-        totals = artifact.totals
-        numbers = (totals["words"], totals["kept_words"], min_count)
-        logger.info("%s: %d distinct words, %d of them occur at least %d times", label, *numbers)
-        return artifact
-
     return Stage(
         name=f"sum words, {label}",
         role=role,
         step=label if role == Role.SUM_WORDS else None,
         does=f"sum the counts, keep words with at least {min_count}",
         artifact=artifact,
-        build=build,
+        build=BuildWords(artifact, catalog, counts, min_count, f"sum words, {label}"),
         scaling=CostScaling(num_tasks=lambda size: _num_buckets(size.pool)),
     )
 
@@ -110,6 +88,24 @@ def kept_captions(catalog: Catalog, keep: KeepList, part: PartRows) -> list[pl.S
 
 
 @dataclass(frozen=True)
+class BuildCounts:
+    """Builds the counts of the words, by groups of parts."""
+
+    artifact: Artifact
+    catalog: Catalog
+    keep: Artifact
+    name: str
+
+    def __call__(self, display: Display) -> Artifact:
+        """Counts group by group."""
+        parts = part_rows(self.catalog)
+        size = math.ceil(len(parts) / MAX_GROUPS)
+        groups = [parts[start : start + size] for start in range(0, len(parts), size)]
+        work = partial(GroupWords, self.catalog, KeepList(self.keep), num_buckets(self.catalog))
+        return build_parts(self.artifact, groups, work, display=display, name=self.name, count="pairs")
+
+
+@dataclass(frozen=True)
 class GroupWords:
     """The work on a group of parts: its words and their counts, by bucket."""
 
@@ -128,6 +124,27 @@ class GroupWords:
         buckets = word_bucket(counts["word"], self.num_buckets).to_numpy()
         by_bucket = shuffle.split(counts.to_arrow(), buckets, self.num_buckets)
         return PartResult({"exchange": shuffle.pack(by_bucket)}, {"pairs": num_pairs})
+
+
+@dataclass(frozen=True)
+class BuildWords:
+    """Builds the table of the words that occur at least `min_count` times, by bucket."""
+
+    artifact: Artifact
+    catalog: Catalog
+    counts: Artifact
+    min_count: int
+    name: str
+
+    def __call__(self, display: Display) -> Artifact:
+        """Sums bucket by bucket."""
+        work = partial(BucketWords, self.counts, len(self.counts.parts), self.min_count)
+        buckets = range(num_buckets(self.catalog))
+        build_parts(self.artifact, buckets, work, display=display, name=self.name, count="words")
+        totals = self.artifact.totals
+        numbers = (totals["words"], totals["kept_words"], self.min_count)
+        logger.info("%s: %d distinct words, %d of them occur at least %d times", self.name, *numbers)
+        return self.artifact
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,25 @@ from orchestrator.config import DemoSource, ParquetSource, SourceConfig, TableSo
 from orchestrator.source.cache import Cached
 from orchestrator.source.caption_table import CaptionTable
 from orchestrator.source.parquet import ParquetImages
-from orchestrator.source.schema import CATALOG_SCHEMA, Part, PartCatalog, Reads, Shard, Source, Status
+from orchestrator.source.schema import (
+    CATALOG_SCHEMA,
+    IMAGE_COLUMNS,
+    PAIR_COLUMNS,
+    Part,
+    PartCatalog,
+    Reads,
+    Shard,
+    Source,
+    Status,
+    has_image,
+)
 from orchestrator.source.webdataset import WebDataset
 from orchestrator.storage.files import absolute
 
 __all__ = [
     "CATALOG_SCHEMA",
+    "IMAGE_COLUMNS",
+    "PAIR_COLUMNS",
     "CaptionTable",
     "ParquetImages",
     "Part",
@@ -24,6 +37,7 @@ __all__ = [
     "Source",
     "Status",
     "WebDataset",
+    "has_image",
     "open_source",
     "with_cache",
 ]

@@ -13,6 +13,7 @@ from enum import IntEnum
 from typing import Any, Protocol
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +26,9 @@ class Status(IntEnum):
     MISSING_CAPTION = 2
     BAD_IMAGE = 3
 
+
+WITHOUT_IMAGE = (Status.MISSING_IMAGE, Status.BAD_IMAGE)
+"""The statuses of pairs whose image cannot be used."""
 
 CATALOG_SCHEMA = pa.schema(
     [
@@ -42,6 +46,17 @@ CATALOG_SCHEMA = pa.schema(
 """Columns of a catalog. `image_offset` is the image's position in its shard: a byte offset in a tar, a row number in a
 Parquet file. It is null in a compressed tar (which is read in sequence) and for pairs without an image. `image_size` is
 in bytes, null if unknown."""
+
+IMAGE_COLUMNS = ("key", "status", "image_offset", "image_size")
+"""The catalog columns that `Source.images` needs."""
+
+PAIR_COLUMNS = ("key", "caption", "status", "image_offset", "image_size")
+"""The catalog columns that reading whole pairs needs."""
+
+
+def has_image(status: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Whether the image of each pair can be used, bool [n], from the catalog column `status` [n]."""
+    return pc.invert(pc.is_in(status, value_set=pa.array(WITHOUT_IMAGE, pa.int8())))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from orchestrator.config import Config
+from orchestrator.config.flatten import flattened
 from orchestrator.engine.console import Display
 from orchestrator.errors import UserError
 from orchestrator.storage import files
@@ -60,18 +61,10 @@ def check_folder(config: Config) -> None:
 
 def _changed(config: Config, then: Mapping[str, Any]) -> list[str]:
     """The keys that differ from another sweep's, dotted, as a user writes them."""
-    flat_now, flat_then = dict(_flat(config.model_dump(mode="json"))), dict(_flat(then))
+    flat_now, flat_then = flattened(config.model_dump(mode="json")), flattened(then)
     keys = [key for key in {**flat_now, **flat_then} if flat_now.get(key) != flat_then.get(key)]
     may_differ = tuple(f"{key}." for key in MAY_DIFFER)
     return [key.replace("selection.settings.", "selection.") for key in keys if not f"{key}.".startswith(may_differ)]
-
-
-def _flat(node: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in node.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{above}{name}.")
-        else:
-            yield f"{above}{name}", value
 
 
 def claim_folder(config: Config, display: Display) -> None:

@@ -1,4 +1,4 @@
-"""The checkpoints of a phase: one file each, written whole or not at all, in a thread beside the training steps.
+"""The checkpoints of a phase: one file each, written whole or not at all, in a thread in parallel with the steps.
 
 A phase resumes from the newest readable file. Unreadable files (cut off, damaged) are reported, and the previous one is
 used."""

@@ -1,4 +1,4 @@
-"""Batches for the training step, prepared in a thread beside it: tokens, masks and padding; page-locked for a GPU."""
+"""Batches for the training step, prepared in a thread in parallel: tokens, masks and padding; page-locked for a GPU."""
 
 from __future__ import annotations
 

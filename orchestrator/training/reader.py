@@ -22,12 +22,11 @@ from orchestrator.data.catalog import Catalog
 from orchestrator.data.keep_list import KeepList
 from orchestrator.engine.process_cache import fetched
 from orchestrator.errors import UserError
-from orchestrator.source import Part, Source, Status
+from orchestrator.source import PAIR_COLUMNS, Part, Source, Status
 from orchestrator.storage import files
 from orchestrator.training.decoding import Decoding, Rows, decode_block
 from orchestrator.training.sample_order import Pairs, SampleOrder
 
-READ_COLUMNS = ("key", "caption", "status", "image_offset", "image_size")
 OUTPUT_COLUMNS = ("caption", "key", "epoch", "ordinal")
 # windows per Ray Dataset: the plan of a dataset grows with its items
 SEGMENT_ITEMS = 256
@@ -175,7 +174,7 @@ def _catalog_rows(inputs: ReaderInputs, pairs: Pairs) -> pa.Table:
     tables, slots = [], []
     for index in np.unique(pairs.part).tolist():
         wanted = np.flatnonzero(pairs.part == index)
-        catalog = inputs.catalog.table(index, READ_COLUMNS)
+        catalog = inputs.catalog.table(index, PAIR_COLUMNS)
         rows = np.flatnonzero(inputs.keep.mask(index, catalog.num_rows))[pairs.kept_ordinal[wanted]]
         table = catalog.take(rows).append_column("part", pa.array(pairs.part[wanted]))
         table = table.append_column("epoch", pa.array(pairs.epoch[wanted]))
@@ -209,7 +208,7 @@ def _images(inputs: ReaderInputs, rows: pa.Table) -> NDArray[np.object_]:
         slots = np.flatnonzero(part == index)
         # a source takes rows in ascending order; at an epoch border a pair may occur twice, but is read once
         _, first, back = np.unique(ordinal[slots], return_index=True, return_inverse=True)
-        wanted = rows.select(READ_COLUMNS).take(slots[first])
+        wanted = rows.select(PAIR_COLUMNS).take(slots[first])
         try:
             found = np.fromiter(inputs.source.images(inputs.parts[index], wanted), object, len(first))
         except FileNotFoundError as error:

@@ -115,6 +115,15 @@ class SampleOrder:
         """Steps in a window. W is rounded to a multiple of s, so that no batch crosses a window border."""
         return max(1, round(self.window / self.lane_step))
 
+    def summary(self) -> dict[str, float]:
+        """Return the sizes for the phase's summary; epochs are rounded to four digits."""
+        return {
+            "steps": self.num_steps,
+            "samples_seen": self.num_samples,
+            "pairs": self.num_pairs,
+            "epochs": round(self.num_epochs, 4),
+        }
+
     def lane_length(self, lane: int) -> int:
         """Positions of a lane in the whole run."""
         return self._positions_before(self.num_samples, lane)

@@ -288,10 +288,7 @@ class _Worker:
             files.copy(job.artifact.path("best"), job.artifact.path("model"))
         summary = {
             "loss": phase_log.curve.records[-1]["loss"],
-            "steps": job.order.num_steps,
-            "samples_seen": job.order.num_samples,
-            "pairs": job.order.num_pairs,
-            "epochs": round(job.order.num_epochs, 4),
+            **job.order.summary(),
             "precision": self.train_step.recipe.precision,
             "seconds": self._seconds(),
             **self.bad_samples.state(),

@@ -199,7 +199,7 @@ def writer_alone(num_pairs: int, part_pairs: int, batch_size: int, put_seconds: 
             artifact = Artifact.of(folder, "embedding", version=1)
             write = Writer(artifact, (part_pairs,) * len(parts), {"image": DIM, "text": DIM}, parts)
             # a restarted writer waits for its writes at every call
-            write.started_anew = one_by_one
+            write.has_restarted = one_by_one
             began = time.monotonic()
             for batch in vectors_of(num_pairs, part_pairs, batch_size):
                 write(batch)

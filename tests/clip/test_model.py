@@ -174,7 +174,7 @@ def test_a_reference_that_cannot_be_loaded_gives_a_one_line_error(tmp_path: Path
     with pytest.raises(ValueError, match=r"ViT-B-32 alone has no weights.*laion400m_e32"):
         model.load("ViT-B-32")
     model.save(tiny_clip, tmp_path)
-    with pytest.raises(ValueError, match="brings its own weights"):
+    with pytest.raises(ValueError, match="which has weights: remove pretrained"):
         model.load(str(tmp_path), pretrained="openai")
     with pytest.raises(ValueError, match="is a file: give the model's open_clip name"):
         model.load(str(tmp_path / model.WEIGHTS_FILE))

@@ -19,8 +19,8 @@ import pytest
 from orchestrator.data.catalog import Catalog, part_rows
 from orchestrator.data.join import Aligned
 from orchestrator.embedding import precomputed, precomputed_files
-from orchestrator.embedding.precomputed import brought_stages
-from orchestrator.embedding.precomputed_files import Columns, open_brought
+from orchestrator.embedding.precomputed import precomputed_stages
+from orchestrator.embedding.precomputed_files import Columns, open_precomputed
 from orchestrator.embedding.vectors import Embedding
 from orchestrator.engine.console import Display
 from orchestrator.errors import UserError
@@ -117,7 +117,7 @@ def write_columns(told: Told, folder: Path, kind: str = "fixed") -> str:
 def stages_of(folder: Path, catalog: Catalog, node: Mapping[str, Any]) -> Any:
     source = {"format": "table", "uri": "nothing"}
     config = config_of(source, folder / "store", embedding={"theirs": {"max_missing": 0.3, **node}})
-    return brought_stages(config, "theirs", catalog)
+    return precomputed_stages(config, "theirs", catalog)
 
 
 def build(folder: Path, catalog: Catalog, node: Mapping[str, Any]) -> Embedding:
@@ -211,8 +211,8 @@ def test_a_row_group_is_read_once_a_run_not_once_a_part(
     for stage in stages:
         stage.build(Display())
     config = config_of({"format": "table"}, tmp_path, embedding={"c": node})
-    opened, parts = open_brought(config.embedding["c"], "c"), part_rows(catalog)  # type: ignore[arg-type]
-    work = precomputed._work(catalog, opened, Aligned(stages[-1].artifact), {"image": dim})
+    opened, parts = open_precomputed(config.embedding["c"], "c"), part_rows(catalog)  # type: ignore[arg-type]
+    work = precomputed.FetchRun(catalog, opened, Aligned(stages[-1].artifact), {"image": dim})
     # as small against these row groups as they are against real ones
     monkeypatch.setattr(precomputed_files, "COLUMN_BUFFER", 4096)
     monkeypatch.setattr(precomputed_files, "CHUNK_ROWS", 10)
@@ -233,7 +233,7 @@ def test_runs_are_of_bounded_bytes(told: Told, catalog: Catalog, tmp_path: Path)
     columns = {"kind": "columns", "uri": write_columns(told, tmp_path / "columns"), "text_column": "words"}
     arrays = {"kind": "clip_retrieval", "uri": write_clip_retrieval(told, tmp_path / "arrays")}
     config = config_of({"format": "table"}, tmp_path, embedding={"columns": columns, "arrays": arrays})
-    opened = {name: open_brought(settings, name) for name, settings in config.embedding.items()}  # type: ignore[arg-type]
+    opened = {name: open_precomputed(settings, name) for name, settings in config.embedding.items()}  # type: ignore[arg-type]
     part = part_rows(catalog)[0]
     assert precomputed._share(opened["columns"], 2 * DIM, part) == ROWS[0] * 2 * DIM * 2 / precomputed.RUN_BYTES
     assert precomputed._share(opened["arrays"], 2 * DIM, part) == 1
@@ -256,7 +256,8 @@ def test_more_missing_than_allowed(told: Told, catalog: Catalog, tmp_path: Path)
         build(tmp_path, catalog, {"kind": "clip_retrieval", "uri": uri, "max_missing": 0.05})
     message = str(error.value)
     assert "\n" not in message
-    assert f"{len(usable) - len(missing):,} of {len(usable):,} pairs with an image were found by key" in message
+    found = f"matched by key, {len(usable) - len(missing):,} of {len(usable):,} pairs with an image have a vector"
+    assert f"{found} and {len(missing):,} have none" in message
     assert f"{len(missing)} were not, at most 5.0% allowed" in message
     assert ", ".join(missing[:3]) in message
     assert ", ".join(foreign[:3]) in message
@@ -334,7 +335,7 @@ def test_vectors_of_two_lengths_in_a_column(told: Told, tmp_path: Path) -> None:
     table = pa.table({"key": ["a", "b", "c"], "image_embedding": [None, [1.0, 2.0], [1.0]]})
     pq.write_table(table, tmp_path / "theirs" / "0.parquet")
     config = config_of({"format": "table"}, tmp_path, embedding={"c": {"kind": "columns", "uri": f"{tmp_path}/theirs"}})
-    columns = open_brought(config.embedding["c"], "c")  # type: ignore[arg-type]
+    columns = open_precomputed(config.embedding["c"], "c")  # type: ignore[arg-type]
     assert isinstance(columns, Columns)
     assert columns.dims() == {"image": 2}
     with pytest.raises(UserError, match="holds vectors of 1 numbers, expected 2"):
@@ -377,7 +378,7 @@ def test_rows_of_a_column_in_a_bucket(s3_bucket: str, tmp_path: Path, monkeypatc
     files.write(f"{s3_bucket}/theirs/a.parquet", (tmp_path / "a.parquet").read_bytes())
     node = {"kind": "columns", "uri": f"{s3_bucket}/theirs"}
     config = config_of({"format": "table"}, tmp_path, embedding={"c": node})
-    opened = open_brought(config.embedding["c"], "c")  # type: ignore[arg-type]
+    opened = open_precomputed(config.embedding["c"], "c")  # type: ignore[arg-type]
     # many requests a row group
     monkeypatch.setattr(precomputed_files, "COLUMN_BUFFER", 8192)
     rows = np.array([3, 3, 250, 399, 400, 899])

@@ -188,10 +188,8 @@ def test_rows_that_come_twice_do_not_end_it_early(artifact: Artifact) -> None:
     check(artifact, parts)
 
 
-def test_a_writer_started_anew_leaves_nothing_behind_any_call(
-    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(writer, "_started_anew", lambda: True)
+def test_a_restarted_writer_leaves_nothing_behind_any_call(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "_has_restarted", lambda: True)
     write = writer_of(artifact, list(range(NUM_PARTS)))
     # the first parts were another process's, which has lost the beginning of this one
     late = list(batches(list(range(10, 20)), 2 * ROWS, None))
@@ -203,10 +201,10 @@ def test_a_writer_started_anew_leaves_nothing_behind_any_call(
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_an_actor_knows_that_it_was_started_anew(tmp_path: Path) -> None:
+def test_an_actor_knows_that_it_restarted(tmp_path: Path) -> None:
     class Actor:
         def __init__(self) -> None:
-            self.told = writer._started_anew()
+            self.told = writer._has_restarted()
 
         def ask(self) -> bool:
             return self.told
@@ -221,4 +219,4 @@ def test_an_actor_knows_that_it_was_started_anew(tmp_path: Path) -> None:
     assert ray.get(actor.ask.remote()) is False
     ray.get(actor.die.remote())
     assert ray.get(actor.ask.remote()) is True
-    assert writer._started_anew() is False
+    assert writer._has_restarted() is False

@@ -71,7 +71,7 @@ def test_metaclip_does_not_depend_on_parts(table: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("metadata", "said"),
-    [(None, "metadata is missing"), ("none.json", "no metadata at"), ("empty.txt", "no list of entries")],
+    [(None, "metadata is missing"), ("none.json", "no metadata at"), ("empty.txt", "not a list of entries")],
 )
 def test_metadata_that_is_none(table: str, metadata: str | None, said: str, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("\n")

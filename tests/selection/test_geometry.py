@@ -14,7 +14,7 @@ from orchestrator.clustering.train import read_centroids
 from orchestrator.engine.role import Role
 from orchestrator.errors import UserError
 from orchestrator.pruning.order import STREAM, random_keys
-from orchestrator.selection import near_duplicates
+from orchestrator.selection import buckets
 from orchestrator.selection.dbp import read_quotas
 from orchestrator.selection.similarity import bucket_parts, read_compared
 from tests.support.commands import Shell
@@ -79,7 +79,7 @@ def test_a_large_cluster_compared_by_several_tasks_is_the_same(tmp_path: Path, m
     steps = {"semdedup": {"clustering": {**CLUSTERING, "k": 2}, "eps": 0.02}}
     whole = many.select(steps)
     # clusters of about 1,100 pairs are two tiles and a bit
-    monkeypatch.setattr(near_duplicates, "COMPARISONS_PER_TASK", 300_000)
+    monkeypatch.setattr(buckets, "COMPARISONS_PER_TASK", 300_000)
     shared = EmbeddedPool(many.table, many.vectors, tmp_path / "several").select(steps)
     one, several = (artifact(found, Role.COMPARE, "semdedup") for found in (whole, shared))
     assert (len(one.parts), len(several.parts)) == (1, 5)

@@ -125,7 +125,10 @@ def test_pairs_of_the_list_that_were_not_downloaded(exported: Path, tmp_path: Pa
         apply(tmp_path, uri, node)
     message = str(error.value)
     assert "\n" not in message
-    assert f"selection.keep_list: 6 of the list's {len(kept)} are not in the pool by url, at most 5.0%" in message
+    assert (
+        f"selection.keep_list: the pool lacks 6 of the {len(kept)} pairs on the list, matched by url; at most 5.0%"
+        in message
+    )
     assert ", ".join(sorted(map(url_of, lost))[:3]) in message
     assert "raise selection.keep_list.max_missing" in message
     found = apply(tmp_path, uri, {**node, "max_missing": 0.2})

@@ -14,7 +14,7 @@ from orchestrator.engine.parts import PartResult, num_done, part_path, write_par
 from orchestrator.engine.role import Role
 from orchestrator.engine.stage import Stage
 from orchestrator.selection import selection_stages
-from orchestrator.selection.metaclip import _rule, _sum_work, read_counts
+from orchestrator.selection.metaclip import DrawRule, EntrySums, read_counts
 from orchestrator.source import open_source
 from orchestrator.storage import files
 from orchestrator.storage.npy import to_npy
@@ -53,7 +53,7 @@ def test_an_actor_reads_one_file_of_counts(
     stages, settings = planned(tmp_path)
     counts = counted(stages, groups)
     summed = next(stage.artifact for stage in stages if stage.role == Role.SUM_ENTRIES)
-    write_part(summed, 0, _sum_work(counts)(None))
+    write_part(summed, 0, EntrySums(counts)(None))
     assert num_done(summed) == 1, "a resumed run finds it"
     found = read_counts(summed)
     assert found.dtype == np.int64
@@ -61,7 +61,7 @@ def test_an_actor_reads_one_file_of_counts(
     read: list[str] = []
     kept = files.read
     monkeypatch.setattr(files, "read", lambda uri: read.append(uri) or kept(uri))
-    _rule(Catalog(counts), str(tmp_path / "entries.txt"), summed, settings)
+    DrawRule.load(Catalog(counts), str(tmp_path / "entries.txt"), summed, settings)
     assert [uri for uri in read if uri.endswith(".npy")] == [part_path(summed, 0, "npy")]
 
 

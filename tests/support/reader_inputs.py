@@ -1,4 +1,4 @@
-"""Feeds of training without a selection or a run: what reading a window takes."""
+"""Inputs for reading training samples, without a selection or a run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.pools import write_catalog
 def reader_inputs(
     source: Source, folder: Path, keep_list: type[KeepList], *, epochs: int, batch: int, lanes: int, window: int
 ) -> ReaderInputs:
-    """A inputs of what the list keeps of a source, catalogued in `folder`."""
+    """Return inputs for the pairs of a source that the keep list keeps; the catalog is written to `folder`."""
     tables = [source.catalog(part).table for part in source.parts()]
     rows = [table.num_rows for table in tables]
     catalog = write_catalog(folder, pa.concat_tables(tables).to_pylist(), rows)

@@ -1,4 +1,4 @@
-"""A training run that is long enough to be disturbed, its record, and how it is disturbed."""
+"""A training run that is long enough to be interrupted, and helpers to read its curve, batches and checkpoints."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ STEPS = SAMPLES // BATCH
 
 
 def command_of(tiny_conf: str, folder: Path) -> str:
-    """Trains with two workers for 180 steps of 16 pairs on the pool in `folder`, which it writes; checkpoints every
-    12."""
+    """Return a command that trains for 180 steps of 16 pairs with two workers, with a checkpoint every 12 steps.
+
+    The pool is written to `folder` if it is not there."""
     if not (folder / "pool").exists():
         write_tars(folder / "pool", make_pairs(NUM_PAIRS), num_shards=3)
     command = tiny_command(tiny_conf, "pool").replace("evaluation.zero_shot.uri=zs.tar", "finetune.enabled=false")
@@ -31,23 +32,23 @@ def command_of(tiny_conf: str, folder: Path) -> str:
 
 
 def phase_folder(folder: Path) -> Path:
-    """Where the run in `folder` trains."""
+    """Return the folder of the training phase of the run in `folder`."""
     (phase,) = (folder / "STORE" / "pretrain").iterdir()
     return phase
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The whole checkpoints so far, oldest first."""
+    """Return the complete checkpoints, oldest first."""
     return sorted((folder / "STORE" / "pretrain").glob("*/checkpoints/step_*.pt"))
 
 
 def curve(folder: Path) -> list[dict[str, Any]]:
-    """The records of the logged steps."""
+    """Return the records of the logged steps."""
     return [json.loads(line) for line in (phase_folder(folder) / "metrics.jsonl").read_text().splitlines()]
 
 
 def batches(folder: Path) -> dict[int, list[str]]:
-    """The keys of every global batch."""
+    """Return the keys of every global batch, by step."""
     table = pq.read_table(phase_folder(folder) / "batches")
     found: dict[int, list[str]] = {}
     for step, key in zip(table["step"].to_pylist(), table["key"].to_pylist(), strict=True):
@@ -56,11 +57,11 @@ def batches(folder: Path) -> dict[int, list[str]]:
 
 
 def wait_for_checkpoints(count: int, folder: Path, process: subprocess.Popen[bytes]) -> list[Path]:
-    """Until the run has written so many (only the newest two stay)."""
+    """Wait until the run has written `count` checkpoints (only the newest two stay)."""
     wanted = f"step_{count * CHECKPOINT_EVERY:012d}.pt"
     return wait_for(lambda: [path for path in checkpoints(folder) if path.name >= wanted], process)
 
 
 def said(folder: Path) -> str:
-    """What the disturbed command told its user."""
+    """Return the output of the interrupted command."""
     return (folder / "log.txt").read_text()

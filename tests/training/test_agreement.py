@@ -1,4 +1,4 @@
-"""What all ranks agree on: any rank's wish counts, the first mistake ends all."""
+"""Agreement of all ranks: one rank's request is enough, and the first error ends all of them."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ import pytest
 from orchestrator.training.agreement import AgreedError, CheckpointTimer, RankRequest, from_first, gather
 
 
-def test_any_ranks_wish_is_everyones() -> None:
+def test_the_request_of_one_rank_applies_to_all() -> None:
     assert RankRequest.of_all([RankRequest(), RankRequest()]) == RankRequest()
     assert RankRequest.of_all([RankRequest(stop=True), RankRequest()]) == RankRequest(stop=True)
     assert RankRequest.of_all([RankRequest(), RankRequest(checkpoint=True)]) == RankRequest(checkpoint=True)
 
 
-def test_the_first_mistake_ends_all() -> None:
+def test_the_first_error_ends_all_ranks() -> None:
     with pytest.raises(AgreedError, match="first"):
         RankRequest.of_all([RankRequest(stop=True), RankRequest(error="first"), RankRequest(error="second")])
 
 
-def test_one_rank_agrees_with_itself() -> None:
+def test_a_single_rank_needs_no_exchange() -> None:
     assert gather("a", 1) == ["a"]
     assert from_first("a", 1) == "a"
 
 
-def test_the_clock() -> None:
+def test_the_checkpoint_timer_is_due_after_its_interval() -> None:
     assert not CheckpointTimer(None).is_due()
     assert not CheckpointTimer(5.0).is_due()
     timer = CheckpointTimer(1e-9)

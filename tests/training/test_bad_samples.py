@@ -1,4 +1,4 @@
-"""Unusable pairs: counted, named, limited, and carried over a restart."""
+"""Bad samples are counted over all ranks, named, limited, and kept over a restart."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def merge(samples: BadSamples, seen: int) -> None:
     samples.merge([samples.take_new()], "pretrain", seen)
 
 
-def test_bad_pairs_are_counted_and_named() -> None:
+def test_bad_samples_are_counted_and_named() -> None:
     samples = BadSamples(max_share=0.05)
     samples.add(rows("", "undecodable: no", "", NO_CAPTION))
     merge(samples, 4)
@@ -28,7 +28,7 @@ def test_bad_pairs_are_counted_and_named() -> None:
     assert samples.examples == ["001: undecodable: no", f"003: {NO_CAPTION}"]
 
 
-def test_those_of_all_ranks_are_added_up_and_told_once() -> None:
+def test_counts_of_all_ranks_are_added_once() -> None:
     first, second = BadSamples(max_share=0.5), BadSamples(max_share=0.5)
     first.add(rows("undecodable: no", ""))
     second.add(rows("", NO_CAPTION))
@@ -39,21 +39,21 @@ def test_those_of_all_ranks_are_added_up_and_told_once() -> None:
     assert first.take_new() == (0, 0, [])
 
 
-def test_a_share_above_the_limit_ends_the_phase() -> None:
+def test_too_many_bad_samples_end_the_phase() -> None:
     samples = BadSamples(max_share=0.01)
     samples.add(rows(*["undecodable: no"] * 50))
     with pytest.raises(AgreedError, match=r"50 of 1,000 samples.*training\.max_bad_pairs"):
         merge(samples, 1000)
 
 
-def test_a_few_early_ones_and_any_without_caption_do_not() -> None:
+def test_a_few_early_bad_samples_and_missing_captions_do_not_end_the_phase() -> None:
     samples = BadSamples(max_share=0.05)
     samples.add(rows("undecodable: no", "undecodable: no", *[NO_CAPTION] * 30))
     merge(samples, 32)
     assert samples.total == 32
 
 
-def test_counts_survive_a_restart() -> None:
+def test_counts_are_restored_after_a_restart() -> None:
     samples = BadSamples(max_share=0.5)
     samples.add(rows("", "undecodable: no"))
     merge(samples, 2)

@@ -1,4 +1,4 @@
-"""The log of batches: every step once, whatever was interrupted."""
+"""The batch log has every step once, also after interruptions."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ def recorded(folder: Path) -> list[tuple[int, str]]:
     return sorted(zip(table["step"].to_pylist(), table["key"].to_pylist(), strict=True))
 
 
-def test_an_interrupted_record_is_that_of_the_whole(tmp_path: Path) -> None:
+def test_an_interrupted_log_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     train(tmp_path / "whole", range(10), num_ranks=2, flush_at={4, 8, 10})
-    # lost: the steps after the flush at 8, and that flush itself, as its checkpoint was not whole
+    # the restart repeats the steps after 4: the checkpoint at 8 was not complete, so its flush is dropped too
     train(tmp_path / "cut", range(9), num_ranks=2, flush_at={4, 8})
     train(tmp_path / "cut", range(4, 10), num_ranks=2, flush_at={8, 10})
     assert recorded(tmp_path / "cut") == recorded(tmp_path / "whole")
     assert len(recorded(tmp_path / "cut")) == 10 * 2 * 2
 
 
-def test_another_number_of_ranks_takes_over(tmp_path: Path) -> None:
+def test_a_log_continues_with_another_number_of_ranks(tmp_path: Path) -> None:
     train(tmp_path, range(9), num_ranks=2, flush_at={4, 8})
     train(tmp_path, range(4, 6), num_ranks=1, flush_at={6})
     steps = [step for step, _ in recorded(tmp_path)]

@@ -1,4 +1,4 @@
-"""The curve's file: its bytes are those of its records, however often it is written, and writing it costs little."""
+"""The curve's file: its bytes equal those of its records after any number of writes, and writing costs little."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def lines(*steps: int) -> bytes:
 
 
 class Slow:
-    """A clock that stands still but for writing, which takes `seconds`, and for what is added."""
+    """A clock that moves only when it is told to, and by `seconds` for each write."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: float):
         self.now, self.num_writes = 0.0, 0
@@ -37,7 +37,7 @@ class Slow:
         monkeypatch.setattr(files, "write", slowly)
 
 
-def test_a_phase_that_is_resumed_has_the_lines_of_one_that_is_not(tmp_path: Path) -> None:
+def test_a_resumed_phase_has_the_lines_of_an_uninterrupted_one(tmp_path: Path) -> None:
     for first_step, steps in ((0, (1, 2, 3, 4)), (2, (3, 4, 5)), (5, ())):
         curve = Curve(str(tmp_path), first_step=first_step)
         for step in steps:
@@ -49,7 +49,7 @@ def test_a_phase_that_is_resumed_has_the_lines_of_one_that_is_not(tmp_path: Path
     assert curve.records == [record(step) for step in range(1, 6)]
 
 
-def test_a_record_is_encoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_record_is_encoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded: list[int] = []
 
     def dumps(value: dict[str, Any]) -> str:
@@ -66,7 +66,9 @@ def test_a_record_is_encoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [(0.0, FLUSH_SECONDS), (0.05, FLUSH_SECONDS), (0.5, 50.0)])
-def test_slow_writing_is_rare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, expected: float) -> None:
+def test_a_slow_file_is_written_less_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, expected: float
+) -> None:
     clock = Slow(monkeypatch, seconds)
     curve = Curve(str(tmp_path), first_step=0)
     curve.flush()
@@ -76,6 +78,6 @@ def test_slow_writing_is_rare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, s
         assert clock.num_writes == writes
     curve.log(record(5))
     assert clock.num_writes == 3
-    # a checkpoint and the end wait for nothing
+    # a checkpoint and the end write at once
     curve.flush()
     assert (tmp_path / "metrics.jsonl").read_bytes() == lines(1, 2, 3, 4, 5)

@@ -1,4 +1,4 @@
-"""Batches as the learner takes them: every rank the same number of slots, keys that name the pair and the epoch."""
+"""Batches for the training step: the same number of slots on every rank, and keys of the pair and the epoch."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def rows(num_rows: int) -> dict[str, np.ndarray]:
     }
 
 
-def test_a_full_share(clip: Clip) -> None:
+def test_a_full_share_is_not_padded(clip: Clip) -> None:
     batch = to_batch(*decoded_pixels(rows(4)), clip, 4)
     assert batch.images.shape == (4, 3, 16, 16)
     assert batch.images.dtype == torch.uint8
@@ -46,7 +46,7 @@ def test_a_full_share(clip: Clip) -> None:
 
 
 @pytest.mark.parametrize("num_rows", [1, 3])
-def test_a_short_share_is_filled_with_masked_repeats(clip: Clip, num_rows: int) -> None:
+def test_a_short_share_is_padded_with_masked_repeats(clip: Clip, num_rows: int) -> None:
     batch = to_batch(*decoded_pixels(rows(num_rows)), clip, 7)
     whole = to_batch(*decoded_pixels(rows(num_rows)), clip, num_rows)
     assert len(batch.images) == len(batch.texts) == len(batch.valid) == 7
@@ -62,7 +62,7 @@ def test_a_share_without_a_pair_is_all_masked(clip: Clip) -> None:
     assert not batch.valid.any()
 
 
-def test_items_come_in_order_and_are_made_beside() -> None:
+def test_prefetched_items_come_in_order_and_are_made_ahead() -> None:
     made = []
 
     def items() -> Iterator[int]:
@@ -75,11 +75,11 @@ def test_items_come_in_order_and_are_made_beside() -> None:
     end = time.monotonic() + 10
     while len(made) < 4 and time.monotonic() < end:
         time.sleep(0.01)
-    assert made == [0, 1, 2, 3], "one given, two waiting, one in hand"
+    assert made == [0, 1, 2, 3], "one yielded, two in the queue, one made"
     assert list(found) == [1, 2, 3, 4]
 
 
-def test_its_errors_come_out_where_the_items_are_used() -> None:
+def test_an_error_in_the_thread_is_raised_where_the_items_are_used() -> None:
     def items() -> Iterator[int]:
         yield 1
         raise FileNotFoundError("a shard is gone")

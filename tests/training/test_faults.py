@@ -1,6 +1,6 @@
-"""Training disturbed in every way and started again: the very next global batch, every batch once, the same losses.
+"""Training after failures of every kind: it resumes with exactly the next global batch, and gives the same losses.
 
-Each test disturbs a run of 180 steps; what it is compared with is one that nobody disturbed."""
+Each test interrupts a run of 180 steps and compares it with an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ WORKER, RAYLET, HEAD = "RayTrainWorker", "raylet/raylet", "gcs_server"
 
 
 @pytest.fixture(scope="module")
-def undisturbed(typed: Shell, tiny_conf: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run from one end to the other."""
-    folder = tmp_path_factory.mktemp("undisturbed")
+def uninterrupted(typed: Shell, tiny_conf: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an uninterrupted run."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
     done = typed(command_of(tiny_conf, folder), cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder
@@ -46,19 +46,19 @@ def undisturbed(typed: Shell, tiny_conf: str, tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture
 def command(tiny_conf: str, tmp_path: Path) -> str:
-    """The command of the same run in a folder of the test's own."""
+    """The command of the same run in the folder of the test."""
     return command_of(tiny_conf, tmp_path)
 
 
 @pytest.fixture(scope="module")
 def env(ray_cluster: str) -> dict[str, str]:
-    """What makes a command use the session's cluster."""
+    """The environment that makes a command use the test session's cluster."""
     return {"RAY_ADDRESS": ray_cluster, "RAY_AUTH_MODE": "token"}
 
 
 @pytest.fixture(scope="module")
 def killed_once(tiny_conf: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The folder of a run that was killed with its driver and cluster after its third checkpoint, and a copy of it."""
+    """The folder of a run whose driver and cluster were killed after its third checkpoint, and a copy of it."""
     folder, copy = (tmp_path_factory.mktemp(name) for name in ("killed", "copy"))
     with started(command_of(tiny_conf, folder), folder) as process:
         wait_for_checkpoints(3, folder, process)
@@ -69,41 +69,41 @@ def killed_once(tiny_conf: str, tmp_path_factory: pytest.TempPathFactory) -> tup
 
 @pytest.fixture
 def killed(killed_once: tuple[Path, Path]) -> Path:
-    """That folder, as the kill left it: a pool is known by its place, so every test goes on in the same."""
+    """That folder, as it was after the kill; always the same path, because the fingerprint of a pool has its URI."""
     folder, copy = killed_once
     shutil.rmtree(folder)
     return Path(shutil.copytree(copy, folder))
 
 
-def check_same(folder: Path, undisturbed: Path, *, num_losses: int = STEPS) -> None:
-    """The same pairs in every global batch as in the undisturbed run, every step once, and the same losses."""
-    ours, theirs = curve(folder), curve(undisturbed)
+def check_same(folder: Path, uninterrupted: Path, *, num_losses: int = STEPS) -> None:
+    """Check that every global batch and every loss equal those of the uninterrupted run, each step once."""
+    ours, theirs = curve(folder), curve(uninterrupted)
     assert [record["step"] for record in ours] == list(range(1, STEPS + 1))
-    assert batches(folder) == batches(undisturbed)
+    assert batches(folder) == batches(uninterrupted)
     assert [record["loss"] for record in ours[:num_losses]] == pytest.approx(
         [record["loss"] for record in theirs[:num_losses]], abs=1e-5
     )
     assert (folder / "OUT" / "model" / "open_clip_model.safetensors").exists()
-    assert not checkpoints(folder), "of no use any more"
+    assert not checkpoints(folder), "a finished phase has no checkpoints"
 
 
 def resume(shell: Shell, command: str, folder: Path, *, after: int, **how: Any) -> subprocess.CompletedProcess[str]:
-    """Types the command again; it must not do the steps up to `after` once more."""
+    """Run the command again; it must not repeat the steps up to `after`."""
     before = [record for record in curve(folder) if record["step"] <= after]
     done = shell(command, cwd=folder, **how)
     assert done.returncode == 0, done.stderr
-    # pace and all: these are the very records of the first attempt
+    # also the pace is equal: these are the records of the first attempt
     assert curve(folder)[: len(before)] == before
     return done
 
 
 def last_step(folder: Path) -> int:
-    """Of the newest checkpoint."""
+    """Return the step of the newest checkpoint."""
     return int(checkpoints(folder)[-1].stem.removeprefix("step_"))
 
 
-def test_undisturbed_every_pair_comes_once_an_epoch(undisturbed: Path) -> None:
-    keys = list(batches(undisturbed).values())
+def test_without_interruption_every_pair_comes_once_per_epoch(uninterrupted: Path) -> None:
+    keys = list(batches(uninterrupted).values())
     assert [len(batch) for batch in keys] == [BATCH] * STEPS
     an_epoch = NUM_PAIRS // BATCH
     for start in range(0, STEPS, an_epoch):
@@ -111,19 +111,23 @@ def test_undisturbed_every_pair_comes_once_an_epoch(undisturbed: Path) -> None:
         assert len(set(epoch)) == len(epoch) == NUM_PAIRS
 
 
-def test_one_worker_killed(command: str, tmp_path: Path, env: dict[str, str], undisturbed: Path) -> None:
+def test_training_continues_after_a_worker_is_killed(
+    command: str, tmp_path: Path, env: dict[str, str], uninterrupted: Path
+) -> None:
     with started(command, tmp_path) as process:
         wait_for_checkpoints(2, tmp_path, process)
         workers = called(WORKER, descendants(process.pid))
         assert len(workers) == 2
         os.kill(workers[0].pid, signal.SIGKILL)
         assert process.wait(timeout=500) == 0, said(tmp_path)
-    check_same(tmp_path, undisturbed)
+    check_same(tmp_path, uninterrupted)
 
 
 @pytest.mark.long
-def test_the_head_of_the_cluster_killed(command: str, tmp_path: Path, typed: Shell, undisturbed: Path) -> None:
-    # a driver waits a minute for its head to come back
+def test_training_resumes_after_the_head_of_the_cluster_is_killed(
+    command: str, tmp_path: Path, typed: Shell, uninterrupted: Path
+) -> None:
+    # by default a driver waits a minute for the head node to come back
     with started(command, tmp_path, {"RAY_gcs_rpc_server_reconnect_timeout_s": "10"}) as process:
         wait_for_checkpoints(2, tmp_path, process)
         family = descendants(process.pid)
@@ -131,11 +135,11 @@ def test_the_head_of_the_cluster_killed(command: str, tmp_path: Path, typed: She
             one.kill()
         assert process.wait(timeout=300) not in (0, None)
     resume(typed, command, tmp_path, after=last_step(tmp_path))
-    check_same(tmp_path, undisturbed)
+    check_same(tmp_path, uninterrupted)
 
 
-def test_driver_and_cluster_killed_the_newest_checkpoint_cut_off_and_more_workers_take_over(
-    command: str, killed: Path, typed: Shell, undisturbed: Path
+def test_training_resumes_from_the_previous_checkpoint_with_more_workers(
+    command: str, killed: Path, typed: Shell, uninterrupted: Path
 ) -> None:
     before, newest = checkpoints(killed)[-2:]
     os.truncate(newest, newest.stat().st_size // 2)
@@ -143,11 +147,11 @@ def test_driver_and_cluster_killed_the_newest_checkpoint_cut_off_and_more_worker
     done = resume(typed, f"{command} training.num_workers=4", killed, after=step)
     assert "using the one before it" in done.stdout
     assert newest.name in done.stdout
-    check_same(killed, undisturbed, num_losses=step + 20)
+    check_same(killed, uninterrupted, num_losses=step + 20)
 
 
 @pytest.mark.long
-def test_a_shard_that_changed_is_another_pool(command: str, killed: Path, typed: Shell) -> None:
+def test_training_starts_again_after_a_shard_has_changed(command: str, killed: Path, typed: Shell) -> None:
     before = phase_folder(killed)
     pairs = make_pairs(NUM_PAIRS)
     pairs[50] = Pair(pairs[50].key, "another caption", pairs[49].image)
@@ -155,19 +159,21 @@ def test_a_shard_that_changed_is_another_pool(command: str, killed: Path, typed:
     done = typed(f"{command} training.epochs=1", cwd=killed)
     assert done.returncode == 0, done.stderr
     (after,) = set((killed / "STORE" / "pretrain").iterdir()) - {before}
-    assert len((after / "metrics.jsonl").read_text().splitlines()) == NUM_PAIRS // BATCH, "from the first step on"
+    assert len((after / "metrics.jsonl").read_text().splitlines()) == NUM_PAIRS // BATCH, (
+        "training starts at the first step"
+    )
 
 
 @pytest.mark.long
-def test_a_shard_gone_a_full_disk_and_sigterm_one_after_the_other(
-    command: str, tmp_path: Path, typed: Shell, env: dict[str, str], undisturbed: Path
+def test_training_resumes_after_a_missing_shard_a_full_disk_and_a_sigterm(
+    command: str, tmp_path: Path, typed: Shell, env: dict[str, str], uninterrupted: Path
 ) -> None:
     with small_disk(tmp_path / "STORE", "64m") as disk:
         without_a_shard(command, tmp_path, env)
         on_a_full_disk(command, tmp_path, env, disk / "ballast")
-        told_to_stop(command, tmp_path, env)
+        stopped_by_sigterm(command, tmp_path, env)
         resume(typed, command, tmp_path, after=last_step(tmp_path))
-        check_same(tmp_path, undisturbed)
+        check_same(tmp_path, uninterrupted)
 
 
 def without_a_shard(command: str, folder: Path, env: dict[str, str]) -> None:
@@ -191,16 +197,16 @@ def on_a_full_disk(command: str, folder: Path, env: dict[str, str], ballast: Pat
         ballast.write_bytes(bytes(free.f_bavail * free.f_frsize))
         assert process.wait(timeout=300) == 2, said(folder)
     assert "No space left on device" in said(folder).splitlines()[-1]
-    assert last_step(folder) > before, "the checkpoints before it are whole"
+    assert last_step(folder) > before, "the checkpoints before it are complete"
     ballast.unlink()
 
 
 def num_sessions(folder: Path) -> int:
-    """Times that training has begun: each has events of its own."""
+    """Return how often training has started: each start writes an event file."""
     return len(list(folder.glob("STORE/pretrain/*/tensorboard/*")))
 
 
-def told_to_stop(command: str, folder: Path, env: dict[str, str]) -> None:
+def stopped_by_sigterm(command: str, folder: Path, env: dict[str, str]) -> None:
     before, sessions = last_step(folder), num_sessions(folder)
     with started(f"{command} training.checkpoint_every_steps=10000", folder, env) as process:
         wait_for(lambda: num_sessions(folder) > sessions, process)
@@ -210,15 +216,17 @@ def told_to_stop(command: str, folder: Path, env: dict[str, str]) -> None:
     assert last_step(folder) > before
 
 
-def test_a_loss_that_is_no_number(command: str, tmp_path: Path, typed: Shell) -> None:
+def test_a_loss_that_is_not_finite_ends_the_run_without_a_checkpoint(
+    command: str, tmp_path: Path, typed: Shell
+) -> None:
     done = typed(f"{command} training.lr=1e30 training.log_every_steps=7", cwd=tmp_path)
     assert done.returncode == 2
     (line,) = done.stderr.strip().splitlines()
     assert "not finite at step" in line
     assert "bad_batch.json" in line
-    assert not checkpoints(tmp_path), "no state that is not finite is kept"
+    assert not checkpoints(tmp_path), "a state that is not finite is not saved"
 
 
-def test_no_worker_is_left_behind(ray_cluster: str) -> None:
+def test_no_worker_process_is_left(ray_cluster: str) -> None:
     ours = psutil.Process().children(recursive=True)
     assert not [one for one in called(WORKER, ours) if one.status() != psutil.STATUS_ZOMBIE]

@@ -1,5 +1,6 @@
-"""JPEGs decoded by the worker: the pixels that the reading tasks would have made, on a CPU and, where there is one, on
-a GPU; what no JPEG decoder takes comes decoded_rows, what is damaged is masked."""
+"""JPEGs decoded in workers, on a CPU and, if there is one, a GPU: the pixels equal those of decoding tasks.
+
+Formats that the JPEG decoder does not support are decoded in tasks; damaged images are masked."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ TOLERANCE = {"cpu": 1.0, "cuda": 4.0}
 
 
 def smooth(width: int, height: int) -> Image.Image:
-    """Waves of three colours."""
+    """Return an image with waves of three colours."""
     x, y = np.meshgrid(np.linspace(0, 9, width), np.linspace(0, 7, height))
     waves = np.stack([np.sin(x), np.cos(y), np.sin(x + y)], axis=2)
     return Image.fromarray((127.5 + 127.5 * waves).astype(np.uint8))
@@ -68,7 +69,7 @@ def block_of(pictures: dict[str, bytes | None]) -> pa.Table:
 
 
 def decoding(limit: int = 1_000_000) -> Decoding:
-    """At the workers, undrafted, flipped now and then."""
+    """Decoding in workers, without draft decoding, with random flips."""
     return Decoding(
         image_size=SIZE,
         decode_in="workers",
@@ -87,24 +88,24 @@ def by_worker(pictures: dict[str, bytes | None], device: str) -> tuple[dict[str,
 
 
 @pytest.mark.parametrize("device", ["cpu", GPU])
-def test_the_pixels_are_those_of_the_reading_tasks(device: str) -> None:
+def test_the_pixels_equal_those_of_decoding_tasks(device: str) -> None:
     rows, images = by_worker(PICTURES, device)
     theirs = decoded_rows(block_of(PICTURES), decoding())
     assert rows["valid"].all()
     for name, ours, expected in zip(PICTURES, images, theirs["image"], strict=True):
         assert np.abs(ours - expected).mean() <= TOLERANCE[device], name
-        assert expected.std() > 20, "a picture that tells whether it was mirrored"
+        assert expected.std() > 20, "the image must differ from its mirror image"
 
 
-def test_only_jpegs_travel_encoded() -> None:
+def test_only_jpegs_are_sent_encoded() -> None:
     rows = encoded_rows(block_of(PICTURES), decoding())
-    travels = {name: bool(box[2]) for name, box in zip(PICTURES, rows["box"], strict=True)}
-    assert travels == {name: name not in ("four colours", "png") for name in PICTURES}
-    assert all(rows["encoded"][row] == PICTURES[name] for row, name in enumerate(PICTURES) if travels[name])
+    is_encoded = {name: bool(box[2]) for name, box in zip(PICTURES, rows["box"], strict=True)}
+    assert is_encoded == {name: name not in ("four colours", "png") for name in PICTURES}
+    assert all(rows["encoded"][row] == PICTURES[name] for row, name in enumerate(PICTURES) if is_encoded[name])
 
 
 @pytest.mark.parametrize("device", ["cpu", GPU])
-def test_what_is_broken_is_masked_and_named_and_harms_no_other(device: str) -> None:
+def test_damaged_images_are_masked_and_named_and_do_not_change_others(device: str) -> None:
     rows, images = by_worker({**PICTURES, **BROKEN}, device)
     alone = by_worker(PICTURES, device)[1]
     assert rows["valid"].tolist() == [True] * len(PICTURES) + [False] * len(BROKEN)
@@ -120,7 +121,7 @@ def test_what_is_broken_is_masked_and_named_and_harms_no_other(device: str) -> N
     assert not images[len(PICTURES) :].any()
 
 
-def test_pictures_are_decoded_a_few_at_a_time() -> None:
+def test_images_are_decoded_a_few_at_a_time() -> None:
     large = replace(decoding(), image_size=512, decode_in="tasks")
     block = pa.concat_tables([block_of({"0": PICTURES["png"]})] * 50)
     assert [len(rows["image"]) for rows in decode_block(block, decoding=large)] == [32, 18]

@@ -1,5 +1,6 @@
-"""Options of training, in whole runs: evaluation on the way and the best model kept; every trick of the learner at
-once on two workers; and what does not go together, told before anything is computed."""
+"""Options of training in whole runs: evaluation during training, the best model, and many options at once.
+
+Settings that exclude each other are an error before anything is computed."""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ SIGLIP = (
 
 
 def check_model(folder: Path, phase: Path) -> None:
-    """open_clip loads the run's model, and it has the phase's weights in their shapes."""
+    """Check that open_clip loads the run's model, with the shapes of the phase's weights."""
     weights = load_file(phase / "model" / "open_clip_model.safetensors")
     model = open_clip.create_model(f"local-dir:{folder / 'OUT' / 'model'}")
     assert {name: tensor.shape for name, tensor in model.state_dict().items()} == {
@@ -43,7 +44,9 @@ def check_model(folder: Path, phase: Path) -> None:
 
 
 @pytest.mark.slow
-def test_siglip_and_the_best_model_on_the_way(typed: Shell, tiny_conf: str, tar_pool: str, tmp_path: Path) -> None:
+def test_siglip_keeps_the_best_model_of_the_evaluations(
+    typed: Shell, tiny_conf: str, tar_pool: str, tmp_path: Path
+) -> None:
     write_zero_shot(tmp_path)
     done = typed(
         f"{tiny_command(tiny_conf, tar_pool)} out=OUT store=STORE finetune.enabled=false training.epochs=6 "
@@ -61,14 +64,16 @@ def test_siglip_and_the_best_model_on_the_way(typed: Shell, tiny_conf: str, tar_
     noted = json.loads((phase / "best.json").read_text())
     assert noted == {"step": best["step"], "metric": "zero_shot/top1", "value": best["zero_shot/top1"]}
     report = json.loads((tmp_path / "OUT" / "report.json").read_text())
-    # the model of the run is that one: evaluated by itself it does as well
+    # the run's model is the best one: its own evaluation gives the same value
     assert report["evaluation"]["pretrain"]["zero_shot"]["top1"] == pytest.approx(noted["value"])
-    assert not (phase / "best").exists(), "it is the phase's model now"
+    assert not (phase / "best").exists(), "it has become the phase's model"
 
 
 @pytest.mark.slow
 @pytest.mark.long
-def test_fsdp_with_what_saves_memory(typed: Shell, tiny_conf: str, tar_pool: str, tmp_path: Path) -> None:
+def test_fsdp_works_with_all_options_that_save_memory(
+    typed: Shell, tiny_conf: str, tar_pool: str, tmp_path: Path
+) -> None:
     write_zero_shot(tmp_path)
     done = typed(f"{tiny_command(tiny_conf, tar_pool)} out=OUT store=STORE {FSDP}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -89,20 +94,22 @@ def test_fsdp_with_what_saves_memory(typed: Shell, tiny_conf: str, tar_pool: str
         ({"lr_schedule": "constant-cooldown"}, "go together, got constant-cooldown and 0"),
         ({"patch_dropout": 1.0}, "patch_dropout"),
         ({"lock_image_unlocked_groups": 1}, "lock_image_unlocked_groups needs training.lock_image=true"),
-        ({"loss": "siglip", "local_loss": True}, "local_loss=true is for training.loss=clip"),
+        ({"loss": "siglip", "local_loss": True}, "local_loss=true needs training.loss=clip"),
     ],
 )
-def test_what_does_not_go_together(training: dict[str, object], message: str, tmp_path: Path) -> None:
+def test_settings_that_exclude_each_other_are_an_error(
+    training: dict[str, object], message: str, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match=message):
         config_of(SOURCE, tmp_path, training=training)
 
 
-def test_the_best_by_a_metric_that_is_measured(tmp_path: Path) -> None:
+def test_the_metric_of_the_best_model_must_be_measured(tmp_path: Path) -> None:
     best = {"evaluate_every_steps": 10, "keep_model": "best", "best_metric": "zero_shot/top_1"}
     with pytest.raises(
         UserError, match=r"best_metric=zero_shot/top_1: expected one of zero_shot/top1, zero_shot/top5, "
     ):
         check_evaluation(config_of(SOURCE, tmp_path, training=best, **ZERO_SHOT))
     check_evaluation(config_of(SOURCE, tmp_path, training=best | {"best_metric": "zero_shot/top5"}, **ZERO_SHOT))
-    with pytest.raises(UserError, match="evaluate_every_steps is set, but there is no set"):
+    with pytest.raises(UserError, match="evaluate_every_steps is set, but there is no evaluation set"):
         check_evaluation(config_of(SOURCE, tmp_path, training=best))

@@ -1,4 +1,4 @@
-"""The line between drivers and workers, as a sweep uses it that is told to stop."""
+"""The signals between driver and workers, and how a sweep stops its phases."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.processes import started, wait_for
 from tests.support.training_runs import checkpoints, command_of, said
 
 
-def test_every_phase_is_asked_and_waited_for(ray_cluster: str) -> None:
+def test_stop_phases_waits_until_every_phase_has_stopped(ray_cluster: str) -> None:
     running, ended = start_signals(), start_signals()
     ray.get(ended.state.remote())
 
@@ -35,7 +35,7 @@ def test_every_phase_is_asked_and_waited_for(ray_cluster: str) -> None:
     worker.join()
 
 
-def test_a_phase_that_does_not_answer_keeps_nobody(ray_cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stop_phases_does_not_wait_forever(ray_cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(phase_signals, "LONGEST_STOP", 0.0)
     waiting = start_signals()
     stop_phases()
@@ -44,7 +44,7 @@ def test_a_phase_that_does_not_answer_keeps_nobody(ray_cluster: str, monkeypatch
 
 @pytest.mark.slow
 @pytest.mark.long
-def test_sigterm_of_a_sweep_is_a_checkpoint_of_its_trial(tiny_conf: str, tmp_path: Path) -> None:
+def test_a_sigterm_to_a_sweep_writes_a_checkpoint_of_its_trial(tiny_conf: str, tmp_path: Path) -> None:
     write_zero_shot(tmp_path)
     space = "'sweep.space={training.lr: {grid: [1e-3]}}' 'sweep.controls={full: false, random: false}'"
     judged = "evaluation.zero_shot.uri=zs.tar sweep.metric=zero_shot/top1 training.checkpoint_every_steps=10000"

@@ -1,5 +1,6 @@
-"""The training stream as it is read: the same pairs in every global batch for any number of ranks and from any step,
-with the same pixels; what cannot be used keeps a masked slot and is named."""
+"""Reading training samples: the same pairs and pixels in every batch, for any number of ranks and any first step.
+
+Bad samples keep a masked slot and are named."""
 
 from __future__ import annotations
 
@@ -36,7 +37,7 @@ pytestmark = pytest.mark.usefixtures("in_order")
 
 @pytest.fixture(autouse=True, scope="module")
 def in_order(ray_cluster: str) -> Iterator[None]:
-    """Ray Data keeps the order, as it does in a training worker."""
+    """Make Ray Data keep the order, as in a training worker."""
     options = ray.data.DataContext.get_current().execution_options
     before, options.preserve_order = options.preserve_order, True
     yield
@@ -45,11 +46,11 @@ def in_order(ray_cluster: str) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def pairs() -> list[Pair]:
-    """Whole pairs but for four: a torn picture, no caption, a blank one, and a bomb."""
+    """Good pairs except four: a cut-off image, no caption, a blank caption, and a decompression bomb."""
     pairs = make_pairs(NUM_PAIRS)
     whole = pairs[TORN].image
     assert whole is not None
-    pairs[TORN] = Pair(pairs[TORN].key, "a torn picture", torn(whole))
+    pairs[TORN] = Pair(pairs[TORN].key, "a torn image", torn(whole))
     pairs[SILENT] = Pair(pairs[SILENT].key, None, pairs[SILENT].image)
     pairs[BLANK] = Pair(pairs[BLANK].key, " \n", pairs[BLANK].image)
     pairs[BOMB] = Pair(pairs[BOMB].key, "a bomb", bomb())
@@ -57,7 +58,7 @@ def pairs() -> list[Pair]:
 
 
 def inputs_of(source: dict[str, Any], store: Path, *, window: int = 20, seed: int = 3) -> ReaderInputs:
-    """The inputs over every pair but those that random pruning leaves out (one in ten)."""
+    """Return the inputs for reading all pairs except those that random pruning removes (one in ten)."""
     selection = {"steps": ["random"], "random": {"keep_fraction": 0.9, "seed": 0}}
     found = build_selection(config_of(source, store, selection=selection))
     order = SampleOrder(
@@ -99,7 +100,7 @@ def read(inputs: ReaderInputs, *, rank: int = 0, num_ranks: int = 1, first_step:
 
 @pytest.fixture(scope="module")
 def alone(inputs: ReaderInputs) -> list[Rows]:
-    """Every batch of one rank."""
+    """Every batch, read by a single rank."""
     return read(inputs)
 
 
@@ -108,7 +109,7 @@ def same(ours: Rows, theirs: Rows) -> bool:
 
 
 def by_key(batches: list[Rows]) -> dict[str, tuple[bytes, str, bool]]:
-    """Pixels, caption and validity by key: one global batch, where a pair may come twice only at an epoch's border."""
+    """Return pixels, caption and validity by key and pixels: at an epoch border, a pair may be in a batch twice."""
     return {
         f"{key}-{image.tobytes().hex()[:40]}": (image.tobytes(), text, bool(valid))
         for rows in batches
@@ -116,7 +117,7 @@ def by_key(batches: list[Rows]) -> dict[str, tuple[bytes, str, bool]]:
     }
 
 
-def test_the_batches_are_those_of_the_stream(inputs: ReaderInputs, alone: list[Rows]) -> None:
+def test_the_batches_follow_the_sample_order(inputs: ReaderInputs, alone: list[Rows]) -> None:
     order = inputs.order
     assert len(alone) == order.num_steps == -(-EPOCHS * 81 // BATCH)
     kept = [np.flatnonzero(inputs.keep.mask(part, rows)) for part, rows in enumerate(inputs.catalog.rows_per_part)]
@@ -135,7 +136,7 @@ def test_the_keys_of_a_batch_are_known_without_reading_it(inputs: ReaderInputs, 
         assert sorted(batch_keys(inputs, step)) == sorted(alone[step]["key"].tolist())
 
 
-def test_a_pair_is_named_by_its_place_in_the_pool(inputs: ReaderInputs, alone: list[Rows]) -> None:
+def test_the_ordinal_of_a_pair_is_its_position_in_the_pool(inputs: ReaderInputs, alone: list[Rows]) -> None:
     keys = [
         key
         for part, _ in enumerate(inputs.catalog.rows_per_part)
@@ -146,36 +147,36 @@ def test_a_pair_is_named_by_its_place_in_the_pool(inputs: ReaderInputs, alone: l
         assert [keys[ordinal] for ordinal in rows["ordinal"]] == rows["key"].tolist()
 
 
-def test_each_kept_pair_comes_once_an_epoch(alone: list[Rows]) -> None:
+def test_each_kept_pair_comes_once_per_epoch(alone: list[Rows]) -> None:
     keys = [key for rows in alone for key in rows["key"]]
     assert len(keys) == EPOCHS * 81
     assert all(keys.count(key) == EPOCHS for key in set(keys))
 
 
-def test_two_ranks_share_every_batch_of_one(inputs: ReaderInputs, alone: list[Rows]) -> None:
+def test_two_ranks_share_the_batches_of_one_rank(inputs: ReaderInputs, alone: list[Rows]) -> None:
     ranks = [read(inputs, rank=rank, num_ranks=2) for rank in range(2)]
     assert all(len(rows["key"]) == BATCH // 2 for rank in ranks for rows in rank[:-1])
     for step, whole in enumerate(alone):
         shares = [rank[step] for rank in ranks if step < len(rank)]
         together = [key for rows in shares for key in rows["key"]]
         assert sorted(together) == sorted(whole["key"].tolist()), step
-        # the same augmented pixels, captions and masks, whichever rank decodes them
+        # pixels, captions and masks do not depend on the rank
         assert by_key(shares) == by_key([whole])
 
 
 @pytest.mark.parametrize("first_step", [1, 5, 6, 10])
-def test_resuming_gives_the_very_next_batches(inputs: ReaderInputs, alone: list[Rows], first_step: int) -> None:
+def test_resuming_gives_exactly_the_next_batches(inputs: ReaderInputs, alone: list[Rows], first_step: int) -> None:
     resumed = read(inputs, first_step=first_step)
     assert len(resumed) == len(alone) - first_step
     assert all(same(ours, theirs) for ours, theirs in zip(resumed, alone[first_step:], strict=True))
 
 
-def test_a_rank_resumes_too(inputs: ReaderInputs) -> None:
+def test_resuming_works_for_one_of_two_ranks(inputs: ReaderInputs) -> None:
     whole, resumed = (read(inputs, rank=1, num_ranks=2, first_step=step) for step in (0, 4))
     assert all(same(ours, theirs) for ours, theirs in zip(resumed, whole[4:], strict=True))
 
 
-def test_what_cannot_be_used_keeps_a_masked_slot_and_is_named(inputs: ReaderInputs, alone: list[Rows]) -> None:
+def test_bad_samples_keep_a_masked_slot_and_have_a_problem(inputs: ReaderInputs, alone: list[Rows]) -> None:
     found: dict[str, set[str]] = {}
     for rows in alone:
         for key, valid, problem, image in zip(rows["key"], rows["valid"], rows["problem"], rows["image"], strict=True):
@@ -194,7 +195,7 @@ def test_what_cannot_be_used_keeps_a_masked_slot_and_is_named(inputs: ReaderInpu
         assert problem.startswith(reason), problem
 
 
-def test_a_pair_looks_different_in_the_next_epoch(alone: list[Rows]) -> None:
+def test_augmentation_differs_between_epochs(alone: list[Rows]) -> None:
     views: dict[str, list[bytes]] = {}
     for rows in alone:
         for key, image, valid in zip(rows["key"], rows["image"], rows["valid"], strict=True):
@@ -205,7 +206,7 @@ def test_a_pair_looks_different_in_the_next_epoch(alone: list[Rows]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["compressed", "parquet"])
-def test_other_forms_of_the_pool_give_the_same_batches(
+def test_other_formats_of_the_pool_give_the_same_batches(
     pairs: list[Pair],
     alone: list[Rows],
     tmp_path: Path,
@@ -220,7 +221,7 @@ def test_other_forms_of_the_pool_give_the_same_batches(
     assert all(same(ours, theirs) for ours, theirs in zip(other, alone, strict=True))
 
 
-def test_a_shard_that_is_gone_is_a_failure_not_a_bad_pair(pairs: list[Pair], tmp_path: Path) -> None:
+def test_a_missing_shard_is_an_error_not_a_bad_sample(pairs: list[Pair], tmp_path: Path) -> None:
     uri = write_tars(tmp_path / "pool", pairs, num_shards=3)
     inputs = inputs_of({"format": "webdataset", "uri": uri}, tmp_path / "store")
     (tmp_path / "pool" / "00001.tar").unlink()
@@ -228,7 +229,7 @@ def test_a_shard_that_is_gone_is_a_failure_not_a_bad_pair(pairs: list[Pair], tmp
         read(inputs)
 
 
-def test_the_workers_decode_the_same_batches(inputs: ReaderInputs, alone: list[Rows]) -> None:
+def test_decoding_in_workers_gives_the_same_batches(inputs: ReaderInputs, alone: list[Rows]) -> None:
     size, limit = inputs.decoding.image_size, inputs.decoding.max_image_pixels
     decoder = JpegDecoder(size, limit, torch.device("cpu"))
     encoded = read(replace(inputs, decoding=replace(inputs.decoding, decode_in="workers")))

@@ -1,5 +1,4 @@
-"""A window of the training stream as a reading task gives it: by stretches of bounded bytes where shards are local,
-with the rows and the order of the window read whole."""
+"""Windows as reading tasks yield them: stretches of bounded bytes from local shards, with the same rows and order."""
 
 from __future__ import annotations
 
@@ -24,14 +23,14 @@ WITHOUT_IMAGE = 40
 
 
 class EveryThird(KeepList):
-    """Leaves out every third pair."""
+    """A keep list without every third pair."""
 
     def mask(self, index: int, num_rows: int) -> Mask:
         return np.arange(num_rows) % 3 != 0
 
 
 class Asked:
-    """A source of another's images that notes how often it is asked, and the bytes of each image that it gives."""
+    """A source that counts the calls to another source, and notes the bytes of each image."""
 
     def __init__(self, source: Source):
         self.source = source
@@ -39,7 +38,7 @@ class Asked:
         self.num_bytes: list[int] = []
 
     def instead(self, inputs: ReaderInputs) -> ReaderInputs:
-        """The inputs with this for its source."""
+        """Return the inputs with this source."""
         return replace(inputs, source=self)  # type: ignore[arg-type]
 
     def images(self, part: Part, rows: pa.Table) -> Iterator[bytes | None]:
@@ -50,13 +49,13 @@ class Asked:
 
 
 def inputs_of(source: Source, folder: Path) -> ReaderInputs:
-    # two epochs, so that a window lies on their border
+    # two epochs, so that a window crosses their border
     return reader_inputs(source, folder, EveryThird, epochs=2, batch=BATCH, lanes=LANES, window=WINDOW)
 
 
 @pytest.fixture(scope="module")
 def pairs() -> list[Pair]:
-    """One of them without an image."""
+    """Pairs, one of them without an image."""
     pairs = make_pairs(NUM_PAIRS)
     return [replace(pair, image=None) if row == WITHOUT_IMAGE else pair for row, pair in enumerate(pairs)]
 
@@ -68,7 +67,7 @@ def inputs(pairs: list[Pair], tmp_path_factory: pytest.TempPathFactory) -> Reade
 
 
 def windows(inputs: ReaderInputs, *, num_ranks: int = 1, first_step: int = 0) -> list[list[pa.Table]]:
-    """The tables of every window of every rank."""
+    """Return the tables of every window of every rank."""
     order = inputs.order
     items = range(first_step // order.window_steps, -(-order.num_steps // order.window_steps))
     return [
@@ -80,7 +79,7 @@ def windows(inputs: ReaderInputs, *, num_ranks: int = 1, first_step: int = 0) ->
 
 @pytest.mark.parametrize(("num_ranks", "first_step"), [(1, 0), (2, 0), (4, 3)])
 @pytest.mark.parametrize("limit", [1, 3_000, 9_000])
-def test_stretches_are_the_window(
+def test_stretches_together_equal_the_window(
     inputs: ReaderInputs, monkeypatch: pytest.MonkeyPatch, num_ranks: int, first_step: int, limit: int
 ) -> None:
     whole = windows(inputs, num_ranks=num_ranks, first_step=first_step)
@@ -93,7 +92,7 @@ def test_stretches_are_the_window(
     assert max(map(len, cut)) > 1
 
 
-def test_the_rows_are_the_pool_s(inputs: ReaderInputs, pairs: list[Pair]) -> None:
+def test_the_rows_equal_those_of_the_pool(inputs: ReaderInputs, pairs: list[Pair]) -> None:
     ordinals = []
     for table in (table for tables in windows(inputs) for table in tables):
         for row in table.to_pylist():
@@ -104,12 +103,12 @@ def test_the_rows_are_the_pool_s(inputs: ReaderInputs, pairs: list[Pair]) -> Non
     assert sorted(ordinals) == [(epoch, row) for epoch in range(2) for row in kept]
 
 
-def test_no_more_than_a_stretch_is_asked_for_at_once(inputs: ReaderInputs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_than_a_stretch_is_read_at_once(inputs: ReaderInputs, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = Asked(inputs.source)
     monkeypatch.setattr(reader, "STRETCH_BYTES", 3_000)
     tables = 0
     for table in read_window(asked.instead(inputs), 0, rank=0, num_ranks=1, first_step=0):
-        # nothing was read ahead of what is given
+        # nothing is read ahead of the yielded table
         assert 0 < sum(asked.num_bytes) <= 3_000
         assert table["image"].combine_chunks().nbytes <= 3_000 + 16 * (table.num_rows + 1)
         asked.num_bytes.clear()
@@ -118,7 +117,7 @@ def test_no_more_than_a_stretch_is_asked_for_at_once(inputs: ReaderInputs, monke
 
 
 @pytest.mark.parametrize("kind", ["compressed", "parquet"])
-def test_what_is_read_as_a_whole_is_read_once(
+def test_shards_without_random_access_are_read_once(
     inputs: ReaderInputs, pairs: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     if kind == "compressed":
@@ -135,7 +134,7 @@ def test_what_is_read_as_a_whole_is_read_once(
     assert asked.num_calls <= SHARDS * len(found)
 
 
-def test_windows_that_are_read_at_once_fit_into_memory(inputs: ReaderInputs) -> None:
+def test_windows_read_at_once_fit_into_memory(inputs: ReaderInputs) -> None:
     num_bytes = sum(part.shard.num_bytes for part in inputs.parts)
     window = num_bytes / NUM_PAIRS * WINDOW * LANES
     assert tasks_at_once(inputs, num_ranks=1, memory=40.4 * window) == 10

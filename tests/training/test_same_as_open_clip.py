@@ -15,13 +15,13 @@ def found() -> Losses:
 
 
 @pytest.mark.parametrize("pixels", list(TOLERANCES))
-def test_the_first_steps_have_open_clips_losses(found: Losses, pixels: Pixels) -> None:
+def test_the_first_losses_equal_those_of_open_clip(found: Losses, pixels: Pixels) -> None:
     assert found.largest_difference(pixels) <= TOLERANCES[pixels]
-    # it is learning what is compared: chance is ln 64 = 4.16
+    # the compared model learns: the loss at chance is ln 64 = 4.16
     assert min(found.ours) < 3.9
 
 
-def test_a_thousandth_of_the_learning_rate_is_seen(found: Losses) -> None:
+def test_an_error_of_a_thousandth_in_the_learning_rate_is_found(found: Losses) -> None:
     spoilt = our_losses(build(), batches(), lr_factor=1.001)
     for pixels, allowed in TOLERANCES.items():
         assert Losses(spoilt, found.theirs).largest_difference(pixels) > 2 * allowed

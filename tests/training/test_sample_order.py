@@ -1,4 +1,4 @@
-"""The order against its promises: once an epoch, the same batches for any number of ranks, seek by arithmetic."""
+"""The sample order: each pair once per epoch, the same batches for any number of ranks, and any step directly."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ POOLS = [(5, 0, 12, 30, 1, 9), (16,), (17, 18), (1,) * 40, (100, 3, 251)]
 
 
 @pytest.mark.parametrize("kept", POOLS)
-def test_each_pair_is_seen_exactly_once_an_epoch(kept: tuple[int, ...]) -> None:
+def test_each_pair_is_seen_exactly_once_per_epoch(kept: tuple[int, ...]) -> None:
     order = make(kept)
     seen = [pair for step in range(order.num_steps) for pair in as_list(order.batch(step))]
     expected = {(e, part, i) for e in range(3) for part, n in enumerate(kept) for i in range(n)}
@@ -32,7 +32,7 @@ def test_each_pair_is_seen_exactly_once_an_epoch(kept: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("num_samples", [16, 17, 100, 355, 600])
-def test_a_stream_of_so_many_samples_is_the_beginning_of_the_whole_one(num_samples: int) -> None:
+def test_fewer_samples_are_the_beginning_of_the_whole_order(num_samples: int) -> None:
     whole, order = make((100, 3, 251)), make((100, 3, 251), num_samples=num_samples)
     seen = [as_list(order.batch(step)) for step in range(order.num_steps)]
     assert sum(map(len, seen)) == num_samples
@@ -64,14 +64,14 @@ def test_global_batches_do_not_depend_on_the_number_of_ranks(num_ranks: int) -> 
         assert sorted(split) == sorted(as_list(order.batch(step)))
 
 
-def test_any_stretch_of_a_lane_is_the_same_as_that_stretch_of_the_whole() -> None:
+def test_any_slice_of_a_lane_equals_that_slice_of_the_whole_lane() -> None:
     order = make((100, 3, 251))
     whole = as_list(order.pairs(2, 0, order.lane_length(2)))
     for start, stop in [(0, 1), (3, 50), (9, 11), (80, 200), (len(whole) - 1, len(whole)), (5, 5)]:
         assert as_list(order.pairs(2, start, stop)) == whole[start:stop]
 
 
-def test_epochs_and_seeds_differ_and_repeat() -> None:
+def test_orders_differ_between_epochs_and_seeds_and_are_reproducible() -> None:
     kept = (40, 40, 40)
     assert as_list(make(kept).batch(0)) == as_list(make(kept).batch(0))
     assert as_list(make(kept).batch(0)) != as_list(make(kept, seed=8).batch(0))
@@ -82,11 +82,18 @@ def test_epochs_and_seeds_differ_and_repeat() -> None:
     )
 
 
-def test_a_pool_smaller_than_a_global_batch_is_refused_with_both_numbers() -> None:
+def test_fewer_pairs_than_a_global_batch_are_an_error_with_both_numbers() -> None:
     with pytest.raises(UserError, match=r"15 pairs.*global batch of 16"):
         make((5, 10))
 
 
-def test_a_batch_mixes_pairs_from_all_over_the_pool() -> None:
+def test_a_batch_mixes_pairs_from_the_whole_pool() -> None:
     order = make((64,) * 16, global_batch_size=64, num_lanes=16, window=64, num_epochs=1)
     assert len(set(order.batch(0).part.tolist())) == 16
+
+
+def test_the_worked_example_of_the_documentation() -> None:
+    order = make((2,) * 5, num_epochs=2, global_batch_size=4, num_lanes=2, window=4, seed=0)
+    spans = [(span.epoch, span.window, span.first, span.last) for span in order._spans(1, 0, 10)]
+    assert spans == [(0, 0, 0, 4), (0, 1, 4, 5), (1, 1, 5, 8), (1, 2, 8, 10)]
+    assert as_list(order.pairs(1, 5, 8)) == [(1, 3, 0), (1, 0, 1), (1, 3, 1)]

@@ -1,4 +1,4 @@
-"""TensorBoard's events in a bucket: whole, and a session that goes on hides the steps that come again."""
+"""TensorBoard's events in a bucket are complete, and a resumed session hides the steps that are trained again."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from orchestrator.training.tracking.tensorboard import TensorBoard
 
 
 @pytest.mark.parametrize("copy_seconds", [0.0, 60.0])
-def test_two_sessions(s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copy_seconds: float) -> None:
+def test_a_second_session_replaces_repeated_steps(
+    s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copy_seconds: float
+) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     monkeypatch.setattr(tensorboard, "COPY_SECONDS", copy_seconds)

@@ -1,4 +1,4 @@
-"""W&B offline and a real MLflow server: what a user of theirs finds there, and what happens while they fail."""
+"""W&B offline and a real MLflow server: what users find there, and how training continues when they fail."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ BLOCK = 32 * 1024
 
 
 class Server:
-    """MLflow's tracking server as a process, which can be killed and started again at the same place."""
+    """An MLflow tracking server in a process; it can be killed and started again with the same address and data."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -74,10 +74,10 @@ class Server:
         self.process.wait()
 
     def runs(self, experiment: str = "orchestrator") -> dict[str, Any]:
-        """The experiment's runs by name."""
+        """Return the runs of the experiment, by name."""
         (found,) = [one for one in self.client.search_experiments() if one.name == experiment]
         runs = self.client.search_runs([found.experiment_id])
-        assert len({run.info.run_name for run in runs}) == len(runs), "one run a phase"
+        assert len({run.info.run_name for run in runs}) == len(runs), "one run per phase"
         return {run.info.run_name: run for run in runs}
 
     def steps(self, run: Any, key: str = "train/loss") -> list[int]:
@@ -101,7 +101,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def _wandb_is_offline_by_config_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("WANDB_MODE", "WANDB_DIR", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
-    # where W&B stages artifacts
+    # the folders in which W&B prepares artifacts
     monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "wandb-data"))
     monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "wandb-cache"))
 
@@ -120,7 +120,7 @@ def record(step: int) -> dict[str, float]:
 
 
 def train(config: Config, uri: str, steps: range, *, phase: str = "pretrain", **more: Any) -> PhaseTrackers:
-    """A phase's logging, as a worker does it."""
+    """Log the steps of a phase, as a worker does."""
     curve = Curve(uri, first_step=steps.start)
     trackers = start(config, uri, phase=phase, first_step=steps.start, **more)
     for step in range(steps.start + 1, steps.stop + 1):
@@ -137,7 +137,7 @@ def start(config: Config, uri: str, *, phase: str = "pretrain", first_step: int 
 
 
 def evaluated(config: Config, phases: dict[str, str], steps: int) -> tuple[Config, StageRecord]:
-    """The config with an evaluation set, and the evaluation of those phases, of so many steps, by it."""
+    """Return the config with an evaluation set, and the evaluation of phases with `steps` steps."""
     table = {
         "results": [{"key": "flickr30k", "metric": "mean_recall@1", "value": 0.75}],
         "averages": [
@@ -167,7 +167,7 @@ RESULTS = {
 
 
 def finish(config: Config, phases: dict[str, str], *more: StageRecord, reused: bool = False) -> list[str]:
-    """The end of a run with those phases at their URIs, as the driver does it; what the user was told."""
+    """Attach the report of a run with these phases, as the driver does; return the warnings."""
     out = str(config.out)
     for name in ("report.html", "report.json"):
         files.write(files.join(out, name), f"{name} of {config.name}".encode())
@@ -184,19 +184,19 @@ def finish(config: Config, phases: dict[str, str], *more: StageRecord, reused: b
 
 
 def wandb_runs(out: str | None) -> dict[str, list[Any]]:
-    """What W&B wrote for `wandb sync`: the records of every session by folder, oldest first."""
+    """Return what W&B wrote for `wandb sync`: the records of every session by folder, oldest first."""
     end = time.monotonic() + 20
     while True:
         paths = sorted(Path(str(out)).glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime)
         found = {path.parent.name: list(wandb_records(path.read_bytes())) for path in paths}
-        # its own process writes, perhaps a moment after `finish`
+        # W&B's process may write a moment after `finish`
         if all(of_kind(records, "exit") for records in found.values()) or time.monotonic() > end:
             return found
         time.sleep(0.1)
 
 
 def wandb_records(data: bytes) -> Iterator[Any]:
-    """The records of a `.wandb` file: LevelDB's log format after a header of 7 bytes."""
+    """Yield the records of a `.wandb` file: LevelDB's log format after a header of 7 bytes."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     place, whole = 7, b""
@@ -220,12 +220,12 @@ def of_kind(records: list[Any], kind: str) -> list[Any]:
 
 
 def wandb_steps(records: list[Any], key: str = "train/loss") -> list[int]:
-    """The steps at which a run has that metric."""
+    """Return the steps at which a run has the metric."""
     history = of_kind(records, "history")
     return [one.step.num for one in history if key in {item.nested_key[0] for item in one.item}]
 
 
-def test_wandb_gets_one_run_a_phase(config: Callable[..., Config], tmp_path: Path) -> None:
+def test_wandb_has_one_run_per_phase(config: Callable[..., Config], tmp_path: Path) -> None:
     made = config("demo", wandb_project="clip", wandb_mode="offline")
     for phase in ("pretrain", "finetune"):
         train(made, str(tmp_path / phase), range(3), phase=phase)
@@ -244,7 +244,7 @@ def test_wandb_gets_one_run_a_phase(config: Callable[..., Config], tmp_path: Pat
     }
 
 
-def test_a_resumed_phase_is_the_same_run_of_wandb(config: Callable[..., Config], tmp_path: Path) -> None:
+def test_a_resumed_phase_continues_the_same_run_of_wandb(config: Callable[..., Config], tmp_path: Path) -> None:
     made = config("demo", wandb_project="clip", wandb_mode="offline")
     uri = str(tmp_path / "pretrain")
     train(made, uri, range(3))
@@ -273,7 +273,7 @@ def test_trials_of_a_sweep_are_one_group(config: Callable[..., Config], tmp_path
     assert {run.data.tags["seed"] for run in runs.values()} == {"0"}
 
 
-def test_mlflow_gets_one_run_a_phase(config: Callable[..., Config], tmp_path: Path, server: Server) -> None:
+def test_mlflow_has_one_run_per_phase(config: Callable[..., Config], tmp_path: Path, server: Server) -> None:
     made = config("phases", mlflow_uri=server.uri)
     for phase in ("pretrain", "finetune"):
         train(made, str(tmp_path / phase), range(3), phase=phase)
@@ -287,14 +287,14 @@ def test_mlflow_gets_one_run_a_phase(config: Callable[..., Config], tmp_path: Pa
     assert runs["phases/finetune"].data.tags["phase"] == "finetune"
 
 
-def test_a_resumed_phase_is_the_same_run_of_mlflow(
+def test_a_resumed_phase_continues_the_same_run_of_mlflow(
     config: Callable[..., Config], tmp_path: Path, server: Server
 ) -> None:
     made, uri = config("resumed", mlflow_uri=server.uri), str(tmp_path / "pretrain")
     with pytest.raises(RuntimeError):
         train_until_it_breaks(made, uri)
     assert server.runs()["resumed/pretrain"].info.status == "FAILED"
-    # the last checkpoint is older than what was logged last
+    # the last checkpoint is older than the last logged step
     train(made, uri, range(1, 5))
     run = server.runs()["resumed/pretrain"]
     assert server.steps(run) == [1, 2, 3, 4, 5]
@@ -306,7 +306,7 @@ def train_until_it_breaks(config: Config, uri: str) -> None:
     try:
         for step in (1, 2, 3):
             trackers.log(record(step))
-        raise RuntimeError("the training's")
+        raise RuntimeError("training failed")
     finally:
         trackers.close()
 
@@ -344,7 +344,7 @@ def test_the_report_is_attached(config: Callable[..., Config], tmp_path: Path, s
     assert {one.path for one in artifact.manifest.contents} == {"report.html", "report.json"}
 
 
-def test_a_phase_that_was_reused_gets_its_curve(config: Callable[..., Config], tmp_path: Path, server: Server) -> None:
+def test_a_reused_phase_gets_its_curve(config: Callable[..., Config], tmp_path: Path, server: Server) -> None:
     first = config("first", mlflow_uri=server.uri)
     second = config("second", mlflow_uri=server.uri, wandb_project="clip", wandb_mode="offline")
     phases = {"pretrain": str(tmp_path / "pretrain")}
@@ -357,7 +357,7 @@ def test_a_phase_that_was_reused_gets_its_curve(config: Callable[..., Config], t
 
 
 @pytest.mark.parametrize("reused", [False, True])
-def test_the_results_join_the_curve(
+def test_the_results_of_the_evaluation_are_at_the_last_step(
     config: Callable[..., Config], tmp_path: Path, server: Server, reused: bool
 ) -> None:
     name = "judged again" if reused else "judged"
@@ -377,15 +377,13 @@ def test_the_results_join_the_curve(
     assert RESULTS.items() <= values.items()
 
 
-def test_what_was_logged_while_a_tracker_was_away_comes_at_the_end(
+def test_a_tracker_gets_missed_steps_at_the_end_of_the_run(
     config: Callable[..., Config], tmp_path: Path, server: Server
 ) -> None:
     phases, warnings = {"pretrain": str(tmp_path / "pretrain")}, []
     train(config("demo/away", mlflow_uri=NOWHERE), phases["pretrain"], range(3), warn=warnings.append)
     (line,) = warnings
-    assert line.startswith("pretrain: training continues without MLflow: "), (
-        "the sweep has reached it: an outage ends no trial"
-    )
+    assert line.startswith("pretrain: training continues without MLflow: "), "not an error: the sweep has checked it"
     assert finish(config("demo/away", mlflow_uri=server.uri), phases) == []
     assert server.steps(server.runs()["demo/away/pretrain"]) == [1, 2, 3]
 
@@ -413,7 +411,7 @@ def test_tensorboard_has_the_curve_by_phase(config: Callable[..., Config], tmp_p
 
 
 @pytest.mark.parametrize("where", ["before training", "as it starts"])
-def test_an_mlflow_that_does_not_answer_is_told_at_the_start(
+def test_an_mlflow_that_does_not_answer_is_an_error_at_the_start(
     config: Callable[..., Config], tmp_path: Path, where: str
 ) -> None:
     made, began = config(mlflow_uri=NOWHERE), time.monotonic()
@@ -426,7 +424,7 @@ def test_an_mlflow_that_does_not_answer_is_told_at_the_start(
 
 
 @pytest.mark.parametrize("name", ["demo", "demo/trial"])
-def test_a_wandb_without_a_login_is_told_at_the_start(
+def test_a_wandb_without_a_login_is_an_error_at_the_start(
     config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -434,12 +432,12 @@ def test_a_wandb_without_a_login_is_told_at_the_start(
         start(config(name, wandb_project="clip", wandb_mode="online"), str(tmp_path / "pretrain"))
 
 
-def test_one_that_is_there_passes(config: Callable[..., Config], server: Server) -> None:
+def test_a_server_that_answers_passes_the_check(config: Callable[..., Config], server: Server) -> None:
     check_trackers(config(mlflow_uri=server.uri, wandb_project="clip").tracking)
     check_trackers(config().tracking)
 
 
-def test_after_the_start_it_is_a_warning(config: Callable[..., Config], tmp_path: Path) -> None:
+def test_an_unreachable_tracker_of_a_resumed_phase_is_a_warning(config: Callable[..., Config], tmp_path: Path) -> None:
     warnings: list[str] = []
     train(config(mlflow_uri=NOWHERE), str(tmp_path / "pretrain"), range(2, 4), warn=warnings.append)
     (line,) = warnings
@@ -448,7 +446,7 @@ def test_after_the_start_it_is_a_warning(config: Callable[..., Config], tmp_path
 
 
 @pytest.mark.slow
-def test_a_server_that_goes_and_comes_back(
+def test_a_server_that_comes_back_gets_the_missed_steps(
     config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server, warnings = Server(tmp_path), []
@@ -459,7 +457,7 @@ def test_a_server_that_goes_and_comes_back(
         began = time.monotonic()
         for step in range(2, 50):
             trackers.log(record(step))
-        assert time.monotonic() - began < 30, "it is not asked again at every step"
+        assert time.monotonic() - began < 30, "it is not tried again at every step"
         (line,) = warnings
         assert line.startswith("MLflow does not answer, training continues: ")
         server.start()
@@ -472,7 +470,7 @@ def test_a_server_that_goes_and_comes_back(
         server.kill()
 
 
-def test_a_server_that_is_gone_at_the_end_keeps_nobody(
+def test_a_missing_server_at_the_end_is_a_warning(
     config: Callable[..., Config], tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, warnings = config("gone", mlflow_uri=server.uri), []
@@ -486,7 +484,7 @@ def test_a_server_that_is_gone_at_the_end_keeps_nobody(
     assert "secret" not in told
 
 
-def test_a_password_is_used_and_not_written(config: Callable[..., Config]) -> None:
+def test_a_password_is_used_but_not_written(config: Callable[..., Config]) -> None:
     made = config(mlflow_uri=NOWHERE)
     assert made.tracking.mlflow_uri == parse(made.model_dump()).tracking.mlflow_uri == NOWHERE
     assert "secret" not in json.dumps(made.model_dump(mode="json"))
@@ -494,7 +492,7 @@ def test_a_password_is_used_and_not_written(config: Callable[..., Config]) -> No
     assert flat_settings(made.model_dump(mode="json"))["tracking.mlflow_uri"] == "http://***@127.0.0.1:9"
 
 
-def test_a_database_beside_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_relative_database_path_is_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     assert TrackingConfig(mlflow_uri="sqlite:///m.db").mlflow_uri == f"sqlite:///{tmp_path}/m.db"
     for uri in ("sqlite:////m.db", "http://127.0.0.1:5000", "databricks"):
@@ -503,7 +501,9 @@ def test_a_database_beside_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 @pytest.mark.slow
 @pytest.mark.long
-def test_a_whole_run(typed: Shell, tiny_conf: str, tar_pool: str, tmp_path: Path, server: Server) -> None:
+def test_a_run_is_tracked_in_both_services(
+    typed: Shell, tiny_conf: str, tar_pool: str, tmp_path: Path, server: Server
+) -> None:
     write_zero_shot(tmp_path)
     places = f"out=OUT store=STORE name=whole tracking.mlflow_uri={server.uri}"
     command = f"{tiny_command(tiny_conf, tar_pool)} {places} tracking.wandb_project=clip tracking.wandb_mode=offline"

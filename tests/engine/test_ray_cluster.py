@@ -1,0 +1,30 @@
+"""How large a cluster is, and may become."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from orchestrator.config import ClusterConfig
+from orchestrator.engine import ray_cluster
+
+
+@pytest.fixture
+def keeps_size(ray_cluster: str) -> Iterator[None]:
+    yield
+    connect()
+
+
+def connect(**settings: int) -> None:
+    ray_cluster.connect(ClusterConfig.model_validate(settings))
+
+
+@pytest.mark.usefixtures("keeps_size")
+def test_a_cluster_counts_as_large_as_its_autoscaler_may_make_it() -> None:
+    connect()
+    cpus, gpus = ray_cluster.num_cpus(), ray_cluster.num_gpus()
+    connect(scales_to_cpus=cpus + 1000, scales_to_gpus=8)
+    assert (ray_cluster.num_cpus(), ray_cluster.num_cores(), ray_cluster.num_gpus()) == (cpus + 1000, cpus + 1000, 8)
+    connect(scales_to_cpus=1)
+    assert (ray_cluster.num_cpus(), ray_cluster.num_gpus()) == (cpus, gpus), "it never counts as less than it is"
