@@ -23,7 +23,7 @@ from orchestrator.engine.run_record import RunRecord
 from orchestrator.export import export_keep_list
 from orchestrator.pruning.clusters import unit
 from orchestrator.report.examples import example_pairs
-from orchestrator.report.schema import ExampleGroup
+from orchestrator.report.schema_pairs import ExampleGroup
 from orchestrator.report.selected import SelectedStep, selected_steps, step_reports
 from orchestrator.selection import score_columns
 from tests.support.embedded import blobs
