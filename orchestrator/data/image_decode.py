@@ -70,9 +70,10 @@ _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BI
 
 
 @dataclass(frozen=True, slots=True)
-class Pictures:
-    """How pictures are cut and scaled to `size` x `size` for a model (`clip.preprocessing.ImageInput`), and the most
-    pixels they may have."""
+class ImageDecoder:
+    """Decodes, crops and scales images to `size` x `size` for a model (`clip.preprocessing.ImageInput`).
+
+    Images with more than `max_pixels` are refused."""
 
     size: int
     crop_fraction: float

@@ -22,7 +22,7 @@ from orchestrator.clip import model
 from orchestrator.config import Config
 from orchestrator.config.embedding import Tower
 from orchestrator.data.catalog import Catalog, catalog_stage
-from orchestrator.data.image_decode import BadImage, Pictures, decode, evaluation_crop
+from orchestrator.data.image_decode import BadImage, ImageDecoder, decode, evaluation_crop
 from orchestrator.embedding import embedding_stages, execution
 from orchestrator.embedding.actor import build_encoder, describe
 from orchestrator.embedding.execution import Pass
@@ -227,7 +227,7 @@ def test_batches_are_full_across_the_borders_of_parts(
         parts=tuple(bench.source.parts()),
         catalog=bench.catalog,
         towers=("image", "text"),
-        pictures=Pictures(*described.pictures, max_pixels=MAX_PIXELS),
+        decoder=ImageDecoder(*described.image_input, max_pixels=MAX_PIXELS),
     )
     artifact = bench.stage().artifact
     batches = list(Pass(artifact, settings, pool, described.dims).run(range(shards)))  # type: ignore[arg-type]
