@@ -18,7 +18,7 @@ from orchestrator.config import Limits, SourceConfig
 from orchestrator.engine import process_cache
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
-from orchestrator.engine.parts import PartResult, Summary, Work, build_parts, part_path, sums
+from orchestrator.engine.parts import PartResult, PartsJob, Summary, part_path, sums
 from orchestrator.engine.role import Role
 from orchestrator.engine.stage import Stage
 from orchestrator.errors import UserError
@@ -130,25 +130,39 @@ def catalog_stage(store_uri: str, source: Source, limits: Limits) -> Stage:
     parts = source.parts()
     artifact = Artifact.of(store_uri, "catalog", version=VERSION, source=source.identity())
 
-    def build(display: Display) -> Artifact:
-        build_parts(
-            artifact,
-            parts,
-            partial(_catalog_work, source),
-            display=display,
+    does = f"read captions, sizes and offsets of {len(parts):,} part{'s' if len(parts) != 1 else ''}"
+    build = _BuildCatalog(artifact, source, parts, limits)
+    return Stage(name="catalog", role=Role.CATALOG, does=does, artifact=artifact, build=build)
+
+
+@dataclass(frozen=True)
+class _BuildCatalog:
+    artifact: Artifact
+    source: Source
+    parts: list[Part]
+    limits: Limits
+
+    def __call__(self, display: Display) -> Artifact:
+        job = PartsJob(
+            self.artifact,
+            self.parts,
+            partial(CatalogPart, self.source),
             name="catalog",
-            check=partial(_check_limits, limits),
+            check=partial(_check_limits, self.limits),
             totals=_totals,
         )
-        return artifact
-
-    what = f"read captions, sizes and offsets of {len(parts):,} part{'s' if len(parts) != 1 else ''}"
-    return Stage(name="catalog", role=Role.CATALOG, does=what, artifact=artifact, build=build)
+        return job.build(display)
 
 
-def _catalog_work(source: Source) -> Work:
-    def work(part: Part) -> PartResult:
-        catalog = source.catalog(part)
+@dataclass(frozen=True)
+class CatalogPart:
+    """The work on a part: reads its captions, sizes, statuses and image offsets."""
+
+    source: Source
+
+    def __call__(self, part: Part) -> PartResult:
+        """Return the part's catalog, and what is wrong with it."""
+        catalog = self.source.catalog(part)
         summary = {
             "rows": catalog.table.num_rows,
             "broken_shards": int(catalog.broken),
@@ -156,8 +170,6 @@ def _catalog_work(source: Source) -> Work:
             "examples": catalog.examples[:MAX_EXAMPLES],
         }
         return PartResult({"parquet": to_parquet(catalog.table)}, summary)
-
-    return work
 
 
 def _totals(summaries: list[Summary]) -> dict[str, Any]:

@@ -38,7 +38,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Foreign:
+class ExternalList:
     """The list's files in order, and what in them names a pair. `setting` is the node of the configuration that the
     messages name."""
 
@@ -50,7 +50,7 @@ class Foreign:
     @classmethod
     def find(
         cls, uri: str | Sequence[str] | None, *, match_by: MatchBy, match_column: str | None, setting: str
-    ) -> Foreign:
+    ) -> ExternalList:
         """Lists the files. Errors: `ConfigError` if there are none, or `.npy` files that are not to match by uid."""
         files = tuple(find_shards(uri, endings=(PARQUET, NPY), setting=f"{setting}.uri"))
         if match_by != "uid" and any(_is_npy(file) for file in files):

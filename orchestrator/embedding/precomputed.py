@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from orchestrator.config import BroughtConfig, ClipRetrievalEmbedding, ColumnEmbedding, Config
 from orchestrator.config.embedding import Tower
 from orchestrator.data.catalog import Catalog, PartRows, part_rows
-from orchestrator.data.join import Aligned, Match, align_stages
+from orchestrator.data.join import Joined, Match, join_stages
 from orchestrator.embedding.precomputed_files import Brought, open_brought
 from orchestrator.embedding.vectors import Vectors, embedding_totals, part_result, unit_vectors
 from orchestrator.engine.artifact import Artifact
@@ -42,8 +42,8 @@ def brought_stages(config: Config, name: str, catalog: Catalog) -> list[Stage]:
     settings = config.embedding[name]
     assert isinstance(settings, (ClipRetrievalEmbedding, ColumnEmbedding))
     brought = open_brought(settings, name)
-    first, *others = align_stages(config.store, catalog, brought.foreign, label=name)
-    aligned = Aligned(others[-1].artifact)
+    first, *others = join_stages(config.store, catalog, brought.foreign, label=name)
+    aligned = Joined(others[-1].artifact)
     artifact = Artifact.of(
         config.store,
         "embedding",
@@ -80,7 +80,7 @@ def brought_stages(config: Config, name: str, catalog: Catalog) -> list[Stage]:
     return [replace(first, build=build_first), *others, gather]
 
 
-def _check_missing(settings: BroughtConfig, name: str, aligned: Aligned) -> None:
+def _check_missing(settings: BroughtConfig, name: str, aligned: Joined) -> None:
     totals = aligned.totals
     usable, missing = totals["usable"], totals["usable_unmatched"]
     if missing > settings.max_missing * usable:
@@ -98,7 +98,7 @@ def _share(brought: Brought, num_dims: int, part: PartRows) -> float:
     return part.num_rows * num_dims * np.dtype(np.float16).itemsize / RUN_BYTES if brought.in_groups else 1.0
 
 
-def _work(catalog: Catalog, brought: Brought, aligned: Aligned, dims: Mapping[Tower, int]) -> RunWork:
+def _work(catalog: Catalog, brought: Brought, aligned: Joined, dims: Mapping[Tower, int]) -> RunWork:
     def work(run: Sequence[PartRows]) -> Iterator[PartResult]:
         match = Match(*map(np.concatenate, zip(*(aligned.part(part) for part in run), strict=True)))
         gathered = {tower: _gather(brought, tower, dim, match) for tower, dim in dims.items()}

@@ -1,6 +1,6 @@
 """Embeddings as others leave them: clip-retrieval's folders, or columns of Parquet files.
 
-Both say which rows they hold (a `Foreign` list) and give the vectors of the rows that are wanted, without reading the
+Both say which rows they hold (an `ExternalList`) and give the vectors of the rows that are wanted, without reading the
 rest of a file where it is large."""
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from orchestrator.config import BroughtConfig, ClipRetrievalEmbedding, ColumnEmbedding, ConfigError
 from orchestrator.config.embedding import Tower
-from orchestrator.data.external_list import PARQUET, Foreign
+from orchestrator.data.external_list import PARQUET, ExternalList
 from orchestrator.errors import UserError
 from orchestrator.source.columns import require
 from orchestrator.source.row_groups import NUM_THREADS, DamagedParquet, open_parquet
@@ -41,7 +41,7 @@ class Brought(Protocol):
     """Vectors in files of somebody else's. Implementations are small picklable values."""
 
     @property
-    def foreign(self) -> Foreign:
+    def foreign(self) -> ExternalList:
         """The files' rows, to be matched with the pool."""
 
     @property
@@ -76,7 +76,7 @@ class ClipRetrieval:
     """`img_emb/img_emb_N.npy` and `text_emb/text_emb_N.npy`, one or both, whose rows are those of
     `metadata/metadata_N.parquet`."""
 
-    foreign: Foreign
+    foreign: ExternalList
     arrays: Mapping[Tower, tuple[Shard, ...]]
 
     @classmethod
@@ -96,7 +96,7 @@ class ClipRetrieval:
             if lone := sorted(found.keys() ^ metadata.keys()):
                 there = found.get(lone[0]) or metadata[lone[0]]
                 raise ConfigError(f"{setting}.uri: {there.uri} has no counterpart of number {lone[0]}")
-        foreign = Foreign(tuple(metadata.values()), settings.match_by, settings.match_column, setting)
+        foreign = ExternalList(tuple(metadata.values()), settings.match_by, settings.match_column, setting)
         return cls(foreign, {tower: tuple(found[number] for number in metadata) for tower, found in arrays.items()})
 
     @property
@@ -136,7 +136,7 @@ class ClipRetrieval:
 class Columns:
     """Columns of Parquet files that hold lists of numbers."""
 
-    foreign: Foreign
+    foreign: ExternalList
     columns: Mapping[Tower, str]
 
     @classmethod
@@ -147,7 +147,7 @@ class Columns:
         if not columns:
             raise ConfigError(f"{setting}: expected image_column, text_column or both, got neither")
         shards = find_shards(settings.uri, endings=(PARQUET,), setting=f"{setting}.uri")
-        return cls(Foreign(tuple(shards), settings.match_by, settings.match_column, setting), columns)
+        return cls(ExternalList(tuple(shards), settings.match_by, settings.match_column, setting), columns)
 
     @property
     def towers(self) -> tuple[Tower, ...]:

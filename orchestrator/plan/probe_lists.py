@@ -10,13 +10,13 @@ from typing import Any
 
 from orchestrator.config import Config, KeepListStep
 from orchestrator.config.embedding import EncoderConfig
-from orchestrator.data.external_list import Foreign, Piece
+from orchestrator.data.external_list import ExternalList, Piece
 from orchestrator.embedding.precomputed_files import open_brought
 from orchestrator.selection.keep_list import open_list
 
 
 @dataclass(frozen=True)
-class FirstRows(Foreign):
+class FirstRows(ExternalList):
     """A list's first piece."""
 
     def pieces(self) -> list[Piece]:
@@ -28,15 +28,15 @@ class FirstRows(Foreign):
         return {**super().identity(), "rows": "first"}
 
 
-def first_rows(whole: Foreign) -> FirstRows:
+def first_rows(whole: ExternalList) -> FirstRows:
     """Of the first file alone, whose footer is all that is read beforehand."""
     first = replace(whole, files=whole.files[:1])
     return FirstRows(first.files, first.match_by, first.match_column, first.setting)
 
 
-def lists_of(config: Config) -> dict[str, Foreign]:
+def lists_of(config: Config) -> dict[str, ExternalList]:
     """What a run joins with its pool, by the label of the stages: embeddings and keep lists."""
-    found: dict[str, Foreign] = {}
+    found: dict[str, ExternalList] = {}
     for name in config.selection.steps:
         step, embedding = config.selection.settings[name], config.selection.embedding_of(name)
         if embedding is not None and not isinstance(settings := config.embedding[embedding], EncoderConfig):

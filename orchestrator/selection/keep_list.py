@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from orchestrator.config import KeepListStep
 from orchestrator.data.catalog import PartRows
-from orchestrator.data.external_list import Foreign
-from orchestrator.data.join import Aligned, align_stages
+from orchestrator.data.external_list import ExternalList
+from orchestrator.data.join import Joined, join_stages
 from orchestrator.data.step import Step
 from orchestrator.engine.console import Display
 from orchestrator.engine.stage import Stage
@@ -30,8 +30,8 @@ def stages(step: Step) -> list[Stage]:
     settings = step.settings
     assert isinstance(settings, KeepListStep)
     setting, listed = f"selection.{step.name}", open_list(settings, step.name)
-    align = align_stages(step.store_uri, step.catalog, listed, label=step.name)
-    aligned = Aligned(align[-1].artifact)
+    align = join_stages(step.store_uri, step.catalog, listed, label=step.name)
+    aligned = Joined(align[-1].artifact)
     keep = filter_stage(
         step,
         partial(_rule, aligned),
@@ -47,9 +47,9 @@ def stages(step: Step) -> list[Stage]:
     return [*align, replace(keep, build=build)]
 
 
-def open_list(settings: KeepListStep, name: str) -> Foreign:
+def open_list(settings: KeepListStep, name: str) -> ExternalList:
     """The list of the step of that name. Errors: `ConfigError` where there is none."""
-    return Foreign.find(
+    return ExternalList.find(
         settings.uri,
         match_by=settings.match_by,
         match_column=settings.match_column,
@@ -57,7 +57,7 @@ def open_list(settings: KeepListStep, name: str) -> Foreign:
     )
 
 
-def _rule(aligned: Aligned) -> Rule:
+def _rule(aligned: Joined) -> Rule:
     def rule(part: PartRows, rows: NDArray[np.int64]) -> Verdict:
         listed = aligned.part(part).file[rows] >= 0
         return Verdict(listed, {"not_on_the_list": int((~listed).sum())})
@@ -65,7 +65,7 @@ def _rule(aligned: Aligned) -> Rule:
     return rule
 
 
-def _check_missing(settings: KeepListStep, setting: str, aligned: Aligned) -> None:
+def _check_missing(settings: KeepListStep, setting: str, aligned: Joined) -> None:
     totals = aligned.totals
     missing = totals["list_unmatched"]
     distinct = totals["list_rows"] - totals["list_empty"] - totals["duplicate_list"]
