@@ -1,4 +1,4 @@
-"""A selection step as every method gets it."""
+"""The input of a selection step, the same for every method."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from orchestrator.engine.artifact import Artifact
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """`incoming` is the keep list that reaches the step, perhaps not computed yet; `embedding` is the one its settings
-    name; `num_actors` None: one for each CPU."""
+    """`incoming` is the keep list that reaches the step and may not be computed yet. `embedding` is the one that the
+    settings name. `num_actors` None means one per CPU."""
 
     name: str
     settings: StepConfig

@@ -1,5 +1,7 @@
-"""What all tasks of an execution take, unpickled once a process rather than once a task: a pool of 231,350 shards takes
-three seconds, which a task over a few hundred pairs should not pay."""
+"""Caches of a worker process: the common argument of all tasks of an execution, and a way to empty every cache.
+
+The argument is unpickled once per process, not once per task: a pool of 231,350 shards takes three seconds, too much
+for a task over a few hundred pairs."""
 
 from __future__ import annotations
 
@@ -8,13 +10,13 @@ from typing import Any
 
 import ray
 
-# a process serves one execution after another, and two at once: training, and its evaluation on the way
+# a process serves several executions in turn, and two at once: training and the evaluation during it
 MOST_KEPT = 2
 _kept: dict[bytes, Any] = {}
 
 
 def fetched(reference: ray.ObjectRef) -> Any:
-    """What the reference stands for; the same object for every task of this process, so nobody may change it."""
+    """Return the object of a reference. All tasks of this process share it, so it must not be changed."""
     name = reference.binary()
     if name not in _kept:
         while len(_kept) >= MOST_KEPT:

@@ -1,9 +1,10 @@
-"""A shuffle through the store: data by source becomes data by destination, with two passes of parts and no driver.
+"""A shuffle through the store: rows by source become rows by destination, in two passes of parts.
 
-Each source item writes one file that holds one table per destination; each destination reads its own slice of every
-source's file by range. A file is `num_destinations + 1` offsets (int64, little-endian) and then the tables as Arrow IPC
-streams, back to back; a destination that gets nothing has an empty slice. So there are as many files as sources and not
-sources x destinations, and what is in memory is one source's data while it writes, one destination's while it reads."""
+Each source writes one file with one table per destination. Each destination reads its slice of every source's file by
+range. A file is `num_destinations + 1` offsets (int64, little-endian), then the tables as Arrow IPC streams; a
+destination without rows has an empty slice. So there is one file per source, not one per source and destination. Memory
+holds the rows of one source during the first pass and those of one destination during the second; the driver holds
+none."""
 
 from __future__ import annotations
 
@@ -19,16 +20,14 @@ from numpy.typing import NDArray
 from orchestrator.storage import files
 
 IN_FLIGHT = 8
-"""Slices read ahead of the one in use: a request to an object store takes tens of milliseconds."""
+"""Slices in flight: a request to an object store takes tens of milliseconds."""
 
 OFFSET = np.dtype("<i8")
 Vectors = NDArray[np.float16]
 
 
 def split(table: pa.Table, destination: NDArray[np.integer], num_destinations: int) -> list[pa.Table]:
-    """The rows of a table by destination, in the table's order within each.
-
-    `destination`: int [rows], in [0, num_destinations)."""
+    """Return one table per destination; rows keep their order. `destination`: int [rows], in [0, num_destinations)."""
     assert len(destination) == table.num_rows, f"{len(destination)} destinations for {table.num_rows} rows"
     order = np.argsort(destination, kind="stable")
     bounds = np.searchsorted(destination[order], np.arange(num_destinations + 1))
@@ -39,7 +38,7 @@ def split(table: pa.Table, destination: NDArray[np.integer], num_destinations: i
 
 
 def pack(tables: Sequence[pa.Table]) -> bytes:
-    """A source's file: one table for each destination, in order."""
+    """Return a source's file as bytes; `tables`: one per destination, in order."""
     slices = [_stream(table) for table in tables]
     sizes = [len(data) for data in slices]
     first = OFFSET.itemsize * (len(tables) + 1)
@@ -48,7 +47,7 @@ def pack(tables: Sequence[pa.Table]) -> bytes:
 
 
 def read_slice(uri: str, destination: int) -> pa.Table | None:
-    """What a source's file holds for a destination; `None` where it holds nothing. Errors: `OSError` from reading."""
+    """Return a destination's table in a source's file; None if it has no rows there. Errors: `OSError` from reading."""
     (bounds,) = files.read_spans(uri, [(OFFSET.itemsize * destination, 2 * OFFSET.itemsize)])
     start, end = np.frombuffer(bounds, OFFSET).tolist()
     if start == end:
@@ -59,7 +58,7 @@ def read_slice(uri: str, destination: int) -> pa.Table | None:
 
 
 def gather(uris: Sequence[str], destination: int) -> Iterator[pa.Table]:
-    """A destination's tables of all sources, in the sources' order, without the empty ones; a few are read ahead."""
+    """Yield a destination's tables of all sources, in the sources' order, without empty ones; reads a few ahead."""
     waiting: deque[Future[pa.Table | None]] = deque()
     with ThreadPoolExecutor(IN_FLIGHT) as pool:
         for uri in uris:
@@ -71,7 +70,7 @@ def gather(uris: Sequence[str], destination: int) -> Iterator[pa.Table]:
 
 
 def read_slices(uri: str) -> Iterator[pa.Table]:
-    """All tables of a source's file, in the destinations' order, without the empty ones. Errors: `OSError`."""
+    """Yield all tables of a source's file, in the destinations' order, without empty ones. Errors: `OSError`."""
     data = memoryview(files.read(uri))
     first = np.frombuffer(data, OFFSET, count=1)[0]
     offsets = np.frombuffer(data[:first], OFFSET).tolist()
@@ -81,7 +80,7 @@ def read_slices(uri: str) -> Iterator[pa.Table]:
 
 
 def vectors_to_column(vectors: Vectors) -> pa.Array:
-    """Vectors, float16 [n, dim] and contiguous, as a column of n values of 2 * dim bytes; nothing is copied."""
+    """Return vectors, float16 [n, dim] and contiguous, as a column of n values of 2 * dim bytes, without a copy."""
     assert vectors.dtype == np.float16, f"got {vectors.dtype}"
     assert vectors.flags.c_contiguous, "the vectors are not contiguous"
     num_rows, dim = vectors.shape
@@ -90,7 +89,7 @@ def vectors_to_column(vectors: Vectors) -> pa.Array:
 
 
 def column_to_vectors(column: pa.Array | pa.ChunkedArray) -> Vectors:
-    """The vectors, float16 [n, dim], of a column of `vectors_to_column`; a column in one piece is not copied."""
+    """Return the vectors, float16 [n, dim], in a column of `vectors_to_column`; one chunk is not copied."""
     values = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     dim = column.type.byte_width // 2
     flat = np.frombuffer(values.buffers()[1] or b"", np.float16)

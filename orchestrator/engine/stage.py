@@ -13,12 +13,12 @@ from orchestrator.engine.role import TRAINING_ROLES, Role
 
 
 def nothing(num_pairs: int) -> int:
-    """For stages whose processes hold no vectors, or those of one part."""
+    """For stages of which no process holds more vectors than those of one part."""
     return 0
 
 
 class Size(NamedTuple):
-    """What a stage is cut up by: the `pairs` that reach it, those of the `pool`, and the pool's `parts`."""
+    """What the number of a stage's tasks depends on: the `pairs` that reach it, the pairs and parts of the pool."""
 
     pairs: int
     pool: int
@@ -26,18 +26,27 @@ class Size(NamedTuple):
 
 
 def in_blocks(size: Size) -> int:
-    """For stages that work part by part, in tasks."""
+    """For stages that work on single parts, in tasks."""
     return min(size.parts, MAX_PART_BLOCKS)
 
 
 def by_part(size: Size) -> int:
-    """For stages that work part by part, in actors."""
+    """For stages that work on single parts, in actors."""
     return size.parts
 
 
+@dataclass(frozen=True)
+class _ByGroups:
+    limit: int
+    pairs_per_group: int
+
+    def __call__(self, size: Size) -> int:
+        return max(1, min(self.limit, size.parts, -(-size.pool // self.pairs_per_group)))
+
+
 def by_groups(limit: int, pairs_per_group: int = 1) -> Callable[[Size], int]:
-    """For stages that work by runs of parts: at most so many, and of at least so many pairs."""
-    return lambda size: max(1, min(limit, size.parts, -(-size.pool // pairs_per_group)))
+    """For stages that work on groups of parts: at most `limit` groups, of at least `pairs_per_group` pairs each."""
+    return _ByGroups(limit, pairs_per_group)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
-"""Files at any URI that fsspec knows (local, s3://, gs://, ...), written whole or not at all.
+"""Files at any URI that fsspec knows (local, s3://, gs://, ...); a write is whole or absent.
 
-An object store's single put is atomic already; elsewhere (disks, HDFS, SFTP) a file is written under a temporary name
-and renamed. What goes over a network is tried again (`remote`)."""
+A put into an object store is atomic. On disks, HDFS and SFTP a file is written under a temporary name and then renamed.
+Requests over a network are retried (`storage.retry`)."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from orchestrator.storage.retry import READ_AHEAD, CutOff, RemoteFile, StoreErro
 
 PARALLEL = 4
 COPY_BYTES = 8 << 20
-# how the names of files end that are not whole yet
+# the ending of files that are not complete
 TEMPORARY = ".tmp"
-# of S3, Google Cloud Storage and Azure, by fsspec's names
+# fsspec's names of S3, Google Cloud Storage and Azure
 OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}
 
 
 def absolute(uri: str | os.PathLike[str]) -> str:
-    """The URI with a local path made absolute, so that workers in other folders mean the same place."""
+    """Return the URI; a local path is made absolute, so it means the same in workers with other working folders."""
     text = os.fspath(uri)
     if "://" in text and not text.startswith("file://"):
         return text
@@ -38,33 +38,33 @@ def absolute(uri: str | os.PathLike[str]) -> str:
 
 
 def canonical(uri: str) -> str:
-    """One spelling of a place, to be compared: absolute, links followed, the protocol by its first name."""
+    """Return one spelling of a URI, for comparisons: absolute, without links, the protocol by its first name."""
     fs, path = filesystem(absolute(uri))
     return os.path.realpath(path) if isinstance(fs, LocalFileSystem) else str(fs.unstrip_protocol(path.rstrip("/")))
 
 
 def join(uri: str, *names: str) -> str:
-    """A path below a URI."""
+    """Return the URI of a path below a URI."""
     return "/".join([uri.rstrip("/"), *names])
 
 
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of a URI and the path inside it."""
+    """Return the file system of a URI and the path in it."""
     return url_to_fs(uri)
 
 
 def is_local(uri: str) -> bool:
-    """Whether the URI lies on this machine's disk."""
+    """Return whether the URI is on this machine's disk."""
     return isinstance(filesystem(uri)[0], LocalFileSystem)
 
 
 def exists(uri: str) -> bool:
-    """Whether a file or folder is there."""
+    """Return whether a file or folder exists."""
     fs, path = filesystem(uri)
     if is_local(uri):
         return fs.exists(path)
     try:
-        # not `exists`, which takes whatever fails for a no
+        # `fs.exists` would answer False for every failure
         tried(lambda: fs.info(path), uri)
     except FileNotFoundError:
         return False
@@ -72,15 +72,15 @@ def exists(uri: str) -> bool:
 
 
 def read(uri: str) -> bytes:
-    """A whole file."""
+    """Return the content of a file."""
     fs, path = filesystem(uri)
     return fs.cat_file(path) if is_local(uri) else tried(lambda: fs.cat_file(path), uri)
 
 
 def read_spans(uri: str, spans: Sequence[tuple[int, int]]) -> Iterator[bytes]:
-    """The bytes of each (offset, size) of a file, in the order given; of a remote one `PARALLEL` are in flight at once.
+    """Yield the bytes of each (offset, size) of a file, in the given order; `PARALLEL` remote reads run at once.
 
-    What lies beyond the end of a local file is missing; of a remote one that is an error. Errors: `OSError`."""
+    Bytes beyond the end of a local file are left out; in a remote file they are an error. Errors: `OSError`."""
     fs, path = filesystem(uri)
     if is_local(uri):
         with open(path, "rb") as file:
@@ -93,20 +93,20 @@ def read_spans(uri: str, spans: Sequence[tuple[int, int]]) -> Iterator[bytes]:
 
 
 def open_file(uri: str, *, read_ahead: int = READ_AHEAD) -> IO[bytes]:
-    """A file to be read in any order; `read_ahead`: the bytes that a request to a remote place asks for."""
+    """Open a file that can be read in any order; `read_ahead`: the bytes of one remote request."""
     fs, path = filesystem(uri)
     return open(path, "rb") if is_local(uri) else cast(IO[bytes], RemoteFile(fs, path, read_ahead=read_ahead))
 
 
 def read_json(uri: str) -> Any:
-    """A whole JSON file."""
+    """Return the value in a JSON file."""
     return json.loads(read(uri))
 
 
 def write(uri: str, data: bytes) -> None:
-    """Writes a whole file; a reader sees all of it or the one before.
+    """Write a file; a reader sees the whole new content or the old one.
 
-    Errors: `StoreError` when the place is full, read-only or not allowed; what was there before is untouched."""
+    Errors: `StoreError` if the store is full, read-only or not allowed; an old file then stays as it was."""
     fs, _ = filesystem(uri)
 
     def put(path: str) -> None:
@@ -120,7 +120,7 @@ def write(uri: str, data: bytes) -> None:
 
 
 def _put(uri: str, put: Callable[[str], None]) -> None:
-    # `put` writes to a path of the URI's file system
+    # `put` writes to a path in the URI's file system
     fs, path = filesystem(uri)
     protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
     try:
@@ -137,12 +137,12 @@ def _put(uri: str, put: Callable[[str], None]) -> None:
 
 
 def unwritable(uri: str, error: OSError, *, doing: str = "write") -> StoreError:
-    """What to tell of a place where nothing can be written or removed, and why."""
-    expected = "a writable place with room (set out= and store=)"
+    """Return the error for a URI that cannot be written or removed, with its reason."""
+    expected = "a writable folder or bucket with free space (set out= and store=)"
     if isinstance(error, PermissionError):
         expected = (
-            "a place that this user may write (set out= and store=); a store that users share is a folder of a group "
-            "of theirs (chgrp -R, chmod -R g+rwXs), and each of them has umask 002"
+            "a folder that this user may write (set out= and store=); a store shared by users belongs to a group of "
+            "theirs (chgrp -R, chmod -R g+rwXs), and each of them sets umask 002"
         )
     return StoreError(f"cannot {doing} {uri}: {error.strerror or error}; expected {expected}")
 
@@ -160,10 +160,10 @@ def _put_here(path: str, put: Callable[[str], None]) -> None:
 
 
 def settle(temporary: str, path: str) -> None:
-    """Gives a local file its name once its bytes are on the disk. Errors: `OSError`.
+    """Rename a local file once its bytes are on the disk. Errors: `OSError`.
 
-    A journal keeps names in their order, but not what the files hold: after a power loss a mark would be there, and
-    what it stands for empty."""
+    Without the sync, a power loss could leave the name and lose the bytes, because a journal orders names only: a
+    summary would mark an empty file as complete."""
     with open(temporary, "rb+") as file:
         os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -179,7 +179,7 @@ def _put_renamed(fs: fsspec.AbstractFileSystem, path: str, put: Callable[[str], 
         except OSError:
             if not fs.exists(path):
                 raise
-        # HDFS does not rename onto what is there, with an error or without
+        # HDFS does not rename onto an existing file, with an error or without
         if fs.exists(temporary):
             fs.rm_file(path)
             fs.mv(temporary, path)
@@ -194,12 +194,12 @@ def _temporary(path: str) -> str:
 
 
 def write_json(uri: str, value: Any) -> None:
-    """Writes a value as JSON, whole or not at all."""
+    """Write a value as JSON; see `write`."""
     write(uri, json.dumps(value, indent=1, sort_keys=True, default=str).encode())
 
 
 def names(uri: str) -> list[str]:
-    """The names directly below a folder, sorted; none when it does not exist."""
+    """Return the names directly below a folder, sorted; an empty list if it does not exist."""
     fs, path = filesystem(uri)
 
     def listed() -> list[str]:
@@ -207,7 +207,7 @@ def names(uri: str) -> list[str]:
         return fs.ls(path, detail=False)
 
     try:
-        # no look at whether it exists, which on some file systems takes whatever fails for a no
+        # no check for existence: on some file systems it answers False for every failure
         found = listed() if is_local(uri) else tried(listed, uri)
     except (FileNotFoundError, NotADirectoryError):
         return []
@@ -215,7 +215,7 @@ def names(uri: str) -> list[str]:
 
 
 def num_bytes(uri: str) -> int:
-    """The bytes of a file, or of all files below a folder; 0 where there is none."""
+    """Return the size of a file, or of all files below a folder, in bytes; 0 if there is none."""
     fs, path = filesystem(uri)
     fs.invalidate_cache()
     if not exists(uri):
@@ -224,9 +224,9 @@ def num_bytes(uri: str) -> int:
 
 
 def copy(from_uri: str, to_uri: str) -> None:
-    """Copies a file, or a folder with all below it, between any two places, holding none of it in memory."""
+    """Copy a file, or a folder with everything below it, between any two URIs; no file is held in memory."""
     fs, path = filesystem(from_uri)
-    # some writers mark a folder of an object store by an empty object whose name ends as a folder's does
+    # some writers mark a folder in an object store with an empty object of which the name ends in a slash
     found = fs.find(path) if is_local(from_uri) else tried(lambda: fs.find(path), from_uri)
     for entry in [name for name in found if not name.endswith("/")]:
         tail = entry[len(path.rstrip("/")) :].lstrip("/")
@@ -244,19 +244,19 @@ def _copy_file(from_uri: str, to_uri: str) -> None:
 
 
 def is_path(text: str) -> bool:
-    """Whether the text names something on this machine's disk."""
+    """Return whether the text is the path of an existing local file or folder."""
     return os.path.exists(os.path.expanduser(text))
 
 
 def put_file(path: str, uri: str) -> None:
-    """Copies a local file to a place, whole or not at all, without holding it in memory. Errors: as `write`."""
+    """Copy a local file to a URI; see `write`. The file is not held in memory."""
     fs, _ = filesystem(uri)
     _put(uri, partial(shutil.copyfile if isinstance(fs, LocalFileSystem) else fs.put_file, path))
 
 
 def get_file(uri: str, path: str) -> None:
-    """Copies a file to a local path, without holding it in memory. Errors: `StoreError`; `CutOff` where it is shorter
-    than the place says it is."""
+    """Copy a file to a local path; it is not held in memory. Errors: `StoreError`; `CutOff` if it is shorter than its
+    size in the store."""
     with open_file(uri) as remote, open(path, "wb") as file:
         expected = remote.seek(0, os.SEEK_END)
         remote.seek(0)
@@ -266,11 +266,11 @@ def get_file(uri: str, path: str) -> None:
 
 
 def remove(uri: str) -> None:
-    """Removes a file or folder of ours. Errors: `StoreError` where that is not allowed."""
+    """Remove a file or folder, if it exists. Errors: `StoreError` if that is not allowed."""
     fs, path = filesystem(uri)
     if not exists(uri):
         return
-    # a try that failed after the fact, or another process, has removed it
+    # an earlier try that was reported as failed, or another process, may have removed it
     with suppress(FileNotFoundError):
         if not is_local(uri):
             tried(lambda: fs.rm(path, recursive=True), uri, doing="remove")

@@ -1,8 +1,8 @@
-"""Many small reads of one file: neighbours are fetched together where the file is remote.
+"""Many small reads of one file; in a remote file, neighbours share a request.
 
-Two members with at most `MAX_GAP` bytes between them are one request: at some 100 MB/s a gap of 64 KiB costs less than
-a millisecond, a request to an object store tens of them. A request holds at most `MAX_REQUEST` bytes (or one member),
-and few of them are in flight at once, which bounds memory. A local file is opened once and sought."""
+Two members with at most `MAX_GAP` bytes between them are one request: at about 100 MB/s a gap of 64 KiB costs less than
+a millisecond, and a request to an object store tens of milliseconds. A request has at most `MAX_REQUEST` bytes (or one
+member), and only a few are in flight, which bounds memory. A local file is opened once."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Span = tuple[int, int]
 
 
 def read_spans(uri: str, spans: Sequence[Span]) -> Iterator[bytes]:
-    """The bytes of each (offset, size) of a file, in the order given.
+    """Yield the bytes of each (offset, size) of a file, in the given order.
 
-    Errors: `StoreError`; also when the file is shorter than a span, as it then changed since it was catalogued."""
+    Errors: `StoreError`, also if the file is shorter than a span: it changed since the catalog was made."""
     read = files.read_spans if files.is_local(uri) else _in_runs
-    # an empty range is not a request that HTTP can express: some servers answer with the whole file
+    # HTTP cannot request an empty range: some servers answer with the whole file
     found = read(uri, [span for span in spans if span[1]])
     for offset, size in spans:
         data = next(found) if size else b""
@@ -32,7 +32,7 @@ def read_spans(uri: str, spans: Sequence[Span]) -> Iterator[bytes]:
 
 
 def coalesce(spans: Sequence[Span]) -> list[list[Span]]:
-    """The spans, in order, in runs that are fetched by one request each."""
+    """Return the spans in runs, in order; each run is one request."""
     runs: list[list[Span]] = []
     for offset, size in spans:
         if runs:

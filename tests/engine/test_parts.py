@@ -20,9 +20,9 @@ from orchestrator.engine.console import Display
 from orchestrator.engine.parts import (
     InRuns,
     PartResult,
+    PartsJob,
     RunWork,
     Work,
-    build_parts,
     done_summaries,
     num_done,
     part_path,
@@ -73,7 +73,7 @@ def artifact(tmp_path: Path) -> Artifact:
 
 
 def build(artifact: Artifact, calls: Callable[[], Work] | InRuns, num_items: int = 6, **options: Any) -> Artifact:
-    return build_parts(artifact, range(num_items), calls, display=Display(), name="numbers", **options)
+    return PartsJob(artifact, range(num_items), calls, name="numbers", **options).build(Display())
 
 
 @pytest.mark.parametrize("num_actors", [None, 2])
