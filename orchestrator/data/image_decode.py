@@ -1,11 +1,11 @@
-"""An encoded image to uint8 pixels of the model's size, cropped as open_clip crops, without torch.
+"""Decodes images to uint8 pixels of the model's size, cropped as open_clip does, without torch.
 
-Training: torchvision's RandomResizedCrop distribution, each draw a function of (seed, epoch, ordinal of the pair)
-through the counter-based generator Philox, so that it survives any restart and any number of workers. Evaluation: the
-shorter side to `size`, then the centre (open_clip's `shortest`), or the whole picture (`squash`). As in open_clip,
-bicubic resizing (bilinear where a model is evaluated that wants it), `convert("RGB")` and no EXIF rotation; unlike it,
-conversion comes first (a palette cannot be interpolated) and 16-bit greys are scaled to 8 bits instead of clipped to
-white."""
+Training: the distribution of torchvision's RandomResizedCrop. Each draw is a function of (seed, epoch, ordinal of the
+pair) through the counter-based generator Philox, so restarts and the number of workers do not change it. Evaluation:
+the shorter side is resized to `size` and the centre cropped (open_clip's `shortest`), or the whole image is squashed to
+a square (`squash`). As in open_clip: bicubic resizing (bilinear for models that were trained with it),
+`convert("RGB")`, no EXIF rotation. Unlike open_clip, the conversion to RGB comes first, because a palette cannot be
+interpolated, and 16-bit greys are scaled to 8 bits instead of clipped to white."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-# what the web holds; Pillow's other plugins include ones that run external programs on the bytes
+# the formats of the web; some of Pillow's other plugins run external programs on the bytes
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 NUM_TRIES = 10
 DRAFT_SCALES = (8, 4, 2)
 DRAFT_MARGIN = 2
-"""A draft keeps at least so many times the pixels wanted along each side: the bicubic filter then still averages, and
-takes away what frequencies the decoder's cruder averaging of blocks got wrong."""
+"""A draft has at least this many times the wanted pixels along each side: the bicubic filter then still averages, and
+removes the high frequencies that the decoder's coarser averaging of blocks got wrong."""
 _UNDECODABLE = (
     OSError,
     SyntaxError,
@@ -41,7 +41,7 @@ _UNDECODABLE = (
     struct.error,
     zlib.error,
 )
-"""What Pillow's plugins raise on bytes that are damaged; the bytes are in memory, so none of it is a failed read."""
+"""What Pillow's plugins raise for damaged bytes. The bytes are in memory, so an `OSError` is no failed read."""
 
 
 class BadImage(ValueError):
@@ -54,7 +54,7 @@ class BadImage(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Crop:
-    """A box of an image, in its pixels, and whether to mirror it."""
+    """A box in an image, in pixels of the image, and whether to mirror it."""
 
     left: float
     top: float
@@ -64,7 +64,7 @@ class Crop:
 
 
 Cropper = Callable[[int, int], Crop]
-"""Chooses the box from the image's own (width, height)."""
+"""Chooses the box for an image of the given (width, height)."""
 Interpolation = Literal["bicubic", "bilinear"]
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
@@ -82,13 +82,13 @@ class ImageDecoder:
     interpolation: Interpolation = "bicubic"
 
     def cropper(self) -> Cropper:
-        """Chooses the box that becomes `size` x `size`."""
+        """Return the function that chooses the box, which is then scaled to `size` x `size`."""
         if self.resize_mode == "squash":
             return partial(squash_crop, fraction=self.crop_fraction)
         return partial(evaluation_crop, size=self.size, fraction=self.crop_fraction)
 
     def decode(self, data: bytes) -> np.ndarray:
-        """uint8 [size, size, 3], RGB. Errors: `BadImage`, as for `decode`."""
+        """Return uint8 [size, size, 3], RGB. Errors: `BadImage`, as `decode`."""
         return decode(
             data, size=self.size, crop=self.cropper(), max_pixels=self.max_pixels, interpolation=self.interpolation
         )
@@ -103,12 +103,12 @@ def decode(
     draft: bool = False,
     interpolation: Interpolation = "bicubic",
 ) -> np.ndarray:
-    """The pixels of an encoded image: uint8 [size, size, 3], RGB.
+    """Return the pixels of an encoded image: uint8 [size, size, 3], RGB.
 
-    `crop`: chooses the box, e.g. `partial(random_resized_crop, seed=...)`; `None` is `evaluation_crop`.
-    `draft`: lets a JPEG much larger than needed be decoded at 1/2, 1/4 or 1/8; the box is the same part of the picture.
-    Errors: `BadImage` for what is no image, is damaged, is empty or has more than `max_pixels` (found before decoding).
-    """
+    `crop`: chooses the box, e.g. `partial(random_resized_crop, seed=...)`; None means `evaluation_crop`.
+    `draft`: decode a JPEG that is much larger than needed at 1/2, 1/4 or 1/8 of its size; the box stays the same part
+    of the image. Errors: `BadImage` for bytes that are no image, damaged or empty, and for more than `max_pixels`
+    pixels, which the header shows before anything is decoded."""
     with _opened(data, max_pixels) as image:
         width, height = image.size
         box = crop(width, height) if crop else evaluation_crop(width, height, size=size)
@@ -119,7 +119,7 @@ def decode(
 
 
 def whole_image(data: bytes | None, *, max_pixels: int) -> Image.Image | None:
-    """The picture as it is, RGB; None for what `decode` refuses."""
+    """Return the whole image, RGB, at its own size; None if `decode` would raise `BadImage`."""
     try:
         with _opened(data or b"", max_pixels) as image:
             return _rgb(image)
@@ -128,9 +128,9 @@ def whole_image(data: bytes | None, *, max_pixels: int) -> Image.Image | None:
 
 
 def jpeg_box(data: bytes, *, crop: Cropper, max_pixels: int) -> Crop | None:
-    """The box of a JPEG that any decoder takes (grey or of three colours), from its header; None for everything else.
+    """Return the box in a JPEG that every decoder can read (grey or RGB), from its header; None for other images.
 
-    Errors: `BadImage`, as for `decode`, but for damage behind the header."""
+    Errors: `BadImage`, as `decode`; damage after the header is not noticed."""
     with _opened(data, max_pixels) as image:
         if image.format != "JPEG" or image.mode not in ("L", "RGB"):
             return None
@@ -154,9 +154,9 @@ def _opened(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
 
 
 def evaluation_crop(width: int, height: int, *, size: int, fraction: float = 1.0) -> Crop:
-    """The box that becomes the centre `size` x `size` once the shorter side is resized to `size / fraction`.
+    """Return the box that becomes the centre `size` x `size` when the shorter side is resized to `size / fraction`.
 
-    Rounds as torchvision's Resize and CenterCrop do, so the pixels are the same but for rounding within Pillow."""
+    Rounds as torchvision's Resize and CenterCrop, so pixels differ only by rounding in Pillow."""
     side = int(size / fraction)
     resized = (side, int(side * height / width)) if width <= height else (int(side * width / height), side)
     left, top = round((resized[0] - size) / 2), round((resized[1] - size) / 2)
@@ -165,8 +165,8 @@ def evaluation_crop(width: int, height: int, *, size: int, fraction: float = 1.0
 
 
 def squash_crop(width: int, height: int, *, fraction: float = 1.0) -> Crop:
-    """The box that becomes a square with its aspect given up: the whole picture, or the middle `fraction` of each side
-    (open_clip's `squash`)."""
+    """Return the box that is squashed to a square: the whole image, or the middle `fraction` of each side (open_clip's
+    `squash`)."""
     across, down = width * fraction, height * fraction
     return Crop(left=(width - across) / 2, top=(height - down) / 2, width=across, height=down)
 
@@ -182,8 +182,8 @@ def random_resized_crop(
     epoch: int,
     ordinal: int,
 ) -> Crop:
-    """The crop of a pair in an epoch: area a uniform fraction within `scale`, aspect log-uniform within `ratio`,
-    position uniform; after ten boxes that do not fit, the largest central one with an allowed aspect."""
+    """Return the crop of a pair in an epoch: a uniform fraction of the area in `scale`, a log-uniform aspect in
+    `ratio`, a uniform position. If ten boxes do not fit, it is the largest central box with an allowed aspect."""
     draws = _uniform(seed, epoch, ordinal, 4 * NUM_TRIES + 1)
     flip = bool(horizontal_flip and draws[-1] < 0.5)
     low, high = math.log(ratio[0]), math.log(ratio[1])
@@ -200,7 +200,7 @@ def random_resized_crop(
 
 
 def _uniform(seed: int, epoch: int, ordinal: int, num_draws: int) -> np.ndarray:
-    # the ordinal is the counter's second word: each pair has 2**64 draws before the next one's begin
+    # the ordinal is the second word of the counter: each pair has 2**64 draws before those of the next pair start
     key = np.array([seed % 2**64, epoch], dtype=np.uint64)
     bits = np.random.Philox(key=key, counter=np.array([0, ordinal, 0, 0], dtype=np.uint64))
     return np.random.Generator(bits).random(num_draws)
@@ -215,10 +215,10 @@ def _check_size(image: Image.Image, max_pixels: int) -> None:
 
 
 def _draft(image: Image.Image, box: Crop, size: int) -> Crop:
-    """Sets the JPEG decoder to the smallest scale that leaves enough of the box; the box at that scale.
+    """Set the JPEG decoder to the smallest scale with enough pixels in the box; return the box at that scale.
 
-    The decoder leaves out the high frequencies of each 8 x 8 block before its inverse transform, so most of the work
-    is never done. Other formats know no scale and stay whole."""
+    The decoder skips the high frequencies of each 8 x 8 block before the inverse transform, which saves most of the
+    work. Other formats have no such scale and are decoded whole."""
     enough = DRAFT_MARGIN * size
     fitting = [scale for scale in DRAFT_SCALES if min(box.width, box.height) >= scale * enough]
     if not fitting or not image.draft(None, (image.width // fitting[0], image.height // fitting[0])):

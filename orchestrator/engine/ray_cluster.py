@@ -1,5 +1,5 @@
-"""The Ray cluster a command runs on: the one it is told, the one it is in, or one started on this machine; how large it
-is or may grow, and what its nodes see."""
+"""The Ray cluster of a command: the one in the configuration, the one this machine belongs to, or one started here; how
+large it is or may grow, and whether its nodes share folders."""
 
 from __future__ import annotations
 
@@ -24,26 +24,31 @@ from orchestrator.config import ClusterConfig
 from orchestrator.errors import UserError, first_line
 from orchestrator.storage import files
 
-# Train, its controller and a decode task must fit beside the workers: 2 workers on 2 logical CPUs would wait for ever
+logger = logging.getLogger(__name__)
+
+# Train's controller and a decode task must fit beside the workers: 2 workers on 2 logical CPUs would wait for ever
 LOCAL_MIN_CPUS = 4
 LOCAL_MAX_WORKERS = 2
-# what Ray sets for the process of a job, and the folder of its copies of working directories
+# the variable that Ray sets for the process of a job, and Ray's folder for copies of working directories
 JOB, COPIES = "RAY_JOB_CONFIG_JSON_ENV_VAR", "working_dir_files"
 # how far an autoscaler may grow the cluster; 0: the cluster keeps its size. Ray knows only the nodes that are up, so
 # `connect` notes the limits in Ray Data's context, which lives as long as the process's connection
 MAX_CPUS, MAX_GPUS = "orchestrator.scales_to_cpus", "orchestrator.scales_to_gpus"
-# for a head to accept a connection
+# until a head accepts a connection
 CONNECT_SECONDS = 10.0
-# for all nodes to say whether they see a folder
+# until all nodes answer whether they see a folder
 ANSWER_SECONDS = 60
-# of processes that run models on CPUs: glibc gives the memory of large activations back to the system and faults it in
-# again at every layer; kept, the same forward pass took a third of the time (EfficientNet-Lite0, fp32)
+# environment of processes that run models on CPUs: by default glibc returns the memory of large activations to the
+# system and faults it in again at every layer; without that, a forward pass of EfficientNet-Lite0 in fp32 took a third
+# of the time
 CPU_ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_ARENA_MAX": "1"}
 
 
 def connect(config: ClusterConfig, *, dashboard: bool = False) -> str | None:
-    """Connects to the cluster, or starts one here, with Ray's dashboard or without; a second call in one process only
-    sets up the process. The dashboard's host and port, where there is one."""
+    """Connect to the cluster, or start one on this machine; return host and port of Ray's dashboard, if it has one.
+
+    `dashboard`: start a cluster with the dashboard. If this process is connected already, only its limits are set.
+    Errors: `UserError` if no cluster answers at the address, or Ray does not start here in time."""
     _quiet_data()
     _set_limits(config)
     if ray.is_initialized():
@@ -53,20 +58,22 @@ def connect(config: ClusterConfig, *, dashboard: bool = False) -> str | None:
     address = _address(config)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == "local":
-        # logical CPUs, not cores: stages take turns, and decode tasks share the cores with the training workers
-        num_cpus = config.num_cpus or max(2 * (os.cpu_count() or 1), LOCAL_MIN_CPUS)
-        start = partial(ray.init, address="local", num_cpus=num_cpus, include_dashboard=dashboard, **quiet)
+        # more logical CPUs than cores: stages take turns, and decode tasks share the cores with the training workers
+        cpus = config.num_cpus or max(2 * (os.cpu_count() or 1), LOCAL_MIN_CPUS)
+        start = partial(ray.init, address="local", num_cpus=cpus, include_dashboard=dashboard, **quiet)
     else:
         _check_answers(address)
         start = partial(ray.init, address=address, **quiet)
     try:
         with _own_sigterm(), _stderr_closed():
-            return start().dashboard_url or None
+            connected = start()
+        logger.info("connected to the Ray cluster at %s, %d logical CPUs, %d GPUs", address, num_cpus(), num_gpus())
+        return connected.dashboard_url or None
     except Exception as error:
         if address == "local" and _is_late(error):
             raise UserError(
                 f"Ray did not start on this machine: {first_line(error)}; try again when the machine is less busy, "
-                "or type `ray start --head` before, whose cluster is used then"
+                "or run `ray start --head` first to use that cluster"
             ) from error
         if address == "local" or not isinstance(error, (ValueError, ConnectionError, RuntimeError)):
             raise
@@ -75,30 +82,30 @@ def connect(config: ClusterConfig, *, dashboard: bool = False) -> str | None:
 
 
 def _address(config: ClusterConfig) -> str:
-    # as in `ray.init()`; a number of CPUs is that of a cluster that is started
+    # as in `ray.init()`; `cluster.num_cpus` asks for a cluster that is started here
     told = config.address or os.environ.get("RAY_ADDRESS")
     return told or ("auto" if config.num_cpus is None and _is_on_a_node() else "local")
 
 
 def _is_on_a_node() -> bool:
-    # what `ray start` has noted outlives its cluster, and the port may be another program's by then: a node of that
-    # cluster has to run on this machine
+    # the note of `ray start` outlives its cluster, and another program may use the port by then: check that a node of
+    # that cluster runs on this machine
     noted = services.find_bootstrap_address(None)
     return bool(noted) and noted in services.find_gcs_addresses()
 
 
 def _is_late(error: Exception) -> bool:
-    # Ray gives its processes half a minute each and then raises this, once an Exception of no class. It is not tried
-    # again here: the processes of the first start stay until this one ends, and would be in the way of a second's
+    # Ray waits half a minute for each of its processes and then raises one of these; in one place it is a plain
+    # Exception. A second try here would fail: the processes of the first start live until this process ends
     return type(error) is Exception or isinstance(error, (RuntimeError, TimeoutError, ConnectionError))
 
 
 def _check_answers(address: str) -> None:
-    # Ray itself tries for minutes, and says why on the descriptor that is closed meanwhile
+    # Ray itself tries for minutes, and reports the reason on stderr, which is closed meanwhile
     if address.startswith(("http://", "https://")):
         raise UserError(
             f"the Ray cluster's address is {address}, where jobs are submitted; expected HOST:PORT of its head, or "
-            "auto on one of its nodes; or `ray job submit -- orchestrator ...`"
+            "auto on one of its nodes; to submit a job, use `ray job submit -- orchestrator ...`"
         )
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
@@ -107,14 +114,14 @@ def _check_answers(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
     except OSError as error:
         raise UserError(
-            f"no Ray cluster answers at {address} ({error.strerror or error}); expected HOST:PORT of a head that runs "
-            "(cluster.address= or RAY_ADDRESS), or neither, to start one on this machine"
+            f"no Ray cluster answers at {address} ({error.strerror or error}); expected HOST:PORT of a running head "
+            "(cluster.address= or RAY_ADDRESS); set neither to start a cluster on this machine"
         ) from error
 
 
 @contextmanager
 def _own_sigterm() -> Iterator[None]:
-    # Ray puts a handler of its own in place of the command line's, which says what to do next
+    # Ray replaces the command line's handler, which tells the user how to resume
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
@@ -125,7 +132,7 @@ def _own_sigterm() -> Iterator[None]:
 
 @contextmanager
 def _stderr_closed() -> Iterator[None]:
-    # Ray's core greets on the raw descriptor when its log level is set; what goes wrong comes as an exception
+    # with a log level set, Ray's core prints a greeting to the descriptor itself; failures are raised as exceptions
     sys.stderr.flush()
     kept = os.dup(2)
     with open(os.devnull, "wb") as nowhere:
@@ -141,7 +148,7 @@ def _quiet_data() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    # the cause as it was raised, so that a user's mistake in a task is still one line
+    # raise the original error of a task: a user's mistake then stays one line
     context.raise_original_map_exception = True
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     logging.getLogger("ray.train").setLevel(logging.ERROR)
@@ -158,30 +165,30 @@ def _limit(key: str) -> int:
 
 
 def num_cpus() -> int:
-    """Logical CPUs of the whole cluster, once it has grown."""
+    """Return the logical CPUs of the whole cluster, at the size it may grow to."""
     return max(int(ray.cluster_resources().get("CPU", 1)), _limit(MAX_CPUS))
 
 
 def num_cores() -> int:
-    """Cores of the whole cluster: one on this machine has more logical CPUs than there are."""
+    """Return the cores of the whole cluster; a cluster on this machine has more logical CPUs than cores."""
     grows = _limit(MAX_CPUS) > 0
     return min(num_cpus(), os.cpu_count() or 1) if _is_here() and not grows else num_cpus()
 
 
 def num_gpus() -> int:
-    """GPUs of the whole cluster, once it has grown."""
+    """Return the GPUs of the whole cluster, at the size it may grow to."""
     return max(int(ray.cluster_resources().get("GPU", 0)), _limit(MAX_GPUS))
 
 
 def node_cpus() -> int:
-    """Logical CPUs of the largest node: what one task may ask for at most."""
+    """Return the logical CPUs of the largest node, the most that one task may ask for."""
     return int(max(1, *(node["Resources"].get("CPU", 0) for node in _nodes())))
 
 
 def check_shared(places: Mapping[str, str]) -> None:
-    """Looks whether every node that is up sees the folders, by setting, that are given as local paths.
+    """Check that every running node sees the local folders; `places`: paths or URIs by setting.
 
-    Errors: `UserError` for a folder that one of the nodes does not see: its tasks would write where nobody reads."""
+    Errors: `UserError` for a folder that a node does not see: other nodes could not read the files of its tasks."""
     nodes = _nodes()
     folders = {key: place for key, place in places.items() if files.is_local(place)}
     if len(nodes) == 1 or not folders:
@@ -192,8 +199,8 @@ def check_shared(places: Mapping[str, str]) -> None:
     try:
         for node, key in _not_seen(nodes, marks):
             raise UserError(
-                f"{key}={folders[key]} is a folder of one node: {node} does not see it; expected a place that all "
-                f"{len(nodes)} nodes share: s3://..., gs://... or a network folder"
+                f"{key}={folders[key]} is a folder of one node: {node} does not see it; expected a folder or bucket "
+                f"that all {len(nodes)} nodes share: s3://..., gs://... or a network folder"
             )
     finally:
         for mark in marks.values():
@@ -201,27 +208,27 @@ def check_shared(places: Mapping[str, str]) -> None:
 
 
 def _not_seen(nodes: Sequence[Mapping[str, Any]], marks: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """The address of a node with the setting of a folder in which it does not see the mark."""
-    # all are asked at once
+    """Yield the address of a node, and the setting of a folder that it does not see."""
+    # all nodes answer at the same time
     asked = [_seen_from.options(scheduling_strategy=_on(node)).remote(list(marks.values())) for node in nodes]
     for node, answer in zip(nodes, asked, strict=True):
-        # one that is being lost says nothing
+        # a node that is being lost does not answer
         for key, is_there in zip(marks, _answer(answer), strict=False):
             if not is_there:
                 yield node["NodeManagerAddress"], key
 
 
 def check_outlive_job(places: Mapping[str, str]) -> None:
-    """Looks whether the places, by setting, stay when this process is a job's of `ray job submit`, which runs in a copy
-    of its working directory that goes with it.
+    """Check that paths outlive this process; `places`: paths or URIs by setting.
 
-    Errors: `UserError` for a place in that copy."""
+    A job of `ray job submit` runs in a copy of the working directory, which Ray removes after it. Errors: `UserError`
+    for a path in that copy."""
     copy = os.getcwd() if JOB in os.environ and COPIES in os.getcwd() else None
     for key, place in places.items():
         if copy is not None and files.is_local(place) and Path(place).is_relative_to(copy):
             raise UserError(
                 f"{key}={os.path.relpath(place, copy)} lies in the job's copy of the working directory, which Ray "
-                f"removes after the job; expected a place that stays: {key}=s3://..., gs://... or an absolute path"
+                f"removes after the job; expected a lasting one: {key}=s3://..., gs://... or an absolute path"
             )
 
 
@@ -252,9 +259,10 @@ def _is_here() -> bool:
 
 
 def num_train_workers(asked: int | None, *, lanes: int) -> int:
-    """Training workers: as asked, else one for each GPU, else up to 2 on CPU; `lanes` must be a multiple.
+    """Return the number of training workers: `asked`, else one per GPU, else up to 2 on CPUs.
 
-    Errors: `UserError` when the cluster can never hold them (Ray would only wait)."""
+    Errors: `UserError` if `lanes` is no multiple of it, or if the cluster can never hold them: Ray would wait for
+    ever."""
     workers = asked or num_gpus() or min(LOCAL_MAX_WORKERS, os.cpu_count() or 1)
     if lanes % workers:
         raise UserError(
@@ -263,13 +271,13 @@ def num_train_workers(asked: int | None, *, lanes: int) -> int:
         )
     if num_gpus() and workers > num_gpus():
         raise UserError(
-            f"training.num_workers={workers}, but the cluster has {num_gpus()} GPUs, one for each worker; set "
-            "fewer, or cluster.scales_to_gpus where an autoscaler adds nodes"
+            f"training.num_workers={workers}, but the cluster has {num_gpus()} GPUs, one per worker; set "
+            "fewer, or cluster.scales_to_gpus if an autoscaler adds nodes"
         )
     if not num_gpus() and workers + 2 > num_cpus():
         raise UserError(
             f"training.num_workers={workers} needs {workers + 2} logical CPUs (the workers and two for "
             f"reading), but the cluster has {num_cpus()}; set fewer workers, cluster.num_cpus, or "
-            "cluster.scales_to_cpus where an autoscaler adds nodes"
+            "cluster.scales_to_cpus if an autoscaler adds nodes"
         )
     return workers
