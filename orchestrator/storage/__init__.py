@@ -1,3 +1,3 @@
-"""Files on any filesystem: writes that are whole or absent, range reads, retries, NumPy and Arrow files.
+"""Files on any file system: atomic writes, range reads, retries, NumPy arrays.
 
 Imports `errors` only."""
