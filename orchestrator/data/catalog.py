@@ -1,7 +1,7 @@
-"""The catalog: what is known of every pair without decoding it, by part, in row order.
+"""The catalog: the columns of every pair that need no image decoding, by part, in row order.
 
-One pass over the shards keeps key, caption, size, status and each image's byte offset, so that later stages never join
-and training seeks straight to the pairs it wants."""
+One pass over the shards stores the key, the caption, the size, the status and the byte offset of each image. All later
+stages use the same row order, so they need no joins, and training seeks directly to the pairs that it needs."""
 
 from __future__ import annotations
 
@@ -26,62 +26,66 @@ from orchestrator.source import Part, Source
 from orchestrator.storage import files
 
 VERSION = 1
+# messages about broken pairs that a part keeps for the report
 MAX_EXAMPLES = 20
-# a caption may be missing or odd: such a pair still has its row; these have nothing to train on
+# problems that leave nothing to train on. A pair without a usable caption is no such problem: filters decide about it
 BROKEN_PAIRS = ("missing_image", "bad_image")
+# tables (a part and its columns) in the cache of one process
 CACHED_PARTS = 8
 
 
 @dataclass(frozen=True)
 class Catalog:
-    """The columns of a pool; `table` reads one part's."""
+    """A complete catalog of a pool. `table` reads the columns of one part."""
 
     artifact: Artifact
 
     def parts_of(self, source: Source) -> list[Part]:
-        """The source's parts, which have to be those that the catalog is of.
+        """Return the parts of the source, after a check that they are the parts of the catalog.
 
-        Errors: `StoreError` when they are not: by their numbers images would be paired with other captions."""
+        Errors: `StoreError` if they differ: images would be paired with the captions of other rows."""
         parts, rows = source.parts(), self.rows_per_part
-        # one that could not be read has no rows in the catalog, and of a probe's parts only the beginning is there
+        # an unreadable part has no rows in the catalog, and the parts of a probe are cut short
         agree = (part.num_rows is None or n <= part.num_rows for part, n in zip(parts, rows, strict=False))
         if len(parts) != len(rows) or not all(agree):
             raise files.StoreError(
                 f"the source has other parts now ({len(parts):,}) than its catalog ({len(rows):,}): shards changed "
-                "since they were read; expected shards that stay as they are; the same command reads what changed"
+                "during the run; expected shards that do not change; run the same command again to read the new shards"
             )
         return parts
 
     def is_of(self, source: Source) -> bool:
-        """Whether the source's shards are still those that were catalogued, unchanged."""
+        """Return whether the source has the same, unchanged shards as when the catalog was built."""
         return source.identity() == self.artifact.made_from["source"]
 
     def check_source(self, source: Source, config: SourceConfig, *, made: str) -> None:
-        """Errors: `UserError` where the catalog is not of the source as it is now; `made`: what the catalog is of."""
+        """Check that the source has not changed since the catalog was built. `made` names the catalog's user in the message.
+
+        Errors: `UserError` if it has changed."""
         if not self.is_of(source):
             raise UserError(
-                f"{config.uri} is no longer what {made} was made of; expected the same shards, unchanged: give the "
-                "run again"
+                f"{config.uri} has changed since {made} was made; expected the same shards, unchanged; repeat the "
+                "run with the new shards"
             )
 
     def table(self, index: int, columns: tuple[str, ...]) -> pa.Table:
-        """The named columns of a part, in row order."""
+        """Return the named columns of a part, in row order."""
         return _read(part_path(self.artifact, index, "parquet"), columns)
 
     @property
     def rows_per_part(self) -> tuple[int, ...]:
-        """Pairs of each part, in order."""
+        """Number of pairs in each part, in order."""
         return tuple(part["rows"] for part in self.artifact.parts)
 
     @cached_property
     def first_ordinals(self) -> tuple[int, ...]:
-        """The ordinal in the pool of each part's first pair."""
+        """The ordinal, in the whole pool, of the first pair of each part."""
         return tuple(accumulate(self.rows_per_part, initial=0))[:-1]
 
 
 @lru_cache(maxsize=CACHED_PARTS)
 def _read(uri: str, columns: tuple[str, ...]) -> pa.Table:
-    # cached: the training stream comes back to a part once for each of its windows
+    # cached because training returns to a part once for each window of its sample order
     file = files.open_file(uri) if files.is_local(uri) else pa.BufferReader(files.read(uri))
     with file:
         return pq.read_table(file, columns=list(columns))
@@ -100,17 +104,19 @@ class PartRows:
 
 
 def part_rows(catalog: Catalog) -> list[PartRows]:
-    """The parts of a complete catalog, in order."""
+    """Return the parts of a complete catalog, in order."""
     rows = catalog.rows_per_part
     return [PartRows(index, n, end - n) for index, (n, end) in enumerate(zip(rows, accumulate(rows), strict=True))]
 
 
 def part_groups(catalog: Catalog, *, max_groups: int, pairs_per_group: int = 1) -> list[list[PartRows]]:
-    """The parts in runs of about as many pairs, at least `pairs_per_group` where the pool has so many, and at most
-    `max_groups` runs."""
+    """Split the parts into runs of neighbours with about the same number of pairs.
+
+    There are at most `max_groups` runs, with about `pairs_per_group` pairs or more each."""
     parts = part_rows(catalog)
     num_pairs = sum(part.num_rows for part in parts)
     size = max(pairs_per_group, -(-num_pairs // max_groups), 1)
+    # a part belongs to the run that its first pair falls into, so runs differ in size by at most one part
     groups: dict[int, list[PartRows]] = {}
     for part in parts:
         groups.setdefault(part.first_ordinal // size, []).append(part)
@@ -118,15 +124,15 @@ def part_groups(catalog: Catalog, *, max_groups: int, pairs_per_group: int = 1) 
 
 
 def to_parquet(table: pa.Table) -> bytes:
-    """A table as the bytes of a Parquet file."""
+    """Return a table as the bytes of a Parquet file."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     return sink.getvalue().to_pybytes()
 
 
 def catalog_stage(store_uri: str, source: Source, limits: Limits) -> Stage:
-    """The stage that reads every shard once."""
-    # of Parquet they are read from every footer: once for what is told and what is built
+    """Return the stage that reads every shard once."""
+    # listed once, for the description and for the build: the parts of Parquet files come from the footers of all files
     parts = source.parts()
     artifact = Artifact.of(store_uri, "catalog", version=VERSION, source=source.identity())
 
@@ -168,14 +174,14 @@ def _totals(summaries: list[Summary]) -> dict[str, Any]:
 def _check_limits(limits: Limits, summaries: list[Summary]) -> None:
     totals = _totals(summaries)
     examples = "; ".join(totals["examples"][:3])
-    # Parquet files without a row have no parts
+    # there may be no summary at all: a Parquet file without rows has no parts
     if not totals.get("rows"):
         raise no_pairs(examples)
     allowed = max(math.ceil(limits.max_broken_shards * len(summaries)), int(limits.max_broken_shards > 0))
     if totals["broken_shards"] > allowed:
         raise UserError(
             f"{totals['broken_shards']} of {len(summaries)} shards are broken, {allowed} allowed ({examples}); "
-            f"mend them or raise source.limits.max_broken_shards"
+            "fix or remove them, or raise source.limits.max_broken_shards"
         )
     broken = sum(totals["problems"].get(kind, 0) for kind in BROKEN_PAIRS)
     if broken > limits.max_broken_pairs * totals["rows"]:
@@ -186,10 +192,10 @@ def _check_limits(limits: Limits, summaries: list[Summary]) -> None:
 
 
 def no_pairs(examples: str = "") -> UserError:
-    """What to tell of a source without a single pair, with what was wrong with it where that is known."""
-    return UserError(f"the source holds no pairs at all ({examples or 'its shards are empty'}); check source.uri")
+    """Return the error for a source without pairs. `examples`: known problems of its shards."""
+    return UserError(f"the source has no pairs ({examples or 'its shards are empty'}); check source.uri")
 
 
 def check_catalog(artifact: Artifact, limits: Limits) -> None:
-    """Holds a catalog that was there already against this run's limits."""
+    """Check a reused catalog against the limits of this run. Errors: `UserError` if it has too many broken pairs."""
     _check_limits(limits, artifact.parts)
