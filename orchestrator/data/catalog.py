@@ -59,7 +59,7 @@ class Catalog:
         return source.identity() == self.artifact.made_from["source"]
 
     def check_source(self, source: Source, config: SourceConfig, *, made: str) -> None:
-        """Check that the source has not changed since the catalog was built. `made` names the catalog's user in the message.
+        """Check that the source has not changed since the catalog was built. `made`: its user, for the message.
 
         Errors: `UserError` if it has changed."""
         if not self.is_of(source):
@@ -116,7 +116,7 @@ def part_groups(catalog: Catalog, *, max_groups: int, pairs_per_group: int = 1) 
     parts = part_rows(catalog)
     num_pairs = sum(part.num_rows for part in parts)
     size = max(pairs_per_group, -(-num_pairs // max_groups), 1)
-    # a part belongs to the run that its first pair falls into, so runs differ in size by at most one part
+    # a part belongs to the run that its first pair falls into
     groups: dict[int, list[PartRows]] = {}
     for part in parts:
         groups.setdefault(part.first_ordinal // size, []).append(part)
