@@ -8,12 +8,13 @@ import json
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from orchestrator.config import TrackingConfig
+from orchestrator.config.flatten import flattened
 from orchestrator.engine.artifact import fingerprint
 from orchestrator.storage import files
 
@@ -208,16 +209,12 @@ class Mlflow:
         self.client.set_terminated(self.run_id, "FAILED" if is_failed else "FINISHED")
 
 
-def flat_settings(settings: Any, prefix: str = "") -> dict[str, str]:
+def flat_settings(settings: Mapping[str, Any]) -> dict[str, str]:
     """Return nested settings as dotted keys, in the characters that MLflow allows, with values as text."""
-    if isinstance(settings, dict) and settings:
-        return {
-            key: text
-            for name, value in settings.items()
-            for key, text in flat_settings(value, f"{prefix}.{name}" if prefix else str(name)).items()
-        }
-    text = settings if isinstance(settings, str) else json.dumps(settings)
-    return {_allowed(prefix): text}
+    return {
+        _allowed(key): value if isinstance(value, str) else json.dumps(value)
+        for key, value in flattened(settings).items()
+    }
 
 
 def _allowed(name: str) -> str:
