@@ -37,7 +37,7 @@ def scene(width: int, height: int, seed: int = 0) -> np.ndarray:
     ("width", "height"), [(300, 200), (200, 300), (97, 64), (64, 64), (50, 40), (641, 427), (31, 500), (224, 223)]
 )
 @pytest.mark.parametrize("size", [64, 224])
-def test_evaluation_is_torchvisions(width: int, height: int, size: int) -> None:
+def test_the_evaluation_crop_equals_torchvisions(width: int, height: int, size: int) -> None:
     from torchvision.transforms import v2
 
     pixels = scene(width, height)
@@ -53,7 +53,7 @@ def test_evaluation_is_torchvisions(width: int, height: int, size: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_evaluation_is_open_clips_for_each_format(kind: str) -> None:
+def test_evaluation_pixels_equal_open_clips_for_each_format(kind: str) -> None:
     from open_clip.transform import image_transform
 
     data = encode(scene(150, 111), kind)
@@ -62,7 +62,7 @@ def test_evaluation_is_open_clips_for_each_format(kind: str) -> None:
     assert np.abs(decode(data, size=64, max_pixels=LIMIT) - expected).max() <= 1.01
 
 
-def test_a_given_box_is_what_is_seen() -> None:
+def test_the_pixels_are_those_of_the_given_box() -> None:
     pixels = np.zeros((60, 80, 3), dtype=np.uint8)
     pixels[20:40, 10:50] = (10, 200, 30)
     crop = partial(random_resized_crop, scale=(0.05, 0.3), ratio=(0.75, 4 / 3), seed=1, epoch=0, ordinal=5)
@@ -74,7 +74,7 @@ def test_a_given_box_is_what_is_seen() -> None:
     assert np.abs(seen.astype(int) - expected)[4:-4, 4:-4].max() <= 1
 
 
-def test_a_flip_mirrors() -> None:
+def test_a_flip_mirrors_the_pixels() -> None:
     crop = partial(random_resized_crop, scale=(0.5, 1.0), ratio=(0.75, 4 / 3), seed=0, epoch=0)
     flipped = next(i for i in range(99) if crop(40, 40, ordinal=i, horizontal_flip=True).flip)
     data = encode(scene(40, 40))
@@ -140,7 +140,7 @@ def test_full_scale_and_unit_ratio_make_a_centre_crop(width: int, height: int) -
     assert (crop.left, crop.top) == ((width - side) // 2, (height - side) // 2)
 
 
-def test_the_fallback_is_torchvisions() -> None:
+def test_the_fallback_crop_equals_torchvisions() -> None:
     import torch
     from torchvision.transforms import RandomResizedCrop
 
@@ -184,7 +184,7 @@ def test_exif_rotation_is_not_applied() -> None:
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("fraction", [0.0, 0.01, 0.3, 0.9])
-def test_a_cut_image_is_bad(kind: str, fraction: float) -> None:
+def test_a_truncated_image_is_bad(kind: str, fraction: float) -> None:
     data = encode(scene(120, 90), kind)
     with pytest.raises(BadImage):
         decode(data[: int(len(data) * fraction)], size=16, max_pixels=LIMIT)
@@ -193,7 +193,7 @@ def test_a_cut_image_is_bad(kind: str, fraction: float) -> None:
 @pytest.mark.parametrize(
     "data", [b"<html>not found</html>", b"\0" * 1000, b"\xff\xd8\xff\xe0" + b"x" * 100, b"%!PS-Adobe-3.0 EPSF-3.0\n"]
 )
-def test_what_is_no_image_is_bad(data: bytes) -> None:
+def test_bytes_that_are_no_image_are_bad(data: bytes) -> None:
     with pytest.raises(BadImage) as error:
         decode(data, size=16, max_pixels=LIMIT)
     assert error.value.reason == "undecodable"
@@ -218,7 +218,7 @@ def test_a_decompression_bomb_is_found_before_decoding(width: int, height: int) 
     assert f"{width} x {height}" in str(error.value)
 
 
-def test_the_limit_is_the_callers() -> None:
+def test_the_pixel_limit_is_an_argument_of_the_call() -> None:
     data = encode(scene(30, 30))
     assert decode(data, size=8, max_pixels=900).shape == (8, 8, 3)
     with pytest.raises(BadImage, match="expected at most 899"):
@@ -295,7 +295,7 @@ def test_a_draft_is_close_to_full_decoding(width: int, height: int, kind: dict[s
 
 
 @pytest.mark.parametrize("scale", [2, 4, 8])
-def test_a_draft_begins_where_the_box_leaves_enough(scale: int) -> None:
+def test_a_draft_starts_at_twice_the_wanted_pixels(scale: int) -> None:
     size = 32
     enough = scale * DRAFT_MARGIN * size
     data = photo(0, 640, 600)
@@ -315,7 +315,7 @@ def at_scale(data: bytes, scale: int, box: Crop, size: int) -> np.ndarray:
     return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=tuple(corners)))  # type: ignore[arg-type]
 
 
-def test_a_draft_of_the_evaluation_box_is_of_the_same_part() -> None:
+def test_a_draft_shows_the_same_part_of_the_image() -> None:
     draft, full = draft_and_full(photo(3, 900, 1333), 64)
     assert 0 < np.abs(draft - full).mean() < 0.5
 
@@ -323,7 +323,7 @@ def test_a_draft_of_the_evaluation_box_is_of_the_same_part() -> None:
 @pytest.mark.parametrize(
     ("kind", "width", "height"), [("PNG", 600, 500), ("WEBP", 600, 500), ("JPEG", 255, 900), ("JPEG", 60, 50)]
 )
-def test_where_no_draft_applies_the_pixels_are_equal(kind: str, width: int, height: int) -> None:
+def test_without_an_applicable_draft_the_pixels_are_equal(kind: str, width: int, height: int) -> None:
     data = encode(scene(width, height), kind)
     crop = partial(random_resized_crop, scale=(0.5, 1.0), ratio=(0.75, 4 / 3), seed=0, epoch=0, ordinal=1)
     assert np.array_equal(*draft_and_full(data, 64, crop=crop))
@@ -332,7 +332,7 @@ def test_where_no_draft_applies_the_pixels_are_equal(kind: str, width: int, heig
 
 @pytest.mark.parametrize("fraction", [0.0, 0.01, 0.3, 0.9])
 @pytest.mark.parametrize("progressive", [False, True])
-def test_a_cut_jpeg_is_bad_in_a_draft_too(fraction: float, progressive: bool) -> None:
+def test_a_truncated_jpeg_is_bad_in_a_draft_too(fraction: float, progressive: bool) -> None:
     data = encode(scene(800, 600), "JPEG", progressive=progressive)
     with pytest.raises(BadImage):
         decode(data[: int(len(data) * fraction)], size=32, max_pixels=LIMIT, draft=True)

@@ -145,7 +145,7 @@ def lists(tmp_path_factory: pytest.TempPathFactory) -> str:
     ],
     ids=["1-group-1-bucket", "7-groups-5-buckets", "many-parts"],
 )
-def test_every_pair_finds_what_a_dictionary_finds(
+def test_matches_equal_those_of_a_dictionary(
     pool: list[dict[str, Any]],
     lists: str,
     expected: Expected,
@@ -196,7 +196,9 @@ def test_a_lost_part_is_computed_again(
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
 
-def test_uids_of_datacomp(pool: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uids_in_datacomps_format_are_matched(
+    pool: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(external_list, "ROWS_PER_PIECE", 700)
     catalog = write_catalog(tmp_path, pool, [NUM_PAIRS // 2] * 2)
     wanted = [int(pair["uid"], 16) for pair in pool[1::2]]
@@ -211,7 +213,7 @@ def test_uids_of_datacomp(pool: list[dict[str, Any]], tmp_path: Path, monkeypatc
     assert aligned.totals["list_examples"] == [f"{5:032x}", f"{7:032x}"]
 
 
-def test_keys_that_are_numbers_and_a_column_by_name(tmp_path: Path) -> None:
+def test_numeric_keys_and_a_named_column_are_matched(tmp_path: Path) -> None:
     catalog = write_catalog(tmp_path, [{"key": str(row)} for row in range(20)], [20])
     for name, values in {"whole": [19, 3, None], "real": [19.0, 3.0, None]}.items():
         pq.write_table(pa.table({"SAMPLE_ID": values}), tmp_path / f"{name}.parquet")
@@ -228,7 +230,7 @@ def message(error: pytest.ExceptionInfo[BaseException]) -> str:
     ("match_by", "told"),
     [("uid", "but no pair of the pool has a uid"), ("key", "no column 'key' or 'image_path'; its columns: row, URL")],
 )
-def test_nothing_to_match_by(match_by: str, told: str, lists: str, tmp_path: Path) -> None:
+def test_a_pool_or_list_without_values_is_an_error(match_by: str, told: str, lists: str, tmp_path: Path) -> None:
     catalog = write_catalog(tmp_path, [{"key": "a", "url": "b"}], [1])
     if match_by == "uid":
         lists = write_lists(tmp_path / "uids", [["a"]], column="uid")
@@ -237,14 +239,14 @@ def test_nothing_to_match_by(match_by: str, told: str, lists: str, tmp_path: Pat
     assert told in message(error)
 
 
-def test_a_list_without_values(tmp_path: Path) -> None:
+def test_a_list_of_empty_values_is_an_error(tmp_path: Path) -> None:
     catalog = write_catalog(tmp_path, [{"key": "a", "url": "b"}], [1])
     lists = write_lists(tmp_path / "empty", [[None, ""]])
     with pytest.raises(UserError, match="none of the list's 2 rows has a url"):
         run(tmp_path, catalog, find(lists, "url"))
 
 
-def test_damaged_files(tmp_path: Path) -> None:
+def test_a_damaged_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "torn.parquet").write_bytes(b"PAR1 and nothing")
     with pytest.raises(UserError, match=r"torn\.parquet is not readable as Parquet"):
         find(f"{tmp_path}/torn.parquet", "url").pieces()

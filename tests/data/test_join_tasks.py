@@ -32,7 +32,7 @@ def sent(work: Any) -> Any:
     return pickle.loads(pickle.dumps(work))
 
 
-def test_tasks_join_what_they_are_sent(tmp_path: Path) -> None:
+def test_tasks_match_pairs_with_the_list(tmp_path: Path) -> None:
     catalog = write_catalog(tmp_path / "catalog", PAIRS, [3, 2])
     (tmp_path / "list").mkdir()
     pq.write_table(pa.table({"url": LISTED}), tmp_path / "list" / "0.parquet")
@@ -52,7 +52,7 @@ def test_tasks_join_what_they_are_sent(tmp_path: Path) -> None:
     assert matches == [[1, 3, -1], [1, -1]], "the first of two rows with one value counts"
 
 
-def test_the_stages_builds_can_be_pickled(tmp_path: Path) -> None:
+def test_builds_and_costs_of_the_stages_can_be_pickled(tmp_path: Path) -> None:
     catalog = write_catalog(tmp_path / "catalog", PAIRS, [3, 2])
     pq.write_table(pa.table({"url": LISTED}), tmp_path / "0.parquet")
     listed = ExternalList.find(str(tmp_path / "0.parquet"), match_by="url", match_column=None, setting="embedding.mine")

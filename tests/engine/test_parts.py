@@ -77,7 +77,7 @@ def build(artifact: Artifact, calls: Callable[[], Work] | InRuns, num_items: int
 
 
 @pytest.mark.parametrize("num_actors", [None, 2])
-def test_every_item_is_worked_on_once(artifact: Artifact, tmp_path: Path, num_actors: int | None) -> None:
+def test_each_item_is_computed_once(artifact: Artifact, tmp_path: Path, num_actors: int | None) -> None:
     calls = Calls(tmp_path / "calls")
     build(artifact, calls, num_actors=num_actors)
     assert calls.items() == list(range(6))
@@ -88,7 +88,9 @@ def test_every_item_is_worked_on_once(artifact: Artifact, tmp_path: Path, num_ac
     assert not list(Path(artifact.uri).rglob("*.tmp"))
 
 
-def test_a_broken_item_leaves_no_manifest_and_the_next_build_does_the_rest(artifact: Artifact, tmp_path: Path) -> None:
+def test_a_failed_item_leaves_no_manifest_and_the_next_build_computes_the_rest(
+    artifact: Artifact, tmp_path: Path
+) -> None:
     calls = Calls(tmp_path / "calls", broken={3})
     with pytest.raises(Exception, match="item 3 is broken") as error:
         build(artifact, calls)
@@ -123,7 +125,7 @@ class Runs(Calls):
         return {tuple(map(int, path.name.split("-")[1:])) for path in self.folder.glob("run-*")}
 
 
-def test_runs_are_of_neighbours_that_are_missing(artifact: Artifact, tmp_path: Path) -> None:
+def test_runs_contain_neighbouring_missing_items(artifact: Artifact, tmp_path: Path) -> None:
     shares = [0.4, 0.6, 0.1, 2.0, 0.5, 0.5, 0.0, 0.1, 1.0, 0.3, 0.3, 0.3]
     calls = Runs(tmp_path / "calls", broken={5})
     with pytest.raises(Exception, match="item 5 is broken"):
@@ -155,7 +157,7 @@ def test_a_file_without_its_summary_does_not_count(artifact: Artifact, tmp_path:
     assert files.read(part_path(artifact, 2, "txt")) == b"2" * 1000
 
 
-def test_a_check_that_refuses_leaves_no_manifest_but_the_parts(artifact: Artifact, tmp_path: Path) -> None:
+def test_a_failed_check_keeps_the_parts_and_writes_no_manifest(artifact: Artifact, tmp_path: Path) -> None:
     def refuse(summaries: list[dict[str, Any]]) -> None:
         raise UserError(f"{len(summaries)} parts are too many")
 
@@ -168,7 +170,7 @@ def test_a_check_that_refuses_leaves_no_manifest_but_the_parts(artifact: Artifac
     assert artifact.is_complete()
 
 
-def test_an_interrupted_stage_has_the_seconds_of_all_its_builds(
+def test_a_resumed_stage_counts_the_seconds_of_all_its_builds(
     artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(summaries: list[dict[str, Any]]) -> None:
@@ -186,7 +188,7 @@ def test_an_interrupted_stage_has_the_seconds_of_all_its_builds(
     assert not files.exists(artifact.path("elapsed.json"))
 
 
-def test_two_builders_at_once_do_no_harm(artifact: Artifact, tmp_path: Path) -> None:
+def test_two_builds_at_the_same_time_give_one_complete_artifact(artifact: Artifact, tmp_path: Path) -> None:
     calls, failures = Calls(tmp_path / "calls", pause=0.05), []
 
     def one() -> None:

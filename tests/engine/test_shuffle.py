@@ -46,12 +46,12 @@ def test_every_row_arrives_in_order(tmp_path: Path) -> None:
     assert read_slice(uris[0], NUM_DESTINATIONS - 1) is None
 
 
-def test_a_slice_holds_its_own_rows_only() -> None:
+def test_a_slice_has_only_the_rows_of_its_destination() -> None:
     table, destination = source_table(0, 20_000)
     assert len(pack(split(table, destination, NUM_DESTINATIONS))) < 1.05 * table.nbytes
 
 
-def test_vectors_come_back_as_they_went() -> None:
+def test_vectors_are_unchanged_by_the_column_format() -> None:
     vectors = np.random.default_rng(0).normal(size=(100, 7)).astype(np.float16)
     column = vectors_to_column(vectors)
     assert np.shares_memory(column_to_vectors(column), vectors), "nothing is copied"
@@ -64,14 +64,14 @@ def test_vectors_come_back_as_they_went() -> None:
 
 
 @pytest.mark.parametrize("wrong", [-1, NUM_DESTINATIONS])
-def test_a_destination_that_is_none(wrong: int) -> None:
+def test_a_destination_out_of_range_is_an_error(wrong: int) -> None:
     table, destination = source_table(0)
     destination[3] = wrong
     with pytest.raises(AssertionError, match="destination"):
         split(table, destination, NUM_DESTINATIONS)
 
 
-def test_by_ranges_of_a_bucket(s3_bucket: str) -> None:
+def test_slices_of_files_in_a_bucket_are_read_by_range(s3_bucket: str) -> None:
     sources = [source_table(number, 40) for number in range(4)]
     uris = [f"{s3_bucket}/{number}.exchange" for number in range(4)]
     for uri, (table, destination) in zip(uris, sources, strict=True):

@@ -28,7 +28,7 @@ def report_of(folder: Path, out: str) -> dict[str, Any]:
     return json.loads((folder / out / "report.json").read_text())
 
 
-def test_each_step_sees_what_the_one_before_left(folder: Path) -> None:
+def test_each_step_gets_the_pairs_that_the_previous_one_kept(folder: Path) -> None:
     report = report_of(folder, "GEO")
     funnel = {row["name"]: row["pairs"] for row in report["funnel"]}
     assert funnel["pool"] == 96
@@ -38,7 +38,7 @@ def test_each_step_sees_what_the_one_before_left(folder: Path) -> None:
     assert report["training"]["pretrain"]["epochs"] == pytest.approx(80 / funnel["dbp"], abs=1e-3)
 
 
-def test_its_pairs_have_their_clusters(folder: Path) -> None:
+def test_pairs_have_cluster_and_distance_columns(folder: Path) -> None:
     pairs = Run(folder / "GEO").pairs.collect()
     assert pairs["kept"].sum() == report_of(folder, "GEO")["training"]["pretrain"]["pairs"]
     for step, reached in (("semdedup", "after_pool"), ("dbp", "after_semdedup")):
@@ -46,7 +46,7 @@ def test_its_pairs_have_their_clusters(folder: Path) -> None:
         assert (pairs[f"distance_{step}"].is_not_null() == pairs[reached]).all()
 
 
-def test_the_clusters_of_its_steps(folder: Path) -> None:
+def test_clusters_of_each_step_can_be_read(folder: Path) -> None:
     run = Run(folder / "GEO")
     pairs, quotas = run.pairs.collect(), run.clusters("dbp")
     reached = pairs.filter("after_semdedup")
@@ -67,7 +67,7 @@ def test_the_clusters_of_its_steps(folder: Path) -> None:
             asked("ssp")
 
 
-def test_its_pictures_in_the_order_asked_for(folder: Path, tar_pool: str) -> None:
+def test_images_come_in_the_requested_order(folder: Path, tar_pool: str) -> None:
     run = Run(folder / "GEO")
     asked = run.pairs.collect().sample(7, seed=1, shuffle=True)
     pictures = run.images(asked)
@@ -78,7 +78,7 @@ def test_its_pictures_in_the_order_asked_for(folder: Path, tar_pool: str) -> Non
             assert picture == Image.open(member).convert("RGB")
 
 
-def test_a_model_of_ours_scores_the_pairs(folder: Path, typed: Shell, tiny_conf: str, tar_pool: str) -> None:
+def test_a_trained_model_can_score_the_pairs(folder: Path, typed: Shell, tiny_conf: str, tar_pool: str) -> None:
     embedding = f"embedding.clip.model={folder}/GEO/model embedding.clip.pretrained=null"
     step = "selection.steps=[clip_score] selection.clip_score.keep_fraction=0.25"
     done = typed(
@@ -89,7 +89,9 @@ def test_a_model_of_ours_scores_the_pairs(folder: Path, typed: Shell, tiny_conf:
     assert report_of(folder, "SCORED")["steps"][0]["pairs_out"] == 24
 
 
-def test_an_unknown_step_to_fine_tune_after_is_named(folder: Path, typed: Shell, tiny_conf: str, tar_pool: str) -> None:
+def test_an_unknown_step_in_finetune_after_is_an_error(
+    folder: Path, typed: Shell, tiny_conf: str, tar_pool: str
+) -> None:
     done = typed(f"{tiny_command(tiny_conf, tar_pool)} finetune.after=semdedup out=X store=STORE", cwd=folder)
     assert done.returncode == 2
     assert done.stderr.strip() == "orchestrator: finetune.after=semdedup: no such step; this run's steps: pool, wfpp"

@@ -65,13 +65,13 @@ def test_the_curve_has_every_step_once(tiny_run: Path, report: dict[str, Any], p
     assert list((phase_folder(tiny_run, phase) / "tensorboard").iterdir())
 
 
-def test_nothing_is_closed_to_other_users(tiny_run: Path) -> None:
+def test_files_are_readable_for_other_users(tiny_run: Path) -> None:
     # some writers, and whoever renames a temporary file, leave it to its owner alone
     made = [path for place in ("OUT", "STORE") for path in (tiny_run / place).rglob("*")]
     assert [path for path in made if not path.stat().st_mode & 0o040] == []
 
 
-def test_the_model_folder_is_open_clips(tiny_run: Path) -> None:
+def test_open_clip_loads_the_model_folder(tiny_run: Path) -> None:
     reference = f"local-dir:{tiny_run / 'OUT' / 'model'}"
     model, _, preprocess = open_clip.create_model_and_transforms(reference)
     tokenizer = open_clip.get_tokenizer(reference)
@@ -100,7 +100,7 @@ def test_both_models_were_evaluated(report: dict[str, Any]) -> None:
         assert 0 <= result["zero_shot"]["top1"] <= result["zero_shot"]["top5"] <= 1
 
 
-def test_the_plain_output_tells_the_plan_the_progress_and_where_things_lie(tiny_run: Path) -> None:
+def test_plain_output_shows_plan_progress_and_locations(tiny_run: Path) -> None:
     said = (tiny_run / "stdout.txt").read_text()
     for part in (
         "plan of tiny",
@@ -116,7 +116,7 @@ def test_the_plain_output_tells_the_plan_the_progress_and_where_things_lie(tiny_
     assert "samples seen: " in said
 
 
-def test_everything_is_told_for_later(report: dict[str, Any]) -> None:
+def test_the_report_records_versions_config_and_fingerprints(report: dict[str, Any]) -> None:
     assert {"torch", "ray", "open_clip_torch"} <= set(report["versions"])
     assert report["config"]["training"]["global_batch_size"] == BATCH
     assert all(stage["seconds"] >= 0 and not stage["reused"] for stage in report["stages"])
@@ -138,7 +138,7 @@ def test_a_second_run_recomputes_nothing(typed: Any, tiny_run: Path, tiny_conf: 
     assert (tiny_run / "AGAIN" / "model" / "open_clip_model.safetensors").exists()
 
 
-def test_a_plan_of_it_shows_what_is_there(typed: Any, tiny_run: Path, tiny_conf: str, tar_pool: str) -> None:
+def test_a_plan_shows_complete_stages(typed: Any, tiny_run: Path, tiny_conf: str, tar_pool: str) -> None:
     command = tiny_command(tiny_conf, tar_pool).replace(" run ", " plan ")
     done = typed(f"{command} store=STORE selection.wfpp.keep_fraction=0.5 plan.probe_parts=1", cwd=tiny_run)
     plan, costs = done.stdout.split("estimated cost of the remaining stages")

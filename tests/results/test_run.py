@@ -28,7 +28,7 @@ def run(tiny_run: Path) -> Run:
 
 
 @pytest.mark.slow
-def test_every_pair_once_in_order_with_what_was_decided(run: Run) -> None:
+def test_pairs_are_complete_in_order_and_with_each_decision(run: Run) -> None:
     record, pairs = run.record, run.pairs.collect()
     assert len(pairs) == 96
     assert pairs["key"].to_list() == sorted(pairs["key"].to_list())
@@ -46,7 +46,7 @@ def test_every_pair_once_in_order_with_what_was_decided(run: Run) -> None:
 
 
 @pytest.mark.slow
-def test_queries_are_those_of_the_whole_table(run: Run) -> None:
+def test_lazy_queries_equal_those_on_the_whole_table(run: Run) -> None:
     whole = run.pairs.collect()
     assert run.pairs.select("row", "key").collect().equals(whole.select("row", "key"))
     assert run.pairs.head(40).collect().equals(whole.head(40))
@@ -58,7 +58,7 @@ def test_queries_are_those_of_the_whole_table(run: Run) -> None:
 
 
 @pytest.mark.slow
-def test_no_part_is_read_for_columns_that_nobody_asks_for(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_requested_columns_are_read(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("orchestrator.selection.wfpp.read_scores", lambda *_: pytest.fail("scores were read"))
     assert run.pairs.select("caption").collect().height == 96
 
@@ -79,7 +79,7 @@ def test_words_curve_and_report(run: Run, tiny_run: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_is_not_there_is_one_line(run: Run, tmp_path: Path) -> None:
+def test_missing_data_is_an_error_on_one_line(run: Run, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no finished run at"):
         _ = Run(tmp_path).pairs
     with pytest.raises(UserError, match="no phase 'warmup'; it has: pretrain, finetune"):
@@ -87,7 +87,7 @@ def test_what_is_not_there_is_one_line(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_pictures_are_found_from_any_folder_and_only_those_of_the_run(
+def test_images_are_read_from_any_folder_and_only_if_unchanged(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -105,7 +105,7 @@ def finished(folder: Path, *stages: StageRecord) -> Run:
     return Run(folder)
 
 
-def test_a_curve_has_what_is_measured_late(tmp_path: Path) -> None:
+def test_a_curve_has_metrics_that_start_late(tmp_path: Path) -> None:
     steps = [{"step": step, "loss": 1.0} | ({"zero_shot/top1": 0.5} if step == 150 else {}) for step in range(1, 151)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, steps)))
     made: dict[str, Any] = {"uri": str(tmp_path), "made_from": {}, "reused": False, "seconds": 1.0}
@@ -127,6 +127,6 @@ def test_benchmark_tasks_are_evaluation_sets(tmp_path: Path) -> None:
     ]
 
 
-def test_the_package_alone_is_light() -> None:
+def test_importing_the_package_loads_no_polars() -> None:
     program = "import sys, orchestrator; sys.exit('polars' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
