@@ -22,6 +22,7 @@ import ray
 from orchestrator.engine import ray_cluster
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
+from orchestrator.engine.log import captured, replay
 from orchestrator.engine.metering import Meter, current_meter
 from orchestrator.engine.stopwatch import Stopwatch
 from orchestrator.storage import files
@@ -93,10 +94,13 @@ class _Worker:
 
     def _done(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
         summaries = []
-        for run in batch["run"]:
-            for index, result in zip(run.indices, self.work(run.items), strict=True):
-                summaries.append(json.dumps(write_part(self.artifact, index, result)))
-        return {"summary": summaries}
+        with captured() as records:
+            for run in batch["run"]:
+                for index, result in zip(run.indices, self.work(run.items), strict=True):
+                    summaries.append(json.dumps(write_part(self.artifact, index, result)))
+        # the records of all items travel with the first one: a batch has at least one
+        logged = [json.dumps(records), *["[]"] * (len(summaries) - 1)]
+        return {"summary": summaries, "log": logged}
 
 
 @dataclass(frozen=True)
@@ -171,6 +175,7 @@ class PartsJob:
         else:
             done = dataset.map_batches(meter.around(_InTask(self.artifact, work.make_work)), batch_size=1)
         for row in done.iter_rows():
+            replay(json.loads(row["log"]))
             yield json.loads(row["summary"])
 
 
