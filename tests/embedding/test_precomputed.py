@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from orchestrator.data.catalog import Catalog, part_rows
-from orchestrator.data.join import Aligned
+from orchestrator.data.join import Joined
 from orchestrator.embedding import precomputed, precomputed_files
 from orchestrator.embedding.precomputed import precomputed_stages
 from orchestrator.embedding.precomputed_files import Columns, open_precomputed
@@ -211,7 +211,7 @@ def test_a_row_group_is_read_once_a_run_not_once_a_part(
         stage.build(Display())
     config = config_of({"format": "table"}, tmp_path, embedding={"c": node})
     opened, parts = open_precomputed(config.embedding["c"], "c"), part_rows(catalog)  # type: ignore[arg-type]
-    work = precomputed.FetchRun(catalog, opened, Aligned(stages[-1].artifact), {"image": dim})
+    work = precomputed.FetchRun(catalog, opened, Joined(stages[-1].artifact), {"image": dim})
     # as small against these row groups as they are against real ones
     monkeypatch.setattr(precomputed_files, "COLUMN_BUFFER", 4096)
     monkeypatch.setattr(precomputed_files, "CHUNK_ROWS", 10)

@@ -1,4 +1,4 @@
-"""A web server that fails now and then, or does not know ranges: what is read is whole."""
+"""Reads from a web server that fails now and then, or does not support ranges."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BODY = bytes(range(256)) * 400
 
 
 class Web(BaseHTTPRequestHandler):
-    """A web server of one file; `failures`: requests still to be answered with 503; `ranges`: whether it knows them."""
+    """A web server with one file. `failures`: number of requests that get a 503; `ranges`: range requests work."""
 
     failures, ranges, sized = 0, True, True
 
@@ -52,8 +52,8 @@ class Web(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, type[Web]]]:
-    """Its address and its settings."""
-    monkeypatch.setattr(retry, "LEAST", 0.01)
+    """The address of a web server, and the class that holds its settings."""
+    monkeypatch.setattr(retry, "PAUSE_UNIT", 0.01)
     handler = type("OneWeb", (Web,), {})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -61,7 +61,7 @@ def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, type[Web]]]:
     server.shutdown()
 
 
-def test_a_web_server_that_is_busy(web: tuple[str, type[Web]]) -> None:
+def test_requests_to_a_busy_web_server_are_retried(web: tuple[str, type[Web]]) -> None:
     uri, server = web
     for read in (
         lambda: files.read(f"{uri}/a.bin"),
@@ -76,15 +76,15 @@ def test_a_web_server_that_is_busy(web: tuple[str, type[Web]]) -> None:
     with pytest.raises(FileNotFoundError, match=r"b\.bin"):
         files.read(f"{uri}/b.bin")
     server.failures = 1000
-    with pytest.raises(StoreError, match=r"cannot read .*, tried 8 times"):
+    with pytest.raises(StoreError, match=r"cannot read .* after 8 attempts"):
         files.exists(f"{uri}/a.bin")
 
 
-def test_a_web_server_that_does_not_know_ranges_or_sizes(web: tuple[str, type[Web]]) -> None:
+def test_a_web_server_without_ranges_or_sizes_is_an_error(web: tuple[str, type[Web]]) -> None:
     uri, server = web
     server.ranges = False
-    with pytest.raises(StoreError, match="does not answer requests for ranges"):
+    with pytest.raises(StoreError, match="does not support range requests"):
         list(read_spans(f"{uri}/a.bin", [(3, 10)]))
     server.sized = False
-    with pytest.raises(StoreError, match="does not say how long it is"):
+    with pytest.raises(StoreError, match="does not send the size of the file"):
         files.open_file(f"{uri}/a.bin")
