@@ -26,9 +26,11 @@ from orchestrator.source import Part, Source
 from orchestrator.storage import files
 
 VERSION = 1
+# messages about broken pairs that a part keeps for the report
 MAX_EXAMPLES = 20
 # problems that leave nothing to train on; a pair without a caption is not broken
 BROKEN_PAIRS = ("missing_image", "bad_image")
+# tables (a part and its columns) in the cache of one process
 CACHED_PARTS = 8
 
 
@@ -111,6 +113,7 @@ def part_groups(catalog: Catalog, *, max_groups: int, pairs_per_group: int = 1) 
     parts = part_rows(catalog)
     num_pairs = sum(part.num_rows for part in parts)
     size = max(pairs_per_group, -(-num_pairs // max_groups), 1)
+    # a part belongs to the run that its first pair falls into
     groups: dict[int, list[PartRows]] = {}
     for part in parts:
         groups.setdefault(part.first_ordinal // size, []).append(part)

@@ -1,8 +1,8 @@
-"""Artifacts, named after everything that they are made from.
+"""Artifacts: results of stages, found by a fingerprint of everything that determines them.
 
 fingerprint = hash(kind, version of the algorithm, settings that matter, fingerprints of the inputs). It is known before
-anything is computed: a plan shows which artifacts exist, and other runs and trials reuse them. An artifact is a folder
-`STORE/KIND/FINGERPRINT`. Its manifest is written last, so an artifact with a manifest is complete."""
+anything is computed, so `plan` can list what exists, and a second run or a trial of a sweep reuses it. An artifact is a
+folder `STORE/KIND/FINGERPRINT`. Its manifest is written last: if the manifest exists, the artifact is complete."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from typing import Any
 
 from orchestrator.storage import files
 
+# hexadecimal digits, 64 bits
 FINGERPRINT_CHARS = 16
 
 
 def fingerprint(value: Any) -> str:
-    """Return a stable hash of a JSON-like value; the order of keys does not matter."""
+    """Return a hash of a JSON-like value that does not depend on the order of keys, the process or the machine."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:FINGERPRINT_CHARS]
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A folder in the store, and what it is made from; complete once its manifest exists."""
+    """A folder in the store, and everything that determines its contents. It is complete if its manifest exists."""
 
     kind: str
     uri: str
@@ -33,7 +34,10 @@ class Artifact:
 
     @classmethod
     def of(cls, store_uri: str, kind: str, *, version: int, **inputs: Any) -> Artifact:
-        """Return the artifact made from `inputs`: settings, and artifacts, which count by their fingerprints."""
+        """Return the artifact of this code version and these inputs.
+
+        `inputs`: JSON-like settings, and other artifacts, which count by their fingerprints. The names and values are
+        hashed, so a changed name makes every stored artifact of the kind unusable."""
         made_from = {"kind": kind, "version": version}
         made_from |= {
             name: value.fingerprint if isinstance(value, Artifact) else value for name, value in inputs.items()
@@ -42,11 +46,11 @@ class Artifact:
 
     @property
     def fingerprint(self) -> str:
-        """Return the hash that names the folder."""
+        """The hash that is the name of the folder."""
         return self.uri.rsplit("/", 1)[1]
 
     def path(self, *names: str) -> str:
-        """Return a URI in the folder."""
+        """Return a URI inside the artifact."""
         return files.join(self.uri, *names)
 
     def is_complete(self) -> bool:
@@ -55,21 +59,21 @@ class Artifact:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """Return what the stage wrote last: `made_from`, `totals`, `seconds`, and one summary per part."""
+        """The file that a stage writes last: `made_from`, `totals`, `seconds` and the summaries of `parts`."""
         return _manifest(self.path("manifest.json"))
 
     @property
     def totals(self) -> dict[str, Any]:
-        """Return the sums over all parts, or what the stage wrote in their place."""
+        """The sums over all parts, or other values of the whole artifact, which depend on the stage."""
         return self.manifest["totals"]
 
     @property
     def parts(self) -> list[dict[str, Any]]:
-        """Return one summary per part, in order."""
+        """The summaries of the parts, in order."""
         return self.manifest["parts"]
 
     def publish(self, *, totals: dict[str, Any], parts: list[dict[str, Any]], seconds: float) -> None:
-        """Write the manifest, which completes the artifact."""
+        """Write the manifest, which makes the artifact complete. `seconds`: wall time of the computation."""
         files.write_json(
             self.path("manifest.json"),
             {"made_from": self.made_from, "totals": totals, "parts": parts, "seconds": round(seconds, 3)},
@@ -78,5 +82,5 @@ class Artifact:
 
 @lru_cache(maxsize=64)
 def _manifest(uri: str) -> dict[str, Any]:
-    # cached here and not in the artifact: every task gets the artifact, and most do not need the summaries
+    # cached here and not in the artifact: an artifact is sent to every task, and its summaries may be large
     return files.read_json(uri)

@@ -1,4 +1,4 @@
-"""NumPy's `.npy` format: whole arrays to and from bytes, and rows of a file at any URI by range requests."""
+"""NumPy's `.npy` format: arrays to and from bytes, and single rows of a file at any URI through range requests."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from orchestrator.storage import files
 from orchestrator.storage.ranges import MAX_REQUEST, read_spans
 
 PREFIX = 4 << 10
-"""Bytes read to get the header. It is padded to 64 bytes and longer than 128 only for types with many fields."""
+"""Bytes read for the header. NumPy pads it to a multiple of 64; only a type with many fields exceeds 128."""
 
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 def to_npy(array: NDArray) -> bytes:
-    """Return the array as the bytes of an `.npy` file."""
+    """Return the array as the bytes of an .npy file."""
     file = io.BytesIO()
     np.save(file, array, allow_pickle=False)
     return file.getvalue()
 
 
 def from_npy(data: bytes) -> NDArray:
-    """Return the array in the bytes of an `.npy` file. Errors: `ValueError` if it needs pickle."""
+    """Return the array in the bytes of an .npy file. Errors: `ValueError` if the array needs pickle."""
     return np.load(io.BytesIO(data), allow_pickle=False)
 
 
 @dataclass(frozen=True)
 class NpyRows:
-    """An array in a file; its first row starts at byte `offset`."""
+    """An array in a file. The first row begins at byte `offset`; rows are stored in C order, without gaps."""
 
     uri: str
     dtype: np.dtype
@@ -42,24 +42,25 @@ class NpyRows:
 
     @property
     def num_rows(self) -> int:
-        """Return the first dimension."""
+        """The first dimension."""
         return self.shape[0]
 
     @property
     def num_bytes(self) -> int:
-        """Return the size of the whole file."""
+        """The size of the whole file."""
         return self.offset + self.num_rows * self._row_bytes
 
     def read(self, first: int, num_rows: int) -> NDArray:
-        """Return `num_rows` rows from `first` on. Errors: `OSError` from reading, also if the file is now shorter."""
+        """Return `num_rows` rows, from row `first` on. Errors: `OSError`, also if the file has become shorter."""
         return self._read([(first, num_rows)], num_rows)
 
     def take(self, rows: NDArray[np.int64]) -> NDArray:
-        """Return the given rows, [n, ...], in any order and with repetitions. Errors: as `read`."""
-        wanted, place = np.unique(rows, return_inverse=True)
+        """Return the given rows, [n, ...], in the given order; a row may occur several times. Errors: as `read`."""
+        # each row is read once, and neighbours in one span; `position` restores the order and the repeats
+        wanted, position = np.unique(rows, return_inverse=True)
         breaks = np.flatnonzero(np.diff(wanted) != 1) + 1
         runs = [(int(run[0]), len(run)) for run in np.split(wanted, breaks) if len(run)]
-        return self._read(runs, len(wanted))[place]
+        return self._read(runs, len(wanted))[position]
 
     @property
     def _row_bytes(self) -> int:
@@ -79,16 +80,16 @@ class NpyRows:
         return out
 
     def _pieces(self, first: int, num_rows: int) -> Iterator[tuple[int, int]]:
-        # requests of a bounded size, because several are in flight at once
+        # several requests are in flight at once, so each has a bounded size
         size = max(1, MAX_REQUEST // max(1, self._row_bytes))
         for start in range(first, first + num_rows, size):
             yield start, min(size, first + num_rows - start)
 
 
 def open_npy(uri: str) -> NpyRows:
-    """Return the array in a file, from its header.
+    """Return the array in a file. Only the header is read.
 
-    Errors: `UserError`, one line, unless it is an array of plain values in C order; `OSError` from reading."""
+    Errors: `UserError` if the file is not an array of plain values in C order; `OSError` from reads."""
     with files.open_file(uri, read_ahead=PREFIX) as whole:
         file = io.BytesIO(whole.read(PREFIX))
     try:

@@ -1,15 +1,16 @@
-"""Reads and writes over a network, which fail now and then: retried after growing pauses, then reported in one line.
+"""Retries of reads and writes over a network, with growing pauses. The last failure becomes an error of one line.
 
-Client libraries retry too, but each in a different way and not for all requests, and some take a body that ends early
-for a whole one. Here every store behaves alike: a range has the length that was requested. The client checks the length
-of a file that is read whole (`files.read`)."""
+The client libraries retry too, but each in its own way and not for all requests, and some accept a body that ends
+early. A range that is read here always has the requested length. The length of a file that is read in one piece
+(`files.read`) is checked by the client library."""
 
 from __future__ import annotations
 
 import errno
 import logging
+import re
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fsspec import AbstractFileSystem
@@ -27,14 +28,16 @@ from orchestrator.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# seconds; the pause before try n is random, from 0 to LEAST * 2**n, so a thousand readers do not return at the same
-# moment. About half a minute in all: most outages are shorter
-TRIES, LEAST, LONGEST = 8, 0.5, 20.0
-# no try starts after so many seconds: without an answer, Azure's client spends more than a minute on each
-PATIENCE = 180.0
+MAX_ATTEMPTS = 8
+# seconds: the n-th pause is random, from 0 to PAUSE_UNIT * 2**(n - 1), so a thousand readers do not retry at the same
+# moment. All pauses together take about half a minute; most outages are shorter
+PAUSE_UNIT, MAX_PAUSE = 0.5, 20.0
+# seconds after which no attempt starts: Azure's client alone waits for more than a minute for a dead server
+MAX_SECONDS = 180.0
+# bytes per request when a remote file is read in order
 READ_AHEAD = 8 << 20
-# errors that another try cannot change
-FINAL = (
+# errors that a retry cannot change
+PERMANENT = (
     FileNotFoundError,
     FileExistsError,
     IsADirectoryError,
@@ -44,7 +47,7 @@ FINAL = (
     UserError,
     TypeError,
 )
-# class names of botocore, google-auth and azure-core, which need not be installed
+# classes of botocore, google-auth and azure-core, by name because none of them has to be installed
 NO_CREDENTIALS = (
     "NoCredentialsError",
     "PartialCredentialsError",
@@ -53,7 +56,7 @@ NO_CREDENTIALS = (
     "ReauthFailError",
     "ClientAuthenticationError",
 )
-# class names of aiohttp, botocore, requests and http.client for a body that ends early
+# classes of aiohttp, botocore, requests and http.client for a body that ends early
 ENDED_EARLY = (
     "ClientPayloadError",
     "IncompleteRead",
@@ -62,68 +65,77 @@ ENDED_EARLY = (
     "ChunkedEncodingError",
 )
 BAD_REQUEST, FORBIDDEN = "Bad Request", "Forbidden"
+# HTTP status codes
 REFUSED, MISSING = (401, 403), (404, 410)
+# in a URI: user and password, and the query, which may hold a signature
+_SECRET = re.compile(r"(?<=://)[^/\s@]+@|\?\S*")
 Found = TypeVar("Found")
 
 
 class StoreError(UserError, OSError):
-    """A URI that cannot be read or written. The message is one line for the user."""
+    """A file or folder that cannot be read or written. The message is one line for the user."""
 
 
 class CutOff(StoreError):
-    """Fewer bytes than requested, in every try."""
+    """A read that gave fewer bytes than requested, in every attempt."""
 
 
-class _Short(Exception):
-    """Fewer bytes than requested, in one try."""
+class _ShortRead(Exception):
+    """One read that gave fewer bytes than requested."""
 
 
 def tried(call: Callable[[], Found], uri: str, *, doing: str = "read") -> Found:
-    """Return the result of `call`, a request over the network that is retried and must be safe to repeat.
+    """Return the result of `call`, a request over the network that may run more than once, with retries.
 
-    Errors: `FileNotFoundError` and other final errors at once; `StoreError` for missing or refused credentials, and
-    after `TRIES` tries or `PATIENCE` seconds; `CutOff` if the last try got too few bytes."""
+    Errors: `FileNotFoundError` and other permanent errors at once; `StoreError` at once for missing or refused
+    credentials, and after `MAX_ATTEMPTS` attempts or `MAX_SECONDS`; `CutOff` if the last attempt gave too few bytes."""
     retrying = Retrying(
-        stop=stop_after_attempt(TRIES) | stop_after_delay(PATIENCE),
-        wait=wait_random_exponential(LEAST, LONGEST),
-        retry=retry_if_exception(_may_pass),
-        before_sleep=partial(_log_retry, uri, doing),
+        stop=stop_after_attempt(MAX_ATTEMPTS) | stop_after_delay(MAX_SECONDS),
+        wait=wait_random_exponential(PAUSE_UNIT, MAX_PAUSE),
+        retry=retry_if_exception(_is_transient),
+        before_sleep=_LogRetry(uri, doing),
         reraise=True,
     )
     try:
         return retrying(call)
     except Exception as error:
-        tries = retrying.statistics["attempt_number"]
-        if isinstance(error, _Short) or type(error).__name__ in ENDED_EARLY:
+        failed = f"cannot {doing} {uri} after {retrying.statistics['attempt_number']} attempts"
+        if isinstance(error, _ShortRead) or type(error).__name__ in ENDED_EARLY:
             raise CutOff(
-                f"cannot {doing} {uri}, tried {tries} times: {error}; it changed since it was listed, or the network "
-                "cuts it off"
+                f"{failed}: {error}; the file changed since it was listed, or the network closes connections early"
             ) from error
         if _is_refusal(error):
             raise StoreError(
-                f"not allowed to {doing} {uri}: {_reason(error)}; expected valid credentials where the cluster's "
-                "processes find them; renew them and run the same command again to resume"
+                f"not allowed to {doing} {uri}: {_reason(error)}; expected valid credentials on every node; "
+                "refresh the credentials and run the same command again to resume"
             ) from error
         if _is_missing(error):
-            # clients do not tell whether the file or the bucket is missing
+            # the clients do not say whether the file or the bucket is missing
             raise FileNotFoundError(errno.ENOENT, "no such file or bucket", uri) from error
-        if isinstance(error, FINAL) and not isinstance(error, FileNotFoundError):
+        if isinstance(error, PERMANENT) and not isinstance(error, FileNotFoundError):
             raise
-        raise StoreError(f"cannot {doing} {uri}, tried {tries} times: {_reason(error)}") from error
+        raise StoreError(f"{failed}: {_reason(error)}") from error
 
 
-def _log_retry(uri: str, doing: str, state: RetryCallState) -> None:
-    error = state.outcome.exception() if state.outcome else None
-    pause = state.next_action.sleep if state.next_action else 0.0
-    logger.warning(
-        "cannot %s %s (try %d of %d): %s; retrying in %.1f s",
-        doing,
-        uri,
-        state.attempt_number,
-        TRIES,
-        _reason(error) if error else "",
-        pause,
-    )
+@dataclass(frozen=True)
+class _LogRetry:
+    """Logs a failed attempt before the pause that follows it."""
+
+    uri: str
+    doing: str
+
+    def __call__(self, state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        reason = _SECRET.sub("***", _reason(error)) if error else ""
+        logger.warning(
+            "cannot %s %s: attempt %d of %d failed: %s; retry in %.1f s",
+            self.doing,
+            _SECRET.sub("***", self.uri),
+            state.attempt_number,
+            MAX_ATTEMPTS,
+            reason,
+            state.upcoming_sleep,
+        )
 
 
 def read_range(fs: AbstractFileSystem, path: str, start: int, end: int) -> bytes:
@@ -132,32 +144,32 @@ def read_range(fs: AbstractFileSystem, path: str, start: int, end: int) -> bytes
 
 
 def read_ranges(fs: AbstractFileSystem, path: str, ranges: list[tuple[int, int]]) -> list[bytes]:
-    """Return the bytes of several ranges (start, end) of a remote file, requested together. Errors: as `tried`."""
+    """Return the bytes of several ranges (start, end) of a remote file, requested at once. Errors: as `tried`."""
 
     def read() -> list[bytes]:
         starts, ends = [start for start, _ in ranges], [end for _, end in ranges]
         found = fs.cat_ranges([path] * len(ranges), starts, ends, on_error="raise")
         for (start, end), data in zip(ranges, found, strict=True):
-            # fsspec before 2026.5 returns errors among the results even with `on_error="raise"`
+            # fsspec before 2026.5 returns errors among the results and ignores `on_error`
             if isinstance(data, BaseException):
                 raise data
             if len(data) > end - start:
-                raise StoreError(f"{fs.unstrip_protocol(path)}: its server does not answer requests for ranges")
+                raise StoreError(f"{fs.unstrip_protocol(path)}: the server does not support range requests")
             if len(data) < end - start:
-                raise _Short(f"got {len(data):,} of {end - start:,} bytes at {start:,}")
+                raise _ShortRead(f"got {len(data):,} of {end - start:,} bytes at {start:,}")
         return found
 
     return tried(read, fs.unstrip_protocol(path))
 
 
 class RemoteFile(AbstractBufferedFile):
-    """A remote file that can be read in any order; `read_ahead`: the bytes of one request. Errors: as `tried`."""
+    """A remote file for reads at any position. `read_ahead`: bytes per request. Errors: as `tried`."""
 
     def __init__(self, fs: AbstractFileSystem, path: str, *, read_ahead: int = READ_AHEAD) -> None:
         uri = fs.unstrip_protocol(path)
         info: dict[str, Any] = tried(lambda: fs.info(path), uri)
         if info["size"] is None:
-            raise StoreError(f"{uri}: its server does not tell its length; expected a Content-Length header")
+            raise StoreError(f"{uri}: the server does not send the size of the file; expected a Content-Length header")
         super().__init__(fs, path, "rb", block_size=read_ahead, cache_type="readahead", size=info["size"])
 
     def _fetch_range(self, start: int, end: int) -> bytes:
@@ -165,43 +177,42 @@ class RemoteFile(AbstractBufferedFile):
 
 
 def status_of(error: BaseException) -> int | None:
-    """Return the HTTP status behind an error of S3's client; None if it has none."""
+    """Return the HTTP status behind an error of S3's client, if the error holds it."""
     response = getattr(error.__cause__, "response", None)
     return response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, dict) else None
 
 
-def _may_pass(error: BaseException) -> bool:
-    # whether another try may succeed
+def _is_transient(error: BaseException) -> bool:
     if _is_missing(error) or _is_refusal(error):
         return False
-    return isinstance(error, FileNotFoundError) or (isinstance(error, Exception) and not isinstance(error, FINAL))
+    return isinstance(error, FileNotFoundError) or (isinstance(error, Exception) and not isinstance(error, PERMANENT))
 
 
 def _is_missing(error: BaseException) -> bool:
     if _azure_status(error) in MISSING:
         return True
-    # fsspec's web file system reports every failure as a missing file; the server's answer is in the cause
+    # fsspec's HTTP file system raises FileNotFoundError for every failure; the server's status is in the cause
     status = getattr(error.__cause__, "status", None)
     is_web = type(error.__cause__).__module__.startswith("aiohttp")
     return isinstance(error, FileNotFoundError) and (not is_web or status in MISSING)
 
 
 def _is_refusal(error: BaseException) -> bool:
-    # the answer to a HEAD request has no body: for an expired token S3 answers only this
+    # a response to HEAD has no body: for an expired token, S3 sends only this phrase
     is_bad_request = isinstance(error, OSError) and error.strerror == BAD_REQUEST
-    # gcsfs has no class for a 403
+    # gcsfs has no error class for status 403
     is_forbidden = isinstance(error, OSError) and str(error).startswith(FORBIDDEN)
     is_named = isinstance(error, PermissionError) or type(error).__name__ in NO_CREDENTIALS
     return is_bad_request or is_forbidden or is_named or _azure_status(error) in REFUSED
 
 
 def _azure_status(error: BaseException) -> int | None:
-    # adlfs passes errors of Azure's client on unchanged
+    # adlfs does not convert the errors of Azure's client
     return getattr(error, "status_code", None) if type(error).__module__.startswith("azure.") else None
 
 
 def _reason(error: BaseException) -> str:
     text = " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())
-    # Azure appends the whole answer
+    # the rest of a message of Azure's client is the whole response
     text = text.partition(" RequestId:")[0]
     return text if isinstance(error, OSError) and text else f"{type(error).__name__}: {text}"

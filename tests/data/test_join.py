@@ -258,5 +258,5 @@ def test_damaged_files(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"got 1,000 bytes, expected 1,728"):
         find(f"{tmp_path}/cut.npy", "uid").pieces()
     (tmp_path / "text.npy").write_bytes(b"not an array")
-    with pytest.raises(UserError, match=r"text\.npy is no \.npy file"):
+    with pytest.raises(UserError, match=r"text\.npy is not an \.npy file"):
         find(f"{tmp_path}/text.npy", "uid").pieces()

@@ -105,7 +105,7 @@ def test_a_changed_source_is_an_error(name: str, tmp_path: Path) -> None:
     pairs = make_pairs(6)
     record = selected(tars(write_tars(tmp_path / "pool", pairs)), tmp_path / "store")
     write_tars(tmp_path / "pool", [pairs[1], pairs[0], *pairs[2:5]])
-    refused(lambda: export(record, tmp_path / name), f"{tmp_path}/pool is no longer what the run t was made of")
+    refused(lambda: export(record, tmp_path / name), f"{tmp_path}/pool has changed since the run t was made")
     assert {path.name for path in tmp_path.iterdir()} == {"pool", "store"}
 
 
