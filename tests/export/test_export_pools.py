@@ -28,14 +28,14 @@ from orchestrator.source import open_source
 from tests.support.pools import Pair, config_of, make_pairs, write_parquet_images, write_table, write_tars
 
 
-def one_by_one(artifact: Artifact, missing: list[Any], make_work: Any, *_: Any) -> Iterator[Summary]:
+def one_by_one(job: Any, missing: list[Any]) -> Iterator[Summary]:
     for index, item in missing:
-        yield write_part(artifact, index, make_work()(item))
+        yield write_part(job.artifact, index, job.make_work()(item))
 
 
 @pytest.fixture(autouse=True)
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.engine.parts._run", one_by_one)
+    monkeypatch.setattr("orchestrator.engine.parts.PartsJob._run", one_by_one)
 
 
 def selected(source: dict[str, Any], store: Path, *, leave: tuple[int, ...] = ()) -> RunRecord:
@@ -148,12 +148,12 @@ def test_a_stopped_export_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     pairs, to = make_pairs(6), tmp_path / "shards"
     record = selected(tars(write_tars(tmp_path / "pool", pairs, num_shards=3)), tmp_path / "store")
 
-    def stopped(artifact: Artifact, missing: list[Any], *more: Any) -> Iterator[Summary]:
-        yield from one_by_one(artifact, missing[:1], *more)
+    def stopped(job: Any, missing: list[Any]) -> Iterator[Summary]:
+        yield from one_by_one(job, missing[:1])
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("orchestrator.engine.parts._run", stopped)
+        patched.setattr("orchestrator.engine.parts.PartsJob._run", stopped)
         with pytest.raises(KeyboardInterrupt):
             export(record, to)
     first = (to / "00000.tar").stat().st_mtime_ns
