@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from orchestrator.config import Config, WfppStep
-from orchestrator.config.paths import absolute_places
+from orchestrator.config.paths import absolute_paths
 from orchestrator.data.catalog import Catalog, catalog_stage, check_catalog
 from orchestrator.demo.source import embed_demo
 from orchestrator.engine import ray_cluster
@@ -115,9 +115,9 @@ def prepare(config: Config) -> Config:
     """Return the config with absolute paths and URIs, valid from any folder; the demo's pool is written to the store.
 
     Errors: `UserError` for paths that disappear with a submitted job."""
-    places = {"store": files.absolute(config.store), "out": _out(config)}
-    ray_cluster.check_outlive_job(places)
-    return absolute_places(embed_demo(config.model_copy(update=places)))
+    paths = {"store": files.absolute(config.store), "out": _out(config)}
+    ray_cluster.check_outlive_job(paths)
+    return absolute_paths(embed_demo(config.model_copy(update=paths)))
 
 
 def _out(config: Config) -> str:

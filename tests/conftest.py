@@ -16,6 +16,13 @@ from tests.support.commands import Shell, geometry_command, run_command, run_pro
 from tests.support.pools import make_pairs, write_experiment, write_tars, write_zero_shot
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name the tests that were not selected; the skipped ones and their reasons follow."""
+    num_slow = sum(item.get_closest_marker("slow") is not None for item in terminalreporter.stats.get("deselected", []))
+    if num_slow:
+        terminalreporter.write_line(f"{num_slow} slow tests were not selected; `make test-all` runs them")
+
+
 @pytest.fixture(scope="session")
 def ray_cluster() -> str:
     """The session's cluster; its address."""

@@ -20,7 +20,7 @@ from orchestrator.embedding.vectors import Embedding, is_present
 from orchestrator.engine import ray_cluster
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
-from orchestrator.engine.parts import PartResult, build_parts, part_path
+from orchestrator.engine.parts import PartResult, PartsJob, part_path
 from orchestrator.engine.role import Role
 from orchestrator.engine.stage import CostScaling, Stage, by_part
 from orchestrator.pruning.clusters import Nearest
@@ -74,15 +74,14 @@ class BuildAssigned:
         assert self.step.embedding is not None
         gpus = ray_cluster.num_gpus()
         embedding, keep = Embedding(self.step.embedding), KeepList(self.step.incoming)
-        build_parts(
+        PartsJob(
             self.artifact,
             part_rows(self.step.catalog),
             partial(AssignPart.load, embedding, keep, self.centroids),
-            display=display,
             name=self.name,
             num_actors=gpus or self.step.num_actors or ray_cluster.num_cores(),
             num_gpus=1 if gpus else 0,
-        )
+        ).build(display)
         totals = self.artifact.totals
         logger.info("%s: %d of %d pairs have an embedding", self.name, totals["embedded"], totals["reached"])
         return self.artifact

@@ -18,7 +18,7 @@ from orchestrator.data.step import Step
 from orchestrator.embedding.vectors import Embedding, is_present
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
-from orchestrator.engine.parts import PartResult, Summary, build_parts, part_path
+from orchestrator.engine.parts import PartResult, PartsJob, Summary, part_path
 from orchestrator.engine.role import Role
 from orchestrator.engine.stage import CostScaling, Stage, by_groups
 from orchestrator.errors import UserError
@@ -76,15 +76,14 @@ class BuildSample:
         assert self.step.embedding is not None
         settings, keep = self.settings, KeepList(self.step.incoming)
         share = settings.num_wanted / max(1, keep.num_pairs)
-        build_parts(
+        PartsJob(
             self.artifact,
             part_groups(self.step.catalog, max_groups=MAX_GROUPS),
             partial(SampleGroup, Embedding(self.step.embedding), keep, share, settings.seed),
-            display=display,
             name=f"sample, {self.step.name}",
             count="sampled",
             check=partial(_check, self.step.name, settings.k),
-        )
+        ).build(display)
         sampled = self.artifact.totals["sampled"]
         logger.info("%s: %d vectors drawn to train %d centroids", self.step.name, sampled, settings.k)
         return self.artifact

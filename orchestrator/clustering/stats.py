@@ -17,7 +17,7 @@ from orchestrator.data.catalog import Catalog, PartRows, part_groups
 from orchestrator.data.step import Step
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
-from orchestrator.engine.parts import PartResult, build_parts, part_path
+from orchestrator.engine.parts import PartResult, PartsJob, part_path
 from orchestrator.engine.role import Role
 from orchestrator.engine.stage import CostScaling, Stage, by_groups
 from orchestrator.pruning.clusters import FIXED_POINT, sums_by_cluster
@@ -74,7 +74,7 @@ class BuildStats:
     def __call__(self, display: Display) -> Artifact:
         """Sums group by group."""
         groups = part_groups(self.catalog, max_groups=MAX_GROUPS)
-        build_parts(self.artifact, groups, self.make, display=display, name=self.name)
+        PartsJob(self.artifact, groups, self.make, name=self.name).build(display)
         sizes = ClusterStats.read(self.artifact).sizes
         counts = (int((sizes == 0).sum()), len(sizes), int(sizes.max()))
         logger.info("%s: %d of %d clusters are empty, the largest has %d pairs", self.name, *counts)

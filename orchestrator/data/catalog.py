@@ -1,7 +1,7 @@
-"""The catalog: what is known of every pair without decoding it, by part, in row order.
+"""The catalog: everything known about each pair without decoding its image, by part, in row order.
 
-One pass over the shards keeps key, caption, size, status and each image's byte offset, so that later stages never join
-and training seeks straight to the pairs it wants."""
+One pass over the shards records key, caption, size, status and the image's byte offset. So later stages need no joins,
+and training reads only the images that it wants."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from orchestrator.config import Limits, SourceConfig
 from orchestrator.engine import process_cache
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
-from orchestrator.engine.parts import PartResult, Summary, Work, build_parts, part_path, sums
+from orchestrator.engine.parts import PartResult, PartsJob, Summary, part_path, sums
 from orchestrator.engine.role import Role
 from orchestrator.engine.stage import Stage
 from orchestrator.errors import UserError
@@ -26,62 +26,64 @@ from orchestrator.source import Part, Source
 from orchestrator.storage import files
 
 VERSION = 1
+# messages about broken pairs that a part keeps for the report
 MAX_EXAMPLES = 20
-# a caption may be missing or odd: such a pair still has its row; these have nothing to train on
+# problems that leave nothing to train on; a pair without a caption is not broken
 BROKEN_PAIRS = ("missing_image", "bad_image")
+# tables (a part and its columns) in the cache of one process
 CACHED_PARTS = 8
 
 
 @dataclass(frozen=True)
 class Catalog:
-    """The columns of a pool; `table` reads one part's."""
+    """The columns of a pool; `table` reads those of one part."""
 
     artifact: Artifact
 
     def parts_of(self, source: Source) -> list[Part]:
-        """The source's parts, which have to be those that the catalog is of.
+        """Return the source's parts, which must be the ones in the catalog.
 
-        Errors: `StoreError` when they are not: by their numbers images would be paired with other captions."""
+        Errors: `StoreError` if they are not: images would get the captions of other pairs."""
         parts, rows = source.parts(), self.rows_per_part
-        # one that could not be read has no rows in the catalog, and of a probe's parts only the beginning is there
+        # a part that could not be read has no rows in the catalog, and a probe reads only the beginning of its parts
         agree = (part.num_rows is None or n <= part.num_rows for part, n in zip(parts, rows, strict=False))
         if len(parts) != len(rows) or not all(agree):
             raise files.StoreError(
-                f"the source has other parts now ({len(parts):,}) than its catalog ({len(rows):,}): shards changed "
-                "since they were read; expected shards that stay as they are; the same command reads what changed"
+                f"the source now has {len(parts):,} parts and its catalog {len(rows):,}, or other rows in them: shards "
+                "changed since they were read; expected unchanged shards; run the same command again to read them again"
             )
         return parts
 
     def is_of(self, source: Source) -> bool:
-        """Whether the source's shards are still those that were catalogued, unchanged."""
+        """Return whether the source's shards are the same as in the catalog, unchanged."""
         return source.identity() == self.artifact.made_from["source"]
 
     def check_source(self, source: Source, config: SourceConfig, *, made: str) -> None:
-        """Errors: `UserError` where the catalog is not of the source as it is now; `made`: what the catalog is of."""
+        """Raise `UserError` if the source has changed since the catalog; `made` names the run in the message."""
         if not self.is_of(source):
             raise UserError(
-                f"{config.uri} is no longer what {made} was made of; expected the same shards, unchanged: give the "
-                "run again"
+                f"{config.uri} is no longer what {made} was made of; expected the same shards, unchanged: repeat the "
+                "run with the shards of today"
             )
 
     def table(self, index: int, columns: tuple[str, ...]) -> pa.Table:
-        """The named columns of a part, in row order."""
+        """Return the named columns of a part, in row order."""
         return _read(part_path(self.artifact, index, "parquet"), columns)
 
     @property
     def rows_per_part(self) -> tuple[int, ...]:
-        """Pairs of each part, in order."""
+        """Return the number of pairs of each part, in order."""
         return tuple(part["rows"] for part in self.artifact.parts)
 
     @cached_property
     def first_ordinals(self) -> tuple[int, ...]:
-        """The ordinal in the pool of each part's first pair."""
+        """Return the ordinal in the pool of each part's first pair."""
         return tuple(accumulate(self.rows_per_part, initial=0))[:-1]
 
 
 @lru_cache(maxsize=CACHED_PARTS)
 def _read(uri: str, columns: tuple[str, ...]) -> pa.Table:
-    # cached: the training stream comes back to a part once for each of its windows
+    # cached: training returns to a part once for each of its windows
     file = files.open_file(uri) if files.is_local(uri) else pa.BufferReader(files.read(uri))
     with file:
         return pq.read_table(file, columns=list(columns))
@@ -92,7 +94,7 @@ process_cache.register(_read.cache_clear)
 
 @dataclass(frozen=True, slots=True)
 class PartRows:
-    """A part of a catalogued pool: its index, its rows, and the global ordinal of its first row."""
+    """A part of a pool with a catalog: its index, its rows, and the ordinal of its first row in the pool."""
 
     index: int
     num_rows: int
@@ -100,17 +102,18 @@ class PartRows:
 
 
 def part_rows(catalog: Catalog) -> list[PartRows]:
-    """The parts of a complete catalog, in order."""
+    """Return the parts of a complete catalog, in order."""
     rows = catalog.rows_per_part
     return [PartRows(index, n, end - n) for index, (n, end) in enumerate(zip(rows, accumulate(rows), strict=True))]
 
 
 def part_groups(catalog: Catalog, *, max_groups: int, pairs_per_group: int = 1) -> list[list[PartRows]]:
-    """The parts in runs of about as many pairs, at least `pairs_per_group` where the pool has so many, and at most
-    `max_groups` runs."""
+    """Return the parts in at most `max_groups` runs of about the same number of pairs, at least `pairs_per_group` if
+    the pool has so many."""
     parts = part_rows(catalog)
     num_pairs = sum(part.num_rows for part in parts)
     size = max(pairs_per_group, -(-num_pairs // max_groups), 1)
+    # a part belongs to the run that its first pair falls into
     groups: dict[int, list[PartRows]] = {}
     for part in parts:
         groups.setdefault(part.first_ordinal // size, []).append(part)
@@ -118,37 +121,51 @@ def part_groups(catalog: Catalog, *, max_groups: int, pairs_per_group: int = 1) 
 
 
 def to_parquet(table: pa.Table) -> bytes:
-    """A table as the bytes of a Parquet file."""
+    """Return a table as the bytes of a Parquet file."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     return sink.getvalue().to_pybytes()
 
 
 def catalog_stage(store_uri: str, source: Source, limits: Limits) -> Stage:
-    """The stage that reads every shard once."""
-    # of Parquet they are read from every footer: once for what is told and what is built
+    """Return the stage that reads every shard once."""
+    # listed once for the title and the build: for Parquet this reads the footer of every file
     parts = source.parts()
     artifact = Artifact.of(store_uri, "catalog", version=VERSION, source=source.identity())
 
-    def build(display: Display) -> Artifact:
-        build_parts(
-            artifact,
-            parts,
-            partial(_catalog_work, source),
-            display=display,
+    does = f"read captions, sizes and offsets of {len(parts):,} part{'s' if len(parts) != 1 else ''}"
+    build = _BuildCatalog(artifact, source, parts, limits)
+    return Stage(name="catalog", role=Role.CATALOG, does=does, artifact=artifact, build=build)
+
+
+@dataclass(frozen=True)
+class _BuildCatalog:
+    artifact: Artifact
+    source: Source
+    parts: list[Part]
+    limits: Limits
+
+    def __call__(self, display: Display) -> Artifact:
+        job = PartsJob(
+            self.artifact,
+            self.parts,
+            partial(CatalogPart, self.source),
             name="catalog",
-            check=partial(_check_limits, limits),
+            check=partial(_check_limits, self.limits),
             totals=_totals,
         )
-        return artifact
-
-    what = f"read captions, sizes and offsets of {len(parts):,} part{'s' if len(parts) != 1 else ''}"
-    return Stage(name="catalog", role=Role.CATALOG, does=what, artifact=artifact, build=build)
+        return job.build(display)
 
 
-def _catalog_work(source: Source) -> Work:
-    def work(part: Part) -> PartResult:
-        catalog = source.catalog(part)
+@dataclass(frozen=True)
+class CatalogPart:
+    """The work on a part: reads its captions, sizes, statuses and image offsets."""
+
+    source: Source
+
+    def __call__(self, part: Part) -> PartResult:
+        """Return the part's catalog, and what is wrong with it."""
+        catalog = self.source.catalog(part)
         summary = {
             "rows": catalog.table.num_rows,
             "broken_shards": int(catalog.broken),
@@ -156,8 +173,6 @@ def _catalog_work(source: Source) -> Work:
             "examples": catalog.examples[:MAX_EXAMPLES],
         }
         return PartResult({"parquet": to_parquet(catalog.table)}, summary)
-
-    return work
 
 
 def _totals(summaries: list[Summary]) -> dict[str, Any]:
@@ -168,14 +183,14 @@ def _totals(summaries: list[Summary]) -> dict[str, Any]:
 def _check_limits(limits: Limits, summaries: list[Summary]) -> None:
     totals = _totals(summaries)
     examples = "; ".join(totals["examples"][:3])
-    # Parquet files without a row have no parts
+    # Parquet files without rows have no parts
     if not totals.get("rows"):
         raise no_pairs(examples)
     allowed = max(math.ceil(limits.max_broken_shards * len(summaries)), int(limits.max_broken_shards > 0))
     if totals["broken_shards"] > allowed:
         raise UserError(
             f"{totals['broken_shards']} of {len(summaries)} shards are broken, {allowed} allowed ({examples}); "
-            f"mend them or raise source.limits.max_broken_shards"
+            f"replace them or raise source.limits.max_broken_shards"
         )
     broken = sum(totals["problems"].get(kind, 0) for kind in BROKEN_PAIRS)
     if broken > limits.max_broken_pairs * totals["rows"]:
@@ -186,10 +201,10 @@ def _check_limits(limits: Limits, summaries: list[Summary]) -> None:
 
 
 def no_pairs(examples: str = "") -> UserError:
-    """What to tell of a source without a single pair, with what was wrong with it where that is known."""
+    """Return the error for a source without a single pair, with examples of what is wrong with it."""
     return UserError(f"the source holds no pairs at all ({examples or 'its shards are empty'}); check source.uri")
 
 
 def check_catalog(artifact: Artifact, limits: Limits) -> None:
-    """Holds a catalog that was there already against this run's limits."""
+    """Check a reused catalog against the limits of this run. Errors: `UserError`."""
     _check_limits(limits, artifact.parts)

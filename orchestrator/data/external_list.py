@@ -1,6 +1,6 @@
-"""A list of pairs from elsewhere, as far as matching it to a pool goes: files whose rows have a key, a uid or a URL.
+"""An external list of pairs: files of which each row has a key, a uid or a URL to match with the pool.
 
-Parquet has it in a column; DataComp's `.npy` is an array of uids, each 128 bits in two numbers."""
+In Parquet that is a column. DataComp's `.npy` is an array of uids, each 128 bits in two numbers."""
 
 from __future__ import annotations
 
@@ -25,22 +25,21 @@ PARQUET, NPY = ".parquet", ".npy"
 ROWS_PER_PIECE = 1_000_000
 UID_BYTES = 16
 COLUMNS = {"key": ("key", "image_path"), "uid": ("uid", "sha256"), "url": ("url",)}
-"""What a column is called where its name is not set, in any case; clip-retrieval calls the key of a WebDataset sample
-`image_path`."""
+"""Names of the column, in upper or lower case, if the configuration sets none; clip-retrieval calls the key of a
+WebDataset sample `image_path`."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows of one of the files: what is read at once."""
+    """A run of rows of one file, the unit of reading."""
 
     file: int
     part: Part
 
 
 @dataclass(frozen=True)
-class Foreign:
-    """The list's files in order, and what in them names a pair. `setting` is the node of the configuration that the
-    messages name."""
+class ExternalList:
+    """The list's files in order, and what identifies a pair in them. Messages name the configuration node `setting`."""
 
     files: tuple[Shard, ...]
     match_by: MatchBy
@@ -50,8 +49,8 @@ class Foreign:
     @classmethod
     def find(
         cls, uri: str | Sequence[str] | None, *, match_by: MatchBy, match_column: str | None, setting: str
-    ) -> Foreign:
-        """Lists the files. Errors: `ConfigError` if there are none, or `.npy` files that are not to match by uid."""
+    ) -> ExternalList:
+        """List the files. Errors: `ConfigError` if there are none, or for `.npy` files unless they match by uid."""
         files = tuple(find_shards(uri, endings=(PARQUET, NPY), setting=f"{setting}.uri"))
         if match_by != "uid" and any(_is_npy(file) for file in files):
             raise ConfigError(
@@ -60,7 +59,7 @@ class Foreign:
         return cls(files, match_by, match_column, setting)
 
     def identity(self) -> dict[str, Any]:
-        """What makes the list what it is."""
+        """Return what identifies the list, for fingerprints."""
         return {
             "match_by": self.match_by,
             "match_column": self.match_column,
@@ -69,14 +68,14 @@ class Foreign:
         }
 
     def pieces(self) -> list[Piece]:
-        """The list in pieces of some rows, in order, from the headers of the files.
+        """Return the list in pieces, in order, from the headers of the files.
 
-        Errors: `ConfigError` for a file without the column; `UserError` for a damaged one, or an `.npy` of anything
-        else."""
+        Errors: `ConfigError` for a file without the column; `UserError` for a damaged file, or an `.npy` file of
+        anything but uids."""
         numbers = {file.uri: number for number, file in enumerate(self.files)}
         parts = cut_shards([file for file in self.files if not _is_npy(file)], ROWS_PER_PIECE, self._check)
         if damaged := [part.shard.uri for part in parts if part.num_rows is None]:
-            raise UserError(f"{self.setting}.uri: {damaged[0]} is not readable as Parquet; get it again")
+            raise UserError(f"{self.setting}.uri: {damaged[0]} is not readable as Parquet; download it again")
         with ThreadPoolExecutor(NUM_THREADS) as pool:
             for pieces in pool.map(self._npy_parts, filter(_is_npy, self.files)):
                 parts += pieces
@@ -84,11 +83,11 @@ class Foreign:
         return sorted(found, key=lambda piece: (piece.file, piece.part.first_row))
 
     def num_rows(self) -> int:
-        """Of all files, by their headers. Errors: as of `pieces`."""
+        """Return the rows of all files, from their headers. Errors: as `pieces`."""
         return sum(piece.part.num_rows or 0 for piece in self.pieces())
 
     def values(self, piece: Piece) -> pl.Series:
-        """What the piece's rows are matched by: String [rows], null where a row has none.
+        """Return the values to match by, String [rows]; null for a row without one.
 
         Errors: `UserError` for a damaged file; `OSError` from reading."""
         part = piece.part
@@ -120,7 +119,9 @@ class Foreign:
         array = open_npy(shard.uri)
         _check_uids(array)
         if shard.num_bytes < array.num_bytes:
-            raise UserError(f"{shard.uri}: got {shard.num_bytes:,} bytes, expected {array.num_bytes:,}; get it again")
+            raise UserError(
+                f"{shard.uri}: got {shard.num_bytes:,} bytes, expected {array.num_bytes:,}; download it again"
+            )
         ranges = cut([array.num_rows], ROWS_PER_PIECE)
         return [Part(index=0, shard=shard, first_row=first, num_rows=num_rows) for first, num_rows in ranges]
 
@@ -138,7 +139,7 @@ def _check_uids(array: NpyRows) -> None:
 
 
 def _uid_texts(uids: np.ndarray) -> pl.Series:
-    # the high half first, as hexadecimal digits: big-endian bytes are the digits' order
+    # the high half first: the bytes of big-endian numbers are in the order of the hexadecimal digits
     halves = np.stack([uids[name] for name in uids.dtype.names or ()], axis=1).astype(">u8")
     digits = halves.tobytes().hex().encode()
     ends = np.arange(len(uids) + 1, dtype=np.int64) * 2 * UID_BYTES

@@ -1,11 +1,11 @@
-"""An encoded image to uint8 pixels of the model's size, cropped as open_clip crops, without torch.
+"""Decode an image to uint8 pixels of the model's size, with the crops of open_clip, without torch.
 
-Training: torchvision's RandomResizedCrop distribution, each draw a function of (seed, epoch, ordinal of the pair)
-through the counter-based generator Philox, so that it survives any restart and any number of workers. Evaluation: the
-shorter side to `size`, then the centre (open_clip's `shortest`), or the whole picture (`squash`). As in open_clip,
-bicubic resizing (bilinear where a model is evaluated that wants it), `convert("RGB")` and no EXIF rotation; unlike it,
-conversion comes first (a palette cannot be interpolated) and 16-bit greys are scaled to 8 bits instead of clipped to
-white."""
+Training uses the distribution of torchvision's RandomResizedCrop. Each draw is a function of (seed, epoch, ordinal of
+the pair) through the counter-based generator Philox, so it does not depend on restarts or on the number of workers.
+Evaluation resizes the shorter side to `size` and takes the centre (open_clip's `shortest`), or takes the whole image
+(`squash`). Like open_clip, it resizes with the bicubic filter (bilinear if an evaluated model needs it), converts to
+RGB and ignores EXIF rotation. Unlike open_clip, it converts before it resizes, because a palette cannot be
+interpolated, and it scales 16-bit greys to 8 bits instead of clipping them to white."""
 
 from __future__ import annotations
 
@@ -22,13 +22,15 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-# what the web holds; Pillow's other plugins include ones that run external programs on the bytes
+# the formats of the web; some of Pillow's other plugins run external programs on the bytes
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+# random boxes before the fallback, as in torchvision
 NUM_TRIES = 10
+# scales 1/n of the JPEG decoder, the smallest image first
 DRAFT_SCALES = (8, 4, 2)
 DRAFT_MARGIN = 2
-"""A draft keeps at least so many times the pixels wanted along each side: the bicubic filter then still averages, and
-takes away what frequencies the decoder's cruder averaging of blocks got wrong."""
+"""A draft keeps at least this many times the needed pixels along each side. Then the bicubic filter still averages
+pixels, which removes most errors of the decoder's coarser averaging."""
 _UNDECODABLE = (
     OSError,
     SyntaxError,
@@ -41,7 +43,7 @@ _UNDECODABLE = (
     struct.error,
     zlib.error,
 )
-"""What Pillow's plugins raise on bytes that are damaged; the bytes are in memory, so none of it is a failed read."""
+"""Errors of Pillow's plugins for damaged bytes. The bytes are in memory, so none of these errors is a failed read."""
 
 
 class BadImage(ValueError):
@@ -64,15 +66,16 @@ class Crop:
 
 
 Cropper = Callable[[int, int], Crop]
-"""Chooses the box from the image's own (width, height)."""
+"""Chooses the box from the (width, height) of the image."""
 Interpolation = Literal["bicubic", "bilinear"]
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
 @dataclass(frozen=True, slots=True)
-class Pictures:
-    """How pictures are cut and scaled to `size` x `size` for a model (`clip.preprocessing.ImageInput`), and the most
-    pixels they may have."""
+class ImageDecoder:
+    """How images are cropped and resized to `size` x `size` for a model (`clip.preprocessing.ImageInput`).
+
+    `max_pixels`: larger images are refused before they are decoded."""
 
     size: int
     crop_fraction: float
@@ -81,13 +84,13 @@ class Pictures:
     interpolation: Interpolation = "bicubic"
 
     def cropper(self) -> Cropper:
-        """Chooses the box that becomes `size` x `size`."""
+        """Return the function that chooses the box to resize to `size` x `size`."""
         if self.resize_mode == "squash":
             return partial(squash_crop, fraction=self.crop_fraction)
         return partial(evaluation_crop, size=self.size, fraction=self.crop_fraction)
 
     def decode(self, data: bytes) -> np.ndarray:
-        """uint8 [size, size, 3], RGB. Errors: `BadImage`, as for `decode`."""
+        """Return the pixels, uint8 [size, size, 3], RGB. Errors: `BadImage`, as for `decode`."""
         return decode(
             data, size=self.size, crop=self.cropper(), max_pixels=self.max_pixels, interpolation=self.interpolation
         )
@@ -102,12 +105,12 @@ def decode(
     draft: bool = False,
     interpolation: Interpolation = "bicubic",
 ) -> np.ndarray:
-    """The pixels of an encoded image: uint8 [size, size, 3], RGB.
+    """Return the pixels of an encoded image: uint8 [size, size, 3], RGB.
 
-    `crop`: chooses the box, e.g. `partial(random_resized_crop, seed=...)`; `None` is `evaluation_crop`.
-    `draft`: lets a JPEG much larger than needed be decoded at 1/2, 1/4 or 1/8; the box is the same part of the picture.
-    Errors: `BadImage` for what is no image, is damaged, is empty or has more than `max_pixels` (found before decoding).
-    """
+    `crop` chooses the box, e.g. `partial(random_resized_crop, seed=...)`; None means `evaluation_crop`. `draft`: decode
+    a JPEG that is much larger than needed at 1/2, 1/4 or 1/8; the box covers the same part of the image.
+    Errors: `BadImage` if the bytes are not an image, are damaged or empty, or if the image has more than `max_pixels`
+    pixels (checked before decoding)."""
     with _opened(data, max_pixels) as image:
         width, height = image.size
         box = crop(width, height) if crop else evaluation_crop(width, height, size=size)
@@ -118,7 +121,7 @@ def decode(
 
 
 def whole_image(data: bytes | None, *, max_pixels: int) -> Image.Image | None:
-    """The picture as it is, RGB; None for what `decode` refuses."""
+    """Return the image in its own size, RGB; None if `decode` would refuse it."""
     try:
         with _opened(data or b"", max_pixels) as image:
             return _rgb(image)
@@ -127,9 +130,9 @@ def whole_image(data: bytes | None, *, max_pixels: int) -> Image.Image | None:
 
 
 def jpeg_box(data: bytes, *, crop: Cropper, max_pixels: int) -> Crop | None:
-    """The box of a JPEG that any decoder takes (grey or of three colours), from its header; None for everything else.
+    """Return the box of a JPEG that every decoder supports (grey or RGB), from its header; None for other images.
 
-    Errors: `BadImage`, as for `decode`, but for damage behind the header."""
+    Errors: `BadImage`, as for `decode`, except for damage after the header."""
     with _opened(data, max_pixels) as image:
         if image.format != "JPEG" or image.mode not in ("L", "RGB"):
             return None
@@ -140,7 +143,7 @@ def jpeg_box(data: bytes, *, crop: Cropper, max_pixels: int) -> Crop | None:
 def _opened(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
     if not data:
         raise BadImage("empty", "no bytes")
-    # Pillow's limit is one for the whole process: without it, `_check_size` applies the limit of this call
+    # Pillow's own limit holds for the whole process, so it is off; `_check_size` applies the limit of this call
     Image.MAX_IMAGE_PIXELS = None
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
@@ -153,9 +156,10 @@ def _opened(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
 
 
 def evaluation_crop(width: int, height: int, *, size: int, fraction: float = 1.0) -> Crop:
-    """The box that becomes the centre `size` x `size` once the shorter side is resized to `size / fraction`.
+    """Return the box of the original image that is the centre `size` x `size` after the shorter side is resized to
+    `size / fraction`.
 
-    Rounds as torchvision's Resize and CenterCrop do, so the pixels are the same but for rounding within Pillow."""
+    It rounds as torchvision's Resize and CenterCrop do, so the pixels differ only by rounding inside Pillow."""
     side = int(size / fraction)
     resized = (side, int(side * height / width)) if width <= height else (int(side * width / height), side)
     left, top = round((resized[0] - size) / 2), round((resized[1] - size) / 2)
@@ -164,8 +168,8 @@ def evaluation_crop(width: int, height: int, *, size: int, fraction: float = 1.0
 
 
 def squash_crop(width: int, height: int, *, fraction: float = 1.0) -> Crop:
-    """The box that becomes a square with its aspect given up: the whole picture, or the middle `fraction` of each side
-    (open_clip's `squash`)."""
+    """Return the box for a resize that ignores the aspect ratio (open_clip's `squash`): the whole image, or the middle
+    `fraction` of each side."""
     across, down = width * fraction, height * fraction
     return Crop(left=(width - across) / 2, top=(height - down) / 2, width=across, height=down)
 
@@ -181,8 +185,10 @@ def random_resized_crop(
     epoch: int,
     ordinal: int,
 ) -> Crop:
-    """The crop of a pair in an epoch: area a uniform fraction within `scale`, aspect log-uniform within `ratio`,
-    position uniform; after ten boxes that do not fit, the largest central one with an allowed aspect."""
+    """Return the crop of a pair in an epoch, with the distribution of torchvision's RandomResizedCrop.
+
+    The area is a fraction of the image, uniform in `scale`; the aspect ratio is log-uniform in `ratio`; the position is
+    uniform. If ten boxes in a row do not fit, the result is the largest centred box with an allowed aspect ratio."""
     draws = _uniform(seed, epoch, ordinal, 4 * NUM_TRIES + 1)
     flip = bool(horizontal_flip and draws[-1] < 0.5)
     low, high = math.log(ratio[0]), math.log(ratio[1])
@@ -199,7 +205,7 @@ def random_resized_crop(
 
 
 def _uniform(seed: int, epoch: int, ordinal: int, num_draws: int) -> np.ndarray:
-    # the ordinal is the counter's second word: each pair has 2**64 draws before the next one's begin
+    # the ordinal is the second 64-bit word of Philox's counter, so each pair has 2**64 draws of its own
     key = np.array([seed % 2**64, epoch], dtype=np.uint64)
     bits = np.random.Philox(key=key, counter=np.array([0, ordinal, 0, 0], dtype=np.uint64))
     return np.random.Generator(bits).random(num_draws)
@@ -214,10 +220,10 @@ def _check_size(image: Image.Image, max_pixels: int) -> None:
 
 
 def _draft(image: Image.Image, box: Crop, size: int) -> Crop:
-    """Sets the JPEG decoder to the smallest scale that leaves enough of the box; the box at that scale.
+    """Set the JPEG decoder to the smallest scale with enough pixels in the box; return the box at that scale.
 
-    The decoder leaves out the high frequencies of each 8 x 8 block before its inverse transform, so most of the work
-    is never done. Other formats know no scale and stay whole."""
+    The decoder drops the high frequencies of each 8 x 8 block before the inverse transform, which saves most of the
+    work. Other formats have no such scale and are decoded in full."""
     enough = DRAFT_MARGIN * size
     fitting = [scale for scale in DRAFT_SCALES if min(box.width, box.height) >= scale * enough]
     if not fitting or not image.draft(None, (image.width // fitting[0], image.height // fitting[0])):
@@ -227,12 +233,14 @@ def _draft(image: Image.Image, box: Crop, size: int) -> Crop:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
+    # Pillow clips 16-bit greys to 255, which turns most of such an image white
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     return image.convert("RGB")
 
 
 def _resized(image: Image.Image, crop: Crop, size: int, resample: Image.Resampling) -> np.ndarray:
+    # a box may exceed the image by a rounding error, which `resize` refuses
     right = min(crop.left + crop.width, image.width)
     bottom = min(crop.top + crop.height, image.height)
     resized = image.resize((size, size), resample, box=(crop.left, crop.top, right, bottom))

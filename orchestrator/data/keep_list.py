@@ -1,5 +1,5 @@
-"""The keep list: one bit for each pair of the pool, by part, in row order. The only door between pruning and
-training."""
+"""The keep list: one bit for each pair of the pool, by part, in row order. Training sees the result of pruning only
+through it."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ Mask = NDArray[np.bool_]
 
 
 def pack(mask: Mask, **counts: Any) -> PartResult:
-    """A part's mask as its file of packed bits, with the counts `rows` and `kept` and what else is told of it."""
+    """Return the result of a part: the mask as packed bits, and a summary with `rows`, `kept` and more `counts`."""
     summary = {"rows": len(mask), "kept": int(mask.sum()), **counts}
     return PartResult({"bits": np.packbits(mask).tobytes()}, summary)
 
 
 @dataclass(frozen=True)
 class KeepList:
-    """A complete keep list; readers load their own part's bits only."""
+    """A complete keep list. A reader loads only the bits of its own parts."""
 
     artifact: Artifact
 
     def mask(self, index: int, num_rows: int) -> Mask:
-        """The part's bits, bool [num_rows]. Errors: `StoreError` for a file of another length."""
+        """Return the mask of a part, bool [num_rows]. Errors: `StoreError` if the file has another length."""
         uri = part_path(self.artifact, index, "bits")
         packed = np.frombuffer(files.read(uri), np.uint8)
         expected = -(-num_rows // 8)
-        # of too few numpy would make a mask all the same
+        # `unpackbits` would fill missing bits with zeros and not complain
         if len(packed) != expected:
             raise files.StoreError(
                 f"{uri} is damaged: got {len(packed):,} bytes, expected {expected:,} for {num_rows:,} pairs; remove "
-                f"{self.artifact.uri}, and the same command computes it anew"
+                f"{self.artifact.uri} and run the same command again to rebuild it"
             )
         return np.unpackbits(packed, count=num_rows).view(np.bool_)
 
     @property
     def num_pairs(self) -> int:
-        """Pairs kept in the whole pool."""
+        """Number of kept pairs in the whole pool."""
         return int(self.artifact.totals["kept"])
 
     @property
     def kept_per_part(self) -> tuple[int, ...]:
-        """Pairs kept in each part, in order."""
+        """Number of kept pairs in each part, in order."""
         return tuple(part["kept"] for part in self.artifact.parts)

@@ -1,4 +1,4 @@
-"""A selection step as every method gets it."""
+"""The inputs that every selection method gets."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from orchestrator.engine.artifact import Artifact
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """`incoming` is the keep list that reaches the step, perhaps not computed yet; `embedding` is the one its settings
-    name; `num_actors` None: one for each CPU."""
+    """One selection step: its settings and its inputs.
+
+    `incoming` is the keep list of the step before; it may not be computed yet. `embedding` is the embedding that the
+    settings name, if they name one. `num_actors` is the size of the actor pool; None means one actor per CPU."""
 
     name: str
     settings: StepConfig

@@ -33,18 +33,18 @@ def build_encoder(settings: EncoderConfig) -> Encoder:
 
 
 class Description(NamedTuple):
-    """What a pass must know about an encoder before it reads data: `pictures` are the image size, crop fraction and
-    resize mode; `dims` the lengths of the vectors."""
+    """Properties of an encoder that a pass needs before it reads data: `image_input` is the image size, crop fraction
+    and resize mode; `dims` are the lengths of the vectors."""
 
-    pictures: tuple[int, float, str]
+    image_input: tuple[int, float, str]
     dims: dict[Tower, int]
 
 
 def describe(settings: EncoderConfig) -> Description:
     """Builds the encoder once and describes it. Errors: `ValueError`, one line, for a model that cannot be loaded."""
     encoder = build_encoder(settings)
-    pictures = encoder.image_input
-    return Description((pictures.size, pictures.crop_fraction, pictures.resize_mode), dict(encoder.dims))
+    taken = encoder.image_input
+    return Description((taken.size, taken.crop_fraction, taken.resize_mode), dict(encoder.dims))
 
 
 class Embedder:

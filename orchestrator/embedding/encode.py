@@ -15,7 +15,7 @@ from ray.exceptions import RayTaskError
 from orchestrator.config import Config, OpenClipEncoder, TimmEncoder
 from orchestrator.config.embedding import EncoderConfig, Tower
 from orchestrator.data.catalog import Catalog
-from orchestrator.data.image_decode import Pictures
+from orchestrator.data.image_decode import ImageDecoder
 from orchestrator.embedding.actor import Description, describe
 from orchestrator.embedding.execution import Pass
 from orchestrator.embedding.pool import Pool
@@ -101,7 +101,7 @@ class BuildEmbedding:
             parts=tuple(self.catalog.parts_of(self.source)),
             catalog=self.catalog,
             towers=self.towers,
-            pictures=Pictures(*described.pictures, max_pixels=self.settings.max_image_pixels),
+            decoder=ImageDecoder(*described.image_input, max_pixels=self.settings.max_image_pixels),
         )
         unit, num_rows = "images" if "image" in self.towers else "captions", sum(self.catalog.rows_per_part)
         with display.stage(f"embed, {self.name}", unit=unit, total=num_rows) as progress:

@@ -51,7 +51,7 @@ class Pass:
         )
         if "image" in self.dims:
             rows = rows.map_batches(
-                meter.around(partial(decode_rows, pictures=self.pool.pictures)),
+                meter.around(partial(decode_rows, decoder=self.pool.decoder)),
                 batch_size=batch_size,
                 batch_format="pyarrow",
                 num_cpus=DECODE_CPUS,

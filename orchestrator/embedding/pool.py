@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from orchestrator.config.embedding import Tower
 from orchestrator.data.catalog import Catalog
-from orchestrator.data.image_decode import BadImage, Pictures
+from orchestrator.data.image_decode import BadImage, ImageDecoder
 from orchestrator.engine.process_cache import fetched
 from orchestrator.source import PAIR_COLUMNS, Part, Source, has_image
 
@@ -35,7 +35,7 @@ class Pool:
     parts: tuple[Part, ...]
     catalog: Catalog
     towers: tuple[Tower, ...]
-    pictures: Pictures
+    decoder: ImageDecoder
 
     def usable(self, index: int) -> tuple[pa.Table, NDArray[np.int64]]:
         """The pairs of a part with something to embed: their rows of the catalog, and their row numbers int64 [n]."""
@@ -95,17 +95,17 @@ def _block(index: int, rows: Any, keys: list, captions: list, images: list, *, e
     )
 
 
-def decode_rows(batch: pa.Table, *, pictures: Pictures) -> Rows:
+def decode_rows(batch: pa.Table, *, decoder: ImageDecoder) -> Rows:
     """Replaces encoded images by pixels: `image` uint8 [n, size, size, 3], `has_image` bool [n], and `problem`, the
     reason why an image is unusable (empty for a usable image, and where there is none)."""
     num_rows = batch.num_rows
-    pixels = np.zeros((num_rows, pictures.size, pictures.size, 3), np.uint8)
+    pixels = np.zeros((num_rows, decoder.size, decoder.size, 3), np.uint8)
     has_image, problems = np.zeros(num_rows, bool), np.full(num_rows, "", object)
     for place, data in enumerate(batch["image"]):
         if not data.is_valid:
             continue
         try:
-            pixels[place] = pictures.decode(data.as_py())
+            pixels[place] = decoder.decode(data.as_py())
             has_image[place] = True
         except BadImage as error:
             problems[place] = error.reason

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from orchestrator.config import ClipRetrievalEmbedding, ColumnEmbedding, Config, PrecomputedConfig
 from orchestrator.config.embedding import Tower
 from orchestrator.data.catalog import Catalog, PartRows, part_rows
-from orchestrator.data.join import Aligned, Match, align_stages
+from orchestrator.data.join import Joined, Match, join_stages
 from orchestrator.embedding.precomputed_files import PrecomputedVectors, open_precomputed
 from orchestrator.embedding.vectors import Vectors, embedding_totals, part_result, unit_vectors
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
-from orchestrator.engine.parts import InRuns, PartResult, build_parts
+from orchestrator.engine.parts import InRuns, PartResult, PartsJob
 from orchestrator.engine.role import Role
 from orchestrator.engine.stage import PairFlow, Stage
 from orchestrator.errors import UserError
@@ -48,14 +48,14 @@ def precomputed_stages(config: Config, name: str, catalog: Catalog) -> list[Stag
     settings = config.embedding[name]
     assert isinstance(settings, (ClipRetrievalEmbedding, ColumnEmbedding))
     vectors = open_precomputed(settings, name)
-    first, *others = align_stages(config.store, catalog, vectors.external_list, label=name)
-    aligned = Aligned(others[-1].artifact)
+    first, *others = join_stages(config.store, catalog, vectors.external_list, label=name)
+    joined = Joined(others[-1].artifact)
     artifact = Artifact.of(
         config.store,
         "embedding",
         version=VERSION,
         catalog=catalog.artifact,
-        aligned=aligned.artifact,
+        aligned=joined.artifact,
         settings=settings.model_dump(exclude={"uri"}),
         vectors=vectors.identity(),
         towers=list(vectors.towers),
@@ -66,7 +66,7 @@ def precomputed_stages(config: Config, name: str, catalog: Catalog) -> list[Stag
         step=name,
         does=f"fetch the precomputed {' and '.join(vectors.towers)} vectors",
         artifact=artifact,
-        build=BuildPrecomputed(artifact, name, settings, catalog, vectors, aligned),
+        build=BuildPrecomputed(artifact, name, settings, catalog, vectors, joined),
         flow=PairFlow(on_whole_pool=True),
     )
     return [replace(first, build=CheckedBuild(vectors, first.build)), *others, fetch]
@@ -94,27 +94,27 @@ class BuildPrecomputed:
     settings: PrecomputedConfig
     catalog: Catalog
     vectors: PrecomputedVectors
-    aligned: Aligned
+    joined: Joined
 
     def __call__(self, display: Display) -> Artifact:
         """Checks the number of pairs without a vector, then fetches every part.
 
         Errors: `UserError` for more such pairs than `max_missing` allows."""
-        _check_missing(self.settings, self.name, self.aligned)
+        _check_missing(self.settings, self.name, self.joined)
         dims = self.vectors.dims()
         work = InRuns(
-            partial(FetchRun, self.catalog, self.vectors, self.aligned, dims),
+            partial(FetchRun, self.catalog, self.vectors, self.joined, dims),
             partial(_share, self.vectors, sum(dims.values())),
         )
         title, totals = f"embed, {self.name}", partial(embedding_totals, dims=dims)
-        build_parts(self.artifact, part_rows(self.catalog), work, display=display, name=title, totals=totals)
+        PartsJob(self.artifact, part_rows(self.catalog), work, name=title, totals=totals).build(display)
         counts = (self.artifact.totals["rows"], self.artifact.totals["problems"])
         logger.info("embedding.%s: vectors of %d pairs fetched; missing or bad by reason: %s", self.name, *counts)
         return self.artifact
 
 
-def _check_missing(settings: PrecomputedConfig, name: str, aligned: Aligned) -> None:
-    totals = aligned.totals
+def _check_missing(settings: PrecomputedConfig, name: str, joined: Joined) -> None:
+    totals = joined.totals
     usable, missing = totals["usable"], totals["usable_unmatched"]
     if missing > settings.max_missing * usable:
         raise UserError(
@@ -139,12 +139,12 @@ class FetchRun:
 
     catalog: Catalog
     vectors: PrecomputedVectors
-    aligned: Aligned
+    joined: Joined
     dims: Mapping[Tower, int]
 
     def __call__(self, run: Sequence[PartRows]) -> Iterator[PartResult]:
         """The result of each part, in order. The vectors of the whole run are in memory at once."""
-        match = Match(*map(np.concatenate, zip(*(self.aligned.part(part) for part in run), strict=True)))
+        match = Match(*map(np.concatenate, zip(*(self.joined.part(part) for part in run), strict=True)))
         gathered = {tower: _gather(self.vectors, tower, dim, match) for tower, dim in self.dims.items()}
         first = 0
         for part in run:

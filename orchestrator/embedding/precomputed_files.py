@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from orchestrator.config import ClipRetrievalEmbedding, ColumnEmbedding, ConfigError, PrecomputedConfig
 from orchestrator.config.embedding import Tower
-from orchestrator.data.external_list import PARQUET, Foreign
+from orchestrator.data.external_list import PARQUET, ExternalList
 from orchestrator.errors import UserError
 from orchestrator.source.columns import require
 from orchestrator.source.row_groups import NUM_THREADS, DamagedParquet, open_parquet
@@ -41,7 +41,7 @@ class PrecomputedVectors(Protocol):
     """Vectors in files that others made. Implementations are small picklable values."""
 
     @property
-    def external_list(self) -> Foreign:
+    def external_list(self) -> ExternalList:
         """The rows of the files, for the join with the pool."""
 
     @property
@@ -76,7 +76,7 @@ class ClipRetrieval:
     """`img_emb/img_emb_N.npy` and `text_emb/text_emb_N.npy`, one or both, with the rows of
     `metadata/metadata_N.parquet`."""
 
-    external_list: Foreign
+    external_list: ExternalList
     arrays: Mapping[Tower, tuple[Shard, ...]]
 
     @classmethod
@@ -96,7 +96,7 @@ class ClipRetrieval:
             if lone := sorted(found.keys() ^ metadata.keys()):
                 there = found.get(lone[0]) or metadata[lone[0]]
                 raise ConfigError(f"{setting}.uri: {there.uri} has no counterpart of number {lone[0]}")
-        listed = Foreign(tuple(metadata.values()), settings.match_by, settings.match_column, setting)
+        listed = ExternalList(tuple(metadata.values()), settings.match_by, settings.match_column, setting)
         return cls(listed, {tower: tuple(found[number] for number in metadata) for tower, found in arrays.items()})
 
     @property
@@ -136,7 +136,7 @@ class ClipRetrieval:
 class Columns:
     """Columns of Parquet files with lists of numbers."""
 
-    external_list: Foreign
+    external_list: ExternalList
     columns: Mapping[Tower, str]
 
     @classmethod
@@ -147,7 +147,7 @@ class Columns:
         if not columns:
             raise ConfigError(f"{setting}: expected image_column, text_column or both, got neither")
         shards = find_shards(settings.uri, endings=(PARQUET,), setting=f"{setting}.uri")
-        return cls(Foreign(tuple(shards), settings.match_by, settings.match_column, setting), columns)
+        return cls(ExternalList(tuple(shards), settings.match_by, settings.match_column, setting), columns)
 
     @property
     def towers(self) -> tuple[Tower, ...]:

@@ -1,8 +1,8 @@
-"""Artifacts are addressed by what made them.
+"""Artifacts: results of stages, found by a fingerprint of everything that determines them.
 
-fingerprint = hash(kind, version of the algorithm, settings that matter, fingerprints of the inputs), so it is known
-before anything is computed: a plan can tell what is there, and a second run or a sweep's trial reuses it. An artifact
-is a folder `STORE/KIND/FINGERPRINT`; its manifest is written last, so that its existence means complete."""
+fingerprint = hash(kind, version of the algorithm, settings that matter, fingerprints of the inputs). It is known before
+anything is computed, so `plan` can list what exists, and a second run or a trial of a sweep reuses it. An artifact is a
+folder `STORE/KIND/FINGERPRINT`. Its manifest is written last: if the manifest exists, the artifact is complete."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from typing import Any
 
 from orchestrator.storage import files
 
+# hexadecimal digits, 64 bits
 FINGERPRINT_CHARS = 16
 
 
 def fingerprint(value: Any) -> str:
-    """A stable hash of a JSON-like value (keys sorted)."""
+    """Return a hash of a JSON-like value that does not depend on the order of keys, the process or the machine."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:FINGERPRINT_CHARS]
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A folder in the store and what made it; complete once its manifest exists."""
+    """A folder in the store, and everything that determines its contents. It is complete if its manifest exists."""
 
     kind: str
     uri: str
@@ -33,7 +34,10 @@ class Artifact:
 
     @classmethod
     def of(cls, store_uri: str, kind: str, *, version: int, **inputs: Any) -> Artifact:
-        """The artifact that `inputs` (settings, and artifacts for their fingerprints) make with this code version."""
+        """Return the artifact of this code version and these inputs.
+
+        `inputs`: JSON-like settings, and other artifacts, which count by their fingerprints. The names and values are
+        hashed, so a changed name makes every stored artifact of the kind unusable."""
         made_from = {"kind": kind, "version": version}
         made_from |= {
             name: value.fingerprint if isinstance(value, Artifact) else value for name, value in inputs.items()
@@ -42,34 +46,34 @@ class Artifact:
 
     @property
     def fingerprint(self) -> str:
-        """The hash that names the artifact's folder."""
+        """The hash that is the name of the folder."""
         return self.uri.rsplit("/", 1)[1]
 
     def path(self, *names: str) -> str:
-        """A URI inside the artifact."""
+        """Return a URI inside the artifact."""
         return files.join(self.uri, *names)
 
     def is_complete(self) -> bool:
-        """Whether the manifest is there."""
+        """Return whether the manifest exists."""
         return files.exists(self.path("manifest.json"))
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """What the stage wrote last: `made_from`, `totals`, `seconds`, and one summary for each part."""
+        """The file that a stage writes last: `made_from`, `totals`, `seconds` and the summaries of `parts`."""
         return _manifest(self.path("manifest.json"))
 
     @property
     def totals(self) -> dict[str, Any]:
-        """The sums over all parts, or what the stage put in their place."""
+        """The sums over all parts, or other values of the whole artifact, which depend on the stage."""
         return self.manifest["totals"]
 
     @property
     def parts(self) -> list[dict[str, Any]]:
-        """One summary for each part, in order."""
+        """The summaries of the parts, in order."""
         return self.manifest["parts"]
 
     def publish(self, *, totals: dict[str, Any], parts: list[dict[str, Any]], seconds: float) -> None:
-        """Writes the manifest: from now on the artifact is complete."""
+        """Write the manifest, which makes the artifact complete. `seconds`: wall time of the computation."""
         files.write_json(
             self.path("manifest.json"),
             {"made_from": self.made_from, "totals": totals, "parts": parts, "seconds": round(seconds, 3)},
@@ -78,5 +82,5 @@ class Artifact:
 
 @lru_cache(maxsize=64)
 def _manifest(uri: str) -> dict[str, Any]:
-    # kept beside the artifact, not in it: an artifact travels to every task, the summaries of its parts need not
+    # cached here and not in the artifact: an artifact is sent to every task, and its summaries may be large
     return files.read_json(uri)

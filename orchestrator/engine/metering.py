@@ -23,8 +23,10 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Seconds of CPU time, seconds in which a process held a core without computing (mostly reading), seconds on a GPU;
-    the peak resident memory, in bytes, of the largest process."""
+    """The cost of work.
+
+    `core_seconds` is CPU time; `waiting_seconds` is time in which a process held a core but did not compute (mostly
+    reads); `gpu_seconds` is time with a GPU. `peak_bytes` is the peak resident memory of the largest process."""
 
     core_seconds: float = 0.0
     waiting_seconds: float = 0.0
@@ -62,7 +64,9 @@ class _Sum:
 
 @dataclass(frozen=True)
 class Meter:
-    """Measures the work of tasks and actors, which get it as an argument. Without a `total` it does nothing."""
+    """Measures the work of tasks and actors, which get it as an argument.
+
+    `total` is the actor that adds up the costs. Without it, the meter does nothing."""
 
     total: Any = None
 
@@ -73,7 +77,7 @@ class Meter:
 
 @dataclass(frozen=True)
 class Measured(Generic[Batch, Answer]):
-    """A call that runs twice and adds the cost of the second time to an actor's sum."""
+    """A call that runs twice and adds the cost of the second run to the sum in the actor `total`."""
 
     call: Callable[[Batch], Answer]
     total: Any
@@ -93,7 +97,7 @@ class Measured(Generic[Batch, Answer]):
             gpu_seconds=held if ray.get_gpu_ids() else 0.0,
             peak_bytes=peak_bytes(),
         )
-        # before the answer: a driver that has all answers then has all costs
+        # the cost is added before the answer returns: a driver that has all answers then has all costs
         ray.get(self.total.add.remote(cost))
         return answer
 
@@ -125,11 +129,12 @@ def metering() -> Iterator[Callable[[], Cost]]:
 
 
 def _reset_peak() -> None:
-    # Ray reuses a process for several stages; Linux can reset the peak of its resident memory
+    # Ray reuses a process for several stages. Writing 5 to this file makes Linux reset the peak of its resident memory
     with suppress(OSError), open("/proc/self/clear_refs", "w") as file:
         file.write("5")
 
 
 def peak_bytes() -> int:
     """Return the peak of this process's resident memory, in bytes."""
+    # Linux gives KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

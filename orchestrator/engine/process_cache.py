@@ -1,5 +1,5 @@
-"""What all tasks of an execution take, unpickled once a process rather than once a task: a pool of 231,350 shards takes
-three seconds, which a task over a few hundred pairs should not pay."""
+"""Caches of a process. Inputs that all tasks of an execution share are unpickled once per process, not once per task:
+a pool of 231,350 shards takes three seconds to unpickle, too much for a task over a few hundred pairs."""
 
 from __future__ import annotations
 
@@ -8,30 +8,31 @@ from typing import Any
 
 import ray
 
-# a process serves one execution after another, and two at once: training, and its evaluation on the way
-MOST_KEPT = 2
-_kept: dict[bytes, Any] = {}
+# a process works for at most two executions at a time: training, and the evaluation between its steps
+MAX_ENTRIES = 2
+_entries: dict[bytes, Any] = {}
 
 
 def fetched(reference: ray.ObjectRef) -> Any:
-    """What the reference stands for; the same object for every task of this process, so nobody may change it."""
+    """Return the object behind a reference. All tasks of this process share it, so it must not be changed."""
     name = reference.binary()
-    if name not in _kept:
-        while len(_kept) >= MOST_KEPT:
-            del _kept[next(iter(_kept))]
-        _kept[name] = ray.get(reference)
-    return _kept[name]
+    if name not in _entries:
+        while len(_entries) >= MAX_ENTRIES:
+            # the oldest entry: a dictionary keeps the order of insertion
+            del _entries[next(iter(_entries))]
+        _entries[name] = ray.get(reference)
+    return _entries[name]
 
 
-_clearing: list[Callable[[], None]] = []
+_clear_functions: list[Callable[[], None]] = []
 
 
 def register(clear: Callable[[], None]) -> None:
-    """Add a cache of this process; `clear` empties it."""
-    _clearing.append(clear)
+    """Register another cache of this process, by the function that empties it."""
+    _clear_functions.append(clear)
 
 
 def clear_all() -> None:
-    """Empty every registered cache, so that the next call reads what it needs again."""
-    for clear in _clearing:
+    """Empty every registered cache. The metering of costs uses it, so that each measured call reads its data itself."""
+    for clear in _clear_functions:
         clear()

@@ -1,5 +1,5 @@
-"""The Ray cluster a command runs on: the one it is told, the one it is in, or one started on this machine; how large it
-is or may grow, and what its nodes see."""
+"""The Ray cluster of a command: a given one, the one that this node belongs to, or a new one on this machine. Also its
+size, the size it may grow to, and checks that all nodes see the same folders."""
 
 from __future__ import annotations
 
@@ -24,26 +24,29 @@ from orchestrator.config import ClusterConfig
 from orchestrator.errors import UserError, first_line
 from orchestrator.storage import files
 
-# Train, its controller and a decode task must fit beside the workers: 2 workers on 2 logical CPUs would wait for ever
+# Ray Train, its controller and a decode task need CPUs beside the workers: 2 workers on 2 logical CPUs never start
 LOCAL_MIN_CPUS = 4
 LOCAL_MAX_WORKERS = 2
-# what Ray sets for the process of a job, and the folder of its copies of working directories
-JOB, COPIES = "RAY_JOB_CONFIG_JSON_ENV_VAR", "working_dir_files"
-# how far an autoscaler may grow the cluster; 0: the cluster keeps its size. Ray knows only the nodes that are up, so
-# `connect` notes the limits in Ray Data's context, which lives as long as the process's connection
+# the environment variable that Ray sets in the process of a job, and the folder of its copies of working directories
+JOB_VARIABLE, COPIES_FOLDER = "RAY_JOB_CONFIG_JSON_ENV_VAR", "working_dir_files"
+# the size to which an autoscaler may grow the cluster; 0 means that the cluster keeps its size. Ray knows only running
+# nodes, so `connect` stores the limits in the context of Ray Data, which lives as long as the connection
 MAX_CPUS, MAX_GPUS = "orchestrator.scales_to_cpus", "orchestrator.scales_to_gpus"
-# for a head to accept a connection
+# time limit for the head node to accept a connection
 CONNECT_SECONDS = 10.0
-# for all nodes to say whether they see a folder
+# time limit for a node to answer whether it sees a folder
 ANSWER_SECONDS = 60
-# of processes that run models on CPUs: glibc gives the memory of large activations back to the system and faults it in
-# again at every layer; kept, the same forward pass took a third of the time (EfficientNet-Lite0, fp32)
+# environment of processes that run models on CPUs. By default, glibc returns the memory of large activations to the
+# system and faults it in again at every layer. With these settings it keeps the memory, and the same forward pass took
+# a third of the time (EfficientNet-Lite0, fp32)
 CPU_ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_ARENA_MAX": "1"}
 
 
 def connect(config: ClusterConfig, *, dashboard: bool = False) -> str | None:
-    """Connects to the cluster, or starts one here, with Ray's dashboard or without; a second call in one process only
-    sets up the process. The dashboard's host and port, where there is one."""
+    """Connect to a cluster or start one on this machine; return the host and port of the dashboard, if there is one.
+
+    A second call in a process keeps the connection and only applies the limits of `config`.
+    Errors: `UserError` if there is no cluster at the address, or if Ray does not start."""
     _quiet_data()
     _set_limits(config)
     if ray.is_initialized():
@@ -53,52 +56,53 @@ def connect(config: ClusterConfig, *, dashboard: bool = False) -> str | None:
     address = _address(config)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == "local":
-        # logical CPUs, not cores: stages take turns, and decode tasks share the cores with the training workers
+        # more logical CPUs than cores: stages run one after another, and decode tasks share the cores with the workers
         num_cpus = config.num_cpus or max(2 * (os.cpu_count() or 1), LOCAL_MIN_CPUS)
         start = partial(ray.init, address="local", num_cpus=num_cpus, include_dashboard=dashboard, **quiet)
     else:
         _check_answers(address)
         start = partial(ray.init, address=address, **quiet)
     try:
-        with _own_sigterm(), _stderr_closed():
+        with _kept_sigterm_handler(), _silenced_stderr():
             return start().dashboard_url or None
     except Exception as error:
-        if address == "local" and _is_late(error):
+        if address == "local" and _is_timeout(error):
             raise UserError(
-                f"Ray did not start on this machine: {first_line(error)}; try again when the machine is less busy, "
-                "or type `ray start --head` before, whose cluster is used then"
+                f"Ray did not start on this machine: {first_line(error)}; run the command again when the machine is "
+                "less busy, or start a cluster first with `ray start --head`"
             ) from error
         if address == "local" or not isinstance(error, (ValueError, ConnectionError, RuntimeError)):
             raise
-        instead = "" if config.address or os.environ.get("RAY_ADDRESS") else "; cluster.address=local starts another"
-        raise UserError(f"cannot connect to the Ray cluster at {address}: {first_line(error)}{instead}") from error
+        is_given = config.address or os.environ.get("RAY_ADDRESS")
+        advice = "" if is_given else "; set cluster.address=local to start a new cluster"
+        raise UserError(f"cannot connect to the Ray cluster at {address}: {first_line(error)}{advice}") from error
 
 
 def _address(config: ClusterConfig) -> str:
-    # as in `ray.init()`; a number of CPUs is that of a cluster that is started
-    told = config.address or os.environ.get("RAY_ADDRESS")
-    return told or ("auto" if config.num_cpus is None and _is_on_a_node() else "local")
+    # the order of `ray.init()`. A number of CPUs asks for a new cluster, because it cannot apply to an existing one
+    given = config.address or os.environ.get("RAY_ADDRESS")
+    return given or ("auto" if config.num_cpus is None and _is_on_a_node() else "local")
 
 
 def _is_on_a_node() -> bool:
-    # what `ray start` has noted outlives its cluster, and the port may be another program's by then: a node of that
-    # cluster has to run on this machine
-    noted = services.find_bootstrap_address(None)
-    return bool(noted) and noted in services.find_gcs_addresses()
+    # the address file of `ray start` outlives the cluster, and another program may use the port by now. So a process of
+    # that cluster must run on this machine too
+    recorded = services.find_bootstrap_address(None)
+    return bool(recorded) and recorded in services.find_gcs_addresses()
 
 
-def _is_late(error: Exception) -> bool:
-    # Ray gives its processes half a minute each and then raises this, once an Exception of no class. It is not tried
-    # again here: the processes of the first start stay until this one ends, and would be in the way of a second's
+def _is_timeout(error: Exception) -> bool:
+    # each Ray process has half a minute to start. Then Ray raises one of these classes, or a plain `Exception`. We do
+    # not retry: the processes of the first start stay until this process ends, and would disturb a second start
     return type(error) is Exception or isinstance(error, (RuntimeError, TimeoutError, ConnectionError))
 
 
 def _check_answers(address: str) -> None:
-    # Ray itself tries for minutes, and says why on the descriptor that is closed meanwhile
+    # Ray retries for minutes, and it writes the reason to stderr, which is silenced during that time
     if address.startswith(("http://", "https://")):
         raise UserError(
-            f"the Ray cluster's address is {address}, where jobs are submitted; expected HOST:PORT of its head, or "
-            "auto on one of its nodes; or `ray job submit -- orchestrator ...`"
+            f"{address} is the address to which jobs are submitted; expected HOST:PORT of the head node, or auto on a "
+            "node of the cluster; to run as a job, use `ray job submit -- orchestrator ...`"
         )
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
@@ -107,14 +111,14 @@ def _check_answers(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
     except OSError as error:
         raise UserError(
-            f"no Ray cluster answers at {address} ({error.strerror or error}); expected HOST:PORT of a head that runs "
-            "(cluster.address= or RAY_ADDRESS), or neither, to start one on this machine"
+            f"no Ray cluster answers at {address} ({error.strerror or error}); expected HOST:PORT of a running head "
+            "node (cluster.address= or RAY_ADDRESS), or no address to start a cluster on this machine"
         ) from error
 
 
 @contextmanager
-def _own_sigterm() -> Iterator[None]:
-    # Ray puts a handler of its own in place of the command line's, which says what to do next
+def _kept_sigterm_handler() -> Iterator[None]:
+    # Ray replaces the handler of the command line, which tells the user how to resume
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
@@ -124,8 +128,8 @@ def _own_sigterm() -> Iterator[None]:
 
 
 @contextmanager
-def _stderr_closed() -> Iterator[None]:
-    # Ray's core greets on the raw descriptor when its log level is set; what goes wrong comes as an exception
+def _silenced_stderr() -> Iterator[None]:
+    # Ray's C++ core writes a banner to the file descriptor itself; errors still arrive as exceptions
     sys.stderr.flush()
     kept = os.dup(2)
     with open(os.devnull, "wb") as nowhere:
@@ -141,7 +145,7 @@ def _quiet_data() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    # the cause as it was raised, so that a user's mistake in a task is still one line
+    # keep the original class of an error in a task, because a `UserError` is shown as one line
     context.raise_original_map_exception = True
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     logging.getLogger("ray.train").setLevel(logging.ERROR)
@@ -158,41 +162,41 @@ def _limit(key: str) -> int:
 
 
 def num_cpus() -> int:
-    """Logical CPUs of the whole cluster, once it has grown."""
+    """Return the logical CPUs of the whole cluster at its largest size."""
     return max(int(ray.cluster_resources().get("CPU", 1)), _limit(MAX_CPUS))
 
 
 def num_cores() -> int:
-    """Cores of the whole cluster: one on this machine has more logical CPUs than there are."""
+    """Return the cores of the whole cluster. A cluster on this machine has more logical CPUs than cores."""
     grows = _limit(MAX_CPUS) > 0
     return min(num_cpus(), os.cpu_count() or 1) if _is_here() and not grows else num_cpus()
 
 
 def num_gpus() -> int:
-    """GPUs of the whole cluster, once it has grown."""
+    """Return the GPUs of the whole cluster at its largest size."""
     return max(int(ray.cluster_resources().get("GPU", 0)), _limit(MAX_GPUS))
 
 
 def node_cpus() -> int:
-    """Logical CPUs of the largest node: what one task may ask for at most."""
+    """Return the logical CPUs of the largest node, the most that one task can request."""
     return int(max(1, *(node["Resources"].get("CPU", 0) for node in _nodes())))
 
 
-def check_shared(places: Mapping[str, str]) -> None:
-    """Looks whether every node that is up sees the folders, by setting, that are given as local paths.
+def check_shared(paths: Mapping[str, str]) -> None:
+    """Check that every running node sees the local folders among `paths`, which maps settings to paths or URIs.
 
-    Errors: `UserError` for a folder that one of the nodes does not see: its tasks would write where nobody reads."""
+    Errors: `UserError` for a folder that a node does not see: the results of its tasks would be lost."""
     nodes = _nodes()
-    folders = {key: place for key, place in places.items() if files.is_local(place)}
+    folders = {key: path for key, path in paths.items() if files.is_local(path)}
     if len(nodes) == 1 or not folders:
         return
     marks = {key: files.join(folder, f".seen-{uuid.uuid4().hex[:8]}") for key, folder in folders.items()}
     for mark in marks.values():
         files.write(mark, b"")
     try:
-        for node, key in _not_seen(nodes, marks):
+        for node, key in _unseen(nodes, marks):
             raise UserError(
-                f"{key}={folders[key]} is a folder of one node: {node} does not see it; expected a place that all "
+                f"{key}={folders[key]} is a folder of one node: {node} does not see it; expected a path that all "
                 f"{len(nodes)} nodes share: s3://..., gs://... or a network folder"
             )
     finally:
@@ -200,28 +204,28 @@ def check_shared(places: Mapping[str, str]) -> None:
             files.remove(mark)
 
 
-def _not_seen(nodes: Sequence[Mapping[str, Any]], marks: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """The address of a node with the setting of a folder in which it does not see the mark."""
-    # all are asked at once
-    asked = [_seen_from.options(scheduling_strategy=_on(node)).remote(list(marks.values())) for node in nodes]
-    for node, answer in zip(nodes, asked, strict=True):
-        # one that is being lost says nothing
-        for key, is_there in zip(marks, _answer(answer), strict=False):
-            if not is_there:
+def _unseen(nodes: Sequence[Mapping[str, Any]], marks: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Yield (address of a node, setting of a folder) for each folder whose mark file the node does not see."""
+    # all nodes answer at the same time
+    answers = [_seen_from.options(scheduling_strategy=_on(node)).remote(list(marks.values())) for node in nodes]
+    for node, answer in zip(nodes, answers, strict=True):
+        # a node that has just failed gives no answer, so the lists may differ in length
+        for key, is_seen in zip(marks, _result(answer), strict=False):
+            if not is_seen:
                 yield node["NodeManagerAddress"], key
 
 
-def check_outlive_job(places: Mapping[str, str]) -> None:
-    """Looks whether the places, by setting, stay when this process is a job's of `ray job submit`, which runs in a copy
-    of its working directory that goes with it.
+def check_outlive_job(paths: Mapping[str, str]) -> None:
+    """Check that `paths`, by setting, remain after a job of `ray job submit`.
 
-    Errors: `UserError` for a place in that copy."""
-    copy = os.getcwd() if JOB in os.environ and COPIES in os.getcwd() else None
-    for key, place in places.items():
-        if copy is not None and files.is_local(place) and Path(place).is_relative_to(copy):
+    Such a job runs in a copy of the working directory, which Ray removes afterwards.
+    Errors: `UserError` for a path in that copy."""
+    copy = os.getcwd() if JOB_VARIABLE in os.environ and COPIES_FOLDER in os.getcwd() else None
+    for key, path in paths.items():
+        if copy is not None and files.is_local(path) and Path(path).is_relative_to(copy):
             raise UserError(
-                f"{key}={os.path.relpath(place, copy)} lies in the job's copy of the working directory, which Ray "
-                f"removes after the job; expected a place that stays: {key}=s3://..., gs://... or an absolute path"
+                f"{key}={os.path.relpath(path, copy)} lies in the job's copy of the working directory, which Ray "
+                f"removes after the job; expected {key}=s3://..., gs://... or an absolute path"
             )
 
 
@@ -230,9 +234,9 @@ def _seen_from(paths: list[str]) -> list[bool]:
     return [os.path.exists(path) for path in paths]
 
 
-def _answer(asked: ray.ObjectRef) -> list[bool]:
+def _result(answer: ray.ObjectRef) -> list[bool]:
     try:
-        found: list[bool] = ray.get(asked, timeout=ANSWER_SECONDS)
+        found: list[bool] = ray.get(answer, timeout=ANSWER_SECONDS)
     except ray.exceptions.RayError:
         return []
     return found
@@ -252,24 +256,25 @@ def _is_here() -> bool:
 
 
 def num_train_workers(asked: int | None, *, lanes: int) -> int:
-    """Training workers: as asked, else one for each GPU, else up to 2 on CPU; `lanes` must be a multiple.
+    """Return the number of training workers: `asked`, or one per GPU, or at most 2 on CPUs.
 
-    Errors: `UserError` when the cluster can never hold them (Ray would only wait)."""
+    Errors: `UserError` if `lanes` is not a multiple of it, or if the cluster can never run that many workers (Ray would
+    wait forever)."""
     workers = asked or num_gpus() or min(LOCAL_MAX_WORKERS, os.cpu_count() or 1)
     if lanes % workers:
         raise UserError(
             f"training.lanes={lanes} must be a multiple of the {workers} training workers; "
-            f"set training.lanes or training.num_workers"
+            "set training.lanes or training.num_workers"
         )
     if num_gpus() and workers > num_gpus():
         raise UserError(
-            f"training.num_workers={workers}, but the cluster has {num_gpus()} GPUs, one for each worker; set "
-            "fewer, or cluster.scales_to_gpus where an autoscaler adds nodes"
+            f"training.num_workers={workers}, but the cluster has {num_gpus()} GPUs, and each worker needs one; "
+            "set fewer workers, or set cluster.scales_to_gpus if an autoscaler adds nodes"
         )
     if not num_gpus() and workers + 2 > num_cpus():
         raise UserError(
             f"training.num_workers={workers} needs {workers + 2} logical CPUs (the workers and two for "
-            f"reading), but the cluster has {num_cpus()}; set fewer workers, cluster.num_cpus, or "
-            "cluster.scales_to_cpus where an autoscaler adds nodes"
+            f"readers), but the cluster has {num_cpus()}; set fewer workers, more "
+            "cluster.num_cpus, or cluster.scales_to_cpus if an autoscaler adds nodes"
         )
     return workers

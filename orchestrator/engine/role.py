@@ -1,4 +1,4 @@
-"""The roles of stages: what code looks a stage up by. The values are written to `run.json`, so they never change."""
+"""The roles of stages, by which code finds a stage of a run. `run.json` holds the values, so they must not change."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from enum import StrEnum
 
 
 class Role(StrEnum):
-    """What a stage is for. Together with its step, a role names one stage of a run."""
+    """The purpose of a stage. A role and a step together identify one stage of a run."""
 
     CATALOG = "catalog"
-    # keep lists: of all valid pairs, of those with a caption too, and of a selection step
+    # keep lists: all valid pairs, all valid pairs with a caption, the pairs after a selection step
     POOL = "pool"
     CAPTIONED = "captioned"
     KEEP = "keep"
@@ -22,7 +22,7 @@ class Role(StrEnum):
     COUNT_WORDS = "count_words"
     SUM_WORDS = "sum_words"
     SCORE = "score"
-    # the report's word tables, of the pool and of the final keep list
+    # word tables of the report, before and after the selection
     COUNT_WORDS_BEFORE = "count_words_before"
     SUM_WORDS_BEFORE = "sum_words_before"
     COUNT_WORDS_AFTER = "count_words_after"
@@ -48,7 +48,7 @@ class Role(StrEnum):
 
 TRAINING_ROLES = (Role.PRETRAIN, Role.FINETUNE)
 
-# earlier versions wrote no role: it follows from the kind of the artifact, and for three kinds from the title too
+# records of earlier versions have no role: it follows from the kind of the artifact, or from the title if it is here
 ROLE_OF_KIND = {
     "catalog": Role.CATALOG,
     "keep": Role.KEEP,

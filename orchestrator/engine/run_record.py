@@ -1,4 +1,4 @@
-"""`run.json` in a run's folder: which artifacts the run is made of, so that report and export find them again."""
+"""The record of a run: `run.json` in its folder lists its stages and artifacts, for report, export and the API."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from orchestrator.errors import UserError
 from orchestrator.storage import files
 
 FILE = "run.json"
-# the libraries that decide results, with Python itself: their versions are part of the record
+# libraries whose versions can change results; the record holds their versions and that of Python
 LIBRARIES = ("open_clip_torch", "polars", "pyarrow", "ray", "timm", "torch")
 # the stages that train, in order; each is of the kind of its role, and is named after it
 PHASES = tuple(role.value for role in TRAINING_ROLES)
 
 
 class StageRecord(BaseModel):
-    """One stage of a run: the artifact it made or found, and the wall seconds this run spent on it."""
+    """One stage of a run: its artifact, new or reused, and the wall seconds that this run spent on it."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -38,7 +38,7 @@ class StageRecord(BaseModel):
 
     @classmethod
     def of(cls, stage: Stage, *, reused: bool, seconds: float) -> StageRecord:
-        """The record of a stage that is complete."""
+        """Return the record of a complete stage."""
         made = stage.artifact
         return cls(
             name=stage.name,
@@ -58,7 +58,7 @@ class StageRecord(BaseModel):
 
 
 class RunRecord(BaseModel):
-    """A finished run, or as far as its verb went; `config` is the whole configuration as it was composed."""
+    """A finished run of a verb. `config` is the whole composed configuration."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -71,24 +71,24 @@ class RunRecord(BaseModel):
     wall_seconds: float
 
     def of_kind(self, kind: str) -> list[Artifact]:
-        """The artifacts of a kind, in order; none where the verb did not go that far."""
+        """Return the artifacts of a kind, in order; an empty list if the verb does not make any."""
         return [stage.artifact for stage in self.stages if stage.kind == kind]
 
     def with_role(self, role: Role) -> list[StageRecord]:
-        """The stages with a role, in order; none if the verb did not run them."""
+        """Return the stages with a role, in order; an empty list if the verb does not run any."""
         return [stage for stage in self.stages if stage.role == role]
 
     def find(self, role: Role, step: str | None = None) -> Artifact | None:
-        """The artifact of the stage with that role, of that selection step; None if the run has no such stage."""
+        """Return the artifact of the stage with this role and this step; None if the run has no such stage."""
         return next((stage.artifact for stage in self.with_role(role) if stage.step == step), None)
 
     def write(self, out: str) -> None:
-        """Writes `run.json` into the run's folder."""
+        """Write `run.json` into the folder of the run."""
         files.write(files.join(out, FILE), self.model_dump_json(indent=1).encode())
 
     @classmethod
     def read(cls, out: str) -> RunRecord:
-        """The record in a run's folder. Errors: `UserError` if there is none, or it is not one that we can read."""
+        """Return the record in the folder of a run. Errors: `UserError` if there is none, or if it is malformed."""
         uri = files.join(out, FILE)
         if not files.exists(uri):
             raise UserError(f"no finished run at {out}: expected {FILE} in it; give run= the out= folder of a run")
@@ -110,5 +110,5 @@ def _with_role(stage: dict[str, Any]) -> dict[str, Any]:
 
 
 def library_versions() -> dict[str, str]:
-    """The installed versions of Python and of the libraries that decide results, by name."""
+    """Return the installed versions of Python and of `LIBRARIES`, by name."""
     return {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()}

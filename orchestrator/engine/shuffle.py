@@ -1,9 +1,10 @@
-"""A shuffle through the store: data by source becomes data by destination, with two passes of parts and no driver.
+"""A shuffle through the store: rows grouped by source become rows grouped by destination, in two stages of parts.
 
-Each source item writes one file that holds one table per destination; each destination reads its own slice of every
-source's file by range. A file is `num_destinations + 1` offsets (int64, little-endian) and then the tables as Arrow IPC
-streams, back to back; a destination that gets nothing has an empty slice. So there are as many files as sources and not
-sources x destinations, and what is in memory is one source's data while it writes, one destination's while it reads."""
+Each source writes one file with one table per destination. Each destination then reads its slice of every file with a
+range request. A file begins with `num_destinations + 1` byte offsets (int64, little-endian); the tables follow as Arrow
+IPC streams, without gaps. A destination that gets no rows has an empty slice. So there is one file per source, not one
+per source and destination. A writing task holds the data of one source in memory, a reading task the data of one
+destination; the driver holds none."""
 
 from __future__ import annotations
 
@@ -19,14 +20,14 @@ from numpy.typing import NDArray
 from orchestrator.storage import files
 
 IN_FLIGHT = 8
-"""Slices read ahead of the one in use: a request to an object store takes tens of milliseconds."""
+"""Slices that are read ahead, because a request to an object store takes tens of milliseconds."""
 
 OFFSET = np.dtype("<i8")
 Vectors = NDArray[np.float16]
 
 
 def split(table: pa.Table, destination: NDArray[np.integer], num_destinations: int) -> list[pa.Table]:
-    """The rows of a table by destination, in the table's order within each.
+    """Split a table into one table per destination; rows keep their order.
 
     `destination`: int [rows], in [0, num_destinations)."""
     assert len(destination) == table.num_rows, f"{len(destination)} destinations for {table.num_rows} rows"
@@ -39,7 +40,7 @@ def split(table: pa.Table, destination: NDArray[np.integer], num_destinations: i
 
 
 def pack(tables: Sequence[pa.Table]) -> bytes:
-    """A source's file: one table for each destination, in order."""
+    """Return the bytes of a source's file, from one table per destination, in order."""
     slices = [_stream(table) for table in tables]
     sizes = [len(data) for data in slices]
     first = OFFSET.itemsize * (len(tables) + 1)
@@ -48,7 +49,7 @@ def pack(tables: Sequence[pa.Table]) -> bytes:
 
 
 def read_slice(uri: str, destination: int) -> pa.Table | None:
-    """What a source's file holds for a destination; `None` where it holds nothing. Errors: `OSError` from reading."""
+    """Return the table of a destination in a source's file; None if it has no rows. Errors: `OSError` from reads."""
     (bounds,) = files.read_spans(uri, [(OFFSET.itemsize * destination, 2 * OFFSET.itemsize)])
     start, end = np.frombuffer(bounds, OFFSET).tolist()
     if start == end:
@@ -59,20 +60,21 @@ def read_slice(uri: str, destination: int) -> pa.Table | None:
 
 
 def gather(uris: Sequence[str], destination: int) -> Iterator[pa.Table]:
-    """A destination's tables of all sources, in the sources' order, without the empty ones; a few are read ahead."""
+    """Yield the tables of a destination from all sources, in the order of `uris`, without empty ones."""
     waiting: deque[Future[pa.Table | None]] = deque()
     with ThreadPoolExecutor(IN_FLIGHT) as pool:
         for uri in uris:
             waiting.append(pool.submit(read_slice, uri, destination))
             if len(waiting) == IN_FLIGHT:
-                yield from _given(waiting.popleft())
+                yield from _if_any(waiting.popleft())
         while waiting:
-            yield from _given(waiting.popleft())
+            yield from _if_any(waiting.popleft())
 
 
 def read_slices(uri: str) -> Iterator[pa.Table]:
-    """All tables of a source's file, in the destinations' order, without the empty ones. Errors: `OSError`."""
+    """Yield all tables of a source's file, in the order of the destinations, without empty ones. Errors: `OSError`."""
     data = memoryview(files.read(uri))
+    # the first table begins where the offsets end
     first = np.frombuffer(data, OFFSET, count=1)[0]
     offsets = np.frombuffer(data[:first], OFFSET).tolist()
     for start, end in pairwise(offsets):
@@ -81,7 +83,7 @@ def read_slices(uri: str) -> Iterator[pa.Table]:
 
 
 def vectors_to_column(vectors: Vectors) -> pa.Array:
-    """Vectors, float16 [n, dim] and contiguous, as a column of n values of 2 * dim bytes; nothing is copied."""
+    """Return vectors, float16 [n, dim] and contiguous, as a column of n values of 2 * dim bytes, without a copy."""
     assert vectors.dtype == np.float16, f"got {vectors.dtype}"
     assert vectors.flags.c_contiguous, "the vectors are not contiguous"
     num_rows, dim = vectors.shape
@@ -90,7 +92,7 @@ def vectors_to_column(vectors: Vectors) -> pa.Array:
 
 
 def column_to_vectors(column: pa.Array | pa.ChunkedArray) -> Vectors:
-    """The vectors, float16 [n, dim], of a column of `vectors_to_column`; a column in one piece is not copied."""
+    """Return the vectors, float16 [n, dim], of a column made by `vectors_to_column`. Only several chunks are copied."""
     values = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     dim = column.type.byte_width // 2
     flat = np.frombuffer(values.buffers()[1] or b"", np.float16)
@@ -106,7 +108,7 @@ def _stream(table: pa.Table) -> pa.Buffer | bytes:
     return sink.getvalue()
 
 
-def _given(found: Future[pa.Table | None]) -> Iterator[pa.Table]:
+def _if_any(found: Future[pa.Table | None]) -> Iterator[pa.Table]:
     table = found.result()
     if table is not None:
         yield table

@@ -1,4 +1,4 @@
-"""A stage as `plan` and `run` both use it: what it makes, how to show it, how to compute it."""
+"""A stage of a run, for `plan` and `run` alike: its artifact, its title, its build function and how its cost scales."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from orchestrator.engine.role import TRAINING_ROLES, Role
 
 
 def nothing(num_pairs: int) -> int:
-    """For stages whose processes hold no vectors, or those of one part."""
+    """For stages whose processes hold no vectors, or the vectors of one part only. (`CostScaling.holds`)"""
     return 0
 
 
 class Size(NamedTuple):
-    """What a stage is cut up by: the `pairs` that reach it, those of the `pool`, and the pool's `parts`."""
+    """What decides how a stage is split: `pairs` that reach it, pairs in the `pool`, `parts` of the pool."""
 
     pairs: int
     pool: int
@@ -26,28 +26,37 @@ class Size(NamedTuple):
 
 
 def in_blocks(size: Size) -> int:
-    """For stages that work part by part, in tasks."""
+    """For stages whose tasks work on blocks of parts. (`CostScaling.num_tasks`)"""
     return min(size.parts, MAX_PART_BLOCKS)
 
 
 def by_part(size: Size) -> int:
-    """For stages that work part by part, in actors."""
+    """For stages whose actors work on single parts. (`CostScaling.num_tasks`)"""
     return size.parts
 
 
+@dataclass(frozen=True)
+class _ByGroups:
+    limit: int
+    pairs_per_group: int
+
+    def __call__(self, size: Size) -> int:
+        return max(1, min(self.limit, size.parts, -(-size.pool // self.pairs_per_group)))
+
+
 def by_groups(limit: int, pairs_per_group: int = 1) -> Callable[[Size], int]:
-    """For stages that work by runs of parts: at most so many, and of at least so many pairs."""
-    return lambda size: max(1, min(limit, size.parts, -(-size.pool // pairs_per_group)))
+    """For stages that work on at most `limit` groups of parts, of at least `pairs_per_group` pairs each."""
+    return _ByGroups(limit, pairs_per_group)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairFlow:
-    """How many pairs a stage sees and leaves, as far as `plan` can know before anything is computed.
+    """How many pairs a stage reads and keeps, as far as `plan` can know before anything is computed.
 
     `keep_pairs` (or, if it is None, `keep_fraction`) is the budget of a selection step. `is_filter`: the step has no
-    budget, and only its result shows how many pairs it leaves. `epochs` and `samples`: how often a training phase sees
-    each pair, or how many samples it sees in all. `on_whole_pool`: the stage sees every valid pair, not only the
-    selected ones. `follows`: the stage sees the pairs that the selection step of that name leaves."""
+    budget, and only its result shows how many pairs it keeps. `epochs` and `samples`: how often a training phase reads
+    each pair, or how many samples it reads in all. `on_whole_pool`: the stage reads every valid pair, not only the
+    selected ones. `follows`: the stage reads the pairs that the selection step with this name keeps."""
 
     keep_fraction: float | None = None
     keep_pairs: int | None = None
@@ -60,11 +69,12 @@ class PairFlow:
 
 @dataclass(frozen=True, kw_only=True)
 class CostScaling:
-    """How the costs of a stage grow with the number of pairs that reach it; `plan` scales a probe's costs by it.
+    """How the costs of a stage grow with the number of pairs that reach it; `plan` scales the costs of a probe with it.
 
-    `work` and `stores` are proportional to the stage's hours and to the bytes of its artifact; `holds` is the number
-    of pairs of which one process holds the vectors. `num_tasks` is the largest number of tasks that run at once;
-    `one_task`: the stage does not spread over the cluster. `by_cluster_size`: a pair costs more in a larger cluster."""
+    `work` and `stores` map pairs to a quantity proportional to the hours of the stage and to the bytes of its artifact.
+    `holds` maps pairs to the number of vectors in the memory of one process. `num_tasks` is the largest number of tasks
+    that run at once; `one_task`: the stage runs as a single task. `by_cluster_size`: the cost of a pair grows with the
+    size of its cluster (of vectors)."""
 
     work: Callable[[int], float] = float
     stores: Callable[[int], float] = float
@@ -76,10 +86,11 @@ class CostScaling:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A stage of a run: `build` computes the missing parts of `artifact` and publishes it.
+    """A stage of a run. `build` computes the missing parts of `artifact` and publishes it.
 
-    `role` and `step` identify the stage: `step` is the name or alias of the selection step that it belongs to, or the
-    name of the embedding that it makes, or None. `name` is the title and `does` one phrase; both are only shown."""
+    `role` and `step` identify the stage: `step` is the name or alias of its selection step, or the name of the
+    embedding that it computes, or None. `name` and `does` are the title and the description that
+    users see."""
 
     name: str
     does: str

@@ -24,7 +24,7 @@ from orchestrator.clip.model import Clip
 from orchestrator.clip.zero_shot import OPENAI_IMAGENET_TEMPLATES, ClassCounts, class_weights, recall_at_k, topk_counts
 from orchestrator.config import EvaluationConfig
 from orchestrator.config.section import MAX_IMAGE_PIXELS
-from orchestrator.data.image_decode import Interpolation, Pictures
+from orchestrator.data.image_decode import ImageDecoder, Interpolation
 from orchestrator.engine import ray_cluster
 from orchestrator.engine.console import StageProgress
 from orchestrator.errors import UserError
@@ -49,7 +49,7 @@ class Models:
         """Return the side of the input images in pixels, without loading weights."""
         return model.side(self._preprocess_cfg()["size"])
 
-    def decoder(self) -> Pictures:
+    def decoder(self) -> ImageDecoder:
         """Return the image decoder, without loading weights. Errors: `UserError` for an unsupported preprocessing."""
         return _decoder(next(iter(self.references.values())), self._preprocess_cfg())
 
@@ -85,7 +85,7 @@ class LoadedModels:
 
     references: Mapping[str, Clip]
 
-    def decoder(self) -> Pictures:
+    def decoder(self) -> ImageDecoder:
         """Return the image decoder. Errors: `UserError` for an unsupported preprocessing."""
         name, clip = next(iter(self.references.items()))
         return _decoder(name, clip.preprocess_cfg)
@@ -101,14 +101,14 @@ def _folder(reference: str) -> str | None:
     return folder if files.exists(files.join(folder, model.CONFIG_FILE)) else None
 
 
-def _decoder(name: str, preprocess_cfg: Mapping[str, Any]) -> Pictures:
+def _decoder(name: str, preprocess_cfg: Mapping[str, Any]) -> ImageDecoder:
     try:
         taken = preprocessing.image_input(name, preprocess_cfg["size"], preprocess_cfg["resize_mode"])
     except ValueError as error:
         raise UserError(f"evaluation: {error}") from error
     # open_clip's third value, "random", is for training; open_clip evaluates such a model with bicubic
     interpolation: Interpolation = "bilinear" if preprocess_cfg["interpolation"] == "bilinear" else "bicubic"
-    return Pictures(
+    return ImageDecoder(
         size=taken.size,
         crop_fraction=taken.crop_fraction,
         resize_mode=taken.resize_mode,

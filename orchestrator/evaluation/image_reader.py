@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.data.image_decode import BadImage, Pictures
+from orchestrator.data.image_decode import BadImage, ImageDecoder
 from orchestrator.evaluation.sets import read_samples
 
 Rows = dict[str, Any]
 
 
-def read_images(batch: Rows, *, decoder: Pictures, batch_size: int, needs_label: bool) -> Iterator[Rows]:
+def read_images(batch: Rows, *, decoder: ImageDecoder, batch_size: int, needs_label: bool) -> Iterator[Rows]:
     """Decode the samples of the tars at `batch["uri"]`; yield batches of columns.
 
     Columns: `image` uint8 [n, size, size, 3], `label`, `caption`, `group`, and `valid`. An image that cannot be decoded

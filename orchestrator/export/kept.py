@@ -17,7 +17,7 @@ from orchestrator.data.catalog import Catalog
 from orchestrator.data.keep_list import KeepList
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
-from orchestrator.engine.parts import Work, build_parts
+from orchestrator.engine.parts import PartsJob, Work
 from orchestrator.engine.run_record import RunRecord
 from orchestrator.errors import UserError
 from orchestrator.selection import final_keep_list, score_columns
@@ -114,4 +114,4 @@ def build_kept(
     """Write the kept rows of every part to `folder`. Parts that an earlier export finished there are not written
     again."""
     made = Artifact.of(folder, "export", version=VERSION, keep=kept.keep.artifact)
-    return build_parts(made, parts, make_work, display=display, name="export", count="kept")
+    return PartsJob(made, parts, make_work, name="export", count="kept").build(display)

@@ -16,12 +16,12 @@ import pyarrow as pa
 from orchestrator.config import Config, KeepListStep
 from orchestrator.config.embedding import EncoderConfig, Tower
 from orchestrator.data.catalog import Catalog, PartRows, no_pairs, part_rows
-from orchestrator.data.external_list import Foreign, Piece
+from orchestrator.data.external_list import ExternalList, Piece
 from orchestrator.embedding.precomputed_files import open_precomputed
 from orchestrator.embedding.vectors import Vectors, embedding_totals, part_result, unit_vectors
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
-from orchestrator.engine.parts import PartResult, build_parts
+from orchestrator.engine.parts import PartResult, PartsJob
 from orchestrator.selection.keep_list import open_list
 from orchestrator.source import Part, PartCatalog, Reads, Source
 
@@ -120,14 +120,13 @@ def _weights(parts: Sequence[Part]) -> list[float]:
 
 def draw_vectors(artifact: Artifact, catalog: Catalog, dims: Mapping[Tower, int], display: Display) -> None:
     """Build an embedding of random unit vectors. The cost of later stages does not depend on the vectors' values."""
-    build_parts(
+    PartsJob(
         artifact,
         part_rows(catalog),
         partial(_DrawVectors, dims),
-        display=display,
         name=f"draw vectors for {artifact.kind}",
         totals=partial(embedding_totals, dims=dims),
-    )
+    ).build(display)
 
 
 @dataclass(frozen=True)
@@ -150,7 +149,7 @@ def _unit(rng: np.random.Generator, num_rows: int, dim: int) -> Vectors:
 
 
 @dataclass(frozen=True)
-class FirstRows(Foreign):
+class FirstRows(ExternalList):
     """The first piece of a list."""
 
     def pieces(self) -> list[Piece]:
@@ -162,15 +161,15 @@ class FirstRows(Foreign):
         return {**super().identity(), "rows": "first"}
 
 
-def first_rows(whole: Foreign) -> FirstRows:
+def first_rows(whole: ExternalList) -> FirstRows:
     """Return the beginning of a list: its first file, so that only one footer is read."""
     first = replace(whole, files=whole.files[:1])
     return FirstRows(first.files, first.match_by, first.match_column, first.setting)
 
 
-def lists_of(config: Config) -> dict[str, Foreign]:
+def lists_of(config: Config) -> dict[str, ExternalList]:
     """Return the external embeddings and keep lists that a run joins with its pool, by the label of the stages."""
-    found: dict[str, Foreign] = {}
+    found: dict[str, ExternalList] = {}
     for name in config.selection.steps:
         step, embedding = config.selection.settings[name], config.selection.embedding_of(name)
         if embedding is not None and not isinstance(settings := config.embedding[embedding], EncoderConfig):

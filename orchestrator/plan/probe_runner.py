@@ -19,7 +19,7 @@ from rich.console import Console
 from orchestrator.config import Clustering, Config
 from orchestrator.config.embedding import EncoderConfig, Tower
 from orchestrator.data.catalog import Catalog, catalog_stage
-from orchestrator.data.join import align_stages
+from orchestrator.data.join import join_stages
 from orchestrator.data.keep_list import KeepList
 from orchestrator.embedding import embedding_stages
 from orchestrator.embedding.precomputed_files import open_precomputed
@@ -171,7 +171,7 @@ class ProbeRunner:
     def _joins(self) -> Iterator[str]:
         """Measure the joins of external lists with the pairs of the probe."""
         for label, foreign in lists_of(self.config).items():
-            stages = align_stages(self.config.store, self.catalog, first_rows(foreign), label=label)
+            stages = join_stages(self.config.store, self.catalog, first_rows(foreign), label=label)
             self.joined |= {stage.name for stage in stages}
             if not any(self._is_left(stage.name) for stage in stages):
                 continue

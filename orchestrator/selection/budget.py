@@ -23,7 +23,7 @@ from orchestrator.data.keep_list import KeepList, Mask, pack
 from orchestrator.data.step import Step
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
-from orchestrator.engine.parts import MAX_ANSWER_BLOCKS, PartResult, build_parts, over_blocks
+from orchestrator.engine.parts import MAX_ANSWER_BLOCKS, PartResult, PartsJob, over_blocks
 from orchestrator.engine.role import Role
 from orchestrator.engine.stage import CostScaling, PairFlow, Stage, by_groups
 from orchestrator.errors import UserError
@@ -135,7 +135,7 @@ class BuildBudget:
         found = find_top_k(self.step, self.top_k(wanted))
         seconds = time.monotonic() - started
         display.line(f"{name}: threshold found in {seconds:.1f} s")
-        build_parts(self.artifact, part_rows(self.step.catalog), partial(MaskOfPart, found), display=display, name=name)
+        PartsJob(self.artifact, part_rows(self.step.catalog), partial(MaskOfPart, found), name=name).build(display)
         assert self.artifact.totals["kept"] == wanted, "a step with a budget keeps exactly its budget"
         logger.info("%s: kept %d of %d pairs, threshold found in %.1f s", name, wanted, reached, seconds)
         return self.artifact

@@ -19,7 +19,7 @@ from orchestrator.data.keep_list import KeepList
 from orchestrator.data.step import Step
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
-from orchestrator.engine.parts import PartResult, build_parts, part_path
+from orchestrator.engine.parts import PartResult, PartsJob, part_path
 from orchestrator.engine.role import Role
 from orchestrator.engine.stage import CostScaling, Stage
 from orchestrator.errors import UserError
@@ -88,7 +88,7 @@ class BuildQuotas:
 
     def __call__(self, display: Display) -> Artifact:
         """Runs the one task."""
-        build_parts(self.artifact, [None], self.make, display=display, name=self.name, count="clusters")
+        PartsJob(self.artifact, [None], self.make, name=self.name, count="clusters").build(display)
         totals = self.artifact.totals
         counts = (totals["quota"], totals["clusters"], totals["empty"])
         logger.info("%s: %d pairs shared out over %d clusters, %d of them empty", self.name, *counts)

@@ -17,7 +17,7 @@ from orchestrator.data.step import Step
 from orchestrator.engine import ray_cluster
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
-from orchestrator.engine.parts import PartResult, build_parts
+from orchestrator.engine.parts import PartResult, PartsJob
 from orchestrator.engine.role import Role
 from orchestrator.engine.stage import CostScaling, PairFlow, Stage, by_part, in_blocks
 from orchestrator.selection.score_column import ScoreColumn
@@ -70,14 +70,13 @@ class BuildFilter:
 
     def __call__(self, display: Display) -> Artifact:
         """Writes the mask of every part."""
-        build_parts(
+        PartsJob(
             self.artifact,
             part_rows(self.step.catalog),
             partial(FilterPart.make, KeepList(self.step.incoming), self.make_rule),
-            display=display,
             name=self.step.name,
             num_actors=(self.step.num_actors or ray_cluster.num_cpus()) if self.loads else None,
-        )
+        ).build(display)
         totals = self.artifact.totals
         counts = (totals["kept"], totals["reached"], totals.get("reasons", {}))
         logger.info("%s: kept %d of %d pairs; dropped by reason: %s", self.step.name, *counts)

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from orchestrator.config import KeepListStep
 from orchestrator.data.catalog import PartRows
-from orchestrator.data.external_list import Foreign
-from orchestrator.data.join import Aligned, align_stages
+from orchestrator.data.external_list import ExternalList
+from orchestrator.data.join import Joined, join_stages
 from orchestrator.data.step import Step
 from orchestrator.engine.console import Display
 from orchestrator.engine.stage import Stage
@@ -32,17 +32,17 @@ def stages(step: Step) -> list[Stage]:
     settings = step.settings
     assert isinstance(settings, KeepListStep)
     setting, listed = f"selection.{step.name}", open_list(settings, step.name)
-    align = align_stages(step.store_uri, step.catalog, listed, label=step.name)
-    aligned = Aligned(align[-1].artifact)
+    join = join_stages(step.store_uri, step.catalog, listed, label=step.name)
+    joined = Joined(join[-1].artifact)
     keep = filter_stage(
         step,
-        partial(ListedRule, aligned),
+        partial(ListedRule, joined),
         does="keep the pairs on the external list",
-        aligned=aligned.artifact,
+        aligned=joined.artifact,
         settings=settings.model_dump(exclude={"uri"}),
     )
 
-    return [*align, replace(keep, build=BuildListed(setting, settings, aligned, keep.build))]
+    return [*join, replace(keep, build=BuildListed(setting, settings, joined, keep.build))]
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,12 @@ class BuildListed:
 
     setting: str
     settings: KeepListStep
-    aligned: Aligned
+    joined: Joined
     build: Callable[[Display], object]
 
     def __call__(self, display: Display) -> object:
         """Checks the totals of the join, then builds."""
-        _check_missing(self.settings, self.setting, self.aligned)
+        _check_missing(self.settings, self.setting, self.joined)
         return self.build(display)
 
 
@@ -65,9 +65,9 @@ def score_column(step: FinishedStep) -> ScoreColumn | None:
     return None
 
 
-def open_list(settings: KeepListStep, name: str) -> Foreign:
+def open_list(settings: KeepListStep, name: str) -> ExternalList:
     """The list that a step's settings name. Errors: `ConfigError` for a list that does not exist."""
-    return Foreign.find(
+    return ExternalList.find(
         settings.uri,
         match_by=settings.match_by,
         match_column=settings.match_column,
@@ -79,16 +79,16 @@ def open_list(settings: KeepListStep, name: str) -> Foreign:
 class ListedRule:
     """Keeps the pairs that the list names."""
 
-    aligned: Aligned
+    joined: Joined
 
     def __call__(self, part: PartRows, rows: NDArray[np.int64]) -> Verdict:
         """The verdict on the given rows."""
-        listed = self.aligned.part(part).file[rows] >= 0
+        listed = self.joined.part(part).file[rows] >= 0
         return Verdict(listed, {"not_on_the_list": int((~listed).sum())})
 
 
-def _check_missing(settings: KeepListStep, setting: str, aligned: Aligned) -> None:
-    totals = aligned.totals
+def _check_missing(settings: KeepListStep, setting: str, joined: Joined) -> None:
+    totals = joined.totals
     missing = totals["list_unmatched"]
     distinct = totals["list_rows"] - totals["list_empty"] - totals["duplicate_list"]
     if missing > settings.max_missing * distinct:

@@ -22,7 +22,7 @@ from orchestrator.data.step import Step
 from orchestrator.engine import ray_cluster
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
-from orchestrator.engine.parts import PartResult, build_parts, part_path
+from orchestrator.engine.parts import PartResult, PartsJob, part_path
 from orchestrator.engine.role import Role
 from orchestrator.engine.stage import CostScaling, Stage, by_groups
 from orchestrator.errors import UserError
@@ -115,15 +115,14 @@ class BuildEntryCounts:
 
     def __call__(self, display: Display) -> Artifact:
         """Counts in actors: a matcher of half a million entries takes seconds to build."""
-        return build_parts(
+        return PartsJob(
             self.artifact,
             part_groups(self.step.catalog, max_groups=MAX_GROUPS),
             partial(EntryCounts.load, self.step.catalog, KeepList(self.step.incoming), self.uri),
-            display=display,
             name=self.name,
             count="pairs",
             num_actors=self.step.num_actors or ray_cluster.num_cpus(),
-        )
+        ).build(display)
 
 
 @dataclass(frozen=True)
@@ -176,7 +175,7 @@ class BuildEntrySums:
     def __call__(self, display: Display) -> Artifact:
         """Runs the one task."""
         work = partial(EntrySums, self.counts)
-        build_parts(self.artifact, [None], work, display=display, name=self.name, count="entries")
+        PartsJob(self.artifact, [None], work, name=self.name, count="entries").build(display)
         pairs, entries = self.counts.totals["pairs"], self.artifact.totals["entries"]
         logger.info("%s: %d entries counted in %d captions", self.name, entries, pairs)
         return self.artifact

@@ -30,7 +30,7 @@ from orchestrator.data.step import Step
 from orchestrator.embedding.vectors import Embedding
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
-from orchestrator.engine.parts import PartResult, Summary, build_parts, part_path
+from orchestrator.engine.parts import PartResult, PartsJob, Summary, part_path
 from orchestrator.engine.role import Role
 from orchestrator.engine.shuffle import column_to_vectors, gather, pack, split, vectors_to_column
 from orchestrator.engine.stage import CostScaling, Stage, by_groups
@@ -102,14 +102,13 @@ class BuildRegrouped:
         buckets = bucket_of_cluster(ClusterStats.read(self.stats).sizes)
         logger.info("%s: %d clusters in %d buckets", self.name, len(buckets), buckets[-1] + 1)
         embedding, keep = Embedding(self.step.embedding), KeepList(self.step.incoming)
-        return build_parts(
+        return PartsJob(
             self.artifact,
             pool_groups(self.step.catalog),
             partial(GroupByBucket, embedding, keep, self.assigned, buckets),
-            display=display,
             name=self.name,
             count="pairs",
-        )
+        ).build(display)
 
 
 @dataclass(frozen=True)
@@ -184,7 +183,7 @@ class BuildCompared:
         shares = even_shares(ClusterStats.read(self.stats).sizes)
         logger.info("%s: %d tasks compare", self.name, len(shares))
         work = partial(CompareShare.of, self.step.catalog, self.settings, self.regrouped)
-        return build_parts(self.artifact, shares, work, display=display, name=self.name, count="pairs", totals=_pairs)
+        return PartsJob(self.artifact, shares, work, name=self.name, count="pairs", totals=_pairs).build(display)
 
 
 @dataclass(frozen=True)
@@ -268,7 +267,7 @@ class BuildCollected:
     def __call__(self, display: Display) -> Artifact:
         """Collects group by group."""
         items, work = list(enumerate(pool_groups(self.step.catalog))), partial(CollectGroup.of, self.compared)
-        return build_parts(self.artifact, items, work, display=display, name=self.name, count="pairs")
+        return PartsJob(self.artifact, items, work, name=self.name, count="pairs").build(display)
 
 
 @dataclass(frozen=True)

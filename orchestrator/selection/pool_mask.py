@@ -12,7 +12,7 @@ from orchestrator.data.catalog import Catalog, PartRows, part_rows
 from orchestrator.data.keep_list import KeepList, pack
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
-from orchestrator.engine.parts import PartResult, build_parts
+from orchestrator.engine.parts import PartResult, PartsJob
 from orchestrator.engine.role import Role
 from orchestrator.engine.stage import Stage
 from orchestrator.source import has_image
@@ -58,7 +58,7 @@ class BuildPoolMask:
 
     def __call__(self, display: Display) -> Artifact:
         """Writes the mask of every part."""
-        build_parts(self.artifact, part_rows(self.usable.catalog), self.make, display=display, name=self.name)
+        PartsJob(self.artifact, part_rows(self.usable.catalog), self.make, name=self.name).build(display)
         totals = self.artifact.totals
         logger.info("%s: %d of %d pairs are usable", self.name, totals["kept"], totals["rows"])
         return self.artifact

@@ -19,7 +19,7 @@ from orchestrator.data.step import Step
 from orchestrator.engine import ray_cluster
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
-from orchestrator.engine.parts import PartResult, build_parts, part_path
+from orchestrator.engine.parts import PartResult, PartsJob, part_path
 from orchestrator.engine.role import Role
 from orchestrator.engine.stage import CostScaling, Stage, by_part
 from orchestrator.pruning.caption_words import caption_words
@@ -99,14 +99,13 @@ class BuildScores:
 
     def __call__(self, display: Display) -> Artifact:
         """Scores in actors, which read all words once."""
-        build_parts(
+        PartsJob(
             self.artifact,
             part_rows(self.step.catalog),
             partial(CaptionScores.load, self.step.catalog, KeepList(self.step.incoming), self.words, self.settings),
-            display=display,
             name=f"score, {self.step.name}",
             num_actors=self.step.num_actors or ray_cluster.num_cpus(),
-        )
+        ).build(display)
         totals = self.artifact.totals
         counts = (totals["scored"], totals["no_words"])
         logger.info("%s: %d captions scored, %d of them without words", self.step.name, *counts)

@@ -19,7 +19,7 @@ from orchestrator.data.keep_list import KeepList
 from orchestrator.engine import shuffle
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
-from orchestrator.engine.parts import PartResult, build_parts, part_path
+from orchestrator.engine.parts import PartResult, PartsJob, part_path
 from orchestrator.engine.role import Role
 from orchestrator.engine.stage import CostScaling, Stage, by_groups
 from orchestrator.pruning.caption_words import caption_words
@@ -102,7 +102,7 @@ class BuildCounts:
         size = math.ceil(len(parts) / MAX_GROUPS)
         groups = [parts[start : start + size] for start in range(0, len(parts), size)]
         work = partial(GroupWords, self.catalog, KeepList(self.keep), num_buckets(self.catalog))
-        return build_parts(self.artifact, groups, work, display=display, name=self.name, count="pairs")
+        return PartsJob(self.artifact, groups, work, name=self.name, count="pairs").build(display)
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class BuildWords:
         """Sums bucket by bucket."""
         work = partial(BucketWords, self.counts, len(self.counts.parts), self.min_count)
         buckets = range(num_buckets(self.catalog))
-        build_parts(self.artifact, buckets, work, display=display, name=self.name, count="words")
+        PartsJob(self.artifact, buckets, work, name=self.name, count="words").build(display)
         totals = self.artifact.totals
         numbers = (totals["words"], totals["kept_words"], self.min_count)
         logger.info("%s: %d distinct words, %d of them occur at least %d times", self.name, *numbers)

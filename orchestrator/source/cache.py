@@ -130,7 +130,7 @@ def _copied(shard: Shard, path: str) -> bool:
                 f"{shard.uri}: got {os.path.getsize(copy):,} bytes, expected {shard.num_bytes:,} as listed; the shard "
                 "changed during the run; shards must not change"
             )
-        files.settle(copy, path)
+        files.rename_synced(copy, path)
         logger.info("copied %s to %s", shard.uri, path)
     finally:
         for left in (copy, marker):

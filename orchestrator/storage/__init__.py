@@ -1,3 +1,3 @@
-"""Files on any filesystem: writes that are whole or absent, range reads, retries, NumPy and Arrow files.
+"""Files on any file system: atomic writes, reads of byte ranges, retries over a network, arrays in NumPy's format.
 
 Imports `errors` only."""

@@ -1,7 +1,7 @@
-"""Files at any URI that fsspec knows (local, s3://, gs://, ...), written whole or not at all.
+"""Files at any URI that fsspec supports (local, s3://, gs://, ...), with atomic writes.
 
-An object store's single put is atomic already; elsewhere (disks, HDFS, SFTP) a file is written under a temporary name
-and renamed. What goes over a network is tried again (`remote`)."""
+A single put to an object store is atomic. On other file systems (disks, HDFS, SFTP), a file is written under a
+temporary name and then renamed. Requests over a network are retried (`retry`)."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ from fsspec.implementations.local import LocalFileSystem
 
 from orchestrator.storage.retry import READ_AHEAD, CutOff, RemoteFile, StoreError, read_ranges, tried
 
+# requests in flight at once for one file
 PARALLEL = 4
 COPY_BYTES = 8 << 20
-# how the names of files end that are not whole yet
+# the ending of the names of incomplete files
 TEMPORARY = ".tmp"
-# of S3, Google Cloud Storage and Azure, by fsspec's names
+# fsspec's protocols of S3, Google Cloud Storage and Azure, where a single put is atomic
 OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}
 
 
 def absolute(uri: str | os.PathLike[str]) -> str:
-    """The URI with a local path made absolute, so that workers in other folders mean the same place."""
+    """Return the URI with an absolute local path, because workers run in other folders."""
     text = os.fspath(uri)
     if "://" in text and not text.startswith("file://"):
         return text
@@ -38,33 +39,33 @@ def absolute(uri: str | os.PathLike[str]) -> str:
 
 
 def canonical(uri: str) -> str:
-    """One spelling of a place, to be compared: absolute, links followed, the protocol by its first name."""
+    """Return one spelling of a URI, for comparisons: absolute, links resolved, the main name of the protocol."""
     fs, path = filesystem(absolute(uri))
     return os.path.realpath(path) if isinstance(fs, LocalFileSystem) else str(fs.unstrip_protocol(path.rstrip("/")))
 
 
 def join(uri: str, *names: str) -> str:
-    """A path below a URI."""
+    """Return the URI of a path below a URI."""
     return "/".join([uri.rstrip("/"), *names])
 
 
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of a URI and the path inside it."""
+    """Return the file system of a URI and the path inside it."""
     return url_to_fs(uri)
 
 
 def is_local(uri: str) -> bool:
-    """Whether the URI lies on this machine's disk."""
+    """Return whether the URI is a path on this machine."""
     return isinstance(filesystem(uri)[0], LocalFileSystem)
 
 
 def exists(uri: str) -> bool:
-    """Whether a file or folder is there."""
+    """Return whether a file or folder exists. Errors: `StoreError` if the store does not answer."""
     fs, path = filesystem(uri)
     if is_local(uri):
         return fs.exists(path)
     try:
-        # not `exists`, which takes whatever fails for a no
+        # fsspec's `exists` returns False for every error, a timeout included
         tried(lambda: fs.info(path), uri)
     except FileNotFoundError:
         return False
@@ -72,15 +73,15 @@ def exists(uri: str) -> bool:
 
 
 def read(uri: str) -> bytes:
-    """A whole file."""
+    """Return the bytes of a file."""
     fs, path = filesystem(uri)
     return fs.cat_file(path) if is_local(uri) else tried(lambda: fs.cat_file(path), uri)
 
 
 def read_spans(uri: str, spans: Sequence[tuple[int, int]]) -> Iterator[bytes]:
-    """The bytes of each (offset, size) of a file, in the order given; of a remote one `PARALLEL` are in flight at once.
+    """Yield the bytes of each (offset, size) of a file, in the given order.
 
-    What lies beyond the end of a local file is missing; of a remote one that is an error. Errors: `OSError`."""
+    A span beyond the end of a local file gives fewer bytes; in a remote file it is an error. Errors: `OSError`."""
     fs, path = filesystem(uri)
     if is_local(uri):
         with open(path, "rb") as file:
@@ -93,20 +94,20 @@ def read_spans(uri: str, spans: Sequence[tuple[int, int]]) -> Iterator[bytes]:
 
 
 def open_file(uri: str, *, read_ahead: int = READ_AHEAD) -> IO[bytes]:
-    """A file to be read in any order; `read_ahead`: the bytes that a request to a remote place asks for."""
+    """Open a file for reads at any position. `read_ahead`: bytes per request to a remote file."""
     fs, path = filesystem(uri)
     return open(path, "rb") if is_local(uri) else cast(IO[bytes], RemoteFile(fs, path, read_ahead=read_ahead))
 
 
 def read_json(uri: str) -> Any:
-    """A whole JSON file."""
+    """Return the value in a JSON file."""
     return json.loads(read(uri))
 
 
 def write(uri: str, data: bytes) -> None:
-    """Writes a whole file; a reader sees all of it or the one before.
+    """Write a file atomically: a reader sees the new file or the old one.
 
-    Errors: `StoreError` when the place is full, read-only or not allowed; what was there before is untouched."""
+    Errors: `StoreError` if the disk is full, read-only or not writable for this user; the old file is untouched."""
     fs, _ = filesystem(uri)
 
     def put(path: str) -> None:
@@ -120,12 +121,12 @@ def write(uri: str, data: bytes) -> None:
 
 
 def _put(uri: str, put: Callable[[str], None]) -> None:
-    # `put` writes to a path of the URI's file system
+    # `put` writes directly to a path of the URI's file system
     fs, path = filesystem(uri)
     protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
     try:
         if isinstance(fs, LocalFileSystem):
-            _put_here(path, put)
+            _put_local(path, put)
         elif protocols & OBJECT_STORES:
             tried(lambda: put(path), uri, doing="write")
         else:
@@ -137,33 +138,33 @@ def _put(uri: str, put: Callable[[str], None]) -> None:
 
 
 def unwritable(uri: str, error: OSError, *, doing: str = "write") -> StoreError:
-    """What to tell of a place where nothing can be written or removed, and why."""
-    expected = "a writable place with room (set out= and store=)"
+    """Return the error for a URI that cannot be written or removed."""
+    expected = "a writable folder or bucket with free space (set out= and store=)"
     if isinstance(error, PermissionError):
         expected = (
-            "a place that this user may write (set out= and store=); a store that users share is a folder of a group "
-            "of theirs (chgrp -R, chmod -R g+rwXs), and each of them has umask 002"
+            "a folder or bucket that this user may write (set out= and store=); a store that several users share must "
+            "belong to a common group (chgrp -R, chmod -R g+rwXs), and each user needs umask 002"
         )
     return StoreError(f"cannot {doing} {uri}: {error.strerror or error}; expected {expected}")
 
 
-def _put_here(path: str, put: Callable[[str], None]) -> None:
+def _put_local(path: str, put: Callable[[str], None]) -> None:
     os.makedirs(os.path.dirname(path), exist_ok=True)
     temporary = _temporary(path)
     try:
         put(temporary)
-        settle(temporary, path)
+        rename_synced(temporary, path)
     except OSError:
         with suppress(FileNotFoundError):
             os.remove(temporary)
         raise
 
 
-def settle(temporary: str, path: str) -> None:
-    """Gives a local file its name once its bytes are on the disk. Errors: `OSError`.
+def rename_synced(temporary: str, path: str) -> None:
+    """Rename a local file after its bytes have reached the disk. Errors: `OSError`.
 
-    A journal keeps names in their order, but not what the files hold: after a power loss a mark would be there, and
-    what it stands for empty."""
+    A journaling file system keeps the order of renames but not of data. Without the sync, a power loss could leave a
+    manifest in place and the files that it lists empty."""
     with open(temporary, "rb+") as file:
         os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -179,7 +180,7 @@ def _put_renamed(fs: fsspec.AbstractFileSystem, path: str, put: Callable[[str], 
         except OSError:
             if not fs.exists(path):
                 raise
-        # HDFS does not rename onto what is there, with an error or without
+        # HDFS does not rename onto an existing file; depending on the client it raises an error or ignores the call
         if fs.exists(temporary):
             fs.rm_file(path)
             fs.mv(temporary, path)
@@ -194,12 +195,12 @@ def _temporary(path: str) -> str:
 
 
 def write_json(uri: str, value: Any) -> None:
-    """Writes a value as JSON, whole or not at all."""
+    """Write a value as JSON, atomically."""
     write(uri, json.dumps(value, indent=1, sort_keys=True, default=str).encode())
 
 
 def names(uri: str) -> list[str]:
-    """The names directly below a folder, sorted; none when it does not exist."""
+    """Return the names directly below a folder, sorted; an empty list if it does not exist."""
     fs, path = filesystem(uri)
 
     def listed() -> list[str]:
@@ -207,7 +208,7 @@ def names(uri: str) -> list[str]:
         return fs.ls(path, detail=False)
 
     try:
-        # no look at whether it exists, which on some file systems takes whatever fails for a no
+        # fsspec's `exists` is not asked first: on some file systems it returns False for every error
         found = listed() if is_local(uri) else tried(listed, uri)
     except (FileNotFoundError, NotADirectoryError):
         return []
@@ -215,7 +216,7 @@ def names(uri: str) -> list[str]:
 
 
 def num_bytes(uri: str) -> int:
-    """The bytes of a file, or of all files below a folder; 0 where there is none."""
+    """Return the size in bytes of a file or of all files below a folder; 0 if there is none."""
     fs, path = filesystem(uri)
     fs.invalidate_cache()
     if not exists(uri):
@@ -224,9 +225,9 @@ def num_bytes(uri: str) -> int:
 
 
 def copy(from_uri: str, to_uri: str) -> None:
-    """Copies a file, or a folder with all below it, between any two places, holding none of it in memory."""
+    """Copy a file or a folder with everything below it between any two URIs, without holding a file in memory."""
     fs, path = filesystem(from_uri)
-    # some writers mark a folder of an object store by an empty object whose name ends as a folder's does
+    # some tools mark a folder of an object store with an empty object, and the name of that object ends with a slash
     found = fs.find(path) if is_local(from_uri) else tried(lambda: fs.find(path), from_uri)
     for entry in [name for name in found if not name.endswith("/")]:
         tail = entry[len(path.rstrip("/")) :].lstrip("/")
@@ -244,19 +245,20 @@ def _copy_file(from_uri: str, to_uri: str) -> None:
 
 
 def is_path(text: str) -> bool:
-    """Whether the text names something on this machine's disk."""
+    """Return whether the text is the path of an existing file or folder on this machine."""
     return os.path.exists(os.path.expanduser(text))
 
 
 def put_file(path: str, uri: str) -> None:
-    """Copies a local file to a place, whole or not at all, without holding it in memory. Errors: as `write`."""
+    """Copy a local file to a URI atomically, without holding it in memory. Errors: as `write`."""
     fs, _ = filesystem(uri)
     _put(uri, partial(shutil.copyfile if isinstance(fs, LocalFileSystem) else fs.put_file, path))
 
 
 def get_file(uri: str, path: str) -> None:
-    """Copies a file to a local path, without holding it in memory. Errors: `StoreError`; `CutOff` where it is shorter
-    than the place says it is."""
+    """Copy a file to a local path, without holding it in memory.
+
+    Errors: `StoreError`; `CutOff` if fewer bytes arrive than the store announces."""
     with open_file(uri) as remote, open(path, "wb") as file:
         expected = remote.seek(0, os.SEEK_END)
         remote.seek(0)
@@ -266,11 +268,11 @@ def get_file(uri: str, path: str) -> None:
 
 
 def remove(uri: str) -> None:
-    """Removes a file or folder of ours. Errors: `StoreError` where that is not allowed."""
+    """Remove a file or folder, if it exists. Errors: `StoreError` if this user may not remove it."""
     fs, path = filesystem(uri)
     if not exists(uri):
         return
-    # a try that failed after the fact, or another process, has removed it
+    # another process may have removed it, or an earlier attempt that removed it and then lost the connection
     with suppress(FileNotFoundError):
         if not is_local(uri):
             tried(lambda: fs.rm(path, recursive=True), uri, doing="remove")

@@ -1,8 +1,9 @@
-"""Many small reads of one file: neighbours are fetched together where the file is remote.
+"""Many small reads from one file. Reads of neighbouring ranges of a remote file are combined into one request.
 
-Two members with at most `MAX_GAP` bytes between them are one request: at some 100 MB/s a gap of 64 KiB costs less than
-a millisecond, a request to an object store tens of them. A request holds at most `MAX_REQUEST` bytes (or one member),
-and few of them are in flight at once, which bounds memory. A local file is opened once and sought."""
+Two ranges with at most `MAX_GAP` bytes between them share a request: at about 100 MB/s, a gap of 64 KiB costs less than
+a millisecond, and a request to an object store costs tens of milliseconds. A request has at most `MAX_REQUEST` bytes
+(or one range), and few requests are in flight at once, which bounds memory. A local file is opened once, and each range
+is read with a seek."""
 
 from __future__ import annotations
 
@@ -14,25 +15,26 @@ from orchestrator.storage.files import StoreError
 MAX_GAP = 64 << 10
 MAX_REQUEST = 8 << 20
 
+# (offset, size), in bytes
 Span = tuple[int, int]
 
 
 def read_spans(uri: str, spans: Sequence[Span]) -> Iterator[bytes]:
-    """The bytes of each (offset, size) of a file, in the order given.
+    """Yield the bytes of each span of a file, in the given order.
 
-    Errors: `StoreError`; also when the file is shorter than a span, as it then changed since it was catalogued."""
+    Errors: `StoreError`, also if a span lies beyond the end: then the file has changed since its catalog was built."""
     read = files.read_spans if files.is_local(uri) else _in_runs
-    # an empty range is not a request that HTTP can express: some servers answer with the whole file
+    # HTTP cannot express an empty range: some servers answer it with the whole file
     found = read(uri, [span for span in spans if span[1]])
     for offset, size in spans:
         data = next(found) if size else b""
         if len(data) != size:
-            raise StoreError(f"{uri}: got {len(data)} of {size} bytes at {offset}; the shard changed since it was read")
+            raise StoreError(f"{uri}: got {len(data)} of {size} bytes at {offset}; the file changed since it was read")
         yield data
 
 
 def coalesce(spans: Sequence[Span]) -> list[list[Span]]:
-    """The spans, in order, in runs that are fetched by one request each."""
+    """Group the spans, in order, into runs. Each run is one request."""
     runs: list[list[Span]] = []
     for offset, size in spans:
         if runs:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from orchestrator.config import Config, PhaseConfig, SourceConfig
-from orchestrator.config.paths import absolute_places
+from orchestrator.config.paths import absolute_paths
 from orchestrator.data.keep_list import KeepList
 from orchestrator.engine.artifact import Artifact, fingerprint
 from orchestrator.engine.role import TRAINING_ROLES, Role
@@ -199,7 +199,7 @@ def _trial_config(config: Config, settings: Mapping[str, Any], *, name: str, see
     changes = dict(_budget(config)) | dict.fromkeys(config.sweep.seed_keys, seed) | dict(settings)
     out = files.join(str(config.out), TRIALS, name)
     # the value of a dimension may be a path
-    changed = absolute_places(configured(config, changes))
+    changed = absolute_paths(configured(config, changes))
     return changed.model_copy(update={"name": f"{config.name}/{name}", "out": out})
 
 

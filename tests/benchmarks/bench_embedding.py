@@ -45,7 +45,7 @@ from orchestrator.clip import model
 from orchestrator.config import ClusterConfig, EfficientNetLite0Encoder, Limits, OpenClipEncoder, WebDatasetSource
 from orchestrator.config.embedding import EncoderConfig
 from orchestrator.data.catalog import Catalog, catalog_stage
-from orchestrator.data.image_decode import Pictures, decode
+from orchestrator.data.image_decode import ImageDecoder, decode
 from orchestrator.embedding.actor import Description, build_encoder, describe
 from orchestrator.embedding.execution import Pass, num_actors, threads_per_actor
 from orchestrator.embedding.pool import Pool, Rows
@@ -87,16 +87,16 @@ def write_pool(folder: Path, num_pairs: int) -> str:
 class Stream(IterableDataset):
     """Batches of pixels and captions. With N loader processes, each process takes every N-th shard."""
 
-    def __init__(self, source: Source, parts: list[Part], pictures: Pictures, batch_size: int):
-        self.source, self.parts, self.pictures, self.batch_size = source, parts, pictures, batch_size
+    def __init__(self, source: Source, parts: list[Part], decoder: ImageDecoder, batch_size: int):
+        self.source, self.parts, self.decoder, self.batch_size = source, parts, decoder, batch_size
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, list[str]]]:
         worker = get_worker_info()
-        crop, waiting = self.pictures.cropper(), list[tuple[np.ndarray, str]]()
+        crop, waiting = self.decoder.cropper(), list[tuple[np.ndarray, str]]()
         for part in self.parts[worker.id :: worker.num_workers] if worker else self.parts:
             table = self.source.catalog(part).table
             for data, caption in zip(self.source.images(part, table), table["caption"].to_pylist(), strict=True):
-                pixels = decode(data or b"", size=self.pictures.size, crop=crop, max_pixels=self.pictures.max_pixels)
+                pixels = decode(data or b"", size=self.decoder.size, crop=crop, max_pixels=self.decoder.max_pixels)
                 waiting.append((pixels, caption))
                 if len(waiting) == self.batch_size:
                     yield np.stack([one for one, _ in waiting]), [text for _, text in waiting]
@@ -105,13 +105,13 @@ class Stream(IterableDataset):
             yield np.stack([one for one, _ in waiting]), [text for _, text in waiting]
 
 
-def bare_loop(settings: EncoderConfig, uri: str, pictures: Pictures, num_threads: int, num_workers: int) -> Marks:
+def bare_loop(settings: EncoderConfig, uri: str, decoder: ImageDecoder, num_threads: int, num_workers: int) -> Marks:
     """Embed the pool in this process. Return pairs of (time, number of pairs embedded so far)."""
     torch.set_num_threads(num_threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder = build_encoder(settings).place(device, settings.precision)
     source = open_source(WebDatasetSource(uri=uri))
-    stream = Stream(source, source.parts(), pictures, settings.batch_size)
+    stream = Stream(source, source.parts(), decoder, settings.batch_size)
     fork = "fork" if num_workers else None
     marks, vectors = [(time.monotonic(), 0)], []
     loader = DataLoader(stream, batch_size=None, num_workers=num_workers, multiprocessing_context=fork)
@@ -124,7 +124,9 @@ def bare_loop(settings: EncoderConfig, uri: str, pictures: Pictures, num_threads
     return marks
 
 
-def stage_marks(settings: EncoderConfig, uri: str, pictures: Pictures, described: Description, scratch: Path) -> Marks:
+def stage_marks(
+    settings: EncoderConfig, uri: str, decoder: ImageDecoder, described: Description, scratch: Path
+) -> Marks:
     """Run the stage. Return pairs of (time, number of pairs that have reached the writer)."""
     source = open_source(WebDatasetSource(uri=uri))
     read = catalog_stage(str(scratch / "store"), source, Limits())
@@ -135,7 +137,7 @@ def stage_marks(settings: EncoderConfig, uri: str, pictures: Pictures, described
         parts=tuple(source.parts()),
         catalog=Catalog(read.artifact),
         towers=tuple(dims),
-        pictures=pictures,
+        decoder=decoder,
     )
     artifact = Artifact.of(str(scratch / "store"), "embedding", version=1)
     marks = [(time.monotonic(), 0)]
@@ -247,20 +249,20 @@ def main() -> None:
 def one_round(encoder: str, settings: EncoderConfig, uri: str, scratch: Path) -> None:
     """Measure the stage, then each bare loop."""
     described: Description = alone(partial(describe, settings), {})
-    pictures = Pictures(*described.pictures, max_pixels=settings.max_image_pixels)
+    decoder = ImageDecoder(*described.image_input, max_pixels=settings.max_image_pixels)
     ray_cluster.connect(ClusterConfig())
     num_threads = num_actors() * threads_per_actor()
     environment = {} if ray_cluster.num_gpus() else ray_cluster.CPU_ALLOCATOR
     use = GpuUse() if ray_cluster.num_gpus() else None
     if use:
         use.start()
-    marks = stage_marks(settings, uri, pictures, described, scratch)
+    marks = stage_marks(settings, uri, decoder, described, scratch)
     ours, start = steady(marks)
     gpu_use = f", GPU {use.mean(marks):.0f}%" if use else ""
     print(f"| {encoder} | stage | {ours:.1f}/s | start {start:.1f} s{gpu_use} |", flush=True)
     ray.shutdown()
     for num_workers, name in ((0, "one process"), (NUM_WORKERS, f"DataLoader of {NUM_WORKERS}")):
-        loop = partial(bare_loop, settings, uri, pictures, num_threads, num_workers)
+        loop = partial(bare_loop, settings, uri, decoder, num_threads, num_workers)
         bare, _ = steady(alone(loop, environment))
         print(f"| {encoder} | {name} | {bare:.1f}/s | stage / bare {ours / bare:.2f} |", flush=True)
 

@@ -15,7 +15,7 @@ from orchestrator.data.step import Step
 from orchestrator.embedding.vectors import embedding_totals, part_result, unit_vectors
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
-from orchestrator.engine.parts import PartResult, Work, build_parts
+from orchestrator.engine.parts import PartResult, PartsJob, Work
 from orchestrator.engine.ray_cluster import connect
 
 DISPLAY = Display()
@@ -29,8 +29,8 @@ def synthetic_step(store_uri: str, settings: StepConfig, rows_per_part: list[int
     made.publish(totals=totals, parts=[{"rows": rows} for rows in rows_per_part], seconds=0)
     catalog = Catalog(made)
     pool = Artifact.of(store_uri, "keep", version=0, catalog=made)
-    build_parts(
-        pool, part_rows(catalog), lambda: lambda part: pack(np.ones(part.num_rows, bool)), display=DISPLAY, name="pool"
+    PartsJob(pool, part_rows(catalog), lambda: lambda part: pack(np.ones(part.num_rows, bool)), name="pool").build(
+        DISPLAY
     )
     embedding = Artifact.of(store_uri, "embedding", version=0, catalog=made, dim=dim, towers=["image"])
     return Step(
@@ -49,7 +49,7 @@ def write_embedding(step: Step, dim: int, num_blobs: int) -> None:
     assert step.embedding is not None
     totals = partial(embedding_totals, dims={"image": dim})
     work = partial(_vectors, dim, num_blobs)
-    build_parts(step.embedding, part_rows(step.catalog), work, display=DISPLAY, name="vectors", totals=totals)
+    PartsJob(step.embedding, part_rows(step.catalog), work, name="vectors", totals=totals).build(DISPLAY)
 
 
 def _vectors(dim: int, num_blobs: int) -> Work:
@@ -66,7 +66,7 @@ def _vectors(dim: int, num_blobs: int) -> Work:
 
 def write_assigned(assigned: Artifact, step: Step, k: int) -> None:
     """Write a cluster and a distance for every pair. Clusters differ much in size and spread."""
-    build_parts(assigned, part_rows(step.catalog), partial(_assigned, k), display=DISPLAY, name="clusters")
+    PartsJob(assigned, part_rows(step.catalog), partial(_assigned, k), name="clusters").build(DISPLAY)
 
 
 def _assigned(k: int) -> Work:

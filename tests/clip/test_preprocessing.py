@@ -129,8 +129,8 @@ def test_the_preprocessing_of_a_tag_equals_that_of_the_loaded_model(
         settings = preprocessing.preprocess_cfg("ViT-Tiny", pretrained=pretrained)
         assert settings == {**loaded, "size": 32}
         assert model.side(loaded["size"]) == 32
-    pictures = Models(references={"checkpoint": "ViT-Tiny"}, pretrained="web").decoder()
-    assert pictures.resize_mode == preprocess_cfg.get("resize_mode", "shortest")
+    decoder = Models(references={"checkpoint": "ViT-Tiny"}, pretrained="web").decoder()
+    assert decoder.resize_mode == preprocess_cfg.get("resize_mode", "shortest")
 
 
 def test_published_weights_with_and_without_squashing() -> None:

@@ -37,7 +37,7 @@ def test_an_unreachable_address_is_a_user_error(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
     for address, message in {
         "127.0.0.1:1": "no Ray cluster answers at 127.0.0.1:1 .*HOST:PORT",
-        "http://127.0.0.1:8265": "where jobs are submitted; expected HOST:PORT",
+        "http://127.0.0.1:8265": "to which jobs are submitted; expected HOST:PORT",
     }.items():
         with pytest.raises(UserError, match=message):
             cluster.connect(ClusterConfig(address=address))

@@ -25,7 +25,7 @@ class Everyone:
         return np.ones(num_rows, bool)
 
 
-def test_few_vectors_are_read_alone_and_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_vectors_are_read_one_by_one_and_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     embedding = Embedding(Artifact.of(str(tmp_path), "embedding", version=1))
     vectors = np.random.default_rng(0).standard_normal((NUM_ROWS, 8)).astype(np.float16)
     vectors[::3] = 0

@@ -16,8 +16,8 @@ import pytest
 
 from orchestrator.data import external_list, join
 from orchestrator.data.catalog import Catalog, part_rows
-from orchestrator.data.external_list import Foreign
-from orchestrator.data.join import Aligned, align_stages
+from orchestrator.data.external_list import ExternalList
+from orchestrator.data.join import Joined, join_stages
 from orchestrator.engine.console import Display
 from orchestrator.errors import UserError
 from orchestrator.export import UID_DTYPE
@@ -100,19 +100,19 @@ def write_lists(folder: Path, files: Sequence[Sequence[str | None]], column: str
     return str(folder)
 
 
-def find(uri: str, match_by: str, match_column: str | None = None) -> Foreign:
-    return Foreign.find(uri, match_by=match_by, match_column=match_column, setting="selection.keep_list")  # type: ignore[arg-type]
+def find(uri: str, match_by: str, match_column: str | None = None) -> ExternalList:
+    return ExternalList.find(uri, match_by=match_by, match_column=match_column, setting="selection.keep_list")  # type: ignore[arg-type]
 
 
-def run(folder: Path, catalog: Catalog, listed: Foreign) -> Aligned:
-    stages = align_stages(str(folder), catalog, listed, label="test")
+def run(folder: Path, catalog: Catalog, listed: ExternalList) -> Joined:
+    stages = join_stages(str(folder), catalog, listed, label="test")
     for stage in stages:
         if not stage.artifact.is_complete():
             stage.build(Display())
-    return Aligned(stages[-1].artifact)
+    return Joined(stages[-1].artifact)
 
 
-def matches(aligned: Aligned, catalog: Catalog) -> list[Position | None]:
+def matches(aligned: Joined, catalog: Catalog) -> list[Position | None]:
     found = [aligned.part(part) for part in part_rows(catalog)]
     assert [len(match.file) for match in found] == list(catalog.rows_per_part)
     files, rows = np.concatenate([match.file for match in found]), np.concatenate([match.row for match in found])
@@ -184,7 +184,7 @@ def test_a_lost_part_is_computed_again(
     monkeypatch.setattr(join, "PAIRS_PER_GROUP", 1000)
     catalog, listed = write_catalog(tmp_path, pool, [1000] * 4), find(lists, "url")
     run(tmp_path, catalog, listed)
-    stages = align_stages(str(tmp_path), catalog, listed, label="test")
+    stages = join_stages(str(tmp_path), catalog, listed, label="test")
     for stage in stages:
         artifact = stage.artifact
         Path(artifact.path("manifest.json")).unlink()
@@ -258,5 +258,5 @@ def test_damaged_files(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"got 1,000 bytes, expected 1,728"):
         find(f"{tmp_path}/cut.npy", "uid").pieces()
     (tmp_path / "text.npy").write_bytes(b"not an array")
-    with pytest.raises(UserError, match=r"text\.npy is no \.npy file"):
+    with pytest.raises(UserError, match=r"text\.npy is not an \.npy file"):
         find(f"{tmp_path}/text.npy", "uid").pieces()

@@ -1,4 +1,4 @@
-"""A part's mask as it is written and read: what is not whole is told, and never becomes a mask of its own."""
+"""The mask of a part: what is written is read back, and a damaged file is an error."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from orchestrator.storage.files import StoreError
 
 
 @pytest.mark.parametrize("num_rows", [0, 1, 8, 21])
-def test_a_mask_comes_back_as_it_went(num_rows: int, tmp_path: Path) -> None:
+def test_a_written_mask_is_read_back(num_rows: int, tmp_path: Path) -> None:
     artifact, mask = Artifact.of(str(tmp_path), "keep", version=1), np.arange(num_rows) % 3 == 0
     write_part(artifact, 0, pack(mask))
     assert KeepList(artifact).mask(0, num_rows).tolist() == mask.tolist()
 
 
 @pytest.mark.parametrize("num_bytes", [0, 2, 4])
-def test_bits_that_are_not_of_the_parts_rows_are_no_mask(num_bytes: int, tmp_path: Path) -> None:
+def test_a_file_with_too_few_or_too_many_bits_is_an_error(num_bytes: int, tmp_path: Path) -> None:
     artifact = Artifact.of(str(tmp_path), "keep", version=1)
     files.write(part_path(artifact, 0, "bits"), bytes(num_bytes))
     with pytest.raises(StoreError, match=f"000000.bits is damaged: got {num_bytes} bytes, expected 3 for 21"):

@@ -22,7 +22,7 @@ from orchestrator.clip import model
 from orchestrator.config import Config
 from orchestrator.config.embedding import Tower
 from orchestrator.data.catalog import Catalog, catalog_stage
-from orchestrator.data.image_decode import BadImage, Pictures, decode, evaluation_crop
+from orchestrator.data.image_decode import BadImage, ImageDecoder, decode, evaluation_crop
 from orchestrator.embedding import embedding_stages, execution
 from orchestrator.embedding.actor import build_encoder, describe
 from orchestrator.embedding.execution import Pass
@@ -227,7 +227,7 @@ def test_batches_are_full_across_the_borders_of_parts(
         parts=tuple(bench.source.parts()),
         catalog=bench.catalog,
         towers=("image", "text"),
-        pictures=Pictures(*described.pictures, max_pixels=MAX_PIXELS),
+        decoder=ImageDecoder(*described.image_input, max_pixels=MAX_PIXELS),
     )
     artifact = bench.stage().artifact
     batches = list(Pass(artifact, settings, pool, described.dims).run(range(shards)))  # type: ignore[arg-type]
@@ -265,7 +265,7 @@ def test_finished_parts_are_not_embedded_again(clip_folder: str, tmp_path: Path)
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_too_many_bad_pairs(clip_folder: str, tmp_path: Path) -> None:
+def test_too_many_bad_pairs_are_an_error(clip_folder: str, tmp_path: Path) -> None:
     uri = write_tars(tmp_path / "pool", odd_pairs(40), num_shards=2)
     source = {"format": "webdataset", "uri": uri}
     strict = Bench.of(source, tmp_path, clip=clip_settings(clip_folder, max_bad_pairs=0.05))
@@ -277,7 +277,7 @@ def test_too_many_bad_pairs(clip_folder: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_read_error_is_no_bad_pair(clip_folder: str, tmp_path: Path) -> None:
+def test_a_read_error_is_not_a_bad_pair(clip_folder: str, tmp_path: Path) -> None:
     uri = write_tars(tmp_path / "pool", make_pairs(20))
     bench = Bench.of({"format": "webdataset", "uri": uri}, tmp_path, clip=clip_settings(clip_folder))
     tar = Path(uri) / "00000.tar"
@@ -317,14 +317,14 @@ def test_captions_alone_read_no_image(clip_folder: str, tmp_path: Path) -> None:
         ({"kind": "open_clip", "model": "ViT-B-32", "towers": []}, "embedding.odd.towers is empty"),
     ],
 )
-def test_mistakes_are_one_line(settings: dict[str, Any], message: str, tar_pool: str, tmp_path: Path) -> None:
+def test_wrong_settings_are_one_line(settings: dict[str, Any], message: str, tar_pool: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message) as error:
         Bench.of({"format": "webdataset", "uri": tar_pool}, tmp_path, odd=settings).build()
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_what_changes_the_vectors_names_the_artifact(clip_folder: str, tar_pool: str, tmp_path: Path) -> None:
+def test_what_changes_vectors_changes_the_fingerprint(clip_folder: str, tar_pool: str, tmp_path: Path) -> None:
     def fingerprint(**settings: Any) -> str:
         embedding = {"clip": clip_settings(clip_folder, **settings)}
         return Bench.of({"format": "webdataset", "uri": tar_pool}, tmp_path, **embedding).stage().artifact.fingerprint
@@ -366,7 +366,7 @@ Bench.of({{"format": "webdataset", "uri": {uri!r}}}, Path({folder!r}), clip=sett
 @pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_killed_in_the_middle(clip_folder: str, tmp_path: Path, ray_cluster: str) -> None:
+def test_a_killed_embedding_continues(clip_folder: str, tmp_path: Path, ray_cluster: str) -> None:
     uri = write_tars(tmp_path / "pool", make_pairs(240), num_shards=24)
     tests = str(Path(__file__).parents[2])
     script = tmp_path / "embed.py"

@@ -1,5 +1,4 @@
-"""Embeddings brought along: every pair gets its own vector whatever the files' order, and what does not fit is told in
-a line."""
+"""Precomputed embeddings: every pair gets its own vector for any order of the files, and errors are one line."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from orchestrator.data.catalog import Catalog, part_rows
-from orchestrator.data.join import Aligned
+from orchestrator.data.join import Joined
 from orchestrator.embedding import precomputed, precomputed_files
 from orchestrator.embedding.precomputed import precomputed_stages
 from orchestrator.embedding.precomputed_files import Columns, open_precomputed
@@ -166,7 +165,7 @@ def test_columns_of_parquet(told: Told, catalog: Catalog, kind: str, tmp_path: P
 
 @dataclass
 class Reads:
-    """The row groups that were begun, and the bytes read of Parquet files on disk."""
+    """The row groups that were opened, and the bytes read from Parquet files on disk."""
 
     groups: int = 0
     num_bytes: int = 0
@@ -212,7 +211,7 @@ def test_a_row_group_is_read_once_a_run_not_once_a_part(
         stage.build(Display())
     config = config_of({"format": "table"}, tmp_path, embedding={"c": node})
     opened, parts = open_precomputed(config.embedding["c"], "c"), part_rows(catalog)  # type: ignore[arg-type]
-    work = precomputed.FetchRun(catalog, opened, Aligned(stages[-1].artifact), {"image": dim})
+    work = precomputed.FetchRun(catalog, opened, Joined(stages[-1].artifact), {"image": dim})
     # as small against these row groups as they are against real ones
     monkeypatch.setattr(precomputed_files, "COLUMN_BUFFER", 4096)
     monkeypatch.setattr(precomputed_files, "CHUNK_ROWS", 10)
@@ -229,7 +228,7 @@ def test_a_row_group_is_read_once_a_run_not_once_a_part(
     assert np.abs(vectors - raw / np.linalg.norm(raw, axis=1, keepdims=True)).max() < UNIT
 
 
-def test_runs_are_of_bounded_bytes(told: Told, catalog: Catalog, tmp_path: Path) -> None:
+def test_runs_have_bounded_size(told: Told, catalog: Catalog, tmp_path: Path) -> None:
     columns = {"kind": "columns", "uri": write_columns(told, tmp_path / "columns"), "text_column": "words"}
     arrays = {"kind": "clip_retrieval", "uri": write_clip_retrieval(told, tmp_path / "arrays")}
     config = config_of({"format": "table"}, tmp_path, embedding={"columns": columns, "arrays": arrays})
@@ -247,7 +246,7 @@ def test_one_tower_has_no_score(told: Told, catalog: Catalog, tmp_path: Path) ->
     assert not list(Path(found.artifact.path("parts")).glob("*.clip_score.npy"))
 
 
-def test_more_missing_than_allowed(told: Told, catalog: Catalog, tmp_path: Path) -> None:
+def test_more_missing_vectors_than_allowed_are_an_error(told: Told, catalog: Catalog, tmp_path: Path) -> None:
     uri = write_clip_retrieval(told, tmp_path / "theirs")
     usable = [n for n in range(NUM_PAIRS) if n % 10 != 9]
     missing = sorted(key_of(n) for n in usable if key_of(n) not in set(told.keys))
@@ -299,7 +298,7 @@ def break_end(folder: Path) -> None:
         (break_end, "text_emb_10.npy: got"),
     ],
 )
-def test_files_that_do_not_go_together(
+def test_files_that_do_not_fit_together_are_an_error(
     told: Told, catalog: Catalog, damage: Callable[[Path], object], told_so: str, tmp_path: Path
 ) -> None:
     uri = write_clip_retrieval(told, tmp_path / "theirs")
@@ -320,7 +319,7 @@ def test_files_that_do_not_go_together(
         ({"kind": "columns", "match_by": "uid", "match_column": "sha"}, "0.parquet has no column 'sha'"),
     ],
 )
-def test_settings_that_do_not_fit(
+def test_settings_that_do_not_fit_the_files_are_an_error(
     told: Told, catalog: Catalog, node: dict[str, Any], told_so: str, tmp_path: Path
 ) -> None:
     if node["kind"] == "columns":
@@ -330,7 +329,7 @@ def test_settings_that_do_not_fit(
     assert told_so in str(error.value)
 
 
-def test_vectors_of_two_lengths_in_a_column(told: Told, tmp_path: Path) -> None:
+def test_vectors_of_two_lengths_in_a_column_are_an_error(told: Told, tmp_path: Path) -> None:
     (tmp_path / "theirs").mkdir()
     table = pa.table({"key": ["a", "b", "c"], "image_embedding": [None, [1.0, 2.0], [1.0]]})
     pq.write_table(table, tmp_path / "theirs" / "0.parquet")

@@ -1,4 +1,4 @@
-"""The writer of an embedding alone: puts overlap, their bytes are bounded, nothing of them is lost."""
+"""The writer of an embedding alone: writes overlap, their bytes are bounded, and none is lost."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PAUSE, PATIENCE = 0.005, 60.0
 
 
 class SlowStore(MemoryFileSystem):
-    """A place where every put takes a while, and which watches them; those of `refused` are not allowed."""
+    """A store where every write takes a while; it records the writes, and fails those in `refused`."""
 
     protocol = "slow"
     refused = ""
@@ -127,7 +127,7 @@ def test_parts_are_written_at_once_and_all_there_after_the_last_rows(
     assert 1 < SlowStore.most_puts <= writer.NUM_THREADS
 
 
-def test_gathering_goes_on_while_the_store_stands_still(artifact: Artifact) -> None:
+def test_collecting_continues_while_the_store_is_blocked(artifact: Artifact) -> None:
     SlowStore.may_go.clear()
     parts = list(range(NUM_PARTS))
     write = writer_of(artifact, parts)
@@ -144,7 +144,7 @@ def test_gathering_goes_on_while_the_store_stands_still(artifact: Artifact) -> N
     assert SlowStore.most_puts == writer.NUM_THREADS
 
 
-def test_what_waits_for_the_store_is_bounded(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes_that_wait_for_the_store_are_bounded(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer, "MAX_PENDING_BYTES", 3 * PART_BYTES + 1)
     parts, seen = list(range(NUM_PARTS)), []
     write = writer_of(artifact, parts)
@@ -164,7 +164,7 @@ def test_what_waits_for_the_store_is_bounded(artifact: Artifact, monkeypatch: py
 
 
 @pytest.mark.parametrize("broken", [1, NUM_PARTS - 1])
-def test_a_put_that_fails_is_told_and_stays_told(artifact: Artifact, broken: int) -> None:
+def test_a_failed_write_raises_at_every_later_call(artifact: Artifact, broken: int) -> None:
     SlowStore.refused = f"{broken:06d}.text"
     parts = list(range(NUM_PARTS))
     write = writer_of(artifact, parts)
@@ -176,7 +176,7 @@ def test_a_put_that_fails_is_told_and_stays_told(artifact: Artifact, broken: int
     assert broken not in done_summaries(artifact), "no mark without the files"
 
 
-def test_rows_that_come_twice_do_not_end_it_early(artifact: Artifact) -> None:
+def test_rows_that_come_twice_count_once(artifact: Artifact) -> None:
     parts = list(range(6))
     write = writer_of(artifact, parts)
     first = list(batches(parts[:5], ROWS))
@@ -188,7 +188,7 @@ def test_rows_that_come_twice_do_not_end_it_early(artifact: Artifact) -> None:
     check(artifact, parts)
 
 
-def test_a_restarted_writer_leaves_nothing_behind_any_call(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_restarted_writer_waits_at_every_call(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer, "_has_restarted", lambda: True)
     write = writer_of(artifact, list(range(NUM_PARTS)))
     # the first parts were another process's, which has lost the beginning of this one

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import threading
 import time
@@ -17,12 +18,13 @@ from ray import cloudpickle
 from orchestrator.engine import stopwatch
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
+from orchestrator.engine.log import run_log
 from orchestrator.engine.parts import (
     InRuns,
     PartResult,
+    PartsJob,
     RunWork,
     Work,
-    build_parts,
     done_summaries,
     num_done,
     part_path,
@@ -73,7 +75,7 @@ def artifact(tmp_path: Path) -> Artifact:
 
 
 def build(artifact: Artifact, calls: Callable[[], Work] | InRuns, num_items: int = 6, **options: Any) -> Artifact:
-    return build_parts(artifact, range(num_items), calls, display=Display(), name="numbers", **options)
+    return PartsJob(artifact, range(num_items), calls, name="numbers", **options).build(Display())
 
 
 @pytest.mark.parametrize("num_actors", [None, 2])
@@ -206,6 +208,24 @@ def test_two_builders_at_once_do_no_harm(artifact: Artifact, tmp_path: Path) -> 
     assert manifest["totals"]["rows"] == sum(range(8))
     assert [files.read(part_path(artifact, i, "txt")) for i in range(8)] == [str(i).encode() * 1000 for i in range(8)]
     assert not list(Path(artifact.uri).rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("num_actors", [None, 2])
+def test_warnings_of_workers_reach_the_log_of_the_run(
+    artifact: Artifact, tmp_path: Path, num_actors: int | None
+) -> None:
+    def make_work() -> Work:
+        def work(item: int) -> PartResult:
+            logging.getLogger("orchestrator.test").warning("item %d is read again", item)
+            return PartResult({}, {"rows": 1})
+
+        return work
+
+    with run_log(str(tmp_path / "out")):
+        PartsJob(artifact, [0, 1, 2], make_work, name="numbers", num_actors=num_actors).build(Display())
+    text = (tmp_path / "out" / "run.log").read_text()
+    for item in range(3):
+        assert text.count(f"WARNING orchestrator.test: item {item} is read again") == 1
 
 
 def test_sums_add_numbers_and_counts_by_key() -> None:

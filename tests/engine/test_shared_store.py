@@ -134,5 +134,5 @@ def refused(done: subprocess.CompletedProcess[str], doing: str, name: str, store
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"{doing} {store}/numbers/")
-    assert f"{name}: Permission denied; expected a place that this user may write" in line
+    assert f"{name}: Permission denied; expected a folder or bucket that this user may write" in line
     assert "umask 002" in line

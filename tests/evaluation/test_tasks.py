@@ -143,7 +143,7 @@ def with_clip_benchmark(folder: Path, checkpoint: Path) -> dict[str, float]:
             "none of the 38 tasks can be measured; imagenet1k: not there",
         ),
         ("evaluation=vtab", "evaluation.root is not set; expected the folder that holds the folders of the 13 tasks"),
-        ("evaluation.root=nowhere", "there are no tasks; name a list, evaluation=datacomp38 say"),
+        ("evaluation.root=nowhere", "there are no tasks; choose a list, such as evaluation=datacomp38"),
         ("+evaluation=datacomp evaluation.root=nowhere", "Available options in 'evaluation': datacomp38, default"),
     ],
 )

@@ -77,7 +77,7 @@ def test_parquet_names_shard_row_and_key(kept: pa.Table) -> None:
     assert 5 not in {int(row["key"]) for row in rows}
 
 
-def test_uids_are_datacomps(selected: Path, kept: pa.Table, typed: Any) -> None:
+def test_uids_have_datacomps_format(selected: Path, kept: pa.Table, typed: Any) -> None:
     done = typed("python -m orchestrator export run=OUT to=kept.npy", cwd=selected)
     assert done.returncode == 0, done.stderr
     uids = np.load(selected / "kept.npy")
@@ -123,7 +123,7 @@ def test_exported_shards_are_a_pool_again(selected: Path, kept: pa.Table, typed:
     assert pool.stages[0].artifact.totals["problems"] == {}
 
 
-def test_a_table_keeps_its_own_columns(typed: Any, tmp_path: Path) -> None:
+def test_the_columns_of_a_table_are_exported(typed: Any, tmp_path: Path) -> None:
     captions = real_captions(100)
     write_table(tmp_path / "table", captions, num_files=2)
     select(typed, tmp_path, "table", source="table")

@@ -1,5 +1,5 @@
-"""Exports of odd pools and to odd places: sources that changed, places that are taken, damaged files, columns that
-differ from file to file, keys that are no file's name, uids that are none. No Ray: parts are made one by one."""
+"""Exports of unusual pools and to unusual targets: changed sources, targets in use, damaged files, columns that differ
+from file to file, keys that are not file names, malformed uids. No Ray: parts are made one by one."""
 
 from __future__ import annotations
 
@@ -101,16 +101,16 @@ def read_back(folder: Path) -> list[tuple[str, str, bytes]]:
 
 
 @pytest.mark.parametrize("name", ["kept.parquet", "kept.npy", "shards"])
-def test_a_source_that_has_changed_since(name: str, tmp_path: Path) -> None:
+def test_a_changed_source_is_an_error(name: str, tmp_path: Path) -> None:
     pairs = make_pairs(6)
     record = selected(tars(write_tars(tmp_path / "pool", pairs)), tmp_path / "store")
     write_tars(tmp_path / "pool", [pairs[1], pairs[0], *pairs[2:5]])
-    refused(lambda: export(record, tmp_path / name), f"{tmp_path}/pool is no longer what the run t was made of")
+    refused(lambda: export(record, tmp_path / name), f"{tmp_path}/pool has changed since the run t was made")
     assert {path.name for path in tmp_path.iterdir()} == {"pool", "store"}
 
 
 @pytest.mark.parametrize("to", ["pool", "pool/", "other/../pool", "link"])
-def test_the_pools_own_folder(to: str, tmp_path: Path) -> None:
+def test_the_folder_of_the_pool_is_not_overwritten(to: str, tmp_path: Path) -> None:
     record = selected(tars(write_tars(tmp_path / "pool", make_pairs(6), num_shards=2)), tmp_path / "store")
     (tmp_path / "link").symlink_to(tmp_path / "pool")
     before = contents(tmp_path / "pool")
@@ -118,14 +118,14 @@ def test_the_pools_own_folder(to: str, tmp_path: Path) -> None:
     assert contents(tmp_path / "pool") == before
 
 
-def test_one_of_the_pools_own_files(tmp_path: Path) -> None:
+def test_a_file_of_the_pool_is_not_overwritten(tmp_path: Path) -> None:
     record = selected({"format": "table", "uri": write_table(tmp_path / "table", ["a", "b"])}, tmp_path / "store")
     before = contents(tmp_path / "table")
     refused(lambda: export(record, tmp_path / "table" / "00000.parquet"), "one of the source's own files")
     assert contents(tmp_path / "table") == before
 
 
-def test_tars_of_another_keep_list_are_not_mixed_with(tmp_path: Path) -> None:
+def test_an_export_does_not_mix_with_tars_of_another_keep_list(tmp_path: Path) -> None:
     source, to = tars(write_tars(tmp_path / "pool", make_pairs(6), num_shards=2)), tmp_path / "shards"
     one, other = (selected(source, tmp_path / "store", leave=leave) for leave in ((), (0,)))
     export(one, to)
@@ -138,13 +138,13 @@ def test_tars_of_another_keep_list_are_not_mixed_with(tmp_path: Path) -> None:
     refused(lambda: export(one, to), "1: 00002.tar")
 
 
-def test_tars_of_nobodys_are_not_mixed_with(tmp_path: Path) -> None:
+def test_an_export_does_not_mix_with_other_tars(tmp_path: Path) -> None:
     record = selected(tars(write_tars(tmp_path / "pool", make_pairs(3))), tmp_path / "store")
     write_tars(tmp_path / "shards", make_pairs(2), compressed=True)
     refused(lambda: export(record, tmp_path / "shards"), "00000.tar.gz")
 
 
-def test_an_export_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_export_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pairs, to = make_pairs(6), tmp_path / "shards"
     record = selected(tars(write_tars(tmp_path / "pool", pairs, num_shards=3)), tmp_path / "store")
 
@@ -162,7 +162,7 @@ def test_an_export_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.
     assert [key for key, _, _ in read_back(to)] == [pair.key for pair in pairs]
 
 
-def test_a_damaged_table_of_which_nothing_is_kept(tmp_path: Path) -> None:
+def test_a_damaged_table_without_kept_pairs_is_not_read(tmp_path: Path) -> None:
     source = {"format": "table", "uri": write_table(tmp_path / "table", list("abcdef"), num_files=3)}
     for damaged, left in (("00000", "cdef"), ("00001", "ef")):
         (tmp_path / "table" / f"{damaged}.parquet").write_bytes(b"no Parquet" * 100)
@@ -171,7 +171,7 @@ def test_a_damaged_table_of_which_nothing_is_kept(tmp_path: Path) -> None:
         assert table["caption"].to_pylist() == list(left)
 
 
-def test_damaged_images_of_which_nothing_is_kept(tmp_path: Path) -> None:
+def test_damaged_images_without_kept_pairs_are_not_read(tmp_path: Path) -> None:
     pairs = make_pairs(6)
     source = {"format": "parquet", "uri": write_parquet_images(tmp_path / "pool", pairs, num_shards=3)}
     (tmp_path / "pool" / "00001.parquet").write_bytes(b"no Parquet" * 100)
@@ -200,7 +200,7 @@ def json_lines(folder: Path, *files: list[dict[str, Any]]) -> dict[str, Any]:
     return {"format": "table", "uri": str(folder)}
 
 
-def test_files_whose_columns_are_of_other_types(tmp_path: Path) -> None:
+def test_columns_of_different_types_get_a_common_type(tmp_path: Path) -> None:
     rows: list[list[dict[str, Any]]] = [
         [{"caption": "a", "score": None, "size": 1, "of": {"x": 1}}, {"caption": "b", "score": None, "size": 2}],
         [{"caption": "c", "score": 0.25, "size": 0.5, "of": {"y": "z"}}],
@@ -224,7 +224,7 @@ def test_files_whose_columns_are_of_other_types(tmp_path: Path) -> None:
         ((2**53 + 1, 0.5), ["0.jsonl", "'size'", "double", str(2**53 + 1)]),
     ],
 )
-def test_files_whose_columns_have_no_type_in_common(values: tuple[Any, Any], said: list[str], tmp_path: Path) -> None:
+def test_columns_without_a_common_type_are_an_error(values: tuple[Any, Any], said: list[str], tmp_path: Path) -> None:
     source = json_lines(tmp_path / "table", *([{"caption": "a", "size": value}] for value in values))
     record = selected(source, tmp_path / "store")
     for _ in range(2):
@@ -232,7 +232,7 @@ def test_files_whose_columns_have_no_type_in_common(values: tuple[Any, Any], sai
     assert not (tmp_path / "kept.parquet").exists()
 
 
-def test_whether_a_tables_own_key_is_told_twice_is_the_same_for_all_files(tmp_path: Path) -> None:
+def test_the_key_column_of_a_table_is_handled_alike_in_all_files(tmp_path: Path) -> None:
     rows = [[{"caption": "a", "key": 7, "id": 7}], [{"caption": "b", "key": None, "id": 9}]]
     source = json_lines(tmp_path / "table", *rows)
     table = exported(selected(source, tmp_path / "store"), tmp_path / "kept.parquet")
@@ -243,7 +243,7 @@ def test_whether_a_tables_own_key_is_told_twice_is_the_same_for_all_files(tmp_pa
     assert told == [{"key": "7", "source_key": 7, "id": 7}, {"key": "9", "source_key": None, "id": 9}]
 
 
-def test_keys_that_are_no_names_of_members_are_read_back_as_pairs(tmp_path: Path) -> None:
+def test_keys_that_are_not_valid_member_names_can_be_read_again(tmp_path: Path) -> None:
     keys = [
         "000123.jpg",
         "000123.png",
@@ -273,7 +273,7 @@ def test_keys_that_are_no_names_of_members_are_read_back_as_pairs(tmp_path: Path
 
 
 @pytest.mark.parametrize("uid", ["", None, "1", "z" * 32, "0" * 14 + "_1" + "0" * 16, "0x" + "0" * 30, "0" * 32 + "\n"])
-def test_a_uid_that_is_none(uid: str | None, tmp_path: Path) -> None:
+def test_a_malformed_uid_is_an_error(uid: str | None, tmp_path: Path) -> None:
     uids = ["0" * 31 + "A", uid]
     pq.write_table(pa.table({"caption": ["a", "b"], "uid": uids}), tmp_path / "table.parquet")
     record = selected({"format": "table", "uri": f"{tmp_path}/table.parquet"}, tmp_path / "store")

@@ -62,7 +62,7 @@ def test_a_keep_fraction_that_is_none(shell: Any, tmp_path: Path, value: str) ->
 
 def test_shards_without_a_pair(typed: Any, tmp_path: Path) -> None:
     write_tars(tmp_path / "pool", [])
-    refused(typed(f"{SELECT} source.uri=pool out=OUT store=STORE", cwd=tmp_path), "holds no pairs")
+    refused(typed(f"{SELECT} source.uri=pool out=OUT store=STORE", cwd=tmp_path), "the source has no pairs")
 
 
 def test_a_file_that_is_no_tar(typed: Any, tmp_path: Path) -> None:

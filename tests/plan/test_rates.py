@@ -13,7 +13,7 @@ from orchestrator.data.catalog import Catalog
 from orchestrator.embedding.vectors import Embedding
 from orchestrator.engine.artifact import Artifact
 from orchestrator.plan import rates
-from orchestrator.source import Source, Status, open_source
+from orchestrator.source import PAIR_COLUMNS, Source, Status, open_source
 from orchestrator.storage import files
 from orchestrator.training.validation import save_model
 from tests.support.pools import config_of, make_pairs, write_catalog, write_tars
@@ -29,7 +29,7 @@ def pool(tmp_path: Path) -> tuple[Source, Catalog]:
 def test_decoding_gets_usable_pairs_as_training_reads_them(pool: tuple[Source, Catalog], tmp_path: Path) -> None:
     source, catalog = pool
     block = rates._pairs(source, catalog)
-    table = catalog.table(0, rates.COLUMNS)
+    table = catalog.table(0, PAIR_COLUMNS)
     usable = np.flatnonzero(table["status"].to_numpy() == Status.OK)
     assert block["key"].to_pylist() == table["key"].take(usable).to_pylist()
     assert all(block["image"].to_pylist())

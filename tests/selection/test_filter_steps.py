@@ -1,4 +1,4 @@
-"""The filters as stages: what they keep, what they say of the rest, and that parts do not matter."""
+"""The filters as stages: the pairs they keep, the reasons they count, and that the parts do not matter."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ ENTRIES = ["star", "flag", "face", "red", "card", "icon", "tree", "New York", "c
 
 
 @pytest.mark.parametrize("kind", ["json", "text"])
-def test_metaclip_is_the_literal_definition(captions: list[str | None], table: str, kind: str, tmp_path: Path) -> None:
+def test_metaclip_equals_its_definition(captions: list[str | None], table: str, kind: str, tmp_path: Path) -> None:
     metadata = tmp_path / f"metadata.{kind}"
     metadata.write_text(
         pa.array(ENTRIES).to_pandas().to_json(orient="values") if kind == "json" else "\n".join(ENTRIES)
@@ -73,7 +73,7 @@ def test_metaclip_does_not_depend_on_parts(table: str, tmp_path: Path) -> None:
     ("metadata", "said"),
     [(None, "metadata is missing"), ("none.json", "no metadata at"), ("empty.txt", "not a list of entries")],
 )
-def test_metadata_that_is_none(table: str, metadata: str | None, said: str, tmp_path: Path) -> None:
+def test_missing_or_malformed_metadata_is_an_error(table: str, metadata: str | None, said: str, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("\n")
     node = {"metadata": metadata and str(tmp_path / metadata)}
     with pytest.raises(UserError, match=said):

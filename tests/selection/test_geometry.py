@@ -29,7 +29,7 @@ CLUSTERING = {"k": K, "num_iterations": 10, "seed": 5}
 
 
 def stored(vectors: np.ndarray) -> np.ndarray:
-    """The vectors as the artifact keeps them, and as the steps see them."""
+    """The vectors as the artifact stores them and the steps read them."""
     half = vectors.astype(np.float16).astype(np.float32)
     return half / np.linalg.norm(half, axis=1, keepdims=True)
 
@@ -50,7 +50,7 @@ def pool(vectors: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Embed
 
 
 def ranked(order: str, distance: np.ndarray, ordinals: np.ndarray, seed: int) -> list[int]:
-    """Places of pairs, first kept first."""
+    """Positions of the pairs, the first to keep first."""
     if order == "random":
         return np.argsort(~random_keys(seed ^ STREAM, ordinals), kind="stable").tolist()
     sign = -1 if order == "hard" else 1
@@ -58,7 +58,7 @@ def ranked(order: str, distance: np.ndarray, ordinals: np.ndarray, seed: int) ->
 
 
 @pytest.mark.parametrize("order", ["hard", "easy", "random"])
-def test_semdedup_is_the_full_matrix_of_each_cluster(pool: EmbeddedPool, vectors: np.ndarray, order: str) -> None:
+def test_semdedup_equals_the_full_matrix_of_each_cluster(pool: EmbeddedPool, vectors: np.ndarray, order: str) -> None:
     found = pool.select({"semdedup": {"clustering": CLUSTERING, "eps": 0.02, "order": order, "seed": 4}})
     cluster, distance = assigned(found, "semdedup")
     assert (np.flatnonzero(cluster < 0) == list(MISSING)).all()
@@ -74,7 +74,7 @@ def test_semdedup_is_the_full_matrix_of_each_cluster(pool: EmbeddedPool, vectors
     assert 150 < reasons["duplicate"] < 250
 
 
-def test_a_large_cluster_compared_by_several_tasks_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_tasks_on_a_large_cluster_find_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     many = write_pool(tmp_path / "one", list(blobs(2200, DIM, 2)))
     steps = {"semdedup": {"clustering": {**CLUSTERING, "k": 2}, "eps": 0.02}}
     whole = many.select(steps)
@@ -108,7 +108,7 @@ def test_dbp_keeps_each_clusters_quota(pool: EmbeddedPool, order: str) -> None:
 
 
 @pytest.mark.parametrize("balance", [0.0, 0.5, 1.0])
-def test_ssp_fills_up_with_the_farthest_of_all(pool: EmbeddedPool, balance: float) -> None:
+def test_ssp_fills_its_budget_with_the_farthest_of_all(pool: EmbeddedPool, balance: float) -> None:
     found = pool.select({"ssp": {"clustering": CLUSTERING, "keep_fraction": 0.3, "balance": balance}})
     cluster, distance = assigned(found, "ssp")
     wanted = int(NUM_PAIRS * 0.3)
@@ -136,7 +136,7 @@ def test_nothing_depends_on_parts_and_actors(pool: EmbeddedPool, tmp_path: Path)
     assert parts.ordinals() == whole.ordinals()
 
 
-def test_the_second_clustering_is_of_what_the_first_step_left(pool: EmbeddedPool) -> None:
+def test_a_second_clustering_uses_the_pairs_that_the_first_step_kept(pool: EmbeddedPool) -> None:
     found = pool.select(STEPS)
     left = artifact(found, Role.KEEP, "semdedup").totals["kept"]
     assert len(assigned(found, "dbp")[0]) == left
@@ -144,7 +144,7 @@ def test_the_second_clustering_is_of_what_the_first_step_left(pool: EmbeddedPool
     assert set(found.ordinals()) < set(found.ordinals([s.name for s in found.stages].index("semdedup")))
 
 
-def test_words_after_deduplication_are_those_of_what_it_left(pool: EmbeddedPool) -> None:
+def test_words_after_deduplication_are_those_of_the_kept_pairs(pool: EmbeddedPool) -> None:
     found = pool.select({"semdedup": STEPS["semdedup"], "wfpp": {"keep_fraction": 0.5}})
     assert (
         artifact(found, Role.COUNT_WORDS, "wfpp").totals["pairs"]
@@ -152,7 +152,7 @@ def test_words_after_deduplication_are_those_of_what_it_left(pool: EmbeddedPool)
     )
 
 
-def test_another_eps_compares_nothing_again(pool: EmbeddedPool) -> None:
+def test_another_eps_reuses_the_comparison(pool: EmbeddedPool) -> None:
     one = pool.select({"semdedup": STEPS["semdedup"]})
     other = pool.select({"semdedup": {**STEPS["semdedup"], "eps": 0.3}})
     assert [s.artifact for s in one.stages[:-1]] == [s.artifact for s in other.stages[:-1]]
@@ -160,7 +160,7 @@ def test_another_eps_compares_nothing_again(pool: EmbeddedPool) -> None:
     assert set(other.ordinals()) < set(one.ordinals())
 
 
-def test_a_number_of_pairs_in_place_of_a_fraction(pool: EmbeddedPool) -> None:
+def test_keep_pairs_replaces_keep_fraction(pool: EmbeddedPool) -> None:
     assert pool.select({"dbp": {**STEPS["dbp"], "keep_pairs": 123}}).keep.num_pairs == 123
 
 
@@ -177,7 +177,7 @@ def test_a_number_of_pairs_in_place_of_a_fraction(pool: EmbeddedPool) -> None:
         ({"clip_score": {"keep_fraction": 0.5}}, r"selection\.clip_score.*text"),
     ],
 )
-def test_what_cannot_be_is_told_with_both_numbers(pool: EmbeddedPool, steps: dict[str, Any], said: str) -> None:
+def test_impossible_budgets_are_errors_with_both_numbers(pool: EmbeddedPool, steps: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         pool.select(steps)
 
@@ -197,7 +197,7 @@ def test_one_cluster(tmp_path: Path) -> None:
     assert found.keep.num_pairs == 25
 
 
-def test_all_alike_leave_one_of_each_cluster(tmp_path: Path) -> None:
+def test_identical_pairs_leave_one_of_each_cluster(tmp_path: Path) -> None:
     found = write_pool(tmp_path, [blobs(1, 8, 1)[0]] * 60).select(
         {"semdedup": {"clustering": {"k": 3, "num_iterations": 5}, "eps": 0.001}}
     )
@@ -216,14 +216,14 @@ def test_empty_clusters_get_no_quota(tmp_path: Path) -> None:
     assert found.keep.num_pairs == 48
 
 
-def test_vectors_that_are_none_are_left_out(tmp_path: Path) -> None:
+def test_pairs_without_a_vector_are_left_out(tmp_path: Path) -> None:
     vectors: list[Any] = list(blobs(60, 8, 3))
     vectors[3], vectors[7], vectors[11] = [np.nan] * 8, [0.0] * 8, None
     found = write_pool(tmp_path, vectors).select({"ssp": {"clustering": {"k": 3}, "keep_fraction": 0.95}})
     assert found.ordinals() == [i for i in range(60) if i not in (3, 7, 11)]
 
 
-def test_lloyd_in_tasks_gives_unit_centroids_whatever_the_parts(pool: EmbeddedPool, tmp_path: Path) -> None:
+def test_lloyd_gives_the_same_unit_centroids_for_any_parts(pool: EmbeddedPool, tmp_path: Path) -> None:
     steps = {"ssp": {"clustering": {**CLUSTERING, "trainer": "lloyd"}, "keep_fraction": 0.5}}
     whole = pool.select(steps)
     parts = EmbeddedPool(pool.table, pool.vectors, tmp_path).select(steps, part_rows=100)
@@ -235,9 +235,7 @@ def test_lloyd_in_tasks_gives_unit_centroids_whatever_the_parts(pool: EmbeddedPo
     assert objective == sorted(objective), "Lloyd's algorithm never makes it worse"
 
 
-def test_the_plan_knows_all_stages_and_says_what_is_only_a_bound(
-    typed: Shell, pool: EmbeddedPool, tmp_path: Path
-) -> None:
+def test_the_plan_lists_all_stages_and_marks_upper_bounds(typed: Shell, pool: EmbeddedPool, tmp_path: Path) -> None:
     nodes = "selection.steps=[semdedup,dbp] selection.semdedup.embedding=columns selection.dbp.embedding=columns"
     done = typed(
         f"python -m orchestrator plan +exp=wfpp source=table source.uri={pool.table} source.key_column=key {nodes} "

@@ -1,4 +1,4 @@
-"""A keep list brought along: pruned as a table, exported, and applied to the shards that were downloaded after it."""
+"""An external keep list: pruned as a table, exported, and applied to the shards that were downloaded after it."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_only_pairs_that_reach_the_step_stay(exported: Path, shuffled: tuple[str
     assert 0 < len(found.ordinals()) < len(drawn)
 
 
-def test_pairs_of_the_list_that_were_not_downloaded(exported: Path, tmp_path: Path) -> None:
+def test_too_many_listed_pairs_that_were_not_downloaded_are_an_error(exported: Path, tmp_path: Path) -> None:
     kept = sorted(kept_before(exported))
     lost, there = kept[:6], kept[6:]
     uri = downloaded(tmp_path / "pool", there)
@@ -138,6 +138,6 @@ def test_pairs_of_the_list_that_were_not_downloaded(exported: Path, tmp_path: Pa
     assert aligned.totals["matched"] == len(there)
 
 
-def test_no_list(shuffled: tuple[str, list[int]], tmp_path: Path) -> None:
+def test_a_missing_list_is_an_error(shuffled: tuple[str, list[int]], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"selection\.keep_list\.uri is not set"):
         apply(tmp_path, shuffled[0], {"match_by": "url"})

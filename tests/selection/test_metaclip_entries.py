@@ -1,4 +1,4 @@
-"""MetaCLIP's counts are summed once, for all the actors that draw by them."""
+"""MetaCLIP's counts are summed once, for all actors that draw pairs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NUM_GROUPS = 5
 
 @pytest.fixture
 def groups(tmp_path: Path) -> list[np.ndarray]:
-    """What the groups count; some of it more than a float holds."""
+    """The counts of the groups; some of them are too large for a float."""
     return list(np.random.default_rng(0).integers(2**55, 2**60, (NUM_GROUPS, len(ENTRIES))))
 
 
@@ -65,7 +65,7 @@ def test_an_actor_reads_one_file_of_counts(
     assert [uri for uri in read if uri.endswith(".npy")] == [part_path(summed, 0, "npy")]
 
 
-def test_the_sum_stands_before_the_draw_and_changes_no_keep_list(tmp_path: Path) -> None:
+def test_the_sum_precedes_the_draw_and_changes_no_keep_list(tmp_path: Path) -> None:
     stages, _ = planned(tmp_path)
     counts, summed, draw = stages[-3:]
     assert summed.artifact.made_from["counts"] == draw.artifact.made_from["counts"] == counts.artifact.fingerprint

@@ -1,4 +1,4 @@
-"""Selection against a slow oracle written from the definition, and the promises that every budgeted step makes."""
+"""Selection against a slow oracle written from the definition, and the guarantees of every step with a budget."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def seven_files(captions: list[str | None], tmp_path_factory: pytest.TempPathFac
     return write_table(tmp_path_factory.mktemp("tables") / "seven", captions, num_files=7)
 
 
-def test_the_captions_hold_what_the_web_holds(captions: list[str | None]) -> None:
+def test_the_captions_are_like_those_of_the_web(captions: list[str | None]) -> None:
     assert set(ODD_CAPTIONS) <= set(captions)
     assert max(len(caption or "") for caption in captions) == 5000
     assert len(captions) == NUM_CAPTIONS + len(ODD_CAPTIONS)
@@ -138,7 +138,7 @@ def test_the_keep_list_does_not_depend_on_shards_parts_and_actors(
         assert found.ordinals() == expected, (uri, actors, part_rows)
 
 
-def test_random_keeps_its_budget_by_seed_alone(select: Select, one_file: str, seven_files: str) -> None:
+def test_random_depends_on_the_seed_alone_and_keeps_its_budget(select: Select, one_file: str, seven_files: str) -> None:
     num_pairs = NUM_CAPTIONS + len(ODD_CAPTIONS)
     draws = {seed: select(one_file, {"random": {"keep_fraction": 0.37, "seed": seed}}).ordinals() for seed in (0, 1)}
     assert select(seven_files, {"random": {"keep_fraction": 0.37, "seed": 0}}, part_rows=500).ordinals() == draws[0]
@@ -147,7 +147,7 @@ def test_random_keeps_its_budget_by_seed_alone(select: Select, one_file: str, se
     assert 0.3 < both < 0.44, "two seeds agree as often as chance has it"
 
 
-def test_a_second_step_sees_what_the_first_one_left(
+def test_a_second_step_sees_the_pairs_that_the_first_one_kept(
     select: Select,
     seven_files: str,
     captions: list[str | None],
@@ -227,7 +227,7 @@ def mtimes(folder: Path) -> dict[str, int]:
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
-def test_what_is_there_is_not_computed_again(ray_cluster: str, captions: list[str | None], tmp_path: Path) -> None:
+def test_complete_artifacts_are_reused(ray_cluster: str, captions: list[str | None], tmp_path: Path) -> None:
     uri, store = write_table(tmp_path / "table", captions[:300], num_files=2), tmp_path / "store"
 
     def run(keep_fraction: float) -> Selected:
@@ -259,12 +259,12 @@ def test_the_typed_select_and_export_give_the_oracles_list(
     assert done.returncode == 0, done.stderr
     kept = oracle_kept(scores, 0.5)
     table = pq.read_table(tmp_path / "kept.parquet")
-    # the address tells the ordinal
+    # the URL has the ordinal
     assert [int(url.rsplit("/", 1)[1]) for url in table["url"].to_pylist()] == kept
     assert table["score"].to_pylist() == [scores[i] for i in kept]
 
 
-def test_word_counts_merged_bit_by_bit_are_those_merged_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_word_counts_merged_in_pieces_equal_those_merged_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(words, "MERGE_ROWS", 20)
     tables = [count_words(pl.Series([[str(n % 37 * table % 11), "same"] for n in range(50)])) for table in range(30)]
     total = words.WordSum()

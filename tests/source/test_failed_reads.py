@@ -33,7 +33,7 @@ class Disk:
 def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
     """The memory file system, made to read from a disk that can fail."""
     # short waits: a failed disk fails at each retry
-    monkeypatch.setattr(retry, "LEAST", 0.001)
+    monkeypatch.setattr(retry, "PAUSE_UNIT", 0.001)
     disk, fs = Disk(), MemoryFileSystem
     cat_file, read, opened = fs.cat_file, MemoryFile.read, fs._open
 

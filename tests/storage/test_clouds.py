@@ -1,4 +1,4 @@
-"""Google's and Azure's stores, by their own clients: what `tests/test_remote.py` shows of S3."""
+"""The stores of Google and Azure through their own clients. `test_retry.py` has the same checks for S3."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CLOUDS: dict[str, Callable[[], AbstractContextManager[dict[str, str]]]] = {"gs":
 
 @pytest.fixture(scope="module", params=list(CLOUDS))
 def cloud(request: pytest.FixtureRequest) -> Iterator[tuple[str, dict[str, str]]]:
-    """A bucket on a server on loopback, and the environment in which clients reach it."""
+    """A bucket on a server on this machine, and the environment variables for its clients."""
     protocol: str = request.param
     if protocol == "az" and clouds.azurite() is None:
         pytest.skip("no Azurite")
@@ -40,12 +40,12 @@ def cloud(request: pytest.FixtureRequest) -> Iterator[tuple[str, dict[str, str]]
 
 @pytest.fixture
 def bucket(cloud: tuple[str, dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A folder of a test's own in it."""
-    monkeypatch.setattr(retry, "LEAST", 0.01)
+    """A folder in the bucket, for one test."""
+    monkeypatch.setattr(retry, "PAUSE_UNIT", 0.01)
     return f"{cloud[0]}/{tmp_path.name}"
 
 
-def test_what_is_written_is_read_whole_and_in_spans(bucket: str) -> None:
+def test_a_written_file_is_read_in_one_piece_and_in_spans(bucket: str) -> None:
     files.write(f"{bucket}/a/small", BIG[:1000])
     files.write(f"{bucket}/a/b/big", BIG)
     assert files.read(f"{bucket}/a/small") == BIG[:1000]
@@ -76,7 +76,7 @@ def test_folders_are_listed_copied_and_removed(bucket: str, tmp_path: Path) -> N
     files.remove(f"{bucket}/a")
 
 
-def test_what_is_not_there_is_told_at_once(bucket: str) -> None:
+def test_a_missing_file_or_bucket_fails_without_retries(bucket: str) -> None:
     protocol = bucket.split(":")[0]
     for uri in (f"{bucket}/none", f"{protocol}://elsewhere/none"):
         assert not files.exists(uri)
@@ -93,36 +93,36 @@ def test_a_lease_is_created_once(bucket: str) -> None:
     assert files.read(f"{bucket}/lease.json") == b"one"
 
 
-def test_a_key_that_is_refused_is_told_at_once(
+def test_a_refused_key_fails_without_retries(
     cloud: tuple[str, dict[str, str]], bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not bucket.startswith("az"):
-        pytest.skip("the emulator of Google's store lets everybody in")
+        pytest.skip("the emulator of Google's store does not check credentials")
     files.write(f"{bucket}/a", b"1")
     variable = "AZURE_STORAGE_CONNECTION_STRING"
     with monkeypatch.context() as patch:
         patch.setenv(variable, os.environ[variable].replace(clouds.KEY, clouds.KEY.swapcase()))
         fsspec.filesystem("az").clear_instance_cache()
-        tried: list[Callable[[], Any]] = [
+        calls: list[Callable[[], Any]] = [
             lambda: files.read(f"{bucket}/a"),
             lambda: files.write(f"{bucket}/a", b"2"),
             lambda: files.names(bucket),
             lambda: files.exists(f"{bucket}/a"),
         ]
-        for call in tried:
+        for call in calls:
             with pytest.raises(
                 StoreError, match=r"^not allowed to (read|write) az://\S+: HttpResponseError: .*"
-            ) as told:
+            ) as caught:
                 call()
-            assert "expected valid credentials" in str(told.value)
-            assert "RequestId" not in str(told.value)
-            assert "\n" not in str(told.value)
+            assert "expected valid credentials" in str(caught.value)
+            assert "RequestId" not in str(caught.value)
+            assert "\n" not in str(caught.value)
     fsspec.filesystem("az").clear_instance_cache()
     assert files.read(f"{bucket}/a") == b"1"
 
 
 @pytest.mark.slow
-def test_source_store_and_out_are_there(
+def test_a_selection_runs_with_source_store_and_out_in_a_bucket(
     shell: Any, cloud: tuple[str, dict[str, str]], bucket: str, tmp_path: Path
 ) -> None:
     write_tars(tmp_path / "pool", make_pairs(60), num_shards=3)
@@ -136,4 +136,4 @@ def test_source_store_and_out_are_there(
     assert "report.html" in files.names(f"{bucket}/OUT")
     funnel = {row["name"]: row["pairs"] for row in files.read_json(f"{bucket}/OUT/report.json")["funnel"]}
     assert (funnel["source"], funnel["wfpp"]) == (60, 30)
-    assert os.listdir(tmp_path) == ["pool"], "nothing was written here in the bucket's place"
+    assert os.listdir(tmp_path) == ["pool"], "no local file was written instead of one in the bucket"

@@ -35,7 +35,7 @@ def test_near_spans_are_one_request() -> None:
 def test_spans_in_any_order_give_the_bytes_of_the_file(
     tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retry, "TRIES", 2)
+    monkeypatch.setattr(retry, "MAX_ATTEMPTS", 2)
     data = os.urandom(1 << 20)
     uri = str(tmp_path / "file") if where == "local" else "memory://ranges/file"
     fsspec.filesystem("file" if where == "local" else "memory").pipe_file(uri, data)

@@ -1,4 +1,4 @@
-"""A bucket that fails now and then, as real ones do: what is read and written is whole, or the error is one line."""
+"""A bucket with occasional failures: reads and writes are complete, or the error is one line."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyS3]:
     for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(variable, "test")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    # no test waits for longer than it must; that a stalled body is given up at all is what is tested
-    monkeypatch.setattr(retry, "LEAST", 0.01)
+    # short pauses and time limits keep the tests fast
+    monkeypatch.setattr(retry, "PAUSE_UNIT", 0.01)
     monkeypatch.setattr(s3fs.S3FileSystem, "read_timeout", 1)
-    # the client's own tries do not hide ours
+    # the client must not retry itself, or our retries would not run
     monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     fsspec.filesystem("s3", skip_instance_cache=True).clear_instance_cache()
@@ -65,11 +65,11 @@ def bucket(server: FaultyS3, tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize("kind", ["busy", "broken", "cut", "slow"])
-def test_what_passes_is_read_whole(kind: str, server: FaultyS3, bucket: str) -> None:
+def test_a_read_survives_temporary_failures(kind: str, server: FaultyS3, bucket: str) -> None:
     spans = [(100_000, 2_400), (0, 10), (7, 70_000)]
     expected = [BODY[offset : offset + size] for offset, size in spans]
 
-    def opened() -> bytes:
+    def read_through_file() -> bytes:
         with files.open_file(f"{bucket}/a.bin", read_ahead=1000) as file:
             file.seek(300)
             return file.read(5000)
@@ -77,7 +77,7 @@ def test_what_passes_is_read_whole(kind: str, server: FaultyS3, bucket: str) -> 
     for read, found in (
         (lambda: files.read(f"{bucket}/a.bin"), BODY),
         (lambda: list(read_spans(f"{bucket}/a.bin", spans)), expected),
-        (opened, BODY[300:5300]),
+        (read_through_file, BODY[300:5300]),
     ):
         server.faults = [fault := Fault(kind, path="a.bin", times=2)]
         assert read() == found
@@ -85,29 +85,29 @@ def test_what_passes_is_read_whole(kind: str, server: FaultyS3, bucket: str) -> 
 
 
 @pytest.mark.parametrize("kind", ["busy", "broken"])
-def test_what_passes_is_written_whole(kind: str, server: FaultyS3, bucket: str) -> None:
+def test_a_write_survives_temporary_failures(kind: str, server: FaultyS3, bucket: str) -> None:
     server.faults = [fault := Fault(kind, method="PUT", times=2)]
     files.write(f"{bucket}/b.bin", BODY)
     assert fault.done == 2
     assert files.read(f"{bucket}/b.bin") == BODY
 
 
-def test_what_does_not_pass_is_one_line(server: FaultyS3, bucket: str) -> None:
+def test_a_permanent_failure_is_one_line(server: FaultyS3, bucket: str) -> None:
     server.faults = [Fault("broken")]
-    with pytest.raises(StoreError, match=r"cannot read s3://.*/a\.bin, tried 8 times: .*internal error"):
+    with pytest.raises(StoreError, match=r"cannot read s3://.*/a\.bin after 8 attempts: .*internal error"):
         files.read(f"{bucket}/a.bin")
     server.faults = [Fault("cut", path="a.bin")]
     with pytest.raises(StoreError, match=r"cannot read s3://.*/a\.bin"):
         list(read_spans(f"{bucket}/a.bin", [(0, 1000)]))
     server.faults = [Fault("broken", method="PUT")]
-    with pytest.raises(StoreError, match=r"cannot write s3://.*/b\.bin, tried 8 times"):
+    with pytest.raises(StoreError, match=r"cannot write s3://.*/b\.bin after 8 attempts"):
         files.write(f"{bucket}/b.bin", BODY)
     server.faults = []
     assert not files.exists(f"{bucket}/b.bin")
 
 
-class Returning(MemoryFileSystem):
-    """As fsspec before 2026.5: whatever `on_error` says, an error stands among the results; here the first time."""
+class ReturnsErrors(MemoryFileSystem):
+    """As fsspec before 2026.5: the first call returns an error among its results and ignores `on_error`."""
 
     protocol = "returning"
     asked = 0
@@ -118,22 +118,43 @@ class Returning(MemoryFileSystem):
         return [OSError(errno.EIO, "cut off"), *found[1:]] if self.asked == 1 else found
 
 
-def test_an_error_among_the_results_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retry, "LEAST", 0.001)
-    fs = Returning()
+def test_an_error_among_the_results_is_retried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retry, "PAUSE_UNIT", 0.001)
+    fs = ReturnsErrors()
     fs.pipe_file("/returning/a.bin", BODY)
     assert retry.read_ranges(fs, "/returning/a.bin", [(0, 5), (7, 9)]) == [BODY[:5], BODY[7:9]]
     assert fs.asked == 2
     fs.rm("/returning", recursive=True)
 
 
-def test_credentials_that_have_run_out_are_told_at_once(server: FaultyS3, bucket: str, tmp_path: Path) -> None:
+def test_each_retry_is_logged_without_secrets(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retry, "PAUSE_UNIT", 0.001)
+    failures = [OSError(errno.EIO, "no answer from https://anna:pass@host/a?sig=hidden"), ConnectionError("reset")]
+
+    def call() -> bytes:
+        if failures:
+            raise failures.pop(0)
+        return BODY
+
+    assert retry.tried(call, "https://anna:pass@host/a.bin?sig=hidden") == BODY
+    first, second = [record.getMessage() for record in caplog.records if record.name == retry.__name__]
+    assert first.startswith(
+        "cannot read https://***host/a.bin***: attempt 1 of 8 failed: no answer from https://***host"
+    )
+    assert "attempt 2 of 8 failed: reset; retry in 0.0 s" in second
+    assert not {word for word in ("anna", "pass", "hidden") if word in first + second}
+
+
+def test_expired_credentials_fail_without_retries(server: FaultyS3, bucket: str, tmp_path: Path) -> None:
     server.faults = [fault := Fault("expired", method="GET HEAD PUT")]
     with pytest.raises(
-        StoreError, match=r"not allowed to read s3://.*a\.bin: .*(token has expired|Bad Request).*renewed"
-    ) as told:
+        StoreError,
+        match=r"not allowed to read s3://.*a\.bin: .*(token has expired|Bad Request).*refresh the credentials",
+    ) as caught:
         files.read(f"{bucket}/a.bin")
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)
     assert fault.done <= 2
     with pytest.raises(StoreError, match="not allowed to write"):
         files.write(f"{bucket}/b.bin", b"")
@@ -141,7 +162,7 @@ def test_credentials_that_have_run_out_are_told_at_once(server: FaultyS3, bucket
         source_of(f"{bucket}/pool", tmp_path)
 
 
-def test_no_credentials(server: FaultyS3, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_credentials_are_an_error(server: FaultyS3, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(variable)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
@@ -150,7 +171,7 @@ def test_no_credentials(server: FaultyS3, bucket: str, monkeypatch: pytest.Monke
         files.read(f"{bucket}/a.bin")
 
 
-def test_no_bucket(server: FaultyS3, bucket: str, tmp_path: Path) -> None:
+def test_a_missing_bucket_is_an_error(server: FaultyS3, bucket: str, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no such file or bucket: 's3://nowhere-to-be-found/a\.bin'"):
         files.read("s3://nowhere-to-be-found/a.bin")
     with pytest.raises(StoreError, match=r"cannot write s3://nowhere-to-be-found/a\.bin: .*bucket"):
@@ -160,7 +181,7 @@ def test_no_bucket(server: FaultyS3, bucket: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["webdataset", "parquet"])
-def test_a_shard_cut_by_the_network_is_read_again_and_then_counted(
+def test_a_truncated_shard_is_retried_and_then_counted_as_broken(
     kind: str, server: FaultyS3, bucket: str, tmp_path: Path
 ) -> None:
     write = write_tars if kind == "webdataset" else write_parquet_images
@@ -180,7 +201,7 @@ def test_a_shard_cut_by_the_network_is_read_again_and_then_counted(
     assert found.table.num_rows == 0
 
 
-def test_a_cut_while_parts_are_listed_numbers_none_of_them_anew(
+def test_a_failure_while_parts_are_listed_does_not_renumber_them(
     server: FaultyS3, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(parquet, "PART_ROWS", 5)
@@ -198,7 +219,7 @@ def test_a_cut_while_parts_are_listed_numbers_none_of_them_anew(
     with pytest.raises(CutOff, match="00001"):
         source.parts()
     server.faults = []
-    # the same shards of another form
+    # the same number of shards, with other contents
     files.write(f"{bucket}/pool/00001.parquet", b"no Parquet")
     with pytest.raises(StoreError, match=r"other parts now \(5\) than its catalog \(6\)"):
         Catalog(artifact).parts_of(source)
@@ -206,18 +227,18 @@ def test_a_cut_while_parts_are_listed_numbers_none_of_them_anew(
         list(source.images(parts[0], tables[1]))
 
 
-def test_a_file_that_became_shorter(server: FaultyS3, bucket: str) -> None:
+def test_a_file_that_became_shorter_is_an_error(server: FaultyS3, bucket: str) -> None:
     with pytest.raises(CutOff, match="changed since it was listed, or the network"):
         list(read_spans(f"{bucket}/a.bin", [(len(BODY) - 10, 20)]))
 
 
 @pytest.mark.parametrize("kind", ["conflict", "busy", "unheard"])
-def test_a_lease_has_one_holder_whatever_its_creation_met(kind: str, server: FaultyS3, bucket: str) -> None:
+def test_a_lease_has_one_holder_although_its_creation_fails(kind: str, server: FaultyS3, bucket: str) -> None:
     artifact = Artifact.of(bucket, "numbers", version=1)
     computing = list[bool]()
 
     def run(number: int) -> None:
-        with lease.held(artifact, name="numbers", told=lambda line: None, poll_seconds=0.02) as mine:
+        with lease.held(artifact, name="numbers", show=lambda line: None, poll_seconds=0.02) as mine:
             computing.append(mine)
             if mine:
                 time.sleep(0.5)
@@ -230,10 +251,10 @@ def test_a_lease_has_one_holder_whatever_its_creation_met(kind: str, server: Fau
     assert fault.done == 2
 
 
-def test_a_resume_does_not_take_a_failed_listing_for_an_empty_folder(server: FaultyS3, bucket: str) -> None:
+def test_a_failed_listing_is_not_an_empty_folder(server: FaultyS3, bucket: str) -> None:
     server.faults = [Fault("broken")]
     for look in (files.names, files.num_bytes, files.remove):
-        with pytest.raises(StoreError, match="tried 8 times"):
+        with pytest.raises(StoreError, match="after 8 attempts"):
             look(bucket)
     server.faults = []
     assert files.names(bucket) == ["a.bin"]
@@ -243,7 +264,7 @@ def test_a_resume_does_not_take_a_failed_listing_for_an_empty_folder(server: Fau
 
 
 class ArrowDisk(ArrowFSWrapper):
-    """As `hdfs://` is reached, on this disk: writes go straight to the path they name."""
+    """Like the client of `hdfs://`, on this disk: it writes directly to the given path."""
 
     protocol = "arrowdisk"
 
@@ -251,7 +272,7 @@ class ArrowDisk(ArrowFSWrapper):
         super().__init__(pafs.LocalFileSystem(), **how)
 
 
-def test_elsewhere_than_in_object_stores_a_file_is_whole_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_writes_are_atomic_on_other_remote_file_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fsspec.register_implementation("arrowdisk", ArrowDisk, clobber=True)
     uri = f"arrowdisk://{tmp_path}/below/manifest.json"
     files.write(uri, b"before")
@@ -261,7 +282,7 @@ def test_elsewhere_than_in_object_stores_a_file_is_whole_too(tmp_path: Path, mon
     def full(self: ArrowFile, data: bytes) -> None:
         raise OSError(errno.EDQUOT, "Disk quota exceeded")
 
-    monkeypatch.setattr(retry, "LEAST", 0.01)
+    monkeypatch.setattr(retry, "PAUSE_UNIT", 0.01)
     with monkeypatch.context() as patched:
         patched.setattr(ArrowFile, "write", full, raising=False)
         for other in (uri, f"arrowdisk://{tmp_path}/below/new.json"):
@@ -273,7 +294,7 @@ def test_elsewhere_than_in_object_stores_a_file_is_whole_too(tmp_path: Path, mon
     assert [file.name for file in (tmp_path / "below").iterdir()] == ["manifest.json"]
 
 
-def test_a_full_disk_is_left_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_to_a_full_disk_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(source: str, target: str) -> None:
         Path(target).write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -285,7 +306,7 @@ def test_a_full_disk_is_left_as_it_was(tmp_path: Path, monkeypatch: pytest.Monke
     assert [file.name for file in tmp_path.iterdir()] == ["a"]
 
 
-def test_what_has_its_name_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_is_synced_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done, sync, rename = list[tuple[str, int, int]](), os.fsync, os.replace
 
     def synced(number: int) -> None:
@@ -305,7 +326,7 @@ def test_what_has_its_name_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 class Web(BaseHTTPRequestHandler):
-    """A web server of one file; `failures`: requests still to be answered with 503; `ranges`: whether it knows them."""
+    """A web server with one file. `failures`: number of requests that get a 503; `ranges`: range requests work."""
 
     failures, ranges, sized = 0, True, True
 
@@ -341,8 +362,8 @@ class Web(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, type[Web]]]:
-    """Its address and its settings."""
-    monkeypatch.setattr(retry, "LEAST", 0.01)
+    """The address of a web server, and the class that holds its settings."""
+    monkeypatch.setattr(retry, "PAUSE_UNIT", 0.01)
     handler = type("OneWeb", (Web,), {})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -350,7 +371,7 @@ def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, type[Web]]]:
     server.shutdown()
 
 
-def test_a_web_server_that_is_busy(web: tuple[str, type[Web]]) -> None:
+def test_requests_to_a_busy_web_server_are_retried(web: tuple[str, type[Web]]) -> None:
     uri, server = web
     for read in (
         lambda: files.read(f"{uri}/a.bin"),
@@ -365,22 +386,22 @@ def test_a_web_server_that_is_busy(web: tuple[str, type[Web]]) -> None:
     with pytest.raises(FileNotFoundError, match=r"b\.bin"):
         files.read(f"{uri}/b.bin")
     server.failures = 1000
-    with pytest.raises(StoreError, match=r"cannot read .*, tried 8 times"):
+    with pytest.raises(StoreError, match=r"cannot read .* after 8 attempts"):
         files.exists(f"{uri}/a.bin")
 
 
-def test_a_web_server_that_does_not_know_ranges_or_sizes(web: tuple[str, type[Web]]) -> None:
+def test_a_web_server_without_ranges_or_sizes_is_an_error(web: tuple[str, type[Web]]) -> None:
     uri, server = web
     server.ranges = False
-    with pytest.raises(StoreError, match="does not answer requests for ranges"):
+    with pytest.raises(StoreError, match="does not support range requests"):
         list(read_spans(f"{uri}/a.bin", [(3, 10)]))
     server.sized = False
-    with pytest.raises(StoreError, match="does not say how long it is"):
+    with pytest.raises(StoreError, match="does not send the size of the file"):
         files.open_file(f"{uri}/a.bin")
 
 
 @pytest.mark.parametrize("kind", ["webdataset", "parquet"])
-def test_copies_on_the_nodes_disk_are_made_once(
+def test_a_shard_is_copied_to_the_cache_once(
     kind: str, server: FaultyS3, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pairs = make_pairs(12)
@@ -402,7 +423,7 @@ def test_copies_on_the_nodes_disk_are_made_once(
     def read() -> list[bytes | None]:
         return [image for part, table in zip(parts, tables, strict=True) for image in source.images(part, table)]
 
-    # no room, and another process at it: read over the network
+    # without free space, or while another process makes the copy, shards are read over the network
     with monkeypatch.context() as patched:
         patched.setattr(cache, "LEFT_FREE", 1.0)
         expected = read()
@@ -413,37 +434,37 @@ def test_copies_on_the_nodes_disk_are_made_once(
         assert read() == expected
     assert read() == expected
     assert len(list(folder.iterdir())) == 2
-    emptied = [copy.rename(copy.with_suffix(".away")) for copy in folder.iterdir()]
+    renamed = [copy.rename(copy.with_suffix(".away")) for copy in folder.iterdir()]
     with monkeypatch.context() as patched:
         patched.setattr(cache, "local_copy", lambda shard, folder: f"{folder}/cleared-{shard.name}")
-        assert read() == expected, "a folder that was cleared at the wrong moment"
-    for copy in emptied:
+        assert read() == expected, "the copy may be removed before it is opened"
+    for copy in renamed:
         copy.rename(str(copy).removesuffix(".away") + Path(parts[0].shard.name).suffix)
     files.remove(f"{bucket}/pool")
     assert read() == expected, "from the copies alone"
 
 
-def test_a_copy_that_is_under_way_is_left_alone_and_one_left_behind_is_not(bucket: str, tmp_path: Path) -> None:
+def test_an_unfinished_copy_is_replaced_only_when_it_is_old(bucket: str, tmp_path: Path) -> None:
     shard = Shard(uri=f"{bucket}/a.bin", name="a.bin", num_bytes=len(BODY), version="1")
     copy = cache.local_copy(shard, str(tmp_path))
     assert copy is not None
     assert Path(copy).read_bytes() == BODY
     changed = replace(shard, version="2")
-    begun = Path(copy).with_name(Path(cache.local_copy(changed, str(tmp_path)) or "").name + ".part")
-    Path(str(begun).removesuffix(".part")).unlink()
-    begun.touch()
+    partial = Path(copy).with_name(Path(cache.local_copy(changed, str(tmp_path)) or "").name + ".part")
+    Path(str(partial).removesuffix(".part")).unlink()
+    partial.touch()
     assert cache.local_copy(changed, str(tmp_path)) is None
-    os.utime(begun, (0, 0))
-    unfinished = Path(str(begun).replace(".part", ".1a2b3c4d.tmp"))
+    os.utime(partial, (0, 0))
+    unfinished = Path(str(partial).replace(".part", ".1a2b3c4d.tmp"))
     unfinished.touch()
-    assert cache.local_copy(changed, str(tmp_path)) is None, "still written to, though begun long ago"
+    assert cache.local_copy(changed, str(tmp_path)) is None, "another process is still writing"
     os.utime(unfinished, (0, 0))
-    assert cache.local_copy(changed, str(tmp_path)) == str(begun).removesuffix(".part")
-    assert not begun.exists()
+    assert cache.local_copy(changed, str(tmp_path)) == str(partial).removesuffix(".part")
+    assert not partial.exists()
     assert not unfinished.exists()
 
 
-def test_a_copy_that_is_short_is_made_again(bucket: str, tmp_path: Path) -> None:
+def test_a_short_copy_is_replaced(bucket: str, tmp_path: Path) -> None:
     shard = Shard(uri=f"{bucket}/a.bin", name="a.bin", num_bytes=len(BODY), version="1")
     copy = Path(cache.local_copy(shard, str(tmp_path)) or "")
     for left in (0, 1000):
@@ -453,4 +474,4 @@ def test_a_copy_that_is_short_is_made_again(bucket: str, tmp_path: Path) -> None
     with pytest.raises(StoreError, match=r"a\.bin: got 102,400 bytes, 7 when it was listed; the shard changed"):
         cache.local_copy(replace(shard, num_bytes=7), str(tmp_path))
     assert list(tmp_path.iterdir()) == [copy]
-    assert cache.local_copy(replace(shard, num_bytes=0), str(tmp_path)), "a web server may not say how long it is"
+    assert cache.local_copy(replace(shard, num_bytes=0), str(tmp_path)), "a web server may not send the size"
