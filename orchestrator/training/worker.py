@@ -225,7 +225,6 @@ class _Worker:
         }
         if self._evaluates(done):
             record |= self._evaluate(done)
-            # the time of the evaluation does not count in the next pace
             pace.restart(done)
         if self.phase_log is not None:
             self.phase_log.add(record)
