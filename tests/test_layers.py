@@ -49,7 +49,7 @@ MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
 def imported_names(path: Path) -> Iterator[str]:
-    """Full names of all modules that a file imports, inside functions too; of a member, the module that it is in."""
+    """Yield the full names of all modules that a file imports, inside functions too. A member counts as its module."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -156,9 +156,9 @@ def test_circles_are_found() -> None:
     "path", [path for path in MODULES.values() if path.name == "__init__.py" and path.parent != PACKAGE], ids=str
 )
 def test_every_package_says_what_lives_in_it_and_what_it_imports(path: Path) -> None:
-    told = ast.get_docstring(ast.parse(path.read_text())) or ""
-    assert len(told.split()) > 15
-    assert "import" in told.lower()
+    docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
+    assert len(docstring.split()) > 15
+    assert "import" in docstring.lower()
 
 
 @pytest.mark.parametrize("path", in_package("pruning"), ids=lambda path: path.name)

@@ -41,7 +41,7 @@ class Kept:
 
     @classmethod
     def of(cls, record: RunRecord) -> Kept:
-        """Return the keep list of a finished run. Errors: `UserError` for a run without one, or a source that has changed."""
+        """Return the kept pairs of a finished run. Errors: `UserError` without a keep list or for a changed source."""
         catalogs, keep = record.of_kind("catalog"), final_keep_list(record)
         if not catalogs or keep is None:
             raise UserError("this run has no keep list (it only evaluated a checkpoint); export a run or a select")

@@ -1,4 +1,4 @@
-"""Two runs and one artifact: one computes, the other waits; whoever is gone is replaced."""
+"""Two runs that need the same artifact: one computes it and the other waits, or takes over if the first one ends."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_a_process_hidden_in_proc_counts_as_running(monkeypatch: pytest.MonkeyPa
         read = Path.read_text
 
         def hiding(path: Path) -> str:
-            # as where it is mounted with hidepid=2
+            # as on a machine whose /proc is mounted with hidepid=2
             if str(path).startswith(f"/proc/{other.pid}/"):
                 raise FileNotFoundError(path)
             return read(path)
@@ -159,7 +159,7 @@ def test_a_process_hidden_in_proc_counts_as_running(monkeypatch: pytest.MonkeyPa
         assert not holder.is_gone()
         with monkeypatch.context() as patched:
             patched.setattr(os, "kill", forbidden)
-            assert not holder.is_gone(), "another user's"
+            assert not holder.is_gone(), "a process of another user"
     assert holder.is_gone()
 
 
@@ -185,7 +185,7 @@ def test_a_renewed_lease_of_another_host_is_waited_for(artifact: Artifact) -> No
     computing = threading.Thread(target=compute)
     computing.start()
     threading.Timer(2.5, ended.set).start()
-    # completed only once it renews no more
+    # the artifact becomes complete after the last renewal
     threading.Timer(2.7, lambda: artifact.publish(totals={}, parts=[], seconds=1.0)).start()
     shown = Shown()
     with shown.hold(artifact) as mine:
