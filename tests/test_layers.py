@@ -1,4 +1,4 @@
-"""The layers: each package imports only from those before it, no files import each other in a circle, Hydra stays in
+"""The layers: each package imports only from those before it, no files import each other in a cycle, Hydra stays in
 the command line, and the processes that read data load no torch."""
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def imported_modules(module: str, path: Path) -> set[str]:
 GRAPH: Graph = {module: imported_modules(module, path) for module, path in MODULES.items()}
 
 
-def circles(graph: Graph) -> list[list[str]]:
+def cycles(graph: Graph) -> list[list[str]]:
     """The strongly connected components of more than one module (Tarjan 1972)."""
     order: dict[str, int] = {}
     lowest: dict[str, int] = {}
@@ -142,14 +142,14 @@ def test_imports_run_down(module: str) -> None:
         assert below or LEVELS[layer_of(other)] < LEVELS[own_layer], f"{module} imports {other}, which is not below it"
 
 
-def test_no_files_import_each_other_in_a_circle() -> None:
-    assert circles(GRAPH) == []
+def test_no_files_import_each_other_in_a_cycle() -> None:
+    assert cycles(GRAPH) == []
 
 
-def test_circles_are_found() -> None:
+def test_cycles_are_found() -> None:
     chain = {"a": {"b"}, "b": {"c"}, "c": set()}
-    assert circles(chain) == []
-    assert circles({**chain, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
+    assert cycles(chain) == []
+    assert cycles({**chain, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
 
 
 @pytest.mark.parametrize(

@@ -174,7 +174,7 @@ def _totals(summaries: list[Summary]) -> dict[str, Any]:
 def _check_limits(limits: Limits, summaries: list[Summary]) -> None:
     totals = _totals(summaries)
     examples = "; ".join(totals["examples"][:3])
-    # there may be no summary at all: a Parquet file without rows has no parts
+    # without any summary there are no totals: a Parquet file without rows has no parts
     if not totals.get("rows"):
         raise no_pairs(examples)
     allowed = max(math.ceil(limits.max_broken_shards * len(summaries)), int(limits.max_broken_shards > 0))

@@ -218,17 +218,17 @@ def test_columns_of_different_types_get_a_common_type(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "texts"),
     [
         ((1, "one"), ["1.jsonl", "'size' of large_string", "int64"]),
         ((2**53 + 1, 0.5), ["0.jsonl", "'size'", "double", str(2**53 + 1)]),
     ],
 )
-def test_columns_without_a_common_type_are_an_error(values: tuple[Any, Any], said: list[str], tmp_path: Path) -> None:
+def test_columns_without_a_common_type_are_an_error(values: tuple[Any, Any], texts: list[str], tmp_path: Path) -> None:
     source = json_lines(tmp_path / "table", *([{"caption": "a", "size": value}] for value in values))
     record = selected(source, tmp_path / "store")
     for _ in range(2):
-        refused(lambda: export(record, tmp_path / "kept.parquet"), "one type in all files", *said)
+        refused(lambda: export(record, tmp_path / "kept.parquet"), "one type in all files", *texts)
     assert not (tmp_path / "kept.parquet").exists()
 
 
