@@ -98,7 +98,7 @@ def test_a_user_reuses_an_artifact_of_the_other(shared: Path) -> None:
 def test_a_user_resumes_a_stage_of_the_other(shared: Path) -> None:
     assert run("ann", shared, "is killed").returncode < 0
     taken, *computed = lines(run("ben", shared))
-    assert taken.endswith("is gone; taking over")
+    assert taken.endswith("has ended; taking over its lease")
     assert computed == ["computes 1", "computes 2"]
     assert lines(run("ann", shared)) == ["reuses 30"]
     assert not list(shared.rglob("lease.json"))
@@ -108,7 +108,7 @@ def test_a_user_takes_over_an_expired_lease_of_the_other(shared: Path) -> None:
     lines(run("ann", shared, "is far away"))
     waits, taken, *computed = lines(run("ben", shared))
     assert "another run (host far" in waits
-    assert taken.endswith("is gone; taking over")
+    assert taken.endswith("has ended; taking over its lease")
     assert computed == ["computes 0", "computes 1", "computes 2"]
 
 
