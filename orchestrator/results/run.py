@@ -72,7 +72,7 @@ class Run:
 
     @cached_property
     def record(self) -> RunRecord:
-        """Which artifacts the run is made of, with its whole configuration (`record.config`)."""
+        """The artifacts that the run is made of, with its whole configuration (`record.config`)."""
         return RunRecord.read(os.fspath(self.out))
 
     @cached_property
