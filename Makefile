@@ -12,7 +12,7 @@ test: setup ## the fast suite
 	$(BIN)/python -m pytest -q
 
 test-all: setup ## the fast and the slow suite
-	$(BIN)/python -m pytest -q -m "slow or not slow"
+	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest -q -m "slow or not slow"
 
 check: setup ## lint and types
 	$(BIN)/ruff check .

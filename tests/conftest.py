@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import socket
 import uuid
@@ -9,11 +10,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from orchestrator.config import ClusterConfig
 from orchestrator.engine import ray_cluster as cluster
 from tests.support.commands import Shell, geometry_command, run_command, run_process, tiny_command
+from tests.support.fork_server import fork_server, forked_ray_workers
 from tests.support.pools import make_pairs, write_experiment, write_tars, write_zero_shot
+
+# `make test-all` takes the thorough one
+settings.register_profile("fast", deadline=None)
+settings.register_profile("thorough", deadline=None, max_examples=1000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -24,13 +32,22 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> str:
+def forks() -> Iterator[None]:
+    """The session's fork server."""
+    with fork_server():
+        yield
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(forks: None) -> Iterator[str]:
     """The session's cluster; its address."""
     import ray
 
-    cluster.connect(ClusterConfig(num_cpus=6))
-    address: str = ray.get_runtime_context().gcs_address
-    return address
+    with forked_ray_workers():
+        cluster.connect(ClusterConfig(num_cpus=6))
+        address: str = ray.get_runtime_context().gcs_address
+        yield address
+        ray.shutdown()
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The layers: each package imports only from those before it, no files import each other in a circle, Hydra stays in
+"""The layers: each package imports only from those before it, no files import each other in a cycle, Hydra stays in
 the command line, and the processes that read data load no torch."""
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
 def imported_names(path: Path) -> Iterator[str]:
-    """Full names of all modules that a file imports, inside functions too; of a member, the module that it is in."""
+    """Yield the full names of all modules that a file imports, inside functions too. A member counts as its module."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -79,7 +79,7 @@ def imported_modules(module: str, path: Path) -> set[str]:
 GRAPH: Graph = {module: imported_modules(module, path) for module, path in MODULES.items()}
 
 
-def circles(graph: Graph) -> list[list[str]]:
+def cycles(graph: Graph) -> list[list[str]]:
     """The strongly connected components of more than one module (Tarjan 1972)."""
     order: dict[str, int] = {}
     lowest: dict[str, int] = {}
@@ -142,23 +142,23 @@ def test_imports_run_down(module: str) -> None:
         assert below or LEVELS[layer_of(other)] < LEVELS[own_layer], f"{module} imports {other}, which is not below it"
 
 
-def test_no_files_import_each_other_in_a_circle() -> None:
-    assert circles(GRAPH) == []
+def test_no_files_import_each_other_in_a_cycle() -> None:
+    assert cycles(GRAPH) == []
 
 
-def test_circles_are_found() -> None:
+def test_cycles_are_found() -> None:
     chain = {"a": {"b"}, "b": {"c"}, "c": set()}
-    assert circles(chain) == []
-    assert circles({**chain, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
+    assert cycles(chain) == []
+    assert cycles({**chain, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
 
 
 @pytest.mark.parametrize(
     "path", [path for path in MODULES.values() if path.name == "__init__.py" and path.parent != PACKAGE], ids=str
 )
 def test_every_package_says_what_lives_in_it_and_what_it_imports(path: Path) -> None:
-    told = ast.get_docstring(ast.parse(path.read_text())) or ""
-    assert len(told.split()) > 15
-    assert "import" in told.lower()
+    docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
+    assert len(docstring.split()) > 15
+    assert "import" in docstring.lower()
 
 
 @pytest.mark.parametrize("path", in_package("pruning"), ids=lambda path: path.name)

@@ -202,7 +202,7 @@ def _check_limits(limits: Limits, summaries: list[Summary]) -> None:
 
 def no_pairs(examples: str = "") -> UserError:
     """Return the error for a source without a single pair, with examples of what is wrong with it."""
-    return UserError(f"the source holds no pairs at all ({examples or 'its shards are empty'}); check source.uri")
+    return UserError(f"the source has no pairs ({examples or 'its shards are empty'}); check source.uri")
 
 
 def check_catalog(artifact: Artifact, limits: Limits) -> None:

@@ -27,7 +27,7 @@ from orchestrator.demo.img2dataset import Row, add_member, deterministic_tar, wr
 POOL_PATH = Path(__file__).parent / "pool"
 MAX_PAIRS_PER_SHARD = 10_000
 TEMPLATES = ("{c}",)
-"""Only the class name, as in the captions of the pool. No caption contains `a photo of`."""
+"""The class name alone, like the captions of the pool. No caption contains `a photo of`."""
 
 
 @dataclass(frozen=True)

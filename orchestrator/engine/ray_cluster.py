@@ -59,15 +59,15 @@ def connect(config: ClusterConfig, *, dashboard: bool = False) -> str | None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == "local":
         # more logical CPUs than cores: stages run one after another, and decode tasks share the cores with the workers
-        num_cpus = config.num_cpus or max(2 * (os.cpu_count() or 1), LOCAL_MIN_CPUS)
-        start = partial(ray.init, address="local", num_cpus=num_cpus, include_dashboard=dashboard, **quiet)
+        cpus = config.num_cpus or max(2 * (os.cpu_count() or 1), LOCAL_MIN_CPUS)
+        start = partial(ray.init, address="local", num_cpus=cpus, include_dashboard=dashboard, **quiet)
     else:
         _check_answers(address)
         start = partial(ray.init, address=address, **quiet)
     try:
         with _kept_sigterm_handler(), _silenced_stderr():
             connected = start()
-        logger.info("connected to the Ray cluster at %s", address)
+        logger.info("connected to the Ray cluster at %s: %d logical CPUs, %d GPUs", address, num_cpus(), num_gpus())
         return connected.dashboard_url or None
     except Exception as error:
         if address == "local" and _is_timeout(error):

@@ -89,8 +89,7 @@ class Stage:
     """A stage of a run. `build` computes the missing parts of `artifact` and publishes it.
 
     `role` and `step` identify the stage: `step` is the name or alias of its selection step, or the name of the
-    embedding that it computes, or None. `name` and `does` are the title and the description that
-    users see."""
+    embedding that it computes, or None. `name` is a title and `does` a one-phrase description; both are only shown."""
 
     name: str
     does: str

@@ -1,5 +1,4 @@
-"""What all formats share: the keep list of a run with an unchanged source, its rows by part, and where an export may be
-written."""
+"""The common part of all formats: the kept rows of a run whose source is unchanged, and the check of the target."""
 
 from __future__ import annotations
 
@@ -30,9 +29,9 @@ VERSION = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
-    """A run's keep list, with all that is needed to read its rows; `scores` are the columns of its steps' scores.
+    """The keep list of a run with its source, catalog and scores, from which the kept rows are read.
 
-    `full_names`: the names of the shards alone do not identify them, so their whole URIs are exported."""
+    `full_names`: the file names of the shards do not identify them, so their URIs are exported."""
 
     source: Source
     catalog: Catalog
@@ -42,7 +41,7 @@ class Kept:
 
     @classmethod
     def of(cls, record: RunRecord) -> Kept:
-        """The keep list of a finished run. Errors: `UserError` for a run without one, or a source that has changed."""
+        """Return the kept pairs of a finished run. Errors: `UserError` without a keep list or for a changed source."""
         catalogs, keep = record.of_kind("catalog"), final_keep_list(record)
         if not catalogs or keep is None:
             raise UserError("this run has no keep list (it only evaluated a checkpoint); export a run or a select")
@@ -60,13 +59,13 @@ class Kept:
         )
 
     def rows(self, index: int, columns: tuple[str, ...]) -> tuple[NDArray[np.int64], pa.Table]:
-        """The kept rows of a part: their row numbers int64 [n], ascending, and the named columns of the catalog."""
+        """Return the kept rows of a part: row numbers, int64 [n], ascending, and the named columns of the catalog."""
         catalog = self.catalog.table(index, columns)
         rows = np.flatnonzero(self.keep.mask(index, catalog.num_rows))
         return rows, catalog.take(rows)
 
     def table(self, part: Part) -> pa.Table:
-        """The kept rows of a part: `shard`, `row`, `key`, the scores, and the columns of a caption table."""
+        """Return the kept rows of a part: `shard`, `row`, `key`, the scores, and the columns of a caption table."""
         rows, catalog = self.rows(part.index, ("key",))
         shard = part.shard.uri if self.full_names else part.shard.name
         columns: dict[str, Any] = {
@@ -80,7 +79,7 @@ class Kept:
         # a part without kept pairs is not read: its file may be damaged
         if isinstance(self.source, CaptionTable) and len(rows):
             own = self.source.rows(part).take(rows)
-            # decided by the name of the column, not by its values: the same for every part
+            # decided from the name of the column, not from its values, so it is the same for every part
             is_key = self.source.key_column(own.column_names) == "key"
             columns |= {
                 name if name not in columns else f"source_{name}": own[name]

@@ -41,12 +41,12 @@ def export_parquet(kept: Kept, parts: Sequence[Part], to: str, display: Display)
 
 @dataclass(frozen=True)
 class KeptRows:
-    """The work on one part."""
+    """Read the kept rows of one part."""
 
     kept: Kept
 
     def __call__(self, part: Part) -> PartResult:
-        """The kept rows of the part as Parquet."""
+        """Return the kept rows of the part as Parquet."""
         table = self.kept.table(part)
         return PartResult({"parquet": to_parquet(table)}, {"kept": table.num_rows})
 
@@ -69,8 +69,8 @@ def _schema(made: Artifact, parts: Sequence[Part]) -> pa.Schema:
 def _unified(before: pa.Schema, schema: pa.Schema, part: Part) -> pa.Schema:
     # field by field: an error then names the column
     for field in schema:
-        place = before.get_field_index(field.name)
-        known = [before.field(place)] if place >= 0 else []
+        index = before.get_field_index(field.name)
+        known = [before.field(index)] if index >= 0 else []
         try:
             (both,) = pa.unify_schemas([pa.schema([one]) for one in (*known, field)], promote_options="permissive")
         except (pa.ArrowTypeError, pa.ArrowInvalid) as error:
@@ -78,7 +78,7 @@ def _unified(before: pa.Schema, schema: pa.Schema, part: Part) -> pa.Schema:
                 f"{part.shard.uri}: got column {field.name!r} of {field.type}, expected {known[0].type} as in the "
                 f"files before it; {WHAT_TO_DO}"
             ) from error
-        before = before.set(place, both) if known else before.append(both)
+        before = before.set(index, both) if known else before.append(both)
     return before
 
 

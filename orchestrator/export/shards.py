@@ -44,47 +44,48 @@ def _shard_name(part: Part) -> str:
 
 
 def _claim(to: str, keep: str, ours: set[str]) -> None:
-    # a folder with the tars of two keep lists would be neither's pool
+    # the tars of two keep lists in one folder would form a pool that fits neither list
     owner, names = files.join(to, OWNER), files.names(to)
     tars = {name for name in names if name.lower().endswith(ENDINGS)}
     is_ours = OWNER in names and files.read_json(owner)["keep"] == keep
-    foreign = sorted(tars - ours if is_ours else tars)
-    if foreign:
+    others = sorted(tars - ours if is_ours else tars)
+    if others:
         raise UserError(
-            f"to={to}: got a folder with tars that no export of this keep list wrote ({len(foreign)}: "
-            f"{', '.join(foreign[:3])}); empty the folder or give another one"
+            f"to={to}: got a folder with tars that no export of this keep list wrote ({len(others)}: "
+            f"{', '.join(others[:3])}); empty the folder or choose another one"
         )
     files.write_json(owner, {"keep": keep})
 
 
 @dataclass(frozen=True)
 class KeptShard:
-    """The work on one part: its tar, written to the folder `to`."""
+    """Write the tar of one part to the folder `to`."""
 
     kept: Kept
     to: str
 
     def __call__(self, part: Part) -> PartResult:
-        """Writes the tar; the result has no files."""
+        """Write the tar. The result has no files of its own."""
         numbers, rows = self.kept.rows(part.index, COLUMNS)
         # a part without kept pairs is not read: its file may be damaged
         images = self.kept.source.images(part, rows) if len(numbers) else iter(())
         buffer, taken = io.BytesIO(), set[str]()
         with tarfile.open(fileobj=buffer, mode="w") as tar:
             for row, pair, image in zip(part.first_row + numbers, rows.to_pylist(), images, strict=True):
-                name = _unique(_inside(pair["key"]), row, taken)
+                name = _unique(_member_name(pair["key"]), row, taken)
                 taken.add(name)
                 _add_sample(tar, name, pair, image)
         files.write(files.join(self.to, _shard_name(part)), buffer.getvalue())
         return PartResult({}, {"kept": rows.num_rows})
 
 
-def _inside(key: str) -> str:
-    # a name must not lead out of the folder when the shard is unpacked, and a reader must find the same key again:
-    # member names end at the first dot of the last component, and at a NUL. The sample's json has the key as it is
+def _member_name(key: str) -> str:
+    # a name must stay inside the folder when the shard is unpacked, and a reader must get the same key from it: the key
+    # of a member ends at the first dot of its last component, and a NUL ends the name. Other keys are replaced by a
+    # hash; the JSON file of the sample has the original key
     leads_out = {"", ".", ".."} & set(key.split("/"))
-    is_found = split_name(f"{key}.txt") == (key, "txt") and "\0" not in key
-    return key if is_found and not leads_out else xxhash.xxh3_64_hexdigest(key.encode())
+    is_readable = split_name(f"{key}.txt") == (key, "txt") and "\0" not in key
+    return key if is_readable and not leads_out else xxhash.xxh3_64_hexdigest(key.encode())
 
 
 def _unique(name: str, row: int, taken: set[str]) -> str:

@@ -34,7 +34,7 @@ def export_uids(kept: Kept, parts: Sequence[Part], to: str, display: Display) ->
         for index, part in enumerate(made.parts):
             uids[start : start + part["kept"]] = np.frombuffer(files.read(part_path(made, index, "uids")), UID_DTYPE)
             start += part["kept"]
-        # DataComp's tools search the array by bisection
+        # DataComp's tools use binary search
         uids.sort()
         uids.flush()
         files.put_file(path, to)
@@ -43,12 +43,12 @@ def export_uids(kept: Kept, parts: Sequence[Part], to: str, display: Display) ->
 
 @dataclass(frozen=True)
 class KeptUids:
-    """The work on one part."""
+    """Read the kept uids of one part."""
 
     kept: Kept
 
     def __call__(self, part: Part) -> PartResult:
-        """The kept uids of the part, as two unsigned 64-bit halves, the higher one first."""
+        """Return the kept uids of the part, as two unsigned 64-bit halves, the higher one first."""
         uids = self.kept.rows(part.index, ("uid",))[1]["uid"].to_pylist()
         for uid in uids:
             if uid is None or not _UID.fullmatch(uid):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+import warnings
 
 import ray
 import ray.train
@@ -44,7 +45,9 @@ def train_worker(job: Job) -> None:
     if ray.get(job.signals.state.remote()).error is not None:
         return
     rank = ray.train.get_context().get_world_rank()
-    with forwarded_log(job.signals, rank, job.config.log_level):
+    with forwarded_log(job.signals, rank, job.config.log_level), warnings.catch_warnings():
+        # decoded pixels are read-only memory of Ray's object store; the steps only read them
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         if rank == 0:
             _log_start(job)
         try:
@@ -222,7 +225,6 @@ class _Worker:
         }
         if self._evaluates(done):
             record |= self._evaluate(done)
-            # the time of the evaluation does not count in the next pace
             pace.restart(done)
         if self.phase_log is not None:
             self.phase_log.add(record)

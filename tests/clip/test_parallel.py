@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from orchestrator.clip.model import Clip, build
 from orchestrator.clip.preprocessing import Normaliser
 from orchestrator.clip.recipe import LossName, Recipe
 from orchestrator.clip.train_step import Batch, TrainStep
-from tests.support import ddp_worker
+from tests.support import ddp_worker, fork_server
 
 CPU = torch.device("cpu")
 # with two workers rank 0 has the even slots; with four workers it has slots 0 and 4
@@ -105,7 +104,7 @@ def run_workers(folder: Path, inputs: dict[str, Any], num_workers: int) -> dict[
 
 def start_worker(folder: Path, rank: int, num_workers: int) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": str(Path(orchestrator.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(Path(ddp_worker.__file__)), str(folder), str(rank), str(num_workers)]
+    command = [*fork_server.COMMAND, str(Path(ddp_worker.__file__)), str(folder), str(rank), str(num_workers)]
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
@@ -114,6 +113,7 @@ def clipped(gradients: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: gradient * min(1.0, 1.0 / max(norm, 1e-6)) for name, gradient in gradients.items()}
 
 
+@pytest.mark.usefixtures("forks")
 @pytest.mark.parametrize("num_workers", [1, 2, 4])
 def test_the_number_of_workers_changes_no_loss_gradient_or_weight(
     num_workers: int, tmp_path: Path, tiny_config: dict[str, Any], batch: Batch

@@ -37,7 +37,7 @@ def scene(width: int, height: int, seed: int = 0) -> np.ndarray:
     ("width", "height"), [(300, 200), (200, 300), (97, 64), (64, 64), (50, 40), (641, 427), (31, 500), (224, 223)]
 )
 @pytest.mark.parametrize("size", [64, 224])
-def test_the_evaluation_crop_equals_torchvisions(width: int, height: int, size: int) -> None:
+def test_evaluation_gives_the_pixels_of_torchvision(width: int, height: int, size: int) -> None:
     from torchvision.transforms import v2
 
     pixels = scene(width, height)
@@ -53,7 +53,7 @@ def test_the_evaluation_crop_equals_torchvisions(width: int, height: int, size: 
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_evaluation_pixels_equal_open_clips_for_each_format(kind: str) -> None:
+def test_evaluation_gives_the_pixels_of_open_clip(kind: str) -> None:
     from open_clip.transform import image_transform
 
     data = encode(scene(150, 111), kind)
@@ -62,7 +62,7 @@ def test_evaluation_pixels_equal_open_clips_for_each_format(kind: str) -> None:
     assert np.abs(decode(data, size=64, max_pixels=LIMIT) - expected).max() <= 1.01
 
 
-def test_the_pixels_are_those_of_the_given_box() -> None:
+def test_the_result_is_the_given_box() -> None:
     pixels = np.zeros((60, 80, 3), dtype=np.uint8)
     pixels[20:40, 10:50] = (10, 200, 30)
     crop = partial(random_resized_crop, scale=(0.05, 0.3), ratio=(0.75, 4 / 3), seed=1, epoch=0, ordinal=5)
@@ -74,7 +74,7 @@ def test_the_pixels_are_those_of_the_given_box() -> None:
     assert np.abs(seen.astype(int) - expected)[4:-4, 4:-4].max() <= 1
 
 
-def test_a_flip_mirrors_the_pixels() -> None:
+def test_a_flip_mirrors_the_image() -> None:
     crop = partial(random_resized_crop, scale=(0.5, 1.0), ratio=(0.75, 4 / 3), seed=0, epoch=0)
     flipped = next(i for i in range(99) if crop(40, 40, ordinal=i, horizontal_flip=True).flip)
     data = encode(scene(40, 40))
@@ -101,7 +101,7 @@ def test_a_crop_is_a_function_of_seed_epoch_and_ordinal() -> None:
         ((500, 90), (0.5, 1), (0.5, 2.0)),
     ],
 )
-def test_crops_are_distributed_as_torchvisions(
+def test_crops_have_the_distribution_of_torchvision(
     size: tuple[int, int], scale: tuple[float, float], ratio: tuple[float, float]
 ) -> None:
     import torch
@@ -140,7 +140,7 @@ def test_full_scale_and_unit_ratio_make_a_centre_crop(width: int, height: int) -
     assert (crop.left, crop.top) == ((width - side) // 2, (height - side) // 2)
 
 
-def test_the_fallback_crop_equals_torchvisions() -> None:
+def test_the_fallback_box_is_that_of_torchvision() -> None:
     import torch
     from torchvision.transforms import RandomResizedCrop
 
@@ -193,14 +193,14 @@ def test_a_truncated_image_is_bad(kind: str, fraction: float) -> None:
 @pytest.mark.parametrize(
     "data", [b"<html>not found</html>", b"\0" * 1000, b"\xff\xd8\xff\xe0" + b"x" * 100, b"%!PS-Adobe-3.0 EPSF-3.0\n"]
 )
-def test_bytes_that_are_no_image_are_bad(data: bytes) -> None:
+def test_bytes_that_are_not_an_image_are_bad(data: bytes) -> None:
     with pytest.raises(BadImage) as error:
         decode(data, size=16, max_pixels=LIMIT)
     assert error.value.reason == "undecodable"
 
 
 def bomb(width: int, height: int) -> bytes:
-    """A PNG that claims to be huge and holds next to nothing."""
+    """A PNG with a huge size in its header and almost no data."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -218,7 +218,7 @@ def test_a_decompression_bomb_is_found_before_decoding(width: int, height: int) 
     assert f"{width} x {height}" in str(error.value)
 
 
-def test_the_pixel_limit_is_an_argument_of_the_call() -> None:
+def test_the_limit_of_the_call_applies() -> None:
     data = encode(scene(30, 30))
     assert decode(data, size=8, max_pixels=900).shape == (8, 8, 3)
     with pytest.raises(BadImage, match="expected at most 899"):
@@ -227,7 +227,7 @@ def test_the_pixel_limit_is_an_argument_of_the_call() -> None:
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"])
-def test_damaged_bytes_give_an_image_or_bad_image_and_nothing_else(kind: str) -> None:
+def test_damaged_bytes_give_an_image_or_the_error_bad_image(kind: str) -> None:
     rng = np.random.default_rng(0)
     whole = np.frombuffer(encode(scene(24, 18), kind), dtype=np.uint8)
     num_bad = 0
@@ -253,7 +253,7 @@ def test_the_evaluation_box_lies_within_the_image() -> None:
 
 
 def photo(number: int, width: int, height: int, mode: str = "RGB", **options: Any) -> bytes:
-    """A drawing of the demo's pool, enlarged, with a gradient and noise over it, as JPEG."""
+    """A drawing of the demo pool as JPEG, enlarged, with a gradient and noise."""
     drawing = pl.read_parquet(DEMO_TABLE, columns=["image"], n_rows=number + 1)["image"][number]
     enlarged = Image.open(io.BytesIO(drawing)).convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
     noise = np.random.default_rng(number).normal(0, 12, (height, width, 3))
@@ -287,15 +287,15 @@ def test_a_draft_is_close_to_full_decoding(width: int, height: int, kind: dict[s
         draft, full = draft_and_full(data, size, crop=partial(crop, ordinal=number))
         assert draft.shape == (size, size, 3)
         assert not np.array_equal(draft, full)
-        # measured: at most 0.58 in the mean and 4 at worst; a box two pixels off gives 6 to 17 at worst. At the rim the
-        # decoder's last pixel may stand for a part of a block, which the encoder filled up: 11
+        # measured: a mean of at most 0.58 and a maximum of 4; a box that is two pixels off gives a maximum of 6 to 17.
+        # At the border the maximum is 11, because the encoder fills up the last block
         assert np.abs(draft - full).mean() < 0.7
         assert np.abs(draft - full)[1:-1, 1:-1].max() <= 5
         assert np.abs(draft - full).max() <= 12
 
 
 @pytest.mark.parametrize("scale", [2, 4, 8])
-def test_a_draft_starts_at_twice_the_wanted_pixels(scale: int) -> None:
+def test_a_draft_is_used_if_the_box_keeps_enough_pixels(scale: int) -> None:
     size = 32
     enough = scale * DRAFT_MARGIN * size
     data = photo(0, 640, 600)
@@ -307,7 +307,7 @@ def test_a_draft_starts_at_twice_the_wanted_pixels(scale: int) -> None:
 
 
 def at_scale(data: bytes, scale: int, box: Crop, size: int) -> np.ndarray:
-    """The box of a 640 x 600 JPEG that Pillow's decoder is told to reduce."""
+    """The box of a 640 x 600 JPEG that Pillow's decoder reduces to 1/`scale`."""
     image = Image.open(io.BytesIO(data))
     image.draft(None, (640 // scale, 600 // scale))
     assert image.size == (640 // scale, 600 // scale)
@@ -315,7 +315,7 @@ def at_scale(data: bytes, scale: int, box: Crop, size: int) -> np.ndarray:
     return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=tuple(corners)))  # type: ignore[arg-type]
 
 
-def test_a_draft_shows_the_same_part_of_the_image() -> None:
+def test_a_draft_of_the_evaluation_box_shows_the_same_part() -> None:
     draft, full = draft_and_full(photo(3, 900, 1333), 64)
     assert 0 < np.abs(draft - full).mean() < 0.5
 
@@ -323,7 +323,7 @@ def test_a_draft_shows_the_same_part_of_the_image() -> None:
 @pytest.mark.parametrize(
     ("kind", "width", "height"), [("PNG", 600, 500), ("WEBP", 600, 500), ("JPEG", 255, 900), ("JPEG", 60, 50)]
 )
-def test_without_an_applicable_draft_the_pixels_are_equal(kind: str, width: int, height: int) -> None:
+def test_without_a_possible_draft_the_pixels_are_equal(kind: str, width: int, height: int) -> None:
     data = encode(scene(width, height), kind)
     crop = partial(random_resized_crop, scale=(0.5, 1.0), ratio=(0.75, 4 / 3), seed=0, epoch=0, ordinal=1)
     assert np.array_equal(*draft_and_full(data, 64, crop=crop))

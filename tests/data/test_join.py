@@ -1,5 +1,5 @@
-"""The alignment against a dictionary: thousands of rows with duplicates, gaps and misses on both sides; the same for
-any partitioning; resumed after a lost part."""
+"""The join with a list, compared with a dictionary: thousands of rows with duplicates, gaps and misses on both sides,
+for several partitionings, and resumed after a lost part."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Position = tuple[int, int]
 
 
 def made_pool() -> list[dict[str, Any]]:
-    """Pairs of which some share a URL, some have an empty one or none, some a broken image; keys are not ASCII."""
+    """Pairs with shared, empty and missing URLs, broken images and keys beyond ASCII."""
     draw = random.Random(0)
     urls: list[str | None] = [f"http://bücher.example/{draw.randrange(3000)}?猫" for _ in range(NUM_PAIRS)]
     for row in range(0, NUM_PAIRS, 97):
@@ -44,7 +44,7 @@ def made_pool() -> list[dict[str, Any]]:
 
 
 def made_list() -> list[list[str | None]]:
-    """Three files of URLs in another order, with duplicates within and across, gaps, and URLs of other pools."""
+    """Three files of URLs in another order, with duplicates in and between files, gaps, and URLs of other pools."""
     draw = random.Random(1)
     urls: list[str | None] = [f"http://bücher.example/{draw.randrange(4000)}?猫" for _ in range(5000)]
     for row in range(0, 5000, 83):
@@ -54,7 +54,7 @@ def made_list() -> list[list[str | None]]:
 
 @dataclass
 class Expected:
-    """What a dictionary finds."""
+    """The result of a join with a dictionary."""
 
     matches: list[Position | None]
     counts: dict[str, int]
@@ -145,7 +145,7 @@ def lists(tmp_path_factory: pytest.TempPathFactory) -> str:
     ],
     ids=["1-group-1-bucket", "7-groups-5-buckets", "many-parts"],
 )
-def test_matches_equal_those_of_a_dictionary(
+def test_every_pair_gets_the_match_of_a_dictionary(
     pool: list[dict[str, Any]],
     lists: str,
     expected: Expected,
@@ -168,7 +168,7 @@ def test_matches_equal_those_of_a_dictionary(
     assert aligned.totals["list_examples"] == expected.list_examples
 
 
-def test_small_files_are_sent_together_and_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_files_share_a_task_and_keep_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(join, "PAIRS_PER_GROUP", 10)
     files = [[f"url{file}-{row}" for row in range(4)] for file in range(12)]
     pieces = find(write_lists(tmp_path / "lists", files), "url").pieces()
@@ -196,7 +196,7 @@ def test_a_lost_part_is_computed_again(
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
 
-def test_uids_in_datacomps_format_are_matched(
+def test_a_list_of_datacomp_uids_is_joined(
     pool: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(external_list, "ROWS_PER_PIECE", 700)
@@ -207,13 +207,13 @@ def test_uids_in_datacomps_format_are_matched(
     np.save(tmp_path / "uids.npy", np.array(halves, UID_DTYPE))
     aligned = run(tmp_path, catalog, find(f"{tmp_path}/uids.npy", "uid"))
     order = {uid: row for row, uid in enumerate(wanted)}
-    places = [order.get(int(pair["uid"], 16)) for pair in pool]
-    assert matches(aligned, catalog) == [None if place is None else (0, place) for place in places]
+    rows = [order.get(int(pair["uid"], 16)) for pair in pool]
+    assert matches(aligned, catalog) == [None if row is None else (0, row) for row in rows]
     assert aligned.totals["list_unmatched"] == 2
     assert aligned.totals["list_examples"] == [f"{5:032x}", f"{7:032x}"]
 
 
-def test_numeric_keys_and_a_named_column_are_matched(tmp_path: Path) -> None:
+def test_numeric_keys_match_in_a_column_found_by_name(tmp_path: Path) -> None:
     catalog = write_catalog(tmp_path, [{"key": str(row)} for row in range(20)], [20])
     for name, values in {"whole": [19, 3, None], "real": [19.0, 3.0, None]}.items():
         pq.write_table(pa.table({"SAMPLE_ID": values}), tmp_path / f"{name}.parquet")
@@ -227,26 +227,26 @@ def message(error: pytest.ExceptionInfo[BaseException]) -> str:
 
 
 @pytest.mark.parametrize(
-    ("match_by", "told"),
+    ("match_by", "text"),
     [("uid", "but no pair of the pool has a uid"), ("key", "no column 'key' or 'image_path'; its columns: row, URL")],
 )
-def test_a_pool_or_list_without_values_is_an_error(match_by: str, told: str, lists: str, tmp_path: Path) -> None:
+def test_a_missing_column_is_an_error(match_by: str, text: str, lists: str, tmp_path: Path) -> None:
     catalog = write_catalog(tmp_path, [{"key": "a", "url": "b"}], [1])
     if match_by == "uid":
         lists = write_lists(tmp_path / "uids", [["a"]], column="uid")
     with pytest.raises(UserError) as error:
         run(tmp_path, catalog, find(lists, match_by))
-    assert told in message(error)
+    assert text in message(error)
 
 
-def test_a_list_of_empty_values_is_an_error(tmp_path: Path) -> None:
+def test_a_list_without_values_is_an_error(tmp_path: Path) -> None:
     catalog = write_catalog(tmp_path, [{"key": "a", "url": "b"}], [1])
     lists = write_lists(tmp_path / "empty", [[None, ""]])
     with pytest.raises(UserError, match="none of the list's 2 rows has a url"):
         run(tmp_path, catalog, find(lists, "url"))
 
 
-def test_a_damaged_file_is_an_error(tmp_path: Path) -> None:
+def test_damaged_files_are_errors(tmp_path: Path) -> None:
     (tmp_path / "torn.parquet").write_bytes(b"PAR1 and nothing")
     with pytest.raises(UserError, match=r"torn\.parquet is not readable as Parquet"):
         find(f"{tmp_path}/torn.parquet", "url").pieces()

@@ -1,4 +1,4 @@
-"""The mask of a part: what is written is read back, and a damaged file is an error."""
+"""The mask of a part: a written mask is read back, and a damaged file is an error."""
 
 from __future__ import annotations
 

@@ -3,148 +3,40 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
-import torch
 
 from orchestrator.clip import model
-from orchestrator.config import Config
 from orchestrator.config.embedding import Tower
-from orchestrator.data.catalog import Catalog, catalog_stage
-from orchestrator.data.image_decode import BadImage, ImageDecoder, decode, evaluation_crop
-from orchestrator.embedding import embedding_stages, execution
-from orchestrator.embedding.actor import build_encoder, describe
+from orchestrator.data.image_decode import ImageDecoder
+from orchestrator.embedding import execution
+from orchestrator.embedding.actor import describe
 from orchestrator.embedding.execution import Pass
 from orchestrator.embedding.pool import Pool
-from orchestrator.embedding.vectors import Embedding, clip_scores, unit_vectors
-from orchestrator.engine.console import Display
+from orchestrator.embedding.vectors import clip_scores, unit_vectors
 from orchestrator.engine.parts import done_summaries
-from orchestrator.engine.stage import Stage
 from orchestrator.errors import UserError
-from orchestrator.source import Source, open_source
 from orchestrator.storage import files
+from tests.support.embedding_bench import (
+    MAX_PIXELS,
+    ROUNDING,
+    Bench,
+    clip_settings,
+    odd_pairs,
+    one_by_one,
+    times,
+    whole,
+)
 from tests.support.pools import (
-    TINY_MODEL,
     Pair,
-    bomb,
-    config_of,
     make_pairs,
-    torn,
     write_parquet_images,
     write_table,
     write_tars,
 )
-from tests.support.processes import kill, started, wait_for
-
-ROUNDING = 2e-3  # float16 of unit vectors, and of products of two
-MAX_PIXELS = 10**7
-
-
-@pytest.fixture(scope="session")
-def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A tiny open_clip model."""
-    folder = tmp_path_factory.mktemp("clip")
-    sizes = {"image_size": None, "context_length": None}
-    model.save(model.build(name=None, config=TINY_MODEL["config"], pretrained=None, seed=0, **sizes), folder)
-    return str(folder)
-
-
-def odd_pairs(num_pairs: int) -> list[Pair]:
-    """Whole pairs but for some: a torn picture, a bomb, no picture, no caption, a blank caption, neither."""
-    pairs = make_pairs(num_pairs)
-    changes: dict[int, dict[str, Any]] = {
-        2: {"image": torn(pairs[2].image or b"")},
-        5: {"image": bomb()},
-        9: {"image": None},
-        10: {"caption": None},
-        13: {"caption": "   "},
-        17: {"caption": None, "image": torn(pairs[17].image or b"")},
-        18: {"image": b"no picture"},
-    }
-    for number, change in changes.items():
-        pairs[number] = Pair(**{**vars(pairs[number]), **change})
-    return pairs
-
-
-@dataclass(frozen=True)
-class Bench:
-    """A catalogued pool, and its embedding stage by settings."""
-
-    config: Config
-    source: Source
-    catalog: Catalog
-
-    @classmethod
-    def of(cls, source: dict[str, Any], folder: Path, **embedding: Any) -> Bench:
-        config = config_of({"limits": {"max_broken_pairs": 1.0}, **source}, folder / "store", embedding=embedding)
-        opened = open_source(config.source)
-        read = catalog_stage(config.store, opened, config.source.limits)
-        if not read.artifact.is_complete():
-            read.build(Display())
-        return cls(config, opened, Catalog(read.artifact))
-
-    def stage(self) -> Stage:
-        """The only embedding's stage."""
-        (name,) = self.config.embedding
-        (stage,) = embedding_stages(self.config, name, self.source, self.catalog)
-        return stage
-
-    def build(self) -> Embedding:
-        """The embedding, what is missing of it computed."""
-        stage = self.stage()
-        stage.build(Display())
-        return Embedding(stage.artifact)
-
-
-def clip_settings(folder: str, **settings: Any) -> dict[str, Any]:
-    """The tiny model's two towers, few pairs a batch, many of them allowed to be bad."""
-    defaults = {"batch_size": 7, "max_image_pixels": MAX_PIXELS, "max_bad_pairs": 0.5}
-    return {"kind": "open_clip", "model": folder, "pretrained": None, **defaults, **settings}
-
-
-def one_by_one(settings: Any, pairs: Sequence[Pair]) -> dict[str, np.ndarray]:
-    """The obvious loop: each picture and each caption through the encoder alone."""
-    encoder = build_encoder(settings).place(torch.device("cpu"), settings.precision)
-    size, fraction = encoder.image_input.size, encoder.image_input.crop_fraction
-    vectors: dict[str, np.ndarray] = {
-        tower: np.zeros((len(pairs), dim), np.float32) for tower, dim in encoder.dims.items()
-    }
-    for row, pair in enumerate(pairs):
-        if "image" in vectors and pair.image is not None:
-            try:
-                pixels = decode(
-                    pair.image,
-                    size=size,
-                    crop=lambda w, h: evaluation_crop(w, h, size=size, fraction=fraction),
-                    max_pixels=MAX_PIXELS,
-                )
-                vectors["image"][row] = encoder.encode_images(torch.from_numpy(pixels.copy())[None].permute(0, 3, 1, 2))
-            except BadImage:
-                pass
-        if "text" in vectors and pair.caption and pair.caption.strip():
-            vectors["text"][row] = encoder.encode_texts([pair.caption])
-    return vectors
-
-
-def whole(embedding: Embedding, name: str) -> np.ndarray:
-    """All parts' rows of a file, in order."""
-    return np.concatenate([getattr(embedding, name)(index) for index in range(len(embedding.artifact.parts))])
-
-
-def times(embedding: Embedding) -> dict[Path, int]:
-    """Every file of the parts, with the time it was written."""
-    return {path: path.stat().st_mtime_ns for path in Path(embedding.artifact.path("parts")).iterdir()}
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -347,73 +239,3 @@ def test_unit_vectors_of_odd_rows() -> None:
     np.testing.assert_allclose(unit_vectors(rows).astype(float), expected, atol=1e-3)
     scores = clip_scores(unit_vectors(rows), unit_vectors(rows))
     assert np.isnan(scores).tolist() == [False, True, True, True, False, False]
-
-
-DRIVER = """
-import sys
-sys.path.insert(0, {tests!r})
-from pathlib import Path
-from orchestrator.engine import ray_cluster
-from orchestrator.config import ClusterConfig
-from tests.embedding.test_embedding import Bench, clip_settings
-
-ray_cluster.connect(ClusterConfig(num_cpus=4))
-settings = clip_settings({clip!r}, batch_size=2)
-Bench.of({{"format": "webdataset", "uri": {uri!r}}}, Path({folder!r}), clip=settings).build()
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.long
-@pytest.mark.timeout(900)
-def test_a_killed_embedding_continues(clip_folder: str, tmp_path: Path, ray_cluster: str) -> None:
-    uri = write_tars(tmp_path / "pool", make_pairs(240), num_shards=24)
-    tests = str(Path(__file__).parents[2])
-    script = tmp_path / "embed.py"
-    script.write_text(DRIVER.format(tests=tests, clip=clip_folder, uri=uri, folder=str(tmp_path)))
-    with started(f"{sys.executable} {script}", tmp_path) as process:
-        wait_for(lambda: len(list((tmp_path / "store" / "embedding").glob("*/parts/*.json"))) >= 5, process)
-        kill(process)
-    bench = Bench.of({"format": "webdataset", "uri": uri}, tmp_path, clip=clip_settings(clip_folder, batch_size=2))
-    artifact = bench.stage().artifact
-    assert not artifact.is_complete(), "killed in the middle"
-    marks = [f"{index:06d}" for index in done_summaries(artifact)]
-    before = {path: at for path, at in times(Embedding(artifact)).items() if path.name.split(".")[0] in marks}
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    after = times(Embedding(artifact))
-    assert 5 * 4 <= len(before) < len(after)
-    assert {path: after[path] for path in before} == before, "what was whole was not done again"
-    expected = one_by_one(bench.config.embedding["clip"], make_pairs(240))
-    np.testing.assert_allclose(whole(Embedding(artifact), "image"), expected["image"], atol=ROUNDING)
-
-
-def writers() -> list[psutil.Process]:
-    """This session's processes that write parts: Ray names them by what they run."""
-    return [one for one in psutil.Process().children(recursive=True) if "Writer" in " ".join(one.cmdline())]
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("ray_cluster")
-def test_a_writer_that_dies_costs_only_its_open_parts(clip_folder: str, tmp_path: Path) -> None:
-    uri = write_tars(tmp_path / "pool", make_pairs(400), num_shards=10)
-    bench = Bench.of({"format": "webdataset", "uri": uri}, tmp_path, clip=clip_settings(clip_folder, batch_size=3))
-    artifact, killed = bench.stage().artifact, list[int]()
-
-    def kill_the_writer() -> None:
-        end = time.monotonic() + 120
-        while time.monotonic() < end and not killed:
-            if len(done_summaries(artifact)) >= 2:
-                for process in writers():
-                    process.send_signal(signal.SIGKILL)
-                    killed.append(process.pid)
-            time.sleep(0.05)
-
-    thread = threading.Thread(target=kill_the_writer)
-    thread.start()
-    embedding = bench.build()
-    thread.join()
-    assert len(killed) == 1
-    expected = one_by_one(bench.config.embedding["clip"], make_pairs(400))
-    np.testing.assert_allclose(whole(embedding, "text"), expected["text"], atol=ROUNDING)
-    assert [part["rows"] for part in artifact.parts] == [40] * 10

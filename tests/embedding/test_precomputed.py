@@ -33,19 +33,19 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 NUM_PAIRS, NUM_LISTED, DIM = 1200, 1000, 24
 ROWS = [400, 0, 350, 450]
 UNIT = 2e-3
-Write = Callable[["Told", Path], str]
+Write = Callable[["Listed", Path], str]
 
 
 @dataclass
-class Told:
-    """The rows of an embedding: keys in some order, one of them twice, and raw vectors in two towers."""
+class Listed:
+    """The rows of an embedding: shuffled keys, one of them twice, and unnormalised vectors of two towers."""
 
     keys: list[str]
     image: np.ndarray
     text: np.ndarray
 
     def expected(self, tower: str) -> np.ndarray:
-        """The pool's vectors by a dictionary: of two rows with one key the first one counts."""
+        """The expected vectors of the pool, from a dictionary. Of two rows with the same key, the first one counts."""
         raw = getattr(self, tower).astype(np.float64)
         first = {key: row for row, key in reversed(list(enumerate(self.keys)))}
         out = np.zeros((NUM_PAIRS, DIM))
@@ -61,7 +61,7 @@ def key_of(number: int) -> str:
 
 
 @pytest.fixture(scope="module")
-def told() -> Told:
+def listed() -> Listed:
     draw, generator = random.Random(0), np.random.default_rng(0)
     numbers = draw.sample(range(NUM_PAIRS + 50), NUM_LISTED)
     numbers[700] = numbers[3]
@@ -69,7 +69,7 @@ def told() -> Told:
     in_pool = [row for row, number in enumerate(numbers) if number < NUM_PAIRS and row not in (3, 700)]
     image[in_pool[0]], image[in_pool[1], 5], image[in_pool[2], 6] = 0, np.nan, np.inf
     text[in_pool[3]] = 0
-    return Told([key_of(number) for number in numbers], image, text)
+    return Listed([key_of(number) for number in numbers], image, text)
 
 
 @pytest.fixture
@@ -79,16 +79,16 @@ def catalog(tmp_path: Path) -> Catalog:
     return write_catalog(tmp_path / "store", pairs, ROWS)
 
 
-def write_clip_retrieval(told: Told, folder: Path, towers: Sequence[str] = ("img", "text")) -> str:
+def write_clip_retrieval(listed: Listed, folder: Path, towers: Sequence[str] = ("img", "text")) -> str:
     cuts = [0, 300, 301, NUM_LISTED]
     for name in ("metadata", *(f"{tower}_emb" for tower in towers)):
         (folder / name).mkdir(parents=True)
-    # 10 comes after 2 as a number only
+    # as text, 10 would come before 2
     for number, (start, stop) in zip([1, 2, 10], pairwise(cuts), strict=True):
-        table = pa.table({"image_path": told.keys[start:stop], "caption": ["a caption"] * (stop - start)})
+        table = pa.table({"image_path": listed.keys[start:stop], "caption": ["a caption"] * (stop - start)})
         pq.write_table(table, folder / "metadata" / f"metadata_{number}.parquet")
         for tower in towers:
-            raw = {"img": told.image, "text": told.text}[tower][start:stop]
+            raw = {"img": listed.image, "text": listed.text}[tower][start:stop]
             np.save(folder / f"{tower}_emb" / f"{tower}_emb_{number}.npy", raw)
     return str(folder)
 
@@ -101,13 +101,13 @@ def list_column(vectors: np.ndarray, kind: str) -> pa.Array:
     return pa.array(lists, pa.list_(pa.float64()))
 
 
-def write_columns(told: Told, folder: Path, kind: str = "fixed") -> str:
+def write_columns(listed: Listed, folder: Path, kind: str = "fixed") -> str:
     folder.mkdir(parents=True)
     for number, rows in enumerate([slice(0, 450), slice(450, NUM_LISTED)]):
         columns = {
-            "key": told.keys[rows],
-            "image_embedding": list_column(told.image[rows], kind),
-            "words": list_column(told.text[rows], kind),
+            "key": listed.keys[rows],
+            "image_embedding": list_column(listed.image[rows], kind),
+            "words": list_column(listed.text[rows], kind),
         }
         pq.write_table(pa.table(columns), folder / f"{number}.parquet", row_group_size=200)
     return str(folder)
@@ -132,35 +132,37 @@ def whole(of_part: Callable[[int], np.ndarray]) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def check_both_towers(found: Embedding, told: Told) -> None:
+def check_both_towers(found: Embedding, listed: Listed) -> None:
     for tower in ("image", "text"):
-        expected, vectors = told.expected(tower), whole(getattr(found, tower))
+        expected, vectors = listed.expected(tower), whole(getattr(found, tower))
         assert vectors.dtype == np.float16
         assert np.abs(vectors.astype(np.float64) - expected).max() < UNIT
         assert (vectors.any(axis=1) == expected.any(axis=1)).all()
         assert found.artifact.totals[tower] == expected.any(axis=1).sum()
         assert found.dim(tower) == DIM
-    both = told.expected("image").any(axis=1) & told.expected("text").any(axis=1)
+    both = listed.expected("image").any(axis=1) & listed.expected("text").any(axis=1)
     scores = whole(found.clip_score)
     assert (np.isfinite(scores) == both).all()
-    assert np.abs(scores - (told.expected("image") * told.expected("text")).sum(axis=1))[both].max() < 2 * UNIT
+    assert np.abs(scores - (listed.expected("image") * listed.expected("text")).sum(axis=1))[both].max() < 2 * UNIT
 
 
-def test_clip_retrieval_in_any_order(told: Told, catalog: Catalog, tmp_path: Path) -> None:
-    found = build(tmp_path, catalog, {"kind": "clip_retrieval", "uri": write_clip_retrieval(told, tmp_path / "theirs")})
-    check_both_towers(found, told)
+def test_clip_retrieval_in_any_order(listed: Listed, catalog: Catalog, tmp_path: Path) -> None:
+    found = build(
+        tmp_path, catalog, {"kind": "clip_retrieval", "uri": write_clip_retrieval(listed, tmp_path / "theirs")}
+    )
+    check_both_towers(found, listed)
     totals = found.artifact.totals
-    listed = set(told.keys)
-    unmatched = [n for n in range(NUM_PAIRS) if key_of(n) not in listed and n % 10 != 9]
+    keys = set(listed.keys)
+    unmatched = [n for n in range(NUM_PAIRS) if key_of(n) not in keys and n % 10 != 9]
     assert totals["problems"] == {"unmatched": len(unmatched), "zero": 2, "not_finite": 2}
     assert f"{key_of(unmatched[0])}: has no vector" in totals["examples"]
 
 
 @pytest.mark.parametrize("kind", ["fixed", "any length"])
-def test_columns_of_parquet(told: Told, catalog: Catalog, kind: str, tmp_path: Path) -> None:
-    uri = write_columns(told, tmp_path / "theirs", kind)
+def test_columns_of_parquet(listed: Listed, catalog: Catalog, kind: str, tmp_path: Path) -> None:
+    uri = write_columns(listed, tmp_path / "theirs", kind)
     found = build(tmp_path, catalog, {"kind": "columns", "uri": uri, "text_column": "words"})
-    check_both_towers(found, told)
+    check_both_towers(found, listed)
 
 
 @dataclass
@@ -190,7 +192,7 @@ class Reads:
 
 
 @pytest.mark.parametrize(("shuffled", "groups"), [(False, {1: 42, 10: 6, 40: 3}), (True, {1: 120, 10: 12, 40: 3})])
-def test_a_row_group_is_read_once_a_run_not_once_a_part(
+def test_a_row_group_is_read_once_per_run_of_parts(
     shuffled: bool, groups: dict[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dim, numbers = 256, list(range(NUM_PAIRS))
@@ -212,7 +214,7 @@ def test_a_row_group_is_read_once_a_run_not_once_a_part(
     config = config_of({"format": "table"}, tmp_path, embedding={"c": node})
     opened, parts = open_precomputed(config.embedding["c"], "c"), part_rows(catalog)  # type: ignore[arg-type]
     work = precomputed.FetchRun(catalog, opened, Joined(stages[-1].artifact), {"image": dim})
-    # as small against these row groups as they are against real ones
+    # in proportion to these small row groups
     monkeypatch.setattr(precomputed_files, "COLUMN_BUFFER", 4096)
     monkeypatch.setattr(precomputed_files, "CHUNK_ROWS", 10)
     found, reads = {}, {}
@@ -221,16 +223,16 @@ def test_a_row_group_is_read_once_a_run_not_once_a_part(
             reads[size] = Reads.counted(patch)
             found[size] = [one for first in range(0, 40, size) for one in work(parts[first : first + size])]
     assert {size: read.groups for size, read in reads.items()} == groups
-    assert reads[40].num_bytes < 1.3 * raw.nbytes, "footers, and each vector once"
+    assert reads[40].num_bytes < 1.3 * raw.nbytes, "the footers, and each vector once"
     assert reads[1].num_bytes > 5 * raw.nbytes
     assert found[1] == found[10] == found[40]
     vectors = np.concatenate([from_npy(one.files["image.npy"]) for one in found[40]])
     assert np.abs(vectors - raw / np.linalg.norm(raw, axis=1, keepdims=True)).max() < UNIT
 
 
-def test_runs_have_bounded_size(told: Told, catalog: Catalog, tmp_path: Path) -> None:
-    columns = {"kind": "columns", "uri": write_columns(told, tmp_path / "columns"), "text_column": "words"}
-    arrays = {"kind": "clip_retrieval", "uri": write_clip_retrieval(told, tmp_path / "arrays")}
+def test_runs_have_bounded_size(listed: Listed, catalog: Catalog, tmp_path: Path) -> None:
+    columns = {"kind": "columns", "uri": write_columns(listed, tmp_path / "columns"), "text_column": "words"}
+    arrays = {"kind": "clip_retrieval", "uri": write_clip_retrieval(listed, tmp_path / "arrays")}
     config = config_of({"format": "table"}, tmp_path, embedding={"columns": columns, "arrays": arrays})
     opened = {name: open_precomputed(settings, name) for name, settings in config.embedding.items()}  # type: ignore[arg-type]
     part = part_rows(catalog)[0]
@@ -238,19 +240,19 @@ def test_runs_have_bounded_size(told: Told, catalog: Catalog, tmp_path: Path) ->
     assert precomputed._share(opened["arrays"], 2 * DIM, part) == 1
 
 
-def test_one_tower_has_no_score(told: Told, catalog: Catalog, tmp_path: Path) -> None:
-    uri = write_clip_retrieval(told, tmp_path / "theirs", ["img"])
+def test_one_tower_has_no_score(listed: Listed, catalog: Catalog, tmp_path: Path) -> None:
+    uri = write_clip_retrieval(listed, tmp_path / "theirs", ["img"])
     found = build(tmp_path, catalog, {"kind": "clip_retrieval", "uri": uri})
     assert found.has("image")
     assert not found.has("text")
     assert not list(Path(found.artifact.path("parts")).glob("*.clip_score.npy"))
 
 
-def test_more_missing_vectors_than_allowed_are_an_error(told: Told, catalog: Catalog, tmp_path: Path) -> None:
-    uri = write_clip_retrieval(told, tmp_path / "theirs")
+def test_more_missing_vectors_than_allowed_are_an_error(listed: Listed, catalog: Catalog, tmp_path: Path) -> None:
+    uri = write_clip_retrieval(listed, tmp_path / "theirs")
     usable = [n for n in range(NUM_PAIRS) if n % 10 != 9]
-    missing = sorted(key_of(n) for n in usable if key_of(n) not in set(told.keys))
-    foreign = sorted(key for key in told.keys if int(key) >= NUM_PAIRS)
+    missing = sorted(key_of(n) for n in usable if key_of(n) not in set(listed.keys))
+    others = sorted(key for key in listed.keys if int(key) >= NUM_PAIRS)
     with pytest.raises(UserError) as error:
         build(tmp_path, catalog, {"kind": "clip_retrieval", "uri": uri, "max_missing": 0.05})
     message = str(error.value)
@@ -259,7 +261,7 @@ def test_more_missing_vectors_than_allowed_are_an_error(told: Told, catalog: Cat
     assert f"{found} and {len(missing):,} have none" in message
     assert f"{len(missing)} were not, at most 5.0% allowed" in message
     assert ", ".join(missing[:3]) in message
-    assert ", ".join(foreign[:3]) in message
+    assert ", ".join(others[:3]) in message
     assert "raise embedding.theirs.max_missing" in message
 
 
@@ -285,7 +287,7 @@ def break_end(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "told_so"),
+    ("damage", "message"),
     [
         (lambda folder: (folder / "img_emb" / "img_emb_2.npy").unlink(), "metadata_2.parquet has no counterpart"),
         (lambda folder: (folder / "metadata" / "metadata_2.parquet").unlink(), "img_emb_2.npy has no counterpart"),
@@ -299,18 +301,18 @@ def break_end(folder: Path) -> None:
     ],
 )
 def test_files_that_do_not_fit_together_are_an_error(
-    told: Told, catalog: Catalog, damage: Callable[[Path], object], told_so: str, tmp_path: Path
+    listed: Listed, catalog: Catalog, damage: Callable[[Path], object], message: str, tmp_path: Path
 ) -> None:
-    uri = write_clip_retrieval(told, tmp_path / "theirs")
+    uri = write_clip_retrieval(listed, tmp_path / "theirs")
     damage(tmp_path / "theirs")
     with pytest.raises(UserError) as error:
         build(tmp_path, catalog, {"kind": "clip_retrieval", "uri": uri})
-    assert told_so in str(error.value)
+    assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("node", "told_so"),
+    ("node", "message"),
     [
         ({"kind": "clip_retrieval"}, "embedding.theirs.uri is not set"),
         ({"kind": "columns", "image_column": "vector"}, "embedding.theirs.image_column: 0.parquet has no column"),
@@ -320,16 +322,16 @@ def test_files_that_do_not_fit_together_are_an_error(
     ],
 )
 def test_settings_that_do_not_fit_the_files_are_an_error(
-    told: Told, catalog: Catalog, node: dict[str, Any], told_so: str, tmp_path: Path
+    listed: Listed, catalog: Catalog, node: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     if node["kind"] == "columns":
-        node = {**node, "uri": write_columns(told, tmp_path / "theirs")}
+        node = {**node, "uri": write_columns(listed, tmp_path / "theirs")}
     with pytest.raises(UserError) as error:
         build(tmp_path, catalog, node)
-    assert told_so in str(error.value)
+    assert message in str(error.value)
 
 
-def test_vectors_of_two_lengths_in_a_column_are_an_error(told: Told, tmp_path: Path) -> None:
+def test_vectors_of_two_lengths_in_a_column_are_an_error(listed: Listed, tmp_path: Path) -> None:
     (tmp_path / "theirs").mkdir()
     table = pa.table({"key": ["a", "b", "c"], "image_embedding": [None, [1.0, 2.0], [1.0]]})
     pq.write_table(table, tmp_path / "theirs" / "0.parquet")
@@ -341,7 +343,7 @@ def test_vectors_of_two_lengths_in_a_column_are_an_error(told: Told, tmp_path: P
         list(columns.vectors("image", 2, 0, np.array([1, 2])))
 
 
-def test_rows_of_an_array_by_range(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_of_an_array_are_read_by_range(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(0).normal(size=(5000, 33)).astype(np.float32)
     np.save(tmp_path / "a.npy", values)
     array, num_bytes = open_npy(str(tmp_path / "a.npy")), 0
@@ -356,12 +358,12 @@ def test_rows_of_an_array_by_range(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(npy, "MAX_REQUEST", 1000)
     rows = np.array([4999, 7, 8, 9, 7, 0, 3000])
     assert (array.take(rows) == values[rows]).all()
-    assert num_bytes == 6 * 33 * 4, "the rows that are wanted, and nothing else"
+    assert num_bytes == 6 * 33 * 4, "each wanted row once, and nothing else"
     assert (array.read(100, 50) == values[100:150]).all()
     assert array.take(rows[:0]).shape == (0, 33)
 
 
-def test_rows_of_an_array_in_a_bucket(s3_bucket: str, tmp_path: Path) -> None:
+def test_rows_of_an_array_are_read_from_a_bucket(s3_bucket: str, tmp_path: Path) -> None:
     values = np.random.default_rng(0).normal(size=(300, 400)).astype(np.float16)
     np.save(tmp_path / "a.npy", values)
     files.write(f"{s3_bucket}/a.npy", (tmp_path / "a.npy").read_bytes())
@@ -369,7 +371,9 @@ def test_rows_of_an_array_in_a_bucket(s3_bucket: str, tmp_path: Path) -> None:
     assert (open_npy(f"{s3_bucket}/a.npy").take(rows) == values[rows]).all()
 
 
-def test_rows_of_a_column_in_a_bucket(s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_of_a_column_are_read_from_a_bucket(
+    s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     values = np.random.default_rng(0).normal(size=(900, 64)).astype(np.float32)
     lists = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), 64)
     table = pa.table({"key": [key_of(number) for number in range(900)], "image_embedding": lists})
@@ -378,7 +382,7 @@ def test_rows_of_a_column_in_a_bucket(s3_bucket: str, tmp_path: Path, monkeypatc
     node = {"kind": "columns", "uri": f"{s3_bucket}/theirs"}
     config = config_of({"format": "table"}, tmp_path, embedding={"c": node})
     opened = open_precomputed(config.embedding["c"], "c")  # type: ignore[arg-type]
-    # many requests a row group
+    # many requests per row group
     monkeypatch.setattr(precomputed_files, "COLUMN_BUFFER", 8192)
     rows = np.array([3, 3, 250, 399, 400, 899])
     assert (np.concatenate(list(opened.vectors("image", 64, 0, rows))) == values[rows]).all()

@@ -1,4 +1,4 @@
-"""Fingerprints change with what matters and with nothing else; a manifest means complete."""
+"""A fingerprint changes exactly with the settings that matter, and an artifact with a manifest is complete."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from orchestrator.training.stage import Phase, training_stage
 from tests.support.pools import config_of, make_pairs, write_table, write_tars, write_zero_shot
 
 
-def test_a_fingerprint_is_of_the_value_alone() -> None:
+def test_a_fingerprint_depends_on_the_value_alone() -> None:
     assert fingerprint({"a": 1, "b": [1, 2]}) == fingerprint({"b": [1, 2], "a": 1})
     values: list[Any] = [{"a": 1}, {"a": 2}, {"b": 1}, {"a": "1"}, {"a": None}, [1, 2], [2, 1], 1.0, "x"]
     assert len({fingerprint(value) for value in values}) == len(values)
 
 
-def test_an_artifact_is_named_by_kind_version_and_inputs(tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_kind_version_and_inputs(tmp_path: Path) -> None:
     store = str(tmp_path)
     one = Artifact.of(store, "scores", version=1, t=0.1)
     assert one == Artifact.of(store, "scores", version=1, t=0.1)
@@ -40,7 +40,7 @@ def test_an_artifact_is_named_by_kind_version_and_inputs(tmp_path: Path) -> None
     assert below.fingerprint != Artifact.of(store, "keep", version=1, scored=others[0]).fingerprint
 
 
-def test_the_manifest_makes_it_complete(tmp_path: Path) -> None:
+def test_an_artifact_with_a_manifest_is_complete(tmp_path: Path) -> None:
     artifact = Artifact.of(str(tmp_path), "scores", version=1)
     (tmp_path / "scores" / artifact.fingerprint / "parts").mkdir(parents=True)
     assert not artifact.is_complete()
@@ -56,8 +56,8 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_tars(tmp_path_factory.mktemp("pool") / "tars", make_pairs(8), num_shards=2)
 
 
-def prints(config: Config) -> dict[str, str]:
-    """The fingerprints of every stage up to the fine-tune epoch, nothing computed."""
+def fingerprints(config: Config) -> dict[str, str]:
+    """The fingerprints of all stages up to fine-tuning, without any computation."""
     source = open_source(config.source)
     read = catalog_stage(config.store, source, config.source.limits)
     catalog = Catalog(read.artifact)
@@ -100,9 +100,11 @@ TRAINED = {"pretrain", "finetune"}
         ({"name": "another", "out": "elsewhere"}, set()),
     ],
 )
-def test_what_matters_changes_what_depends_on_it(uri: str, tmp_path: Path, changes: Any, changed: set[str]) -> None:
+def test_a_setting_changes_the_stages_that_depend_on_it(
+    uri: str, tmp_path: Path, changes: Any, changed: set[str]
+) -> None:
     source = {"format": "webdataset", "uri": uri}
-    before, after = prints(config_of(source, tmp_path)), prints(config_of(source, tmp_path, **changes))
+    before, after = fingerprints(config_of(source, tmp_path)), fingerprints(config_of(source, tmp_path, **changes))
     assert set(before) == set(after) == ALL
     assert {name for name in ALL if before[name] != after[name]} == changed
 
@@ -115,7 +117,7 @@ def test_what_matters_changes_what_depends_on_it(uri: str, tmp_path: Path, chang
         ({"name": "hf-hub:somebody/tiny"}, True),
     ],
 )
-def test_a_best_model_that_was_told_by_other_pictures_is_not_reused(
+def test_a_best_model_chosen_with_other_preprocessing_is_not_reused(
     uri: str, tmp_path: Path, model: dict[str, Any], may_differ: bool
 ) -> None:
     training = {"evaluate_every_steps": 1, "keep_model": "best", "best_metric": "zero_shot/top1"}
@@ -130,21 +132,23 @@ def test_a_best_model_that_was_told_by_other_pictures_is_not_reused(
     assert best[3:] == ["own preprocessing"] * may_differ
 
 
-def test_the_limits_of_a_source_are_no_part_of_it(uri: str, tmp_path: Path) -> None:
+def test_the_limits_of_a_source_do_not_change_fingerprints(uri: str, tmp_path: Path) -> None:
     strict = {"format": "webdataset", "uri": uri, "limits": {"max_broken_shards": 0}}
-    assert prints(config_of({"format": "webdataset", "uri": uri}, tmp_path)) == prints(config_of(strict, tmp_path))
+    assert fingerprints(config_of({"format": "webdataset", "uri": uri}, tmp_path)) == fingerprints(
+        config_of(strict, tmp_path)
+    )
 
 
-def test_another_file_at_the_same_place_changes_everything(tmp_path: Path) -> None:
+def test_a_modified_file_changes_all_fingerprints(tmp_path: Path) -> None:
     uri = write_tars(tmp_path / "tars", make_pairs(4))
     source = {"format": "webdataset", "uri": uri}
-    before = prints(config_of(source, tmp_path))
+    before = fingerprints(config_of(source, tmp_path))
     os.utime(tmp_path / "tars" / "00000.tar", (1, 1))
-    after = prints(config_of(source, tmp_path))
+    after = fingerprints(config_of(source, tmp_path))
     assert all(before[name] != after[name] for name in ALL)
 
 
-def test_the_same_files_by_folder_glob_and_braces_are_one_pool(tmp_path: Path) -> None:
+def test_a_folder_a_glob_and_braces_with_the_same_files_are_one_pool(tmp_path: Path) -> None:
     folder = write_table(tmp_path / "table", ["a", "b", "c"], num_files=3)
     uris = [
         folder,
@@ -152,8 +156,8 @@ def test_the_same_files_by_folder_glob_and_braces_are_one_pool(tmp_path: Path) -
         f"{folder}/{{00000..00002}}.parquet",
         [f"{folder}/0000{i}.parquet" for i in range(3)],
     ]
-    names = []
+    found = []
     for one in uris:
         source = open_source(config_of({"format": "table", "uri": one}, tmp_path).source)
-        names.append(Artifact.of(str(tmp_path), "catalog", version=1, source=source.identity()).fingerprint)
-    assert len(set(names)) == 1
+        found.append(Artifact.of(str(tmp_path), "catalog", version=1, source=source.identity()).fingerprint)
+    assert len(set(found)) == 1

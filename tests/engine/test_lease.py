@@ -1,4 +1,4 @@
-"""Two runs and one artifact: one computes, the other waits; whoever is gone is replaced."""
+"""Two runs that need the same artifact: one computes it and the other waits, or takes over if the first one ends."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ with lease.held(artifact, name="numbers", show=say, poll_seconds=0.05) as mine:
 
 
 @pytest.fixture(params=["folder", "bucket"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(tmp_path / "store") if request.param == "folder" else request.getfixturevalue("s3_bucket")
 
 
 @pytest.fixture
-def artifact(place: str) -> Artifact:
-    return Artifact.of(place, "numbers", version=1)
+def artifact(store: str) -> Artifact:
+    return Artifact.of(store, "numbers", version=1)
 
 
 class Shown(list[str]):
@@ -64,8 +64,8 @@ class Shown(list[str]):
         return lease.held(artifact, name="numbers", show=self.append, **{"poll_seconds": 0.02, **how})
 
 
-def start(place: str, log: Path, *, seconds: float = 0.5, together: int = 1) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", RUN, place, str(log), str(seconds), str(together)])
+def start(store: str, log: Path, *, seconds: float = 0.5, together: int = 1) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", RUN, store, str(log), str(seconds), str(together)])
 
 
 def wait_until_computing(log: Path) -> None:
@@ -85,9 +85,9 @@ def elsewhere(artifact: Artifact, *, expiry_seconds: float) -> Holder:
     return there
 
 
-def test_one_of_several_runs_computes(place: str, tmp_path: Path) -> None:
+def test_one_of_several_runs_computes(store: str, tmp_path: Path) -> None:
     log = tmp_path / "log"
-    runs = [start(place, log, together=3) for _ in range(3)]
+    runs = [start(store, log, together=3) for _ in range(3)]
     assert [run.wait(timeout=120) for run in runs] == [0, 0, 0]
     lines = log.read_text().splitlines()
     assert (lines.count("computes"), lines.count("reuses")) == (1, 2)
@@ -95,10 +95,10 @@ def test_one_of_several_runs_computes(place: str, tmp_path: Path) -> None:
     waiting = [line for line in lines if "waiting for another run" in line]
     assert len(waiting) == 2, "each waiting run prints one line"
     assert any(f"pid {pid})" in waiting[0] for pid in pids)
-    assert not files.exists(files.join(Artifact.of(place, "numbers", version=1).uri, lease.FILE))
+    assert not files.exists(files.join(Artifact.of(store, "numbers", version=1).uri, lease.FILE))
 
 
-def test_a_lease_is_created_once(place: str) -> None:
+def test_a_lease_is_created_once(store: str) -> None:
     def create(uri: str) -> bool:
         together.wait()
         return lease._created(uri, b"a lease")
@@ -106,16 +106,16 @@ def test_a_lease_is_created_once(place: str) -> None:
     together = threading.Barrier(8)
     with ThreadPoolExecutor(8) as threads:
         for number in range(20):
-            uri = files.join(place, f"{number}", lease.FILE)
+            uri = files.join(store, f"{number}", lease.FILE)
             assert sum(threads.map(create, [uri] * 8)) == 1
 
 
 @pytest.mark.parametrize("is_reaped", [True, False])
 def test_the_lease_of_a_killed_process_on_this_host_is_taken_over_at_once(
-    artifact: Artifact, place: str, tmp_path: Path, is_reaped: bool
+    artifact: Artifact, store: str, tmp_path: Path, is_reaped: bool
 ) -> None:
     log, shown = tmp_path / "log", Shown()
-    run = start(place, log, seconds=600)
+    run = start(store, log, seconds=600)
     wait_until_computing(log)
     run.kill()
     if is_reaped:
@@ -147,7 +147,7 @@ def test_a_process_hidden_in_proc_counts_as_running(monkeypatch: pytest.MonkeyPa
         read = Path.read_text
 
         def hiding(path: Path) -> str:
-            # as where it is mounted with hidepid=2
+            # as on a machine whose /proc is mounted with hidepid=2
             if str(path).startswith(f"/proc/{other.pid}/"):
                 raise FileNotFoundError(path)
             return read(path)
@@ -159,7 +159,7 @@ def test_a_process_hidden_in_proc_counts_as_running(monkeypatch: pytest.MonkeyPa
         assert not holder.is_gone()
         with monkeypatch.context() as patched:
             patched.setattr(os, "kill", forbidden)
-            assert not holder.is_gone(), "another user's"
+            assert not holder.is_gone(), "a process of another user"
     assert holder.is_gone()
 
 
@@ -185,7 +185,7 @@ def test_a_renewed_lease_of_another_host_is_waited_for(artifact: Artifact) -> No
     computing = threading.Thread(target=compute)
     computing.start()
     threading.Timer(2.5, ended.set).start()
-    # completed only once it renews no more
+    # the artifact becomes complete after the last renewal
     threading.Timer(2.7, lambda: artifact.publish(totals={}, parts=[], seconds=1.0)).start()
     shown = Shown()
     with shown.hold(artifact) as mine:
@@ -265,19 +265,19 @@ def test_a_removed_lease_is_created_again(artifact: Artifact) -> None:
         assert files.exists(artifact.path(lease.FILE))
 
 
-@pytest.mark.parametrize("place", ["folder"], indirect=True)
-def test_an_error_leaves_the_store_folder(artifact: Artifact, place: str) -> None:
-    Path(place).mkdir()
+@pytest.mark.parametrize("store", ["folder"], indirect=True)
+def test_an_error_leaves_the_store_folder(artifact: Artifact, store: str) -> None:
+    Path(store).mkdir()
     with pytest.raises(RuntimeError), Shown().hold(artifact):
         raise RuntimeError
-    assert list(Path(place).iterdir()) == []
+    assert list(Path(store).iterdir()) == []
 
 
-def test_a_store_that_cannot_create_exclusively(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_cannot_create_exclusively(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "SETTLE_SECONDS", 0.1)
     monkeypatch.setattr(files, "is_local", lambda uri: False)
     monkeypatch.setattr(lease, "_created_there", lambda uri, data: None)
-    artifact, together, held = Artifact.of(place, "numbers", version=1), threading.Barrier(4), list[bool]()
+    artifact, together, held = Artifact.of(store, "numbers", version=1), threading.Barrier(4), list[bool]()
 
     def run(_: int) -> None:
         together.wait()

@@ -1,4 +1,4 @@
-"""Parts: each is computed once, whole or not at all; the manifest comes last; builders of one artifact do no harm."""
+"""Parts: each one is computed once and written atomically, the manifest last; two builders at once do no harm."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ from orchestrator.errors import UserError
 from orchestrator.storage import files
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
-# the workers know nothing of this file
+# the workers cannot import this file
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 class Calls:
-    """Work that leaves a file for every call; `broken` items raise."""
+    """Work that creates a file in every call, and fails for the items in `broken`."""
 
     def __init__(self, folder: Path, broken: set[int] = frozenset(), pause: float = 0.0):  # type: ignore[assignment]
         self.folder, self.broken, self.pause = folder, broken, pause
         folder.mkdir(exist_ok=True)
 
     def __call__(self) -> Work:
-        # a worker that was made leaves its mark as well
+        # a new worker creates a file as well
         (self.folder / f"made-{uuid.uuid4().hex}").touch()
 
         def work(item: int) -> PartResult:
@@ -61,11 +61,11 @@ class Calls:
         return work
 
     def items(self) -> list[int]:
-        """The items worked on, one entry a call."""
+        """The items of all calls, sorted."""
         return sorted(int(path.name.split("-")[1]) for path in self.folder.glob("item-*"))
 
     def num_made(self) -> int:
-        """How often the work was made."""
+        """The number of workers."""
         return len(list(self.folder.glob("made-*")))
 
 
@@ -79,7 +79,7 @@ def build(artifact: Artifact, calls: Callable[[], Work] | InRuns, num_items: int
 
 
 @pytest.mark.parametrize("num_actors", [None, 2])
-def test_each_item_is_computed_once(artifact: Artifact, tmp_path: Path, num_actors: int | None) -> None:
+def test_every_item_is_computed_once(artifact: Artifact, tmp_path: Path, num_actors: int | None) -> None:
     calls = Calls(tmp_path / "calls")
     build(artifact, calls, num_actors=num_actors)
     assert calls.items() == list(range(6))
@@ -90,9 +90,7 @@ def test_each_item_is_computed_once(artifact: Artifact, tmp_path: Path, num_acto
     assert not list(Path(artifact.uri).rglob("*.tmp"))
 
 
-def test_a_failed_item_leaves_no_manifest_and_the_next_build_computes_the_rest(
-    artifact: Artifact, tmp_path: Path
-) -> None:
+def test_a_failed_item_leaves_no_manifest_and_the_next_build_resumes(artifact: Artifact, tmp_path: Path) -> None:
     calls = Calls(tmp_path / "calls", broken={3})
     with pytest.raises(Exception, match="item 3 is broken") as error:
         build(artifact, calls)
@@ -111,7 +109,7 @@ def test_a_failed_item_leaves_no_manifest_and_the_next_build_computes_the_rest(
 
 
 class Runs(Calls):
-    """The same work on runs, each of which leaves a file with its items' names."""
+    """The same work on runs of items. Each run creates a file with the numbers of its items."""
 
     def make(self) -> RunWork:
         work = super().__call__()
@@ -123,11 +121,11 @@ class Runs(Calls):
         return on_run
 
     def runs(self) -> set[tuple[int, ...]]:
-        """The runs worked on."""
+        """The runs of all calls."""
         return {tuple(map(int, path.name.split("-")[1:])) for path in self.folder.glob("run-*")}
 
 
-def test_runs_contain_neighbouring_missing_items(artifact: Artifact, tmp_path: Path) -> None:
+def test_a_run_holds_missing_neighbours_only(artifact: Artifact, tmp_path: Path) -> None:
     shares = [0.4, 0.6, 0.1, 2.0, 0.5, 0.5, 0.0, 0.1, 1.0, 0.3, 0.3, 0.3]
     calls = Runs(tmp_path / "calls", broken={5})
     with pytest.raises(Exception, match="item 5 is broken"):
@@ -159,7 +157,7 @@ def test_a_file_without_its_summary_does_not_count(artifact: Artifact, tmp_path:
     assert files.read(part_path(artifact, 2, "txt")) == b"2" * 1000
 
 
-def test_a_failed_check_keeps_the_parts_and_writes_no_manifest(artifact: Artifact, tmp_path: Path) -> None:
+def test_a_failed_check_leaves_the_parts_without_a_manifest(artifact: Artifact, tmp_path: Path) -> None:
     def refuse(summaries: list[dict[str, Any]]) -> None:
         raise UserError(f"{len(summaries)} parts are too many")
 
@@ -172,7 +170,7 @@ def test_a_failed_check_keeps_the_parts_and_writes_no_manifest(artifact: Artifac
     assert artifact.is_complete()
 
 
-def test_a_resumed_stage_counts_the_seconds_of_all_its_builds(
+def test_an_interrupted_stage_adds_up_the_seconds_of_its_builds(
     artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(summaries: list[dict[str, Any]]) -> None:
@@ -181,16 +179,16 @@ def test_a_resumed_stage_counts_the_seconds_of_all_its_builds(
     monkeypatch.setattr(stopwatch, "NOTE_SECONDS", 0.0)
     with pytest.raises(UserError, match="interrupted"):
         build(artifact, Calls(tmp_path / "calls", pause=0.2), check=refuse)
-    noted = files.read_json(artifact.path("elapsed.json"))["seconds"]
-    assert noted >= 0.2
+    saved = files.read_json(artifact.path("elapsed.json"))["seconds"]
+    assert saved >= 0.2
     began = time.monotonic()
     build(artifact, Calls(tmp_path / "again"))
     took = time.monotonic() - began
-    assert noted <= artifact.manifest["seconds"] <= noted + took + 0.01
+    assert saved <= artifact.manifest["seconds"] <= saved + took + 0.01
     assert not files.exists(artifact.path("elapsed.json"))
 
 
-def test_two_builds_at_the_same_time_give_one_complete_artifact(artifact: Artifact, tmp_path: Path) -> None:
+def test_two_builders_at_once_do_no_harm(artifact: Artifact, tmp_path: Path) -> None:
     calls, failures = Calls(tmp_path / "calls", pause=0.05), []
 
     def one() -> None:

@@ -1,5 +1,5 @@
-"""Work that is started where a sweep's trial runs, in a placement group that has room for nothing else; and work whose
-node is lost."""
+"""Work that starts inside a trial of a sweep, whose placement group has no free resources; and work after the loss of a
+worker."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ Found = TypeVar("Found")
 
 
 def in_trial(call: Callable[[], Found]) -> Found:
-    """What a call gives where Ray Tune would run it."""
+    """Return the result of a call that runs where Ray Tune runs a trial."""
     group = placement_group([{"CPU": CPUS}])
-    place = PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
+    strategy = PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
     try:
-        found: Found = ray.get(ray.remote(num_cpus=CPUS, scheduling_strategy=place)(call).remote(), timeout=120)
+        found: Found = ray.get(ray.remote(num_cpus=CPUS, scheduling_strategy=strategy)(call).remote(), timeout=120)
     finally:
         remove_placement_group(group)
     return found
@@ -72,7 +72,7 @@ def test_a_linear_probe_is_fitted_in_a_trial() -> None:
     assert "linear_probe_acc1" in in_trial(lambda: _probed(columns, columns, 2))
 
 
-def test_a_share_that_is_lost_between_passes_changes_nothing(tmp_path: Path) -> None:
+def test_a_worker_lost_between_passes_does_not_change_the_result(tmp_path: Path) -> None:
     sample = artifact(clustered(tmp_path, "lloyd"), Role.SAMPLE, "ssp")
     held = lloyd._hold(sample)
     assert len(held) == 4

@@ -1,4 +1,4 @@
-"""How large a cluster is, and may become."""
+"""The size of a cluster, with and without an autoscaler."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def connect(**settings: int) -> None:
 
 
 @pytest.mark.usefixtures("keeps_size")
-def test_a_cluster_counts_as_large_as_its_autoscaler_may_make_it() -> None:
+def test_the_size_of_a_cluster_includes_what_its_autoscaler_may_add() -> None:
     connect()
     cpus, gpus = ray_cluster.num_cpus(), ray_cluster.num_gpus()
     connect(scales_to_cpus=cpus + 1000, scales_to_gpus=8)
     assert (ray_cluster.num_cpus(), ray_cluster.num_cores(), ray_cluster.num_gpus()) == (cpus + 1000, cpus + 1000, 8)
     connect(scales_to_cpus=1)
-    assert (ray_cluster.num_cpus(), ray_cluster.num_gpus()) == (cpus, gpus), "it never counts as less than it is"
+    assert (ray_cluster.num_cpus(), ray_cluster.num_gpus()) == (cpus, gpus), "never less than the present size"

@@ -1,4 +1,4 @@
-"""The record of a run: written and read again, and read as earlier versions wrote it."""
+"""The record of a run, as this version and earlier versions write it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from orchestrator.engine.role import Role
 from orchestrator.engine.run_record import FILE, RunRecord, StageRecord
 from orchestrator.errors import UserError
 
-# kinds and titles of the stages of one run, as version 0.1 wrote them, and what they are now
+# kinds and titles of stages, as version 0.1 wrote them, with their present roles and steps
 OLD_STAGES = {
     ("catalog", "catalog"): (Role.CATALOG, None),
     ("keep", "pool"): (Role.POOL, None),

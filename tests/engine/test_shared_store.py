@@ -1,4 +1,4 @@
-"""Two users of one machine and one store: what one has made, begun or left the other uses, where they may."""
+"""Two users of one machine who share a store: each reuses and resumes the work of the other if permissions allow."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-# none of them needs an entry anywhere
+# numbers are enough: the users and the group need no entry in /etc/passwd or /etc/group
 USERS, GROUP = {"ann": 60001, "ben": 60002}, 60000
 SHARED, OWN = 0o002, 0o022
 NUM_PARTS = 3
-# a stage of a run: parts, then the manifest; killed after its first part, or seen by others as of a host far away. The
-# interpreter may be root's alone: who the user is begins once all is imported
+# a stage of a run: parts, then the manifest. It may be killed after its first part, or write a lease of another host.
+# It changes its user after the imports, because only root may be able to read the interpreter
 STAGE = """
 import os, signal, sys
 from orchestrator.engine import lease
@@ -27,12 +27,12 @@ from orchestrator.engine.artifact import Artifact
 from orchestrator.errors import UserError, one_line
 from orchestrator.engine.parts import done_summaries, part_path
 
-place, does, user, group, umask = sys.argv[1:3] + [int(number) for number in sys.argv[3:]]
+store, does, user, group, umask = sys.argv[1:3] + [int(number) for number in sys.argv[3:]]
 os.umask(umask)
 os.setgroups([group])
 os.setgid(user)
 os.setuid(user)
-artifact = Artifact.of(place, "numbers", version=1)
+artifact = Artifact.of(store, "numbers", version=1)
 if does == "is far away":
     here = vars(lease.Holder.here(0.5)) | {"owner": "other", "host": "far", "machine": "far"}
     files.write(artifact.path(lease.FILE), lease.Holder(**here).lease())
@@ -57,9 +57,9 @@ except UserError as error:
 
 @pytest.fixture
 def shared() -> Iterator[Path]:
-    """A folder of the group in which what is made is the group's as well; pytest's own are closed to others."""
+    """A store whose files belong to the common group. (Other users cannot enter the temporary folders of pytest.)"""
     if os.geteuid():
-        pytest.skip("needs the right to be other users")
+        pytest.skip("only root can run processes as other users")
     folder = Path(tempfile.mkdtemp(prefix="users-", dir="/tmp"))
     folder.chmod(0o755)
     (folder / "STORE").mkdir()
@@ -86,7 +86,7 @@ def lines(done: subprocess.CompletedProcess[str]) -> list[str]:
     return done.stdout.splitlines()
 
 
-def test_what_one_has_made_the_other_reuses(shared: Path) -> None:
+def test_a_user_reuses_an_artifact_of_the_other(shared: Path) -> None:
     assert lines(run("ann", shared)) == ["computes 0", "computes 1", "computes 2"]
     assert lines(run("ben", shared)) == ["reuses 30"]
     made = list(shared.rglob("*"))
@@ -95,24 +95,24 @@ def test_what_one_has_made_the_other_reuses(shared: Path) -> None:
     assert {oct(path.stat().st_mode & 0o7777) for path in made} == {"0o2775", "0o664"}
 
 
-def test_what_one_has_begun_the_other_goes_on_with(shared: Path) -> None:
+def test_a_user_resumes_a_stage_of_the_other(shared: Path) -> None:
     assert run("ann", shared, "is killed").returncode < 0
     taken, *computed = lines(run("ben", shared))
-    assert taken.endswith("is gone; taking over")
+    assert taken.endswith("has ended; taking over its lease")
     assert computed == ["computes 1", "computes 2"]
     assert lines(run("ann", shared)) == ["reuses 30"]
     assert not list(shared.rglob("lease.json"))
 
 
-def test_a_lease_of_the_other_that_is_not_renewed_is_taken_over(shared: Path) -> None:
+def test_a_user_takes_over_an_expired_lease_of_the_other(shared: Path) -> None:
     lines(run("ann", shared, "is far away"))
     waits, taken, *computed = lines(run("ben", shared))
     assert "another run (host far" in waits
-    assert taken.endswith("is gone; taking over")
+    assert taken.endswith("has ended; taking over its lease")
     assert computed == ["computes 0", "computes 1", "computes 2"]
 
 
-def test_what_one_keeps_to_themselves_can_be_reused_but_not_gone_on_with(shared: Path) -> None:
+def test_files_without_group_permission_can_be_reused_but_not_resumed(shared: Path) -> None:
     assert run("ann", shared, "is killed", umask=OWN).returncode < 0
     refused(run("ben", shared), "cannot remove", "lease.json", shared)
     (lease,) = shared.rglob("lease.json")
@@ -122,7 +122,7 @@ def test_what_one_keeps_to_themselves_can_be_reused_but_not_gone_on_with(shared:
     assert lines(run("ben", shared)) == ["reuses 30"]
 
 
-def test_a_store_of_ones_own_is_refused_to_others(shared: Path) -> None:
+def test_a_private_store_is_an_error_for_others(shared: Path) -> None:
     shared.chmod(0o755)
     refused(run("ben", shared), "cannot write", "lease.json", shared)
     shared.chmod(0o2775)

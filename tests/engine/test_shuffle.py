@@ -1,4 +1,4 @@
-"""The shuffle through the store: every row arrives once, at its destination, in the sources' order; also in a
+"""The shuffle through the store: every row reaches its destination once, in the order of the sources, on disk and in a
 bucket."""
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ NUM_DESTINATIONS = 13
 
 def source_table(number: int, num_rows: int = 500) -> tuple[pa.Table, np.ndarray]:
     generator = np.random.default_rng(number)
-    # some destinations get nothing of any source
+    # the last destinations get no rows
     destination = generator.integers(0, NUM_DESTINATIONS - 3, num_rows)
     table = pa.table(
         {
@@ -37,7 +37,7 @@ def check_every_destination(uris: list[str], sources: list[tuple[pa.Table, np.nd
         assert [table.to_pylist() for table in found] == [table.to_pylist() for table in expected if table.num_rows]
 
 
-def test_every_row_arrives_in_order(tmp_path: Path) -> None:
+def test_every_row_reaches_its_destination_in_order(tmp_path: Path) -> None:
     sources = [source_table(number, num_rows) for number, num_rows in enumerate([500, 1, 0, *[30] * (2 * IN_FLIGHT)])]
     uris = [str(tmp_path / f"{number}.exchange") for number in range(len(sources))]
     for uri, (table, destination) in zip(uris, sources, strict=True):
@@ -46,12 +46,12 @@ def test_every_row_arrives_in_order(tmp_path: Path) -> None:
     assert read_slice(uris[0], NUM_DESTINATIONS - 1) is None
 
 
-def test_a_slice_has_only_the_rows_of_its_destination() -> None:
+def test_slices_hold_no_rows_of_other_destinations() -> None:
     table, destination = source_table(0, 20_000)
     assert len(pack(split(table, destination, NUM_DESTINATIONS))) < 1.05 * table.nbytes
 
 
-def test_vectors_are_unchanged_by_the_column_format() -> None:
+def test_a_column_gives_the_same_vectors_without_a_copy() -> None:
     vectors = np.random.default_rng(0).normal(size=(100, 7)).astype(np.float16)
     column = vectors_to_column(vectors)
     assert np.shares_memory(column_to_vectors(column), vectors), "nothing is copied"
@@ -71,7 +71,7 @@ def test_a_destination_out_of_range_is_an_error(wrong: int) -> None:
         split(table, destination, NUM_DESTINATIONS)
 
 
-def test_slices_of_files_in_a_bucket_are_read_by_range(s3_bucket: str) -> None:
+def test_a_shuffle_in_a_bucket(s3_bucket: str) -> None:
     sources = [source_table(number, 40) for number in range(4)]
     uris = [f"{s3_bucket}/{number}.exchange" for number in range(4)]
     for uri, (table, destination) in zip(uris, sources, strict=True):

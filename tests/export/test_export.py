@@ -1,4 +1,4 @@
-"""The keep list for other tools: Parquet, DataComp's uids, shards; and the whole of it in a bucket."""
+"""Exports of a keep list as Parquet, DataComp uids and shards, on disk and in a bucket."""
 
 from __future__ import annotations
 
@@ -44,18 +44,18 @@ def select(shell: Any, folder: Path, uri: str, *more: str, source: str = "webdat
 
 @pytest.fixture(scope="module")
 def selected(typed: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a `select` over three tars with uids, one pair without a caption."""
+    """A folder with a `select` run over three tars with uids. One pair has no caption."""
     folder = tmp_path_factory.mktemp("export")
     pairs = make_pairs(NUM_PAIRS)
     pairs[5] = Pair(pairs[5].key, None, pairs[5].image)
     write_tars(folder / "pool", pairs, num_shards=3)
     for number in range(3):
         rows = pairs[16 * number : 16 * number + 16]
-        told = [
+        metadata = [
             {"key": pair.key, "status": "success", "caption": pair.caption, "uid": f"{1000 - int(pair.key):032x}"}
             for pair in rows
         ]
-        pq.write_table(pa.Table.from_pylist(told), folder / "pool" / f"{number:05d}.parquet")
+        pq.write_table(pa.Table.from_pylist(metadata), folder / "pool" / f"{number:05d}.parquet")
     select(typed, folder, "pool", "selection.wfpp.min_count=2")
     return folder
 
@@ -84,7 +84,7 @@ def test_uids_have_datacomps_format(selected: Path, kept: pa.Table, typed: Any) 
     assert uids.dtype == np.dtype("u8,u8")
     assert sorted(1000 - int(low) for _, low in uids.tolist()) == sorted(map(int, kept["key"].to_pylist()))
     assert (uids["f0"] == 0).all()
-    assert (np.diff(uids["f1"].astype(np.int64)) > 0).all(), "sorted, as DataComp's tools bisect"
+    assert (np.diff(uids["f1"].astype(np.int64)) > 0).all(), "DataComp's tools use binary search"
 
 
 def test_shards_hold_the_kept_pairs_byte_by_byte(selected: Path, kept: pa.Table, typed: Any) -> None:
@@ -142,9 +142,9 @@ def test_the_columns_of_a_table_are_exported(typed: Any, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_source_store_and_out_in_a_bucket_that_fails_now_and_then(shell: Any, tiny_conf: str, tmp_path: Path) -> None:
+def test_a_run_and_exports_in_a_bucket_with_occasional_failures(shell: Any, tiny_conf: str, tmp_path: Path) -> None:
     server = FaultyS3()
-    # sockets below it have no room for a long path
+    # the path of a socket is limited to about 100 characters
     ray_folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
     env = {
         "AWS_ENDPOINT_URL": server.url,
@@ -172,9 +172,9 @@ def test_source_store_and_out_in_a_bucket_that_fails_now_and_then(shell: Any, ti
     faults, server.faults = server.faults, []
     assert done.returncode == 0, done.stderr
     assert all(fault.done > 1 for fault in faults), faults
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["pool"], "nothing lies on this machine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pool"], "no file was written on this machine"
     report = json.loads(fs.cat_file("bucket/OUT/report.json"))
-    assert report["skipped"]["catalog"]["problems"] == {}, "nothing was lost"
+    assert report["skipped"]["catalog"]["problems"] == {}, "no pair was lost"
     assert report["training"]["pretrain"]["samples_seen"] == 96
     assert report["skipped"]["training"]["pretrain"]["skipped"] == 0
     names = {name.rsplit("/", 1)[1] for name in fs.find("bucket/OUT")}
@@ -195,15 +195,15 @@ def test_source_store_and_out_in_a_bucket_that_fails_now_and_then(shell: Any, ti
     ]
     objects = {name: fs.cat_file(name) for name in fs.find("bucket")}
     logs = {str(path): path.read_bytes() for path in ray_folder.rglob("*") if path.is_file() and not path.is_symlink()}
-    assert any(name.endswith("raylet.out") for name in logs), "the logs of this very run"
-    said = {"stdout": done.stdout.encode(), "stderr": done.stderr.encode()}
-    assert told_in({**objects, **logs, **said}) == []
+    assert any(name.endswith("raylet.out") for name in logs), "the logs of this run"
+    output = {"stdout": done.stdout.encode(), "stderr": done.stderr.encode()}
+    assert files_with_secrets({**objects, **logs, **output}) == []
     server.stop()
     shutil.rmtree(ray_folder, ignore_errors=True)
 
 
-def told_in(files: dict[str, bytes]) -> list[str]:
-    """The files that hold a secret, as it is, in Base64 or as URLs have it."""
+def files_with_secrets(files: dict[str, bytes]) -> list[str]:
+    """Return the files that hold a secret, as plain text, in Base64 or percent-encoded."""
     forms = [
         form
         for secret in SECRETS.values()
@@ -212,11 +212,11 @@ def told_in(files: dict[str, bytes]) -> list[str]:
     return [name for name, data in files.items() if any(form in data for form in forms)]
 
 
-def test_secrets_would_be_found() -> None:
+def test_every_form_of_a_secret_is_found() -> None:
     for secret in SECRETS.values():
         hidden = {
             "plain": f"key={secret}".encode(),
             "basic": base64.b64encode(secret.encode()),
             "none": secret[1:].encode(),
         }
-        assert told_in(hidden) == ["plain", "basic"]
+        assert files_with_secrets(hidden) == ["plain", "basic"]

@@ -28,18 +28,18 @@ from orchestrator.source import open_source
 from tests.support.pools import Pair, config_of, make_pairs, write_parquet_images, write_table, write_tars
 
 
-def one_by_one(artifact: Artifact, missing: list[Any], make_work: Any, *_: Any) -> Iterator[Summary]:
+def one_by_one(job: Any, missing: list[Any]) -> Iterator[Summary]:
     for index, item in missing:
-        yield write_part(artifact, index, make_work()(item))
+        yield write_part(job.artifact, index, job.make_work()(item))
 
 
 @pytest.fixture(autouse=True)
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.engine.parts._run", one_by_one)
+    monkeypatch.setattr("orchestrator.engine.parts.PartsJob._run", one_by_one)
 
 
 def selected(source: dict[str, Any], store: Path, *, leave: tuple[int, ...] = ()) -> RunRecord:
-    """The record of a run that keeps all pairs but those rows of the first part."""
+    """The record of a run that keeps all pairs except the rows `leave` of the first part."""
     config = config_of(source, store)
     pool = open_source(config.source)
     catalog = Artifact.of(config.store, "catalog", version=1, source=pool.identity())
@@ -59,8 +59,8 @@ def selected(source: dict[str, Any], store: Path, *, leave: tuple[int, ...] = ()
         StageRecord(name=role, role=role, kind=one.kind, uri=one.uri, made_from=one.made_from, reused=False, seconds=0)
         for role, one in ((Role.CATALOG, catalog), (Role.POOL, keep))
     ]
-    told = config.model_dump(mode="json")
-    return RunRecord(name="t", verb="select", config=told, stages=stages, versions={}, started="", wall_seconds=0)
+    settings = config.model_dump(mode="json")
+    return RunRecord(name="t", verb="select", config=settings, stages=stages, versions={}, started="", wall_seconds=0)
 
 
 def tars(uri: str) -> dict[str, Any]:
@@ -76,11 +76,11 @@ def exported(record: RunRecord, to: Path) -> pa.Table:
     return pq.read_table(to)
 
 
-def refused(call: Callable[[], object], *said: str) -> None:
-    with pytest.raises(UserError) as told:
+def refused(call: Callable[[], object], *texts: str) -> None:
+    with pytest.raises(UserError) as caught:
         call()
-    for part in said:
-        assert part in one_line(told.value)
+    for text in texts:
+        assert text in one_line(caught.value)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -88,14 +88,14 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def read_back(folder: Path) -> list[tuple[str, str, bytes]]:
-    """The (key, caption, image) of each pair of a folder of tars, by this project's own reader."""
+    """The (key, caption, image) of each pair in a folder of tars, read with our own source."""
     pool = open_source(config_of(tars(str(folder)), folder).source)
     found = []
     for part in pool.parts():
-        told = pool.catalog(part)
-        assert told.problems == {}
-        images = pool.images(part, told.table)
-        labels = zip(told.table["key"].to_pylist(), told.table["caption"].to_pylist(), images, strict=True)
+        catalog = pool.catalog(part)
+        assert catalog.problems == {}
+        images = pool.images(part, catalog.table)
+        labels = zip(catalog.table["key"].to_pylist(), catalog.table["caption"].to_pylist(), images, strict=True)
         found += [(key, caption, image or b"") for key, caption, image in labels]
     return found
 
@@ -133,7 +133,7 @@ def test_an_export_does_not_mix_with_tars_of_another_keep_list(tmp_path: Path) -
     refused(lambda: export(other, to), f"to={to}", "2: 00000.tar, 00001.tar", "empty the folder")
     assert contents(to) == before
     export(one, to)
-    assert contents(to) == before, "the same run's may be given again"
+    assert contents(to) == before, "an export may be repeated"
     shutil.copy(to / "00000.tar", to / "00002.tar")
     refused(lambda: export(one, to), "1: 00002.tar")
 
@@ -148,17 +148,17 @@ def test_a_stopped_export_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     pairs, to = make_pairs(6), tmp_path / "shards"
     record = selected(tars(write_tars(tmp_path / "pool", pairs, num_shards=3)), tmp_path / "store")
 
-    def stopped(artifact: Artifact, missing: list[Any], *more: Any) -> Iterator[Summary]:
-        yield from one_by_one(artifact, missing[:1], *more)
+    def stopped(job: Any, missing: list[Any]) -> Iterator[Summary]:
+        yield from one_by_one(job, missing[:1])
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("orchestrator.engine.parts._run", stopped)
+        patched.setattr("orchestrator.engine.parts.PartsJob._run", stopped)
         with pytest.raises(KeyboardInterrupt):
             export(record, to)
     first = (to / "00000.tar").stat().st_mtime_ns
     export(record, to)
-    assert (to / "00000.tar").stat().st_mtime_ns == first, "what was finished is not made again"
+    assert (to / "00000.tar").stat().st_mtime_ns == first, "finished shards are not written again"
     assert [key for key, _, _ in read_back(to)] == [pair.key for pair in pairs]
 
 
@@ -218,17 +218,17 @@ def test_columns_of_different_types_get_a_common_type(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "texts"),
     [
         ((1, "one"), ["1.jsonl", "'size' of large_string", "int64"]),
         ((2**53 + 1, 0.5), ["0.jsonl", "'size'", "double", str(2**53 + 1)]),
     ],
 )
-def test_columns_without_a_common_type_are_an_error(values: tuple[Any, Any], said: list[str], tmp_path: Path) -> None:
+def test_columns_without_a_common_type_are_an_error(values: tuple[Any, Any], texts: list[str], tmp_path: Path) -> None:
     source = json_lines(tmp_path / "table", *([{"caption": "a", "size": value}] for value in values))
     record = selected(source, tmp_path / "store")
     for _ in range(2):
-        refused(lambda: export(record, tmp_path / "kept.parquet"), "one type in all files", *said)
+        refused(lambda: export(record, tmp_path / "kept.parquet"), "one type in all files", *texts)
     assert not (tmp_path / "kept.parquet").exists()
 
 
@@ -239,8 +239,8 @@ def test_the_key_column_of_a_table_is_handled_alike_in_all_files(tmp_path: Path)
     assert table.select(["key", "id"]).to_pylist() == [{"key": "7", "id": 7}, {"key": "0", "id": 9}]
     assert "source_key" not in table.column_names
     table = exported(selected({**source, "key_column": "id"}, tmp_path / "store"), tmp_path / "by_id.parquet")
-    told = table.select(["key", "source_key", "id"]).to_pylist()
-    assert told == [{"key": "7", "source_key": 7, "id": 7}, {"key": "9", "source_key": None, "id": 9}]
+    rows_by_id = table.select(["key", "source_key", "id"]).to_pylist()
+    assert rows_by_id == [{"key": "7", "source_key": 7, "id": 7}, {"key": "9", "source_key": None, "id": 9}]
 
 
 def test_keys_that_are_not_valid_member_names_can_be_read_again(tmp_path: Path) -> None:
@@ -266,10 +266,10 @@ def test_keys_that_are_not_valid_member_names_can_be_read_again(tmp_path: Path) 
     found = read_back(tmp_path / "shards")
     assert [(caption, image) for _, caption, image in found] == [(pair.caption, pair.image) for pair in pairs]
     names = [name for name, _, _ in found]
-    assert [names[place] for place in (3, 4, 5, 6, 7, 12)] == ["x", "x_4", "x_4_5", "x_6", "a.b/c", "n"]
+    assert [names[index] for index in (3, 4, 5, 6, 7, 12)] == ["x", "x_4", "x_4_5", "x_6", "a.b/c", "n"]
     with tarfile.open(tmp_path / "shards" / "00000.tar") as tar:
-        told = [json.loads(tar.extractfile(f"{name}.json").read()) for name in names]  # type: ignore[union-attr]
-    assert [one["key"] for one in told] == keys
+        samples = [json.loads(tar.extractfile(f"{name}.json").read()) for name in names]  # type: ignore[union-attr]
+    assert [one["key"] for one in samples] == keys
 
 
 @pytest.mark.parametrize("uid", ["", None, "1", "z" * 32, "0" * 14 + "_1" + "0" * 16, "0x" + "0" * 30, "0" * 32 + "\n"])

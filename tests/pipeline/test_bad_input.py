@@ -45,18 +45,18 @@ def report_of(folder: Path) -> dict[str, Any]:
         ("pool/00000.txt", ["no such path"]),
     ],
 )
-def test_a_source_that_is_not_there(shell: Any, tmp_path: Path, uri: str, said: list[str]) -> None:
+def test_a_source_that_is_not_there(typed: Any, tmp_path: Path, uri: str, said: list[str]) -> None:
     write_tars(tmp_path / "pool", make_pairs(2))
     (tmp_path / "empty").mkdir()
-    refused(shell(f"{SELECT} source.uri={uri} out=OUT store=STORE", cwd=tmp_path), "source.uri", *said)
+    refused(typed(f"{SELECT} source.uri={uri} out=OUT store=STORE", cwd=tmp_path), "source.uri", *said)
     assert not (tmp_path / "OUT").exists()
     assert not (tmp_path / "STORE").exists()
 
 
 @pytest.mark.parametrize("value", ["0", "1.5", "-0.1", "abc"])
-def test_a_keep_fraction_that_is_none(shell: Any, tmp_path: Path, value: str) -> None:
+def test_a_keep_fraction_that_is_none(typed: Any, tmp_path: Path, value: str) -> None:
     write_tars(tmp_path / "pool", make_pairs(2))
-    done = shell(f"{SELECT} source.uri=pool selection.wfpp.keep_fraction={value}", cwd=tmp_path)
+    done = typed(f"{SELECT} source.uri=pool selection.wfpp.keep_fraction={value}", cwd=tmp_path)
     refused(done, "selection.wfpp.keep_fraction", value)
 
 
@@ -136,17 +136,17 @@ def test_more_workers_than_the_cluster_holds_are_told_before_anything_is_compute
     assert not (tmp_path / "STORE").exists()
 
 
-def test_a_caption_table_cannot_be_trained_on(shell: Any, conf: str, tmp_path: Path) -> None:
+def test_a_caption_table_cannot_be_trained_on(typed: Any, conf: str, tmp_path: Path) -> None:
     (tmp_path / "captions.csv").write_text("caption\na cat\na dog\n")
-    done = shell(f"python -m orchestrator run {conf} source=table source.uri=captions.csv out=OUT", cwd=tmp_path)
+    done = typed(f"python -m orchestrator run {conf} source=table source.uri=captions.csv out=OUT", cwd=tmp_path)
     refused(done, "no images to train on", "img2dataset")
 
 
-def test_a_column_that_is_not_there(shell: Any, tmp_path: Path) -> None:
+def test_a_column_that_is_not_there(typed: Any, tmp_path: Path) -> None:
     import polars as pl
 
     pl.DataFrame({"text": ["a"], "url": ["b"]}).write_parquet(tmp_path / "captions.parquet")
-    done = shell(f"{SELECT} source=table source.uri=captions.parquet", cwd=tmp_path)
+    done = typed(f"{SELECT} source=table source.uri=captions.parquet", cwd=tmp_path)
     refused(done, "source.caption_column", "caption", "text", "url")
 
 

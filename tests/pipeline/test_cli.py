@@ -198,10 +198,10 @@ def test_a_configuration_folder_of_ones_own(shell: Any, tiny_conf: str, tmp_path
     refused(done, names=["tinny"])
 
 
-def test_plan_shows_pairs_and_samples_and_computes_nothing(shell: Any, tmp_path: Path) -> None:
+def test_plan_shows_pairs_and_samples_and_computes_nothing(typed: Any, tmp_path: Path) -> None:
     write_tars(tmp_path / "SHARDS", make_pairs(30), num_shards=3)
     before = sorted(tmp_path.rglob("*"))
-    done = shell(
+    done = typed(
         "python -m orchestrator plan   +exp=wfpp_laion source.uri='SHARDS/{00000..00002}.tar' plan.probe=false",
         cwd=tmp_path,
     )

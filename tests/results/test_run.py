@@ -1,4 +1,4 @@
-"""`Run`: a finished run as tables, against its artifacts read the obvious way."""
+"""`Run`: a finished run as tables, compared with its artifacts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def run(tiny_run: Path) -> Run:
 
 
 @pytest.mark.slow
-def test_pairs_are_complete_in_order_and_with_each_decision(run: Run) -> None:
+def test_pairs_has_every_pair_in_order_with_its_score_and_decision(run: Run) -> None:
     record, pairs = run.record, run.pairs.collect()
     assert len(pairs) == 96
     assert pairs["key"].to_list() == sorted(pairs["key"].to_list())
@@ -41,12 +41,12 @@ def test_pairs_are_complete_in_order_and_with_each_decision(run: Run) -> None:
     (scored,) = record.of_kind("scores")
     scores = np.concatenate([read_scores(scored, index) for index in range(3)])
     assert pairs["score"].drop_nulls().to_list() == scores.tolist()
-    # WFPP keeps the highest
+    # WFPP keeps the highest scores
     assert pairs.filter("kept")["score"].min() >= pairs.filter(~pl.col("kept"))["score"].max()
 
 
 @pytest.mark.slow
-def test_lazy_queries_equal_those_on_the_whole_table(run: Run) -> None:
+def test_a_query_gives_the_same_rows_as_the_whole_table(run: Run) -> None:
     whole = run.pairs.collect()
     assert run.pairs.select("row", "key").collect().equals(whole.select("row", "key"))
     assert run.pairs.head(40).collect().equals(whole.head(40))
@@ -58,28 +58,28 @@ def test_lazy_queries_equal_those_on_the_whole_table(run: Run) -> None:
 
 
 @pytest.mark.slow
-def test_only_requested_columns_are_read(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_are_not_read_for_a_query_without_them(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("orchestrator.selection.wfpp.read_scores", lambda *_: pytest.fail("scores were read"))
     assert run.pairs.select("caption").collect().height == 96
 
 
 @pytest.mark.slow
-def test_words_curve_and_report(run: Run, tiny_run: Path) -> None:
-    told = json.loads((tiny_run / "OUT" / "report.json").read_text())
+def test_words_and_curves_agree_with_the_report(run: Run, tiny_run: Path) -> None:
+    report = json.loads((tiny_run / "OUT" / "report.json").read_text())
     before, after = (run.words(when).collect() for when in ("before", "after"))
-    assert before["count"].sum() == told["words"]["before"]["occurrences"]
-    assert after["count"].sum() == told["words"]["after"]["occurrences"]
+    assert before["count"].sum() == report["words"]["before"]["occurrences"]
+    assert after["count"].sum() == report["words"]["after"]["occurrences"]
     curve = run.curve("pretrain")
-    assert curve["step"].to_list() == list(range(1, told["training"]["pretrain"]["steps"] + 1))
-    assert curve["loss"][-1] == pytest.approx(told["training"]["pretrain"]["loss"])
-    assert run.funnel["pairs"].to_list() == [row["pairs"] for row in told["funnel"]]
+    assert curve["step"].to_list() == list(range(1, report["training"]["pretrain"]["steps"] + 1))
+    assert curve["loss"][-1] == pytest.approx(report["training"]["pretrain"]["loss"])
+    assert run.funnel["pairs"].to_list() == [row["pairs"] for row in report["funnel"]]
     top1 = run.evaluation.filter(phase="pretrain", set="zero_shot", metric="top1")["value"].item()
-    assert top1 == told["evaluation"]["pretrain"]["zero_shot"]["top1"]
-    assert run.stages["name"].to_list() == [stage["name"] for stage in told["stages"]]
+    assert top1 == report["evaluation"]["pretrain"]["zero_shot"]["top1"]
+    assert run.stages["name"].to_list() == [stage["name"] for stage in report["stages"]]
 
 
 @pytest.mark.slow
-def test_missing_data_is_an_error_on_one_line(run: Run, tmp_path: Path) -> None:
+def test_a_missing_run_or_phase_is_one_line(run: Run, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no finished run at"):
         _ = Run(tmp_path).pairs
     with pytest.raises(UserError, match="no phase 'warmup'; it has: pretrain, finetune"):
@@ -87,7 +87,7 @@ def test_missing_data_is_an_error_on_one_line(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_images_are_read_from_any_folder_and_only_if_unchanged(
+def test_images_are_read_from_any_folder_unless_the_source_has_changed(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -99,13 +99,13 @@ def test_images_are_read_from_any_folder_and_only_if_unchanged(
 
 
 def finished(folder: Path, *stages: StageRecord) -> Run:
-    """A run as far as its record goes."""
-    told: dict[str, Any] = {"name": "n", "config": {}, "versions": {}, "started": "", "wall_seconds": 1.0}
-    RunRecord(verb="run", stages=list(stages), **told).write(str(folder))
+    """A run that consists of its record alone."""
+    rest: dict[str, Any] = {"name": "n", "config": {}, "versions": {}, "started": "", "wall_seconds": 1.0}
+    RunRecord(verb="run", stages=list(stages), **rest).write(str(folder))
     return Run(folder)
 
 
-def test_a_curve_has_metrics_that_start_late(tmp_path: Path) -> None:
+def test_a_curve_has_metrics_that_begin_late(tmp_path: Path) -> None:
     steps = [{"step": step, "loss": 1.0} | ({"zero_shot/top1": 0.5} if step == 150 else {}) for step in range(1, 151)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, steps)))
     made: dict[str, Any] = {"uri": str(tmp_path), "made_from": {}, "reused": False, "seconds": 1.0}
@@ -117,9 +117,9 @@ def test_benchmark_tasks_are_evaluation_sets(tmp_path: Path) -> None:
     row = {"key": "cars", "name": "Cars", "group": None, "metric": "acc1", "value": 0.5, "num_images": 9, "skipped": 0}
     averages = [{"name": "all tasks", "value": 0.5, "measured": 1, "of": 1}]
     table = {"results": [row | {"metrics": {"acc1": 0.5, "acc5": 0.9}}], "skipped": [], "averages": averages}
-    told: dict[str, Any] = {"name": "n", "verb": "run", "started": "", "wall_seconds": 1.0, "config": {}}
-    told |= {"stages": [], "fingerprints": {}, "versions": {}}
-    (tmp_path / "report.json").write_text(json.dumps(told | {"tasks": {"pretrain": table}}))
+    report: dict[str, Any] = {"name": "n", "verb": "run", "started": "", "wall_seconds": 1.0, "config": {}}
+    report |= {"stages": [], "fingerprints": {}, "versions": {}}
+    (tmp_path / "report.json").write_text(json.dumps(report | {"tasks": {"pretrain": table}}))
     assert Run(tmp_path).evaluation.rows() == [
         ("pretrain", "tasks/cars", "acc1", 0.5),
         ("pretrain", "tasks/cars", "acc5", 0.9),
@@ -127,6 +127,6 @@ def test_benchmark_tasks_are_evaluation_sets(tmp_path: Path) -> None:
     ]
 
 
-def test_importing_the_package_loads_no_polars() -> None:
+def test_importing_the_package_does_not_load_polars() -> None:
     program = "import sys, orchestrator; sys.exit('polars' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -28,20 +29,30 @@ PROGRAM = ["python", "-m", "orchestrator"]
 COLUMNS = "160"
 
 
-def run_command(command: str, *, cwd: Path) -> subprocess.CompletedProcess[str]:
+def run_command(commands: str, *, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run `python -m orchestrator VERB ...` in this process; what it prints, native libraries included, is captured.
 
-    The command uses the Ray cluster that this process is connected to. Working directory, environment, arguments,
-    signal handlers and log handlers are as before when it returns."""
-    words = shlex.split(command)
-    if words[:3] != PROGRAM:
-        raise ValueError(f"expected a command that begins with {' '.join(PROGRAM)!r}, got {command!r}")
-    with tempfile.TemporaryFile("w+", buffering=1) as stdout, tempfile.TemporaryFile("w+", buffering=1) as stderr:
+    Several commands are joined by `&&`, as in a shell. They use the Ray cluster that this process is connected to.
+    Working directory, environment, arguments, signal handlers and log handlers are as before when it returns. Errors:
+    `ValueError` for anything else that only a shell understands."""
+    runs = [_arguments(command) for command in commands.split(" && ")]
+    with (
+        tempfile.TemporaryFile("w+", buffering=1) as stdout,
+        tempfile.TemporaryFile("w+", buffering=1) as stderr,
+    ):
         with _as_in_a_process(cwd), _redirected("stdout", stdout), _redirected("stderr", stderr):
-            code = _exit_code(words[3:])
+            # stops at the first one that fails
+            code = next((code for code in map(_exit_code, runs) if code), 0)
         stdout.seek(0)
         stderr.seek(0)
-        return subprocess.CompletedProcess(command, code, stdout.read(), stderr.read())
+        return subprocess.CompletedProcess(commands, code, stdout.read(), stderr.read())
+
+
+def _arguments(command: str) -> list[str]:
+    words = shlex.split(command)
+    if words[:3] != PROGRAM or {"&&", "|", ";", ">"} & set(words):
+        raise ValueError(f"expected only a command that begins with {' '.join(PROGRAM)!r}, got {command!r}")
+    return words[3:]
 
 
 def run_process(
@@ -85,8 +96,6 @@ def _exit_code(arguments: list[str]) -> int:
 
 @contextmanager
 def _as_in_a_process(cwd: Path) -> Iterator[None]:
-    import signal
-
     before, handler, argv = os.getcwd(), signal.getsignal(signal.SIGTERM), list(sys.argv)
     handlers, level = list(logging.root.handlers), logging.root.level
     os.chdir(cwd)
