@@ -56,7 +56,7 @@ class BadImage(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Crop:
-    """A box of an image, in its pixels, and whether to mirror it."""
+    """A box in an image, in pixels of the image, and whether to mirror it."""
 
     left: float
     top: float
