@@ -51,14 +51,14 @@ def ray_cluster(forks: None) -> Iterator[str]:
         ray.shutdown()
 
 
-@pytest.fixture(scope="session")
-def shell() -> Shell:
+@pytest.fixture(scope="session", name="shell")
+def process_fixture() -> Shell:
     """`run_process`: a command in a shell, which starts a cluster when it needs one."""
     return run_process
 
 
-@pytest.fixture(scope="session")
-def typed(ray_cluster: str) -> Shell:
+@pytest.fixture(scope="session", name="typed")
+def command_fixture(ray_cluster: str) -> Shell:
     """`run_command`: a command in this process, on the session's cluster."""
     return run_command
 
