@@ -86,8 +86,10 @@ def plan(config: Config) -> None:
 def evaluate(config: Config, *, on_lost: Callable[[], None] | None = None) -> None:
     """Evaluate a checkpoint on the evaluation sets of the config."""
     config = prepare(config)
+    # raises before anything is written
+    stages = [checkpoint_stage(config)]
     with run_log(_out(config), config.log_level):
-        _build_and_report(config, [checkpoint_stage(config)], "evaluate", Display(), on_lost)
+        _build_and_report(config, stages, "evaluate", Display(), on_lost)
 
 
 def report(config: Config) -> None:

@@ -13,7 +13,6 @@ import pytest
 from hypothesis import settings
 
 from orchestrator.config import ClusterConfig
-from orchestrator.engine import ray_cluster as cluster
 from tests.support.commands import Shell, geometry_command, run_command, run_process, tiny_command
 from tests.support.fork_server import fork_server, forked_ray_workers
 from tests.support.pools import make_pairs, write_experiment, write_tars, write_zero_shot
@@ -43,21 +42,23 @@ def ray_cluster(forks: None) -> Iterator[str]:
     """The session's cluster; its address."""
     import ray
 
+    from orchestrator.engine.ray_cluster import connect
+
     with forked_ray_workers():
-        cluster.connect(ClusterConfig(num_cpus=6))
+        connect(ClusterConfig(num_cpus=6))
         address: str = ray.get_runtime_context().gcs_address
         yield address
         ray.shutdown()
 
 
-@pytest.fixture(scope="session")
-def shell() -> Shell:
+@pytest.fixture(scope="session", name="shell")
+def process_fixture() -> Shell:
     """`run_process`: a command in a shell, which starts a cluster when it needs one."""
     return run_process
 
 
-@pytest.fixture(scope="session")
-def typed(ray_cluster: str) -> Shell:
+@pytest.fixture(scope="session", name="typed")
+def command_fixture(ray_cluster: str) -> Shell:
     """`run_command`: a command in this process, on the session's cluster."""
     return run_command
 

@@ -259,7 +259,7 @@ def test_more_missing_vectors_than_allowed_are_an_error(listed: Listed, catalog:
     assert "\n" not in message
     found = f"matched by key, {len(usable) - len(missing):,} of {len(usable):,} pairs with an image have a vector"
     assert f"{found} and {len(missing):,} have none" in message
-    assert f"{len(missing)} were not, at most 5.0% allowed" in message
+    assert f"{len(missing):,} have none; at most 5.0% allowed" in message
     assert ", ".join(missing[:3]) in message
     assert ", ".join(others[:3]) in message
     assert "raise embedding.theirs.max_missing" in message
@@ -339,7 +339,7 @@ def test_vectors_of_two_lengths_in_a_column_are_an_error(listed: Listed, tmp_pat
     columns = open_precomputed(config.embedding["c"], "c")  # type: ignore[arg-type]
     assert isinstance(columns, Columns)
     assert columns.dims() == {"image": 2}
-    with pytest.raises(UserError, match="holds vectors of 1 numbers, expected 2"):
+    with pytest.raises(UserError, match="has vectors of 1 numbers, expected 2"):
         list(columns.vectors("image", 2, 0, np.array([1, 2])))
 
 

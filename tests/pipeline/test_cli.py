@@ -41,7 +41,7 @@ def composed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Config]:
 
     def run(*arguments: str) -> Config:
         taken: list[Config] = []
-        monkeypatch.setattr(pipeline, arguments[0], taken.append)
+        monkeypatch.setattr(pipeline, arguments[0], lambda config, **_: taken.append(config))
         main(list(arguments))
         assert len(taken) == 1
         return taken[0]
@@ -111,7 +111,9 @@ def test_any_string_arrives_as_it_was_typed() -> None:
 
 
 def test_a_path_that_a_shell_made_many_of_is_refused() -> None:
-    with pytest.raises(UserError, match=r"source\.uri is given 3 times with other numbers: .*quote it twice"):
+    with pytest.raises(
+        UserError, match=r"source\.uri is given 3 times with different numbers: .*quote the value twice"
+    ):
         compose_config(for_hydra([f"source.uri=s3://b/{i}.tar" for i in range(3)]))
     # given again on purpose
     assert compose_config(for_hydra(["source.uri=a.tar", "source.uri=b.tar"])).source.uri == "b.tar"

@@ -219,7 +219,7 @@ def test_a_failure_while_parts_are_listed_does_not_renumber_them(
     server.faults = []
     # the same number of shards, with other contents
     files.write(f"{bucket}/pool/00001.parquet", b"no Parquet")
-    with pytest.raises(StoreError, match=r"other parts now \(5\) than its catalog \(6\)"):
+    with pytest.raises(StoreError, match=r"the source now has 5 parts and its catalog 6"):
         Catalog(artifact).parts_of(source)
     with pytest.raises(StoreError, match="row groups differ from its catalog"):
         list(source.images(parts[0], tables[1]))
@@ -394,7 +394,7 @@ def test_a_short_copy_is_replaced(bucket: str, tmp_path: Path) -> None:
         os.truncate(copy, left)
         assert cache.local_copy(shard, str(tmp_path)) == str(copy)
         assert copy.read_bytes() == BODY
-    with pytest.raises(StoreError, match=r"a\.bin: got 102,400 bytes, 7 when it was listed; the shard changed"):
+    with pytest.raises(StoreError, match=r"a\.bin: got 102,400 bytes, expected 7 as listed; the shard changed"):
         cache.local_copy(replace(shard, num_bytes=7), str(tmp_path))
     assert list(tmp_path.iterdir()) == [copy]
     assert cache.local_copy(replace(shard, num_bytes=0), str(tmp_path)), "a web server may not send the size"
