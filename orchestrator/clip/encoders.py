@@ -20,9 +20,10 @@ from timm.models import load_state_dict
 from torch import nn
 
 from orchestrator.clip import architecture, features, model
-from orchestrator.clip.model import UNREADABLE, Clip, one_line
+from orchestrator.clip.model import UNREADABLE, Clip
 from orchestrator.clip.precision import Precision, autocast, check
 from orchestrator.clip.preprocessing import ImageInput, image_input
+from orchestrator.errors import one_line
 
 Tower = Literal["image", "text"]
 # an nn.Module with what timm adds to it: pretrained_cfg, head_hidden_size

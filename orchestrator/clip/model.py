@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 
 from orchestrator.clip import architecture
 from orchestrator.clip.recipe import LossName
+from orchestrator.errors import one_line
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
@@ -257,8 +258,3 @@ def _without_open_clip_log() -> Iterator[None]:
         yield
     finally:
         root.removeFilter(drop)
-
-
-def one_line(error: Exception) -> str:
-    """Return the message of a library's error as one line of at most 300 characters."""
-    return " ".join(str(error).split())[:300]

@@ -17,7 +17,8 @@ from open_clip.pretrained import download_pretrained_from_hf
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
 from orchestrator.clip import architecture
-from orchestrator.clip.model import CONFIG_FILE, HUB_SCHEME, LOCAL_SCHEME, PREPROCESS_KEYS, config_of, one_line
+from orchestrator.clip.model import CONFIG_FILE, HUB_SCHEME, LOCAL_SCHEME, PREPROCESS_KEYS, config_of
+from orchestrator.errors import one_line
 
 ResizeMode = Literal["shortest", "squash"]
 

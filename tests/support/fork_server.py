@@ -1,11 +1,11 @@
 """Processes that are forked from one in which the libraries are loaded.
 
 Each Ray actor and each training worker is a process. To start it, Python imports torch, timm and open_clip: about ten
-seconds of CPU time, more than most tests need for all else. `fork_server` starts one process that imports them once;
-`python fork_server.py SCRIPT ARGUMENTS...` asks it for a fork that runs the script, and behaves as `python SCRIPT
-ARGUMENTS...` would. Inside `forked_ray_workers`, clusters that this process starts get their workers so: this file
-takes the place of Ray's `setup_worker.py`, the script is Ray's own `default_worker.py`. Clusters that a command starts
-in another process have ordinary workers."""
+seconds of CPU time, which is more than the rest of most tests takes. `fork_server` starts one process that imports them
+once. `python fork_server.py SCRIPT ARGUMENTS...` asks it for a fork that runs the script, with the same result as
+`python SCRIPT ARGUMENTS...`. Inside `forked_ray_workers`, the workers of clusters that this process starts are such
+forks: this file replaces Ray's `setup_worker.py`, and the script is Ray's own `default_worker.py`. Clusters that a
+command starts in another process have ordinary workers."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ SIGNAL_AT_PARENTS_END = 1
 
 @contextlib.contextmanager
 def fork_server() -> Iterator[None]:
-    """Inside the block the server is there for this process and those that it starts."""
+    """Run the server for this process and its children while the block runs."""
     with tempfile.TemporaryDirectory() as folder:
         address = str(Path(folder) / "socket")
         server = subprocess.Popen([*COMMAND, "--serve", address], env={**os.environ, **ONE_THREAD})
@@ -66,7 +66,7 @@ def fork_server() -> Iterator[None]:
 
 @contextlib.contextmanager
 def forked_ray_workers() -> Iterator[None]:
-    """Inside the block `ray.init` of this process starts clusters with forked workers; needs `fork_server`."""
+    """Make `ray.init` of this process start clusters with forked workers; needs `fork_server`."""
     from ray._private.parameter import RayParams
 
     original = RayParams.update_if_absent
@@ -90,7 +90,8 @@ def _wait_for(address: str, server: subprocess.Popen[bytes]) -> None:
 
 
 def serve(address: str) -> None:
-    """Fork a process for each request, until this process is killed."""
+    """Fork a process for each request, until this process or its parent ends."""
+    _end_with_parent()
     for module in MODULES:
         __import__(module)
     assert "ray" not in sys.modules
@@ -110,12 +111,17 @@ def serve(address: str) -> None:
                 clients[_forked(server, client, clients)] = client
 
 
+def _end_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(SIGNAL_AT_PARENTS_END, signal.SIGKILL)
+
+
 def _forked(server: socket.socket, client: socket.socket, others: dict[int, socket.socket]) -> int:
     # the process id of a fork that runs the client's script
     message, descriptors, _, _ = socket.recv_fds(client, 1 << 20, 3)
     pid = os.fork()
     if pid == 0:
-        ctypes.CDLL(None).prctl(SIGNAL_AT_PARENTS_END, signal.SIGKILL)
+        _end_with_parent()
         for one in (server, client, *others.values()):
             one.close()
         _run_script(json.loads(message), descriptors)
@@ -156,7 +162,7 @@ def _run_script(request: dict[str, Any], descriptors: list[int]) -> None:
 
 
 def ask(arguments: list[str]) -> int:
-    """Have the server run a script and wait until it ends; the exit code."""
+    """Have the server run a script, wait until it ends, and return its exit code."""
     env, argv = dict(os.environ), []
     for argument in arguments:
         if argument.startswith(CONTEXT):
