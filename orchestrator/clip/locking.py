@@ -28,7 +28,7 @@ def lock(model: Model, recipe: Recipe) -> None:
     Errors: `ValueError` if nothing would be left to train, or the tower cannot be locked in parts."""
     in_parts = recipe.lock_image_unlocked_groups or recipe.lock_text_unlocked_layers
     if recipe.lock_image and recipe.lock_text and not in_parts:
-        raise ValueError("both towers are locked: unlock one of them, lock_image or lock_text, or a part of one")
+        raise ValueError("both towers are locked: set lock_image or lock_text to false, or unlock some of the layers")
     if recipe.lock_image:
         _lock_image(model, recipe)
     if recipe.lock_text:

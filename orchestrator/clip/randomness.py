@@ -17,7 +17,7 @@ GOLDEN, FIRST, SECOND = -7046029254386353131, -4658895280553007687, -77235922931
 
 
 def mix(*parts: torch.Tensor | int) -> torch.Tensor:
-    """Return a hash of integers, int64 in the broadcast shape of the parts, on their device; a scalar for numbers."""
+    """Return a hash of integers, int64 in the broadcast shape of the parts, on their device. All ints: a scalar."""
     state = torch.zeros((), dtype=torch.int64)
     for part in parts:
         state = _finalise((state ^ part) + GOLDEN)

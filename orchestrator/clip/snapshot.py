@@ -48,7 +48,7 @@ def restore_optimiser(model: nn.Module, optimiser: torch.optim.Optimizer, saved:
     if saved is None:
         optimiser.state.clear()
     else:
-        # on a CPU the optimiser would use these very tensors and change them
+        # on a CPU the optimiser would use the same tensors and change them
         set_optimizer_state_dict(model, optimiser, optim_state_dict=_copied(saved), options=SPREAD)
 
 

@@ -4,7 +4,7 @@ A class is the mean of its prompts' unit-norm features, normalised again (Radfor
 `build_zero_shot_classifier`); an image belongs to the class with the largest dot product. Recall@k is the share of
 queries whose own partner is among the k nearest.
 
-Both count how many of the gallery are closer to a query than its target. Equal scores count if they come before the
+Both count how many gallery items are closer to a query than its target. Equal scores count if they come before the
 target, so a model that gives all pairs the same score is right as often as chance. Scores are dot products in float64
 rounded to float32: equal scores stay equal for every tile size."""
 
@@ -74,7 +74,7 @@ class ClassCounts:
     def summary(self) -> dict[str, float]:
         """Return `top1`, `top5` and `mean_per_class` (the mean of each class's top-1), in [0, 1].
 
-        Classes without an image count in none of them. Errors: `ValueError` if there was no image at all."""
+        Classes without an image are left out. Errors: `ValueError` if there was no image at all."""
         total = self.num_images.sum().item()
         if total == 0:
             raise ValueError("the evaluation set has no image")

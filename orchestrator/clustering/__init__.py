@@ -2,8 +2,8 @@
 centroid, and the size and spread of the clusters.
 
 Each of the four is an artifact, so a sweep over later settings computes them once; two steps with different settings
-have two clusterings of the same embedding. The arithmetic is in `pruning.clusters`. Imports
-`embedding` and the layers below it."""
+have two clusterings of the same embedding. The arithmetic is in `pruning.clusters`. Imports `embedding` and the layers
+below it."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def sample_stage(step: Step, settings: Clustering) -> Stage:
         name=f"sample, {step.name}",
         role=Role.SAMPLE,
         step=step.name,
-        does=f"draw {num_wanted:,} vectors, or all, to train {settings.k:,} centroids on",
+        does=f"draw at most {num_wanted:,} vectors to train {settings.k:,} centroids",
         artifact=artifact,
         build=BuildSample(artifact, step, settings),
         scaling=CostScaling(stores=lambda pairs: min(pairs, num_wanted), num_tasks=by_groups(MAX_GROUPS)),

@@ -62,8 +62,8 @@ class Catalog:
         """Raise `UserError` if the source has changed since the catalog; `made` names the run in the message."""
         if not self.is_of(source):
             raise UserError(
-                f"{config.uri} is no longer what {made} was made of; expected the same shards, unchanged: repeat the "
-                "run with the shards of today"
+                f"{config.uri} has changed since {made} was made; expected the same shards, unchanged: restore them, "
+                "or repeat the run with the current shards"
             )
 
     def table(self, index: int, columns: tuple[str, ...]) -> pa.Table:
@@ -109,7 +109,7 @@ def part_rows(catalog: Catalog) -> list[PartRows]:
 
 def part_groups(catalog: Catalog, *, max_groups: int, pairs_per_group: int = 1) -> list[list[PartRows]]:
     """Return the parts in at most `max_groups` runs of about the same number of pairs, at least `pairs_per_group` if
-    the pool has so many."""
+    the pool has that many."""
     parts = part_rows(catalog)
     num_pairs = sum(part.num_rows for part in parts)
     size = max(pairs_per_group, -(-num_pairs // max_groups), 1)

@@ -2,7 +2,7 @@
 
 Three stages, a shuffle through the store (`engine.shuffle`): both sides send their rows to buckets by the hash of the
 value; each bucket is joined by the values themselves; the matches are sent back and put in the order of the pool's
-rows. The driver sees counts only, and no task holds more than some millions of rows. If several rows of the list have
+rows. The driver sees counts only, and no task holds more than a few million rows. If several rows of the list have
 the same value, the first one counts. If several pairs have the same value, each of them is matched. A missing or empty
 value matches nothing. All of this is counted."""
 

@@ -55,7 +55,7 @@ class SendRows:
     num_buckets: int
 
     def __call__(self, item: Group | tuple[Piece, ...]) -> PartResult:
-        """Return one table per bucket, and the counts of the side that the item is of."""
+        """Return one table per bucket, and the counts of the item's side."""
         if isinstance(item, Group):
             rows, side = _pool_rows(self.catalog, self.listed.match_by, item), "pool"
         else:

@@ -79,6 +79,6 @@ class Embedder:
 
 def _stored(features: torch.Tensor, valid: np.ndarray, problems: np.ndarray) -> Vectors:
     valid, is_finite = valid.astype(bool), torch.isfinite(features).all(dim=1).numpy()
-    # a forward pass that overflows has no direction
+    # an overflowed vector has no direction: it counts as missing
     problems[valid & ~is_finite] = "not_finite"
     return np.where((valid & is_finite)[:, None], features.numpy(), 0).astype(np.float16)

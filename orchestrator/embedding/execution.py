@@ -40,7 +40,7 @@ class Pass:
     dims: Mapping[Tower, int]
 
     def run(self, parts: Sequence[int]) -> Iterator[int]:
-        """Embeds and writes the given parts; yields the number of rows of each batch that the writer has."""
+        """Embeds and writes the given parts; yields the number of rows of each batch that the writer has received."""
         reference, batch_size, meter = ray.put(self.pool), self.settings.batch_size, current_meter()
         dataset = ray.data.from_items([{"part": index} for index in parts], override_num_blocks=len(parts))
         # set on this dataset alone: smaller blocks start sooner, and less data moves to the node of a batch
@@ -82,7 +82,7 @@ class Pass:
 
 
 def num_actors() -> int:
-    """One for each GPU; without GPUs one for every `ACTOR_THREADS` cores."""
+    """The number of actors: one for each GPU; without GPUs one for every `ACTOR_THREADS` cores."""
     return ray_cluster.num_gpus() or max(1, math.ceil(ray_cluster.num_cores() / ACTOR_THREADS))
 
 

@@ -1,4 +1,4 @@
-"""A stage of a run, for `plan` and `run` alike: its artifact, its title, its build function and how its cost scales."""
+"""A stage of a run, for both `plan` and `run`: its artifact, its title, its build function and how its cost scales."""
 
 from __future__ import annotations
 

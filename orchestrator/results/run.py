@@ -66,7 +66,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Run:
-    """The run in an `out=` folder. Errors: `UserError` where there is no finished run, or not what is asked of it."""
+    """The run in an `out=` folder. Errors: `UserError` if no run is finished, or if it lacks the requested data."""
 
     out: str | os.PathLike[str]
 
@@ -77,12 +77,12 @@ class Run:
 
     @cached_property
     def report(self) -> Report:
-        """What `report.json` holds, as attributes."""
+        """The contents of `report.json`, as attributes."""
         return Report.model_validate_json(files.read(files.join(os.fspath(self.out), JSON_FILE)))
 
     @property
     def funnel(self) -> pl.DataFrame:
-        """How many pairs are left at each point of the way: `name`, `what`, `pairs`."""
+        """How many pairs are left after each step: `name`, `what`, `pairs`."""
         return pl.DataFrame([row.model_dump() for row in self.report.funnel])
 
     @property
@@ -144,8 +144,8 @@ class Run:
         return _in_parts(schema, read, len(self._catalog.rows_per_part))
 
     def clusters(self, step: str) -> pl.DataFrame:
-        """The clusters that a step went by, those that have pairs, from the densest on: `cluster`, `size`, `d_intra`;
-        of DBP also `d_inter`, `complexity` (their product) and `quota`, the pairs it keeps."""
+        """The clusters that a step used, densest first, without empty ones: `cluster`, `size`, `d_intra`; for DBP also
+        `d_inter`, `complexity` (their product) and `quota`, the number of pairs to keep."""
         table = cluster_table(self.record, step)
         if table is None:
             steps = [str(stage.step) for stage in self.record.with_role(Role.CLUSTER_STATS)]
@@ -153,18 +153,18 @@ class Run:
         return table
 
     def centroids(self, step: str) -> NDArray[np.float32]:
-        """The unit centroids that a step went by, [k, d]; row i is cluster i's."""
+        """The unit centroids that a step used, [k, d]; row i belongs to cluster i."""
         made = self.record.find(Role.TRAIN_CENTROIDS, step)
         if made is None:
             self.clusters(step)
-        assert made is not None, "who has clusters has centroids"
+        assert made is not None, "a step with clusters has centroids"
         return read_centroids(made)
 
     def images(self, pairs: pl.DataFrame) -> list[Image.Image | None]:
-        """The pictures of some rows of `pairs`, which have `part` and `row`, whole and as they lie in the source, RGB;
-        None where one cannot be decoded. For pages of them, not for the pool: they are all in memory.
+        """The images of some rows of `pairs` (with `part` and `row`), RGB and uncropped; None for one that cannot be
+        decoded. All are held in memory, so ask for a few.
 
-        Errors: `UserError` where the source has changed since."""
+        Errors: `UserError` if the source has changed since the run."""
         config = parse(self.record.config).source
         source = open_source(config)
         self._catalog.check_source(source, config, made=os.fspath(self.out))

@@ -49,7 +49,7 @@ def stages(step: Step) -> list[Stage]:
 
 
 def score_column(step: FinishedStep) -> ScoreColumn | None:
-    """The distances from the centroids, which the pairs of a cluster are compared by; None in random order."""
+    """The distances from the centroids, by which the pairs of a cluster are compared; None in random order."""
     return distance_column(step, step.source_of("scored", "stats", "assigned"), by_cluster=True)
 
 
@@ -68,7 +68,7 @@ def _quotas_stage(step: Step, settings: DbpStep, clusters: Clusters) -> Stage:
         name=name,
         role=Role.QUOTAS,
         step=step.name,
-        does=f"share the budget out by complexity, tau {settings.tau:g}",
+        does=f"divide the budget among the clusters by complexity, tau {settings.tau:g}",
         artifact=artifact,
         build=BuildQuotas(artifact, QuotasOfClusters(step, settings, clusters.centroids, clusters.stats), name),
         # every centroid against every other
@@ -91,7 +91,7 @@ class BuildQuotas:
         PartsJob(self.artifact, [None], self.make, name=self.name, count="clusters").build(display)
         totals = self.artifact.totals
         counts = (totals["quota"], totals["clusters"], totals["empty"])
-        logger.info("%s: %d pairs shared out over %d clusters, %d of them empty", self.name, *counts)
+        logger.info("%s: %d pairs divided among %d clusters, %d of them empty", self.name, *counts)
         return self.artifact
 
     def make(self) -> QuotasOfClusters:

@@ -71,7 +71,7 @@ def _log_start(job: Job) -> None:
 
 
 class _Worker:
-    """The state of one rank. Methods stand in the order of their use: start, steps, what is due after a step, end."""
+    """The state of one rank. Methods are in the order of their calls: start, steps, what is due after a step, end."""
 
     def __init__(self, job: Job):
         context, training = ray.train.get_context(), job.config.training

@@ -94,7 +94,7 @@ def test_images_are_read_from_any_folder_unless_the_source_has_changed(
     pairs = run.pairs.head(3).collect()
     assert [image is not None for image in run.images(pairs)] == [True] * 3
     monkeypatch.setattr("orchestrator.source.WebDataset.identity", lambda _: {"shards": "others"})
-    with pytest.raises(UserError, match=r"is no longer what .* was made of"):
+    with pytest.raises(UserError, match=r"has changed since .* was made"):
         run.images(pairs)
 
 
