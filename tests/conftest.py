@@ -51,13 +51,13 @@ def ray_cluster(forks: None) -> Iterator[str]:
         ray.shutdown()
 
 
-@pytest.fixture(scope="session", name="shell")
+@pytest.fixture(scope="session", name="run_process")
 def process_fixture() -> Shell:
     """`run_process`: a command in a shell, which starts a cluster when it needs one."""
     return run_process
 
 
-@pytest.fixture(scope="session", name="typed")
+@pytest.fixture(scope="session", name="run_command")
 def command_fixture(ray_cluster: str) -> Shell:
     """`run_command`: a command in this process, on the session's cluster."""
     return run_command
@@ -77,21 +77,21 @@ def tar_pool(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
-def tiny_run(typed: Shell, tiny_conf: str, tar_pool: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_run(run_command: Shell, tiny_conf: str, tar_pool: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which a whole `run` of the experiment `tiny` was typed: `OUT`, `STORE`, `zs.tar`, `stdout.txt`."""
     folder = tmp_path_factory.mktemp("run")
     write_zero_shot(folder)
-    done = typed(f"{tiny_command(tiny_conf, tar_pool)} out=OUT store=STORE training.num_workers=2", cwd=folder)
+    done = run_command(f"{tiny_command(tiny_conf, tar_pool)} out=OUT store=STORE training.num_workers=2", cwd=folder)
     assert done.returncode == 0, done.stderr
     (folder / "stdout.txt").write_text(done.stdout)
     return folder
 
 
 @pytest.fixture(scope="session")
-def geometry_run(typed: Shell, tiny_conf: str, tar_pool: str, tiny_run: Path) -> Path:
+def geometry_run(run_command: Shell, tiny_conf: str, tar_pool: str, tiny_run: Path) -> Path:
     """The folder of `tiny_run`, with a run `GEO` beside its own: deduplicated, pruned by DBP, fine-tuned on the
     deduplicated pool."""
-    done = typed(f"{geometry_command(tiny_conf, tar_pool)} out=GEO store=STORE", cwd=tiny_run)
+    done = run_command(f"{geometry_command(tiny_conf, tar_pool)} out=GEO store=STORE", cwd=tiny_run)
     assert done.returncode == 0, done.stderr
     assert done.stderr == "", "a run that goes well says nothing there"
     return tiny_run

@@ -38,7 +38,7 @@ def with_workers(nodes: list[subprocess.Popen[bytes]]) -> list[subprocess.Popen[
 
 @pytest.mark.long
 def test_losing_a_node_in_training_changes_no_batch_or_loss(
-    three: LocalCluster, typed: Shell, tiny_conf: str, tmp_path: Path
+    three: LocalCluster, run_command: Shell, tiny_conf: str, tmp_path: Path
 ) -> None:
     folder, alone = tmp_path / "three", tmp_path / "alone"
     for each in (folder, alone):
@@ -53,7 +53,7 @@ def test_losing_a_node_in_training_changes_no_batch_or_loss(
         three.add_node()
         assert process.wait(timeout=400) == 0, said(folder)
     assert len(with_workers(three.nodes)) == 0
-    done = typed(command_of(tiny_conf, alone) + " training.num_workers=4", cwd=alone)
+    done = run_command(command_of(tiny_conf, alone) + " training.num_workers=4", cwd=alone)
     assert done.returncode == 0, done.stderr
     assert [record["step"] for record in curve(folder)] == list(range(1, STEPS + 1))
     assert batches(folder) == batches(alone)
@@ -62,17 +62,17 @@ def test_losing_a_node_in_training_changes_no_batch_or_loss(
     )
 
 
-def test_losing_a_node_in_scoring_changes_no_result(three: LocalCluster, typed: Shell, tmp_path: Path) -> None:
+def test_losing_a_node_in_scoring_changes_no_result(three: LocalCluster, run_command: Shell, tmp_path: Path) -> None:
     write_table(tmp_path / "table", real_captions(1500) * 2, num_files=2)
     select = "python -m orchestrator select +exp=wfpp source=table source.uri=table source.part_rows=40"
     with started(f"{select} out=OUT store=STORE", tmp_path, three.driver_env) as process:
         wait_for(lambda: len(parts(tmp_path, "scores")) >= 3, process)
         kill(three.nodes[-1])
         assert process.wait(timeout=400) == 0, said(tmp_path)
-    whole = typed(f"{select} out=WHOLE store=STORE2", cwd=tmp_path)
+    whole = run_command(f"{select} out=WHOLE store=STORE2", cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
     exported = [
-        typed(f"python -m orchestrator export run={run} to={run}.parquet", cwd=tmp_path).returncode
+        run_command(f"python -m orchestrator export run={run} to={run}.parquet", cwd=tmp_path).returncode
         for run in ("OUT", "WHOLE")
     ]
     reports = [json.loads((tmp_path / run / "report.json").read_text())["funnel"] for run in ("OUT", "WHOLE")]
@@ -82,7 +82,7 @@ def test_losing_a_node_in_scoring_changes_no_result(three: LocalCluster, typed: 
 
 
 @pytest.mark.long
-def test_each_gpu_has_one_embedder_and_losing_a_node_changes_no_vector(typed: Shell, tmp_path: Path) -> None:
+def test_each_gpu_has_one_embedder_and_losing_a_node_changes_no_vector(run_command: Shell, tmp_path: Path) -> None:
     write_tars(tmp_path / "pool", make_pairs(240), num_shards=12)
     (tmp_path / "nodes").mkdir()
     settings = (
@@ -96,7 +96,7 @@ def test_each_gpu_has_one_embedder_and_losing_a_node_changes_no_vector(typed: Sh
             assert [len(called("Embedder", descendants(node.pid))) for node in (head, *with_gpus)] == [0, 1, 1]
             kill(with_gpus[1])
             assert process.wait(timeout=400) == 0, said(tmp_path)
-    whole = typed(f"{select} out=WHOLE store=STORE2", cwd=tmp_path)
+    whole = run_command(f"{select} out=WHOLE store=STORE2", cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
     vectors = [
         {path.name: path.read_bytes() for path in (tmp_path / kept).glob("embedding/*/parts/*.npy")}

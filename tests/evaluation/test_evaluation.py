@@ -132,9 +132,9 @@ def expected_hits(folder: Path, zero_shot: Path) -> dict[str, float]:
     }
 
 
-def test_evaluate_agrees_with_open_clip(typed: Any, checkpoint: Path, zero_shot: Path) -> None:
+def test_evaluate_agrees_with_open_clip(run_command: Any, checkpoint: Path, zero_shot: Path) -> None:
     write_zero_shot(checkpoint, range(24))
-    done = typed(
+    done = run_command(
         "python -m orchestrator evaluate checkpoint=OUT/model evaluation.zero_shot.uri=zs.tar out=OUT2 store=STORE",
         cwd=checkpoint,
     )
@@ -147,11 +147,11 @@ def test_evaluate_agrees_with_open_clip(typed: Any, checkpoint: Path, zero_shot:
     assert {path.name for path in (checkpoint / "STORE").iterdir()} == {"evaluation"}, "no other artifacts"
 
 
-def test_retrieval_counts_undecodable_images(typed: Any, checkpoint: Path) -> None:
+def test_retrieval_counts_undecodable_images(run_command: Any, checkpoint: Path) -> None:
     pairs = make_pairs(12)
     pairs[4] = type(pairs[4])(pairs[4].key, pairs[4].caption, torn(pairs[4].image or b""))
     write_tars(checkpoint / "heldout", pairs)
-    done = typed(
+    done = run_command(
         "python -m orchestrator evaluate checkpoint=OUT/model evaluation.retrieval.uri=heldout out=OUT3 store=STORE",
         cwd=checkpoint,
     )
@@ -197,17 +197,17 @@ def test_stage_is_picklable(checkpoint: Path, zero_shot: Path, tmp_path: Path) -
         ("checkpoint=local-dir:nowhere evaluation.zero_shot.uri=zs.tar", "no model folder at nowhere: expected"),
     ],
 )
-def test_wrong_settings_are_a_one_line_error(typed: Any, checkpoint: Path, arguments: str, said: str) -> None:
+def test_wrong_settings_are_a_one_line_error(run_command: Any, checkpoint: Path, arguments: str, said: str) -> None:
     write_zero_shot(checkpoint, range(24))
-    done = typed(f"python -m orchestrator evaluate {arguments} out=BAD", cwd=checkpoint)
+    done = run_command(f"python -m orchestrator evaluate {arguments} out=BAD", cwd=checkpoint)
     assert done.returncode == 2, done.stderr
     assert said in done.stderr
     assert done.stderr.strip().count("\n") == 0
 
 
 @pytest.mark.slow
-def test_evaluate_gives_the_same_results_as_the_run(typed: Any, tiny_run: Path) -> None:
-    done = typed(
+def test_evaluate_gives_the_same_results_as_the_run(run_command: Any, tiny_run: Path) -> None:
+    done = run_command(
         "python -m orchestrator evaluate checkpoint=OUT/model evaluation.zero_shot.uri=zs.tar out=OUT2", cwd=tiny_run
     )
     assert done.returncode == 0, done.stderr

@@ -365,7 +365,7 @@ def test_config_without_tasks_opens_none() -> None:
 
 
 @pytest.mark.slow
-def test_evaluate_command_on_datacomp38(typed: Any, checkpoint: Path, tmp_path: Path) -> None:
+def test_evaluate_command_on_datacomp38(run_command: Any, checkpoint: Path, tmp_path: Path) -> None:
     sets = tmp_path / "sets"
     write_task(sets, "wds_imagenet1k_test", labelled(range(40)))
     write_task(sets, "wds_vtab-pets_test", labelled(range(24)))
@@ -375,7 +375,7 @@ def test_evaluate_command_on_datacomp38(typed: Any, checkpoint: Path, tmp_path: 
         f"python -m orchestrator evaluate +evaluation=datacomp38 evaluation.root=sets checkpoint={checkpoint} out=OUT "
         "store=STORE"
     )
-    done = typed(command, cwd=tmp_path)
+    done = run_command(command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "WinoGAViL: skipped, the layout has no form for its samples" in done.stdout
     report = json.loads((tmp_path / "OUT" / "report.json").read_text())
@@ -385,5 +385,5 @@ def test_evaluate_command_on_datacomp38(typed: Any, checkpoint: Path, tmp_path: 
     assert [(row["measured"], row["of"]) for row in table["averages"]] == [(1, 1), (0, 6), (1, 13), (1, 3), (4, 38)]
     assert table["averages"][-1]["value"] == pytest.approx(np.mean([result["value"] for result in table["results"]]))
     assert "4 of 38, incomplete" in (tmp_path / "OUT" / "report.html").read_text()
-    again = typed(command.replace("out=OUT", "out=AGAIN"), cwd=tmp_path)
+    again = run_command(command.replace("out=OUT", "out=AGAIN"), cwd=tmp_path)
     assert "evaluate: reused" in again.stdout

@@ -33,17 +33,17 @@ SECRETS = {
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
-def select(shell: Any, folder: Path, uri: str, *more: str, source: str = "webdataset") -> None:
+def select(run_process: Any, folder: Path, uri: str, *more: str, source: str = "webdataset") -> None:
     command = (
         f"python -m orchestrator select +exp=wfpp source={source} source.uri={uri} "
         "selection.wfpp.keep_fraction=0.5 out=OUT"
     )
-    done = shell(" ".join([command, *more]), cwd=folder)
+    done = run_process(" ".join([command, *more]), cwd=folder)
     assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module")
-def selected(typed: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def selected(run_command: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a `select` run over three tars with uids. One pair has no caption."""
     folder = tmp_path_factory.mktemp("export")
     pairs = make_pairs(NUM_PAIRS)
@@ -56,13 +56,13 @@ def selected(typed: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
             for pair in rows
         ]
         pq.write_table(pa.Table.from_pylist(metadata), folder / "pool" / f"{number:05d}.parquet")
-    select(typed, folder, "pool", "selection.wfpp.min_count=2")
+    select(run_command, folder, "pool", "selection.wfpp.min_count=2")
     return folder
 
 
 @pytest.fixture(scope="module")
-def kept(selected: Path, typed: Any) -> pa.Table:
-    done = typed("python -m orchestrator export run=OUT to=kept.parquet", cwd=selected)
+def kept(selected: Path, run_command: Any) -> pa.Table:
+    done = run_command("python -m orchestrator export run=OUT to=kept.parquet", cwd=selected)
     assert done.returncode == 0, done.stderr
     return pq.read_table(selected / "kept.parquet")
 
@@ -77,8 +77,8 @@ def test_parquet_names_shard_row_and_key(kept: pa.Table) -> None:
     assert 5 not in {int(row["key"]) for row in rows}
 
 
-def test_uids_have_datacomps_format(selected: Path, kept: pa.Table, typed: Any) -> None:
-    done = typed("python -m orchestrator export run=OUT to=kept.npy", cwd=selected)
+def test_uids_have_datacomps_format(selected: Path, kept: pa.Table, run_command: Any) -> None:
+    done = run_command("python -m orchestrator export run=OUT to=kept.npy", cwd=selected)
     assert done.returncode == 0, done.stderr
     uids = np.load(selected / "kept.npy")
     assert uids.dtype == np.dtype("u8,u8")
@@ -87,8 +87,8 @@ def test_uids_have_datacomps_format(selected: Path, kept: pa.Table, typed: Any) 
     assert (np.diff(uids["f1"].astype(np.int64)) > 0).all(), "DataComp's tools use binary search"
 
 
-def test_shards_hold_the_kept_pairs_byte_by_byte(selected: Path, kept: pa.Table, typed: Any) -> None:
-    done = typed("python -m orchestrator export run=OUT to=shards", cwd=selected)
+def test_shards_hold_the_kept_pairs_byte_by_byte(selected: Path, kept: pa.Table, run_command: Any) -> None:
+    done = run_command("python -m orchestrator export run=OUT to=shards", cwd=selected)
     assert done.returncode == 0, done.stderr
     shards = sorted(path.name for path in (selected / "shards").iterdir())
     assert shards == [*(f"{i:05d}.tar" for i in range(3)), "_export.json"]
@@ -111,8 +111,8 @@ def members(folder: Path) -> dict[str, bytes]:
     return found
 
 
-def test_exported_shards_are_a_pool_again(selected: Path, kept: pa.Table, typed: Any, tmp_path: Path) -> None:
-    done = typed(f"python -m orchestrator export run=OUT to={tmp_path}/again", cwd=selected)
+def test_exported_shards_are_a_pool_again(selected: Path, kept: pa.Table, run_command: Any, tmp_path: Path) -> None:
+    done = run_command(f"python -m orchestrator export run=OUT to={tmp_path}/again", cwd=selected)
     assert done.returncode == 0, done.stderr
     selection = {"steps": ["all"], "all": {}}
     pool = build_selection(
@@ -123,11 +123,11 @@ def test_exported_shards_are_a_pool_again(selected: Path, kept: pa.Table, typed:
     assert pool.stages[0].artifact.totals["problems"] == {}
 
 
-def test_the_columns_of_a_table_are_exported(typed: Any, tmp_path: Path) -> None:
+def test_the_columns_of_a_table_are_exported(run_command: Any, tmp_path: Path) -> None:
     captions = real_captions(100)
     write_table(tmp_path / "table", captions, num_files=2)
-    select(typed, tmp_path, "table", source="table")
-    done = typed(
+    select(run_command, tmp_path, "table", source="table")
+    done = run_command(
         "python -m orchestrator export run=OUT to=kept.parquet && python -m orchestrator export run=OUT to=shards",
         cwd=tmp_path,
     )
@@ -142,7 +142,7 @@ def test_the_columns_of_a_table_are_exported(typed: Any, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_a_run_and_exports_in_a_bucket_with_occasional_failures(shell: Any, tiny_conf: str, tmp_path: Path) -> None:
+def test_a_run_and_exports_in_a_bucket_with_failures(run_process: Any, tiny_conf: str, tmp_path: Path) -> None:
     server = FaultyS3()
     # the path of a socket is limited to about 100 characters
     ray_folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
@@ -168,7 +168,7 @@ def test_a_run_and_exports_in_a_bucket_with_occasional_failures(shell: Any, tiny
         "&& python -m orchestrator export run=s3://bucket/OUT to=s3://bucket/kept.parquet"
         " && python -m orchestrator export run=s3://bucket/OUT to=s3://bucket/shards"
     )
-    done = shell(command, cwd=tmp_path, env=env)
+    done = run_process(command, cwd=tmp_path, env=env)
     faults, server.faults = server.faults, []
     assert done.returncode == 0, done.stderr
     assert all(fault.done > 1 for fault in faults), faults

@@ -168,16 +168,16 @@ def test_a_mistake_is_one_line_that_names_what_is_valid(
 
 
 @pytest.mark.parametrize("command", ["rnu", "run +exp=wfpp_laoin", "select +exp=wfpp source.uri=x training.lrr=1"])
-def test_a_mistake_in_a_shell(shell: Any, tmp_path: Path, command: str) -> None:
+def test_a_mistake_in_a_shell(run_process: Any, tmp_path: Path, command: str) -> None:
     refused(
-        shell(f"python -m orchestrator {command}", cwd=tmp_path),
+        run_process(f"python -m orchestrator {command}", cwd=tmp_path),
         names=["wfpp_laion" if "laoin" in command else "expected one of"],
     )
 
 
-def test_help_needs_neither_torch_nor_ray(shell: Any, tmp_path: Path) -> None:
+def test_help_needs_neither_torch_nor_ray(run_process: Any, tmp_path: Path) -> None:
     for command in ("--help", "run --help"):
-        done = shell(f"python -X importtime -m orchestrator {command}", cwd=tmp_path)
+        done = run_process(f"python -X importtime -m orchestrator {command}", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert all(verb in done.stdout for verb in (*VERBS, *EXPERIMENTS))
         modules = {line.rsplit("|", 1)[1].strip().split(".")[0] for line in done.stderr.splitlines() if "|" in line}
@@ -185,25 +185,25 @@ def test_help_needs_neither_torch_nor_ray(shell: Any, tmp_path: Path) -> None:
         assert not modules & {"torch", "ray", "open_clip", "polars", "pyarrow"}
 
 
-def test_cfg_job_behind_a_verb(shell: Any, tmp_path: Path) -> None:
-    done = shell("python -m orchestrator plan +exp=wfpp_laion source.uri='S/{0..2}.tar' --cfg job", cwd=tmp_path)
+def test_cfg_job_behind_a_verb(run_process: Any, tmp_path: Path) -> None:
+    done = run_process("python -m orchestrator plan +exp=wfpp_laion source.uri='S/{0..2}.tar' --cfg job", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "global_batch_size: 32768" in done.stdout
     assert "S/{0..2}.tar" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_configuration_folder_of_ones_own(shell: Any, tiny_conf: str, tmp_path: Path) -> None:
-    done = shell(f"python -m orchestrator run {tiny_conf} source.uri=x --cfg job", cwd=tmp_path)
+def test_a_configuration_folder_of_ones_own(run_process: Any, tiny_conf: str, tmp_path: Path) -> None:
+    done = run_process(f"python -m orchestrator run {tiny_conf} source.uri=x --cfg job", cwd=tmp_path)
     assert "name: tiny" in done.stdout, done.stderr
-    done = shell(f"python -m orchestrator run {tiny_conf.replace('tiny', 'tinny')} source.uri=x", cwd=tmp_path)
+    done = run_process(f"python -m orchestrator run {tiny_conf.replace('tiny', 'tinny')} source.uri=x", cwd=tmp_path)
     refused(done, names=["tinny"])
 
 
-def test_plan_shows_pairs_and_samples_and_computes_nothing(typed: Any, tmp_path: Path) -> None:
+def test_plan_shows_pairs_and_samples_and_computes_nothing(run_command: Any, tmp_path: Path) -> None:
     write_tars(tmp_path / "SHARDS", make_pairs(30), num_shards=3)
     before = sorted(tmp_path.rglob("*"))
-    done = typed(
+    done = run_command(
         "python -m orchestrator plan   +exp=wfpp_laion source.uri='SHARDS/{00000..00002}.tar' plan.probe=false",
         cwd=tmp_path,
     )
@@ -221,7 +221,7 @@ def test_plan_shows_pairs_and_samples_and_computes_nothing(typed: Any, tmp_path:
 
 
 @pytest.fixture(scope="module")
-def selected(typed: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def selected(run_command: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder where the public `select` was typed."""
     import polars as pl
 
@@ -229,7 +229,7 @@ def selected(typed: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pl.DataFrame({"url": [f"http://x/{i}" for i in range(200)], "caption": real_captions(400)[:200]}).write_parquet(
         folder / "captions.parquet"
     )
-    done = typed(
+    done = run_command(
         "python -m orchestrator select +exp=wfpp source=table source.uri=captions.parquet "
         "source.caption_column=caption selection.wfpp.keep_fraction=0.5 out=OUT",
         cwd=folder,
@@ -243,8 +243,8 @@ def test_select_writes_the_run_into_out(selected: Path) -> None:
     assert "Traceback" not in (selected / "OUT" / "report.html").read_text()
 
 
-def test_export_follows_the_ending(selected: Path, typed: Any) -> None:
-    done = typed("python -m orchestrator export run=OUT to=kept.parquet", cwd=selected)
+def test_export_follows_the_ending(selected: Path, run_command: Any) -> None:
+    done = run_command("python -m orchestrator export run=OUT to=kept.parquet", cwd=selected)
     assert done.returncode == 0, done.stderr
     table = pq.read_table(selected / "kept.parquet")
     assert table.column_names[:3] == ["shard", "row", "key"]
@@ -254,7 +254,8 @@ def test_export_follows_the_ending(selected: Path, typed: Any) -> None:
     assert places == sorted(places)
     assert len(set(places)) == 100
     refused(
-        typed("python -m orchestrator export run=OUT to=kept.xlsx", cwd=selected), names=[".xlsx", ".parquet", ".npy"]
+        run_command("python -m orchestrator export run=OUT to=kept.xlsx", cwd=selected),
+        names=[".xlsx", ".parquet", ".npy"],
     )
     assert sorted(path.name for path in selected.glob("kept*")) == ["kept.parquet"]
 

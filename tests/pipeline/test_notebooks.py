@@ -35,7 +35,7 @@ def test_they_have_no_outputs_in_git(path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def sweep(typed: Shell, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sweep(run_command: Shell, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep of one trial over the embedded pool, trained for ten steps."""
     folder = tmp_path_factory.mktemp("notebooks")
     command = (
@@ -43,7 +43,7 @@ def sweep(typed: Shell, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "sweep.space.num_clusters.grid=[20] sweep.controls.full=false sweep.controls.random=false sweep.samples=1280 "
         "embedding.lite.image_size=32 finetune.enabled=false out=OUT store=STORE"
     )
-    done = typed(command, cwd=folder)
+    done = run_command(command, cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder / "OUT"
 

@@ -78,10 +78,10 @@ def test_images_come_in_the_requested_order(folder: Path, tar_pool: str) -> None
             assert picture == Image.open(member).convert("RGB")
 
 
-def test_a_trained_model_can_score_the_pairs(folder: Path, typed: Shell, tiny_conf: str, tar_pool: str) -> None:
+def test_a_trained_model_can_score_the_pairs(folder: Path, run_command: Shell, tiny_conf: str, tar_pool: str) -> None:
     embedding = f"embedding.clip.model={folder}/GEO/model embedding.clip.pretrained=null"
     step = "selection.steps=[clip_score] selection.clip_score.keep_fraction=0.25"
-    done = typed(
+    done = run_command(
         f"python -m orchestrator select {tiny_conf} source.uri={tar_pool} {embedding} {step} out=SCORED store=STORE",
         cwd=folder,
     )
@@ -90,8 +90,8 @@ def test_a_trained_model_can_score_the_pairs(folder: Path, typed: Shell, tiny_co
 
 
 def test_an_unknown_step_in_finetune_after_is_an_error(
-    folder: Path, typed: Shell, tiny_conf: str, tar_pool: str
+    folder: Path, run_command: Shell, tiny_conf: str, tar_pool: str
 ) -> None:
-    done = typed(f"{tiny_command(tiny_conf, tar_pool)} finetune.after=semdedup out=X store=STORE", cwd=folder)
+    done = run_command(f"{tiny_command(tiny_conf, tar_pool)} finetune.after=semdedup out=X store=STORE", cwd=folder)
     assert done.returncode == 2
     assert done.stderr.strip() == "orchestrator: finetune.after=semdedup: no such step; this run's steps: pool, wfpp"

@@ -127,9 +127,9 @@ def snapshot(folder: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_second_run_recomputes_nothing(typed: Any, tiny_run: Path, tiny_conf: str, tar_pool: str) -> None:
+def test_a_second_run_recomputes_nothing(run_command: Any, tiny_run: Path, tiny_conf: str, tar_pool: str) -> None:
     before = snapshot(tiny_run / "STORE")
-    done = typed(f"{tiny_command(tiny_conf, tar_pool)} out=AGAIN store=STORE", cwd=tiny_run)
+    done = run_command(f"{tiny_command(tiny_conf, tar_pool)} out=AGAIN store=STORE", cwd=tiny_run)
     assert done.returncode == 0, done.stderr
     assert snapshot(tiny_run / "STORE") == before
     assert "to compute" not in done.stdout
@@ -138,9 +138,9 @@ def test_a_second_run_recomputes_nothing(typed: Any, tiny_run: Path, tiny_conf: 
     assert (tiny_run / "AGAIN" / "model" / "open_clip_model.safetensors").exists()
 
 
-def test_a_plan_shows_complete_stages(typed: Any, tiny_run: Path, tiny_conf: str, tar_pool: str) -> None:
+def test_a_plan_shows_complete_stages(run_command: Any, tiny_run: Path, tiny_conf: str, tar_pool: str) -> None:
     command = tiny_command(tiny_conf, tar_pool).replace(" run ", " plan ")
-    done = typed(f"{command} store=STORE selection.wfpp.keep_fraction=0.5 plan.probe_parts=1", cwd=tiny_run)
+    done = run_command(f"{command} store=STORE selection.wfpp.keep_fraction=0.5 plan.probe_parts=1", cwd=tiny_run)
     plan, costs = done.stdout.split("estimated cost of the remaining stages")
     rows = {
         cells[1].strip(): cells[3].strip()
@@ -158,12 +158,12 @@ def test_a_plan_shows_complete_stages(typed: Any, tiny_run: Path, tiny_conf: str
     assert {"wfpp", "pretrain", "finetune", "total"} <= set(priced)
 
 
-def test_the_report_is_rebuilt(typed: Any, tiny_run: Path) -> None:
+def test_the_report_is_rebuilt(run_command: Any, tiny_run: Path) -> None:
     copy = tiny_run / "COPY"
     shutil.copytree(tiny_run / "OUT", copy)
     for name in ("report.json", "report.html"):
         (copy / name).unlink()
-    done = typed("python -m orchestrator report run=COPY", cwd=tiny_run)
+    done = run_command("python -m orchestrator report run=COPY", cwd=tiny_run)
     assert done.returncode == 0, done.stderr
     assert json.loads((copy / "report.json").read_text()) == json.loads((tiny_run / "OUT" / "report.json").read_text())
     assert os.path.getsize(copy / "report.html") > 10_000

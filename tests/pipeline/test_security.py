@@ -106,11 +106,11 @@ def test_a_secret_in_a_uri_is_refused_and_not_repeated(uri: str, tmp_path: Path)
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_members_of_an_exported_tar_stay_inside(typed: Shell, tmp_path: Path) -> None:
+def test_members_of_an_exported_tar_stay_inside(run_command: Shell, tmp_path: Path) -> None:
     names = ("../../outside", "/absolute", "a/b")
     pairs = [Pair(name, pair.caption, pair.image) for name, pair in zip(names, make_pairs(3), strict=True)]
     pool = write_tars(tmp_path / "pool", pairs)
-    done = typed(
+    done = run_command(
         f"python -m orchestrator select selection.steps=[all] source.uri={pool} out=OUT store=STORE && "
         "python -m orchestrator export run=OUT to=SHARDS",
         cwd=tmp_path,

@@ -115,13 +115,13 @@ def test_work_in_tasks_is_measured_in_its_second_call(ray_cluster: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.long
-def test_plan_estimates_every_stage(typed: Shell, tiny_conf: str, tar_pool: str, tmp_path: Path) -> None:
+def test_plan_estimates_every_stage(run_command: Shell, tiny_conf: str, tar_pool: str, tmp_path: Path) -> None:
     write_zero_shot(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     command = tiny_command(tiny_conf, tar_pool).replace(" run ", " plan ")
     steps = "selection.steps=[wfpp,dbp] selection.dbp.embedding=lite selection.dbp.keep_fraction=0.5"
     settings = "training.evaluate_every_steps=2 training.accumulation=2 plan.core_hour_price=36000 plan.probe_parts=2"
-    done = typed(f"{command} store=STORE {steps} selection.dbp.num_neighbours=3 {settings}", cwd=tmp_path)
+    done = run_command(f"{command} store=STORE {steps} selection.dbp.num_neighbours=3 {settings}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = costs(done.stdout)
     assert {"catalog", "score, wfpp", "embed, lite", "dbp", "pretrain", "finetune"} <= set(found)
@@ -141,7 +141,7 @@ def test_plan_estimates_every_stage(typed: Shell, tiny_conf: str, tar_pool: str,
     assert not [path for path in left if path.is_file()], "the probe removes its files"
 
 
-def test_external_vectors_are_replaced_by_random_ones(typed: Shell, tmp_path: Path) -> None:
+def test_external_vectors_are_replaced_by_random_ones(run_command: Shell, tmp_path: Path) -> None:
     pool = write_pool(tmp_path, list(blobs(400, 8, 5)))
     nodes = (
         "selection.steps=[keep_list,semdedup,dbp] selection.keep_list.uri=kept.parquet "
@@ -149,7 +149,7 @@ def test_external_vectors_are_replaced_by_random_ones(typed: Shell, tmp_path: Pa
         "selection.semdedup.clustering.k=40 selection.dbp.clustering.k=40"
     )
     pl.DataFrame({"key": [f"k{number:06d}" for number in range(300)]}).write_parquet(tmp_path / "kept.parquet")
-    done = typed(
+    done = run_command(
         f"python -m orchestrator plan +exp=wfpp source=table source.uri={pool.table} source.key_column=key {nodes} "
         f"embedding.columns.uri={pool.vectors} store={tmp_path}/store",
         cwd=tmp_path,

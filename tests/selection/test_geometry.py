@@ -235,9 +235,9 @@ def test_lloyd_gives_the_same_unit_centroids_for_any_parts(pool: EmbeddedPool, t
     assert objective == sorted(objective), "Lloyd's algorithm never makes it worse"
 
 
-def test_the_plan_lists_all_stages_and_marks_upper_bounds(typed: Shell, pool: EmbeddedPool, tmp_path: Path) -> None:
+def test_the_plan_lists_stages_and_marks_upper_bounds(run_command: Shell, pool: EmbeddedPool, tmp_path: Path) -> None:
     nodes = "selection.steps=[semdedup,dbp] selection.semdedup.embedding=columns selection.dbp.embedding=columns"
-    done = typed(
+    done = run_command(
         f"python -m orchestrator plan +exp=wfpp source=table source.uri={pool.table} source.key_column=key {nodes} "
         f"embedding.columns.uri={pool.vectors} store={tmp_path} out={tmp_path}/out plan.probe=false",
         cwd=tmp_path,

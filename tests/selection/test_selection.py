@@ -246,12 +246,12 @@ def test_complete_artifacts_are_reused(ray_cluster: str, captions: list[str | No
 
 
 def test_the_typed_select_and_export_give_the_oracles_list(
-    typed: Any,
+    run_command: Any,
     seven_files: str,
     scores: list[float],
     tmp_path: Path,
 ) -> None:
-    done = typed(
+    done = run_command(
         f"python -m orchestrator select +exp=wfpp source=table source.uri={seven_files} "
         "selection.wfpp.keep_fraction=0.5 out=OUT && python -m orchestrator export run=OUT to=kept.parquet",
         cwd=tmp_path,

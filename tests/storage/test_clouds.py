@@ -123,7 +123,7 @@ def test_a_refused_key_fails_without_retries(
 
 @pytest.mark.slow
 def test_a_selection_runs_with_source_store_and_out_in_a_bucket(
-    shell: Any, cloud: tuple[str, dict[str, str]], bucket: str, tmp_path: Path
+    run_process: Any, cloud: tuple[str, dict[str, str]], bucket: str, tmp_path: Path
 ) -> None:
     write_tars(tmp_path / "pool", make_pairs(60), num_shards=3)
     files.copy(str(tmp_path / "pool"), f"{bucket}/pool")
@@ -131,7 +131,7 @@ def test_a_selection_runs_with_source_store_and_out_in_a_bucket(
         f"python -m orchestrator select +exp=wfpp 'source.uri=\"{bucket}/pool/{{00000..00002}}.tar\"' "
         f"selection.wfpp.min_count=2 selection.wfpp.keep_fraction=0.5 out={bucket}/OUT store={bucket}/STORE"
     )
-    done = shell(command, cwd=tmp_path, env=cloud[1])
+    done = run_process(command, cwd=tmp_path, env=cloud[1])
     assert done.returncode == 0, done.stderr
     assert "report.html" in files.names(f"{bucket}/OUT")
     funnel = {row["name"]: row["pairs"] for row in files.read_json(f"{bucket}/OUT/report.json")["funnel"]}

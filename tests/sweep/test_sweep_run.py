@@ -47,7 +47,7 @@ def states(report: SweepReport) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_a_killed_sweep_resumes_and_a_trial_without_memory_harms_no_other(
-    shell: Shell, tiny_conf: str, tar_pool: str, tmp_path: Path
+    run_process: Shell, tiny_conf: str, tar_pool: str, tmp_path: Path
 ) -> None:
     write_zero_shot(tmp_path)
     space = {"vocabulary": {"keys": "model.config.text_cfg.vocab_size", "grid": [49_408, TOO_LARGE]}}
@@ -58,7 +58,7 @@ def test_a_killed_sweep_resumes_and_a_trial_without_memory_harms_no_other(
         kill(process)
     assert not (tmp_path / "OUT" / "sweep.json").exists()
     written = first.stat().st_mtime_ns
-    done = shell(f"{command} resume=true", cwd=tmp_path)
+    done = run_process(f"{command} resume=true", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert first.stat().st_mtime_ns == written, "a finished trial is not run again"
     report = report_of(tmp_path)
@@ -84,7 +84,7 @@ def test_a_killed_sweep_resumes_and_a_trial_without_memory_harms_no_other(
 
 @pytest.mark.slow
 def test_hopeless_trials_are_stopped_early_but_no_control(
-    shell: Shell, tiny_conf: str, tar_pool: str, tmp_path: Path
+    run_process: Shell, tiny_conf: str, tar_pool: str, tmp_path: Path
 ) -> None:
     write_zero_shot(tmp_path)
     space = {"training.lr": {"grid": [1e-3, 1e-9]}}
@@ -94,7 +94,7 @@ def test_hopeless_trials_are_stopped_early_but_no_control(
         "sweep.asha.grace_fraction=0.5",
         "sweep.max_concurrent=1",
     ]
-    done = shell(command_of(tiny_conf, tar_pool, space, *budget, "sweep.controls.random=false"), cwd=tmp_path)
+    done = run_process(command_of(tiny_conf, tar_pool, space, *budget, "sweep.controls.random=false"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     report = report_of(tmp_path)
     found = states(report)
@@ -108,7 +108,7 @@ def test_hopeless_trials_are_stopped_early_but_no_control(
 
 
 @pytest.mark.slow
-def test_suggested_trials_and_the_trackers(typed: Shell, tiny_conf: str, tar_pool: str, tmp_path: Path) -> None:
+def test_suggested_trials_and_the_trackers(run_command: Shell, tiny_conf: str, tar_pool: str, tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
     write_zero_shot(tmp_path)
@@ -118,7 +118,7 @@ def test_suggested_trials_and_the_trackers(typed: Shell, tiny_conf: str, tar_poo
     client = MlflowClient(uri)
     experiment = client.create_experiment("orchestrator", artifact_location=f"file://{tmp_path}/artifacts")
     tracked = ["tracking.wandb_project=clip", "tracking.wandb_mode=offline", f"tracking.mlflow_uri={uri}"]
-    done = typed(command_of(tiny_conf, tar_pool, space, *search, *tracked), cwd=tmp_path)
+    done = run_command(command_of(tiny_conf, tar_pool, space, *search, *tracked), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     report = report_of(tmp_path)
     assert [trial.state for trial in report.trials] == ["finished"] * 2

@@ -36,10 +36,10 @@ WORKER, RAYLET, HEAD = "RayTrainWorker", "raylet/raylet", "gcs_server"
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(typed: Shell, tiny_conf: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def uninterrupted(run_command: Shell, tiny_conf: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("uninterrupted")
-    done = typed(command_of(tiny_conf, folder), cwd=folder)
+    done = run_command(command_of(tiny_conf, folder), cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -87,10 +87,12 @@ def check_same(folder: Path, uninterrupted: Path, *, num_losses: int = STEPS) ->
     assert not checkpoints(folder), "a finished phase has no checkpoints"
 
 
-def resume(shell: Shell, command: str, folder: Path, *, after: int, **how: Any) -> subprocess.CompletedProcess[str]:
+def resume(
+    run_process: Shell, command: str, folder: Path, *, after: int, **how: Any
+) -> subprocess.CompletedProcess[str]:
     """Run the command again; it must not repeat the steps up to `after`."""
     before = [record for record in curve(folder) if record["step"] <= after]
-    done = shell(command, cwd=folder, **how)
+    done = run_process(command, cwd=folder, **how)
     assert done.returncode == 0, done.stderr
     # also the pace is equal: these are the records of the first attempt
     assert curve(folder)[: len(before)] == before
@@ -125,7 +127,7 @@ def test_training_continues_after_a_worker_is_killed(
 
 @pytest.mark.long
 def test_training_resumes_after_the_head_of_the_cluster_is_killed(
-    command: str, tmp_path: Path, typed: Shell, uninterrupted: Path
+    command: str, tmp_path: Path, run_command: Shell, uninterrupted: Path
 ) -> None:
     # by default a driver waits a minute for the head node to come back
     with started(command, tmp_path, {"RAY_gcs_rpc_server_reconnect_timeout_s": "10"}) as process:
@@ -134,29 +136,29 @@ def test_training_resumes_after_the_head_of_the_cluster_is_killed(
         for one in called(HEAD, family) + called(RAYLET, family):
             one.kill()
         assert process.wait(timeout=300) not in (0, None)
-    resume(typed, command, tmp_path, after=last_step(tmp_path))
+    resume(run_command, command, tmp_path, after=last_step(tmp_path))
     check_same(tmp_path, uninterrupted)
 
 
 def test_training_resumes_from_the_previous_checkpoint_with_more_workers(
-    command: str, killed: Path, typed: Shell, uninterrupted: Path
+    command: str, killed: Path, run_command: Shell, uninterrupted: Path
 ) -> None:
     before, newest = checkpoints(killed)[-2:]
     os.truncate(newest, newest.stat().st_size // 2)
     step = int(before.stem.removeprefix("step_"))
-    done = resume(typed, f"{command} training.num_workers=4", killed, after=step)
+    done = resume(run_command, f"{command} training.num_workers=4", killed, after=step)
     assert "using the one before it" in done.stdout
     assert newest.name in done.stdout
     check_same(killed, uninterrupted, num_losses=step + 20)
 
 
 @pytest.mark.long
-def test_training_starts_again_after_a_shard_has_changed(command: str, killed: Path, typed: Shell) -> None:
+def test_training_starts_again_after_a_shard_has_changed(command: str, killed: Path, run_command: Shell) -> None:
     before = phase_folder(killed)
     pairs = make_pairs(NUM_PAIRS)
     pairs[50] = Pair(pairs[50].key, "another caption", pairs[49].image)
     write_tars(killed / "pool", pairs, num_shards=3)
-    done = typed(f"{command} training.epochs=1", cwd=killed)
+    done = run_command(f"{command} training.epochs=1", cwd=killed)
     assert done.returncode == 0, done.stderr
     (after,) = set((killed / "STORE" / "pretrain").iterdir()) - {before}
     assert len((after / "metrics.jsonl").read_text().splitlines()) == NUM_PAIRS // BATCH, (
@@ -166,13 +168,13 @@ def test_training_starts_again_after_a_shard_has_changed(command: str, killed: P
 
 @pytest.mark.long
 def test_training_resumes_after_a_missing_shard_a_full_disk_and_a_sigterm(
-    command: str, tmp_path: Path, typed: Shell, env: dict[str, str], uninterrupted: Path
+    command: str, tmp_path: Path, run_command: Shell, env: dict[str, str], uninterrupted: Path
 ) -> None:
     with small_disk(tmp_path / "STORE", "64m") as disk:
         without_a_shard(command, tmp_path, env)
         on_a_full_disk(command, tmp_path, env, disk / "ballast")
         stopped_by_sigterm(command, tmp_path, env)
-        resume(typed, command, tmp_path, after=last_step(tmp_path))
+        resume(run_command, command, tmp_path, after=last_step(tmp_path))
         check_same(tmp_path, uninterrupted)
 
 
@@ -217,9 +219,9 @@ def stopped_by_sigterm(command: str, folder: Path, env: dict[str, str]) -> None:
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_without_a_checkpoint(
-    command: str, tmp_path: Path, typed: Shell
+    command: str, tmp_path: Path, run_command: Shell
 ) -> None:
-    done = typed(f"{command} training.lr=1e30 training.log_every_steps=7", cwd=tmp_path)
+    done = run_command(f"{command} training.lr=1e30 training.log_every_steps=7", cwd=tmp_path)
     assert done.returncode == 2
     (line,) = done.stderr.strip().splitlines()
     assert "not finite at step" in line

@@ -45,10 +45,10 @@ def check_model(folder: Path, phase: Path) -> None:
 
 @pytest.mark.slow
 def test_siglip_keeps_the_best_model_of_the_evaluations(
-    typed: Shell, tiny_conf: str, tar_pool: str, tmp_path: Path
+    run_command: Shell, tiny_conf: str, tar_pool: str, tmp_path: Path
 ) -> None:
     write_zero_shot(tmp_path)
-    done = typed(
+    done = run_command(
         f"{tiny_command(tiny_conf, tar_pool)} out=OUT store=STORE finetune.enabled=false training.epochs=6 "
         "training.log_every_steps=100 training.evaluate_every_steps=5 training.keep_model=best "
         f"training.best_metric=zero_shot/top1 {SIGLIP}",
@@ -72,10 +72,10 @@ def test_siglip_keeps_the_best_model_of_the_evaluations(
 @pytest.mark.slow
 @pytest.mark.long
 def test_fsdp_works_with_all_options_that_save_memory(
-    typed: Shell, tiny_conf: str, tar_pool: str, tmp_path: Path
+    run_command: Shell, tiny_conf: str, tar_pool: str, tmp_path: Path
 ) -> None:
     write_zero_shot(tmp_path)
-    done = typed(f"{tiny_command(tiny_conf, tar_pool)} out=OUT store=STORE {FSDP}", cwd=tmp_path)
+    done = run_command(f"{tiny_command(tiny_conf, tar_pool)} out=OUT store=STORE {FSDP}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (phase,) = (tmp_path / "STORE" / "pretrain").iterdir()
     curve = [json.loads(line) for line in (phase / "metrics.jsonl").read_text().splitlines()]

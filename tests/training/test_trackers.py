@@ -335,12 +335,12 @@ def test_a_relative_database_path_is_made_absolute(monkeypatch: pytest.MonkeyPat
 @pytest.mark.slow
 @pytest.mark.long
 def test_a_run_is_tracked_in_both_services(
-    typed: Shell, tiny_conf: str, tar_pool: str, tmp_path: Path, server: Server
+    run_command: Shell, tiny_conf: str, tar_pool: str, tmp_path: Path, server: Server
 ) -> None:
     write_zero_shot(tmp_path)
     places = f"out=OUT store=STORE name=whole tracking.mlflow_uri={server.uri}"
     command = f"{tiny_command(tiny_conf, tar_pool)} {places} tracking.wandb_project=clip tracking.wandb_mode=offline"
-    done = typed(command, cwd=tmp_path)
+    done = run_command(command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     runs = {name: run for name, run in server.runs().items() if name.startswith("whole/")}
     assert set(runs) == {"whole/pretrain", "whole/finetune"}
