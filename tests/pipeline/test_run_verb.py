@@ -13,6 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
+from orchestrator.engine.role import Role
+from orchestrator.engine.run_record import RunRecord
 from tests.support.commands import tiny_command
 
 pytestmark = pytest.mark.slow
@@ -26,8 +28,9 @@ def report(tiny_run: Path) -> dict[str, Any]:
 
 
 def phase_folder(folder: Path, phase: str) -> Path:
-    (found,) = (folder / "STORE" / phase).iterdir()
-    return found
+    # the store may hold phases of other runs too
+    (found,) = RunRecord.read(str(folder / "OUT")).with_role(Role(phase))
+    return Path(found.uri)
 
 
 def test_the_report_counts_every_stage(report: dict[str, Any]) -> None:
