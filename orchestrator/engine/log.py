@@ -41,7 +41,7 @@ def run_log(out: str, level: str = "INFO") -> Iterator[None]:
     with tempfile.TemporaryDirectory(prefix="orchestrator-log-") as folder:
         handler = _handler(files.join(out, FILE), Path(folder))
         handler.setFormatter(_WithoutSecrets(FORMAT))
-        with handler, _attached(handler, level):
+        with handler, attached(handler, level):
             logger.info("started: %s (pid %d on %s)", " ".join(sys.argv), os.getpid(), platform.node())
             try:
                 yield
@@ -60,7 +60,8 @@ def _log_end(error: BaseException) -> None:
 
 
 @contextmanager
-def _attached(handler: logging.Handler, level: str) -> Iterator[None]:
+def attached(handler: logging.Handler, level: str) -> Iterator[None]:
+    """Give a handler the records of this package and Python's warnings, from `level` on, while the block runs."""
     sources = [logging.getLogger(ROOT), logging.getLogger(WARNINGS)]
     before = [source.level for source in sources]
     logging.captureWarnings(True)

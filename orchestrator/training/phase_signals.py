@@ -14,9 +14,9 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from orchestrator.engine.log import attached
+
 ACTOR_PREFIX = "phase-signals-"
-# the loggers above those of this package, and of Python's warnings
-FORWARDED = ("orchestrator", "py.warnings")
 POLL_SECONDS = 0.5
 # the longest wait for phases to stop: a phase that waits for its workers takes no step at which it could stop
 LONGEST_STOP = 300.0
@@ -123,20 +123,8 @@ def forwarded_log(signals: Any, rank: int, level: str) -> Iterator[None]:
     """Send a worker's log and Python's warnings to the driver's log, inside the block.
 
     Rank 0 sends records of the `level` and above, other ranks only warnings and errors."""
-    handler = _ForwardingHandler(signals, rank, level)
-    sources = [logging.getLogger(name) for name in FORWARDED]
-    levels = [source.level for source in sources]
-    logging.captureWarnings(True)
-    for source in sources:
-        source.addHandler(handler)
-        source.setLevel(level)
-    try:
+    with attached(_ForwardingHandler(signals, rank, level), level):
         yield
-    finally:
-        logging.captureWarnings(False)
-        for source, before in zip(sources, levels, strict=True):
-            source.removeHandler(handler)
-            source.setLevel(before)
 
 
 def start_signals() -> Any:
