@@ -1,4 +1,4 @@
-"""The common part of all formats: the kept rows of a run whose source is unchanged, and the check of the target."""
+"""The common part of all formats: the kept rows of a run with an unchanged source, and the check of the target."""
 
 from __future__ import annotations
 

@@ -224,7 +224,7 @@ class PartKeys:
         return places, total[places]
 
     def ties(self, state: TopKThresholds, parts: list[PartRows]) -> tuple[NDArray[np.int64], ...]:
-        """Parts, groups and numbers of the pairs whose key equals the threshold of their group."""
+        """Parts, groups and numbers of the pairs with a key equal to the threshold of their group."""
         found = [(part.index, *state.ties(*self._of(part))) for part in parts]
         part = np.concatenate([np.full(len(group), index) for index, group, _ in found])
         return part, np.concatenate([group for _, group, _ in found]), np.concatenate([count for *_, count in found])

@@ -106,7 +106,7 @@ class FilterPart:
 
 @dataclass(frozen=True)
 class ThresholdRule:
-    """Keeps the pairs whose score equals the threshold or is better, in the precision of the scores. `missing` and
+    """Keeps the pairs with a score equal to the threshold or better, in the precision of the scores. `missing` and
     `beyond` name the reasons to drop a pair: it has no score, or its score is worse."""
 
     column: ScoreColumn

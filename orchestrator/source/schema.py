@@ -28,7 +28,7 @@ class Status(IntEnum):
 
 
 WITHOUT_IMAGE = (Status.MISSING_IMAGE, Status.BAD_IMAGE)
-"""The statuses of pairs whose image cannot be used."""
+"""The statuses of pairs without a usable image."""
 
 CATALOG_SCHEMA = pa.schema(
     [

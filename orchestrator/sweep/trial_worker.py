@@ -24,7 +24,7 @@ def run_trial(job: TrialJob, board: Any, measured: Callable[[dict[str, float]], 
     """Run the pipeline to its end and return the pre-trained model's metrics with the samples that it saw.
 
     `measured` receives each evaluation during pre-training. Errors: those of a run; the trial's state keeps them. A
-    trial whose last attempt failed for good raises the same error again at once."""
+    trial that has failed for good raises the same error again at once."""
     before = read_state(job.out)
     if before is not None and before.state == "failed" and before.is_final:
         raise UserError(str(before.reason))
