@@ -2,6 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# processes of the fast suite; each has a Ray cluster of its own
+JOBS ?= 2
+FAST_SUITE := $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
 
 .PHONY: demo test test-all check docs setup clean
 
@@ -9,10 +12,11 @@ demo: setup ## the main job on the embedded pool
 	$(BIN)/python -m orchestrator run
 
 test: setup ## the fast suite
-	$(BIN)/python -m pytest -q
+	$(FAST_SUITE)
 
-test-all: setup ## the fast and the slow suite
-	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest -q -m "slow or not slow"
+test-all: setup ## the fast suite with more examples of each property, then the slow suite
+	HYPOTHESIS_PROFILE=thorough $(FAST_SUITE)
+	$(BIN)/python -m pytest -q -m slow
 
 check: setup ## lint and types
 	$(BIN)/ruff check .

@@ -14,7 +14,7 @@ from hypothesis import settings
 
 from orchestrator.config import ClusterConfig
 from tests.support.commands import Shell, geometry_command, run_command, run_process, tiny_command
-from tests.support.fork_server import fork_server, forked_ray_workers
+from tests.support.fork_server import FORKED_WORKERS, fork_server, forked_ray_workers
 from tests.support.pools import make_pairs, write_experiment, write_tars, write_zero_shot
 
 # `make test-all` takes the thorough one
@@ -24,10 +24,9 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Name the tests that were not selected; the skipped ones and their reasons follow."""
-    num_slow = sum(item.get_closest_marker("slow") is not None for item in terminalreporter.stats.get("deselected", []))
-    if num_slow:
-        terminalreporter.write_line(f"{num_slow} slow tests were not selected; `make test-all` runs them")
+    """Say that the slow tests were left out; the skipped ones and their reasons follow."""
+    if terminalreporter.config.option.markexpr == "not slow":
+        terminalreporter.write_line("the slow tests were not selected; `make test-all` runs them")
 
 
 @pytest.fixture(scope="session")
@@ -35,6 +34,12 @@ def forks() -> Iterator[None]:
     """The session's fork server."""
     with fork_server():
         yield
+
+
+@pytest.fixture(scope="session")
+def forked_workers(forks: None) -> dict[str, str]:
+    """The environment of a command whose cluster starts fast: its workers are forks of the session's fork server."""
+    return FORKED_WORKERS
 
 
 @pytest.fixture(scope="session")

@@ -133,7 +133,7 @@ class Display:
             table.add_column(column, overflow="fold")
         for row in rows:
             table.add_row(*row)
-            logger.info("%s: %s", title, "; ".join(f"{name}: {cell}" for name, cell in zip(columns, row, strict=False)))
+            logger.info("%s: %s", title, _log_line(columns, row))
         self.console.print(table, highlight=False, markup=False)
 
     @contextmanager
@@ -158,3 +158,10 @@ class Display:
             progress = StageProgress(name, unit, total, bar, self.console)
             yield progress
             progress.finish()
+
+
+def _log_line(columns: Sequence[str], row: Sequence[str]) -> str:
+    # the first cell names the row
+    if len(row) == 2:
+        return f"{row[0]}: {row[1]}"
+    return f"{row[0]}: {', '.join(f'{name} {cell}' for name, cell in zip(columns[1:], row[1:], strict=False))}"

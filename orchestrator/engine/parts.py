@@ -34,6 +34,9 @@ MAX_PART_BLOCKS = 2000
 # enough blocks for an even load; with one block per part, assignment to 500 clusters was a third slower, because each
 # block costs a start. At least LEAST_TASKS tasks: an autoscaler without limits grows by the number of waiting tasks
 BLOCKS_PER_CPU, LEAST_TASKS = 16, 128
+# an actor needs a new process, which takes seconds; a task takes an idle one, but makes its work again. So an actor
+# saves time if it does more items than this
+TASKS_PER_ACTOR = 2
 # for passes of which all answers come back to the driver, see `over_blocks`
 MAX_ANSWER_BLOCKS, ANSWER_BLOCKS_PER_CPU = 256, 4
 
@@ -120,9 +123,9 @@ class PartsJob:
     """The items of a stage, and the work that makes an artifact of them.
 
     `make_work()` is called once per item (per run, for `InRuns`) in tasks; with `num_actors` once per actor, each of
-    which holds `num_gpus` GPUs. `name` is the title of the progress display, and `count` the number in the summaries
-    that it counts. `check(summaries)` may raise before the manifest is written. `totals(summaries)` replaces the sums
-    of the summaries in the manifest."""
+    which holds `num_gpus` GPUs. Actors start slowly, so a few items are done in `num_actors` tasks at a time. `name` is
+    the title of the progress display, and `count` the number in the summaries that it counts. `check(summaries)` may
+    raise before the manifest is written. `totals(summaries)` replaces the sums of the summaries in the manifest."""
 
     artifact: Artifact
     items: Sequence[Any]
@@ -164,7 +167,7 @@ class PartsJob:
             work = InRuns(partial(_one_by_one, work), _whole_run)
         rows, meter = [{"run": run} for run in _runs(missing, work.share)], current_meter()
         dataset = ray.data.from_items(rows, override_num_blocks=_num_blocks(len(rows), self.num_actors))
-        if self.num_actors:
+        if self.num_actors and self._needs_actors(len(rows), meter):
             done = dataset.map_batches(
                 _Worker,
                 fn_constructor_args=(self.artifact, work.make_work, meter),
@@ -173,10 +176,16 @@ class PartsJob:
                 num_gpus=self.num_gpus,
             )
         else:
-            done = dataset.map_batches(meter.around(_InTask(self.artifact, work.make_work)), batch_size=1)
+            in_task = meter.around(_InTask(self.artifact, work.make_work))
+            at_once = min(self.num_actors, len(rows)) if self.num_actors else None
+            done = dataset.map_batches(in_task, batch_size=1, compute=ray.data.TaskPoolStrategy(at_once))
         for row in done.iter_rows():
             replay(json.loads(row["log"]))
             yield json.loads(row["summary"])
+
+    def _needs_actors(self, num_runs: int, meter: Meter) -> bool:
+        # a probe measures a few items for many: their actors make the work once
+        return bool(self.num_gpus) or meter.total is not None or num_runs > TASKS_PER_ACTOR * (self.num_actors or 0)
 
 
 def _num_blocks(num_runs: int, num_actors: int | None) -> int:

@@ -55,6 +55,9 @@ def connect(config: ClusterConfig, *, dashboard: bool = False) -> str | None:
         return None
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    if not sys.stdout.isatty():
+        # Ray prints errors of the cluster, by default in colour
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     address = _address(config)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == "local":

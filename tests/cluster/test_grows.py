@@ -14,9 +14,11 @@ from tests.support.training_runs import batches, command_of
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
-def test_the_autoscaler_starts_the_nodes_that_a_run_needs(tiny_conf: str, tmp_path: Path) -> None:
+def test_the_autoscaler_starts_the_nodes_that_a_run_needs(
+    tiny_conf: str, forked_workers: dict[str, str], tmp_path: Path
+) -> None:
     (tmp_path / "nodes").mkdir()
-    cluster = LocalCluster(tmp_path / "nodes", cpus=3, head_cpus=0)
+    cluster = LocalCluster(tmp_path / "nodes", cpus=3, head_cpus=0, env=dict(forked_workers))
     command = (
         f"{command_of(tiny_conf, tmp_path)} selection.steps=[random] selection.random.keep_fraction=0.5 "
         "training.epochs=2 training.num_workers=4"

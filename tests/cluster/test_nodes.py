@@ -62,12 +62,18 @@ def test_losing_a_node_in_training_changes_no_batch_or_loss(
     )
 
 
-def test_losing_a_node_in_scoring_changes_no_result(three: LocalCluster, run_command: Shell, tmp_path: Path) -> None:
+def test_losing_a_node_in_scoring_changes_no_result(
+    forked_workers: dict[str, str], run_command: Shell, tmp_path: Path
+) -> None:
+    (tmp_path / "nodes").mkdir()
     write_table(tmp_path / "table", real_captions(1500) * 2, num_files=2)
     select = "python -m orchestrator select +exp=wfpp source=table source.uri=table source.part_rows=40"
-    with started(f"{select} out=OUT store=STORE", tmp_path, three.driver_env) as process:
+    with (
+        local_cluster(tmp_path / "nodes", nodes=3, env=forked_workers) as cluster,
+        started(f"{select} out=OUT store=STORE", tmp_path, cluster.driver_env) as process,
+    ):
         wait_for(lambda: len(parts(tmp_path, "scores")) >= 3, process)
-        kill(three.nodes[-1])
+        kill(cluster.nodes[-1])
         assert process.wait(timeout=400) == 0, said(tmp_path)
     whole = run_command(f"{select} out=WHOLE store=STORE2", cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
@@ -106,14 +112,14 @@ def test_each_gpu_has_one_embedder_and_losing_a_node_changes_no_vector(run_comma
     assert vectors[0] == vectors[1]
 
 
-def test_a_store_that_only_one_node_sees_is_refused(tmp_path: Path) -> None:
+def test_a_store_that_only_one_node_sees_is_refused(forked_workers: dict[str, str], tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     mine.mkdir()
     if subprocess.run(["unshare", "-m", "true"], check=False).returncode:
         pytest.skip("needs the right to unshare mounts")
     write_table(tmp_path / "table", real_captions(100), num_files=1)
     select = "python -m orchestrator select +exp=wfpp source=table source.uri=table"
-    with local_cluster(tmp_path, nodes=1) as cluster:
+    with local_cluster(tmp_path, nodes=1, env=forked_workers) as cluster:
         cluster.add_node(before=f"mount -t tmpfs tmpfs {mine}")
         done = run_process(f"{select} out=OUT store=mine/STORE", cwd=tmp_path, env=cluster.driver_env)
         assert done.returncode == 2

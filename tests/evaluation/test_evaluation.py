@@ -19,6 +19,7 @@ from orchestrator.clip.zero_shot import OPENAI_IMAGENET_TEMPLATES
 from orchestrator.errors import UserError
 from orchestrator.evaluation.sets import open_set, read_samples
 from orchestrator.evaluation.stage import checkpoint_stage
+from tests.support.commands import Shell
 from tests.support.pools import TINY_MODEL, add, make_pairs, picture, torn, write_tars, write_zero_shot
 
 
@@ -132,7 +133,7 @@ def expected_hits(folder: Path, zero_shot: Path) -> dict[str, float]:
     }
 
 
-def test_evaluate_agrees_with_open_clip(run_command: Any, checkpoint: Path, zero_shot: Path) -> None:
+def test_evaluate_agrees_with_open_clip(run_command: Shell, checkpoint: Path, zero_shot: Path) -> None:
     write_zero_shot(checkpoint, range(24))
     done = run_command(
         "python -m orchestrator evaluate checkpoint=OUT/model evaluation.zero_shot.uri=zs.tar out=OUT2 store=STORE",
@@ -147,7 +148,7 @@ def test_evaluate_agrees_with_open_clip(run_command: Any, checkpoint: Path, zero
     assert {path.name for path in (checkpoint / "STORE").iterdir()} == {"evaluation"}, "no other artifacts"
 
 
-def test_retrieval_counts_undecodable_images(run_command: Any, checkpoint: Path) -> None:
+def test_retrieval_counts_undecodable_images(run_command: Shell, checkpoint: Path) -> None:
     pairs = make_pairs(12)
     pairs[4] = type(pairs[4])(pairs[4].key, pairs[4].caption, torn(pairs[4].image or b""))
     write_tars(checkpoint / "heldout", pairs)
@@ -197,7 +198,7 @@ def test_stage_is_picklable(checkpoint: Path, zero_shot: Path, tmp_path: Path) -
         ("checkpoint=local-dir:nowhere evaluation.zero_shot.uri=zs.tar", "no model folder at nowhere: expected"),
     ],
 )
-def test_wrong_settings_are_a_one_line_error(run_command: Any, checkpoint: Path, arguments: str, said: str) -> None:
+def test_wrong_settings_are_a_one_line_error(run_command: Shell, checkpoint: Path, arguments: str, said: str) -> None:
     write_zero_shot(checkpoint, range(24))
     done = run_command(f"python -m orchestrator evaluate {arguments} out=BAD", cwd=checkpoint)
     assert done.returncode == 2, done.stderr
@@ -206,7 +207,7 @@ def test_wrong_settings_are_a_one_line_error(run_command: Any, checkpoint: Path,
 
 
 @pytest.mark.slow
-def test_evaluate_gives_the_same_results_as_the_run(run_command: Any, tiny_run: Path) -> None:
+def test_evaluate_gives_the_same_results_as_the_run(run_command: Shell, tiny_run: Path) -> None:
     done = run_command(
         "python -m orchestrator evaluate checkpoint=OUT/model evaluation.zero_shot.uri=zs.tar out=OUT2", cwd=tiny_run
     )

@@ -30,6 +30,7 @@ from orchestrator.evaluation.task_stage import measure_tasks, task_artifacts
 from orchestrator.evaluation.tasks import Task, Tasks, open_tasks
 from orchestrator.storage import files
 from orchestrator.storage.files import StoreError
+from tests.support.commands import Shell
 from tests.support.pools import TINY_MODEL, add, kind_of, picture, torn
 
 NAMES = [" ".join(kind_of(number)) for number in range(8)]
@@ -365,7 +366,7 @@ def test_config_without_tasks_opens_none() -> None:
 
 
 @pytest.mark.slow
-def test_evaluate_command_on_datacomp38(run_command: Any, checkpoint: Path, tmp_path: Path) -> None:
+def test_evaluate_command_on_datacomp38(run_command: Shell, checkpoint: Path, tmp_path: Path) -> None:
     sets = tmp_path / "sets"
     write_task(sets, "wds_imagenet1k_test", labelled(range(40)))
     write_task(sets, "wds_vtab-pets_test", labelled(range(24)))

@@ -9,7 +9,6 @@ import shutil
 import tarfile
 import tempfile
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import fsspec
@@ -19,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from tests.support.commands import Shell
 from tests.support.faulty_s3 import Fault, FaultyS3
 from tests.support.pools import Pair, build_selection, config_of, make_pairs, real_captions, write_table, write_tars
 
@@ -33,7 +33,7 @@ SECRETS = {
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
-def select(run_process: Any, folder: Path, uri: str, *more: str, source: str = "webdataset") -> None:
+def select(run_process: Shell, folder: Path, uri: str, *more: str, source: str = "webdataset") -> None:
     command = (
         f"python -m orchestrator select +exp=wfpp source={source} source.uri={uri} "
         "selection.wfpp.keep_fraction=0.5 out=OUT"
@@ -43,7 +43,7 @@ def select(run_process: Any, folder: Path, uri: str, *more: str, source: str = "
 
 
 @pytest.fixture(scope="module")
-def selected(run_command: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def selected(run_command: Shell, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a `select` run over three tars with uids. One pair has no caption."""
     folder = tmp_path_factory.mktemp("export")
     pairs = make_pairs(NUM_PAIRS)
@@ -61,7 +61,7 @@ def selected(run_command: Any, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture(scope="module")
-def kept(selected: Path, run_command: Any) -> pa.Table:
+def kept(selected: Path, run_command: Shell) -> pa.Table:
     done = run_command("python -m orchestrator export run=OUT to=kept.parquet", cwd=selected)
     assert done.returncode == 0, done.stderr
     return pq.read_table(selected / "kept.parquet")
@@ -77,7 +77,7 @@ def test_parquet_names_shard_row_and_key(kept: pa.Table) -> None:
     assert 5 not in {int(row["key"]) for row in rows}
 
 
-def test_uids_have_datacomps_format(selected: Path, kept: pa.Table, run_command: Any) -> None:
+def test_uids_have_datacomps_format(selected: Path, kept: pa.Table, run_command: Shell) -> None:
     done = run_command("python -m orchestrator export run=OUT to=kept.npy", cwd=selected)
     assert done.returncode == 0, done.stderr
     uids = np.load(selected / "kept.npy")
@@ -87,7 +87,7 @@ def test_uids_have_datacomps_format(selected: Path, kept: pa.Table, run_command:
     assert (np.diff(uids["f1"].astype(np.int64)) > 0).all(), "DataComp's tools use binary search"
 
 
-def test_shards_hold_the_kept_pairs_byte_by_byte(selected: Path, kept: pa.Table, run_command: Any) -> None:
+def test_shards_hold_the_kept_pairs_byte_by_byte(selected: Path, kept: pa.Table, run_command: Shell) -> None:
     done = run_command("python -m orchestrator export run=OUT to=shards", cwd=selected)
     assert done.returncode == 0, done.stderr
     shards = sorted(path.name for path in (selected / "shards").iterdir())
@@ -111,7 +111,7 @@ def members(folder: Path) -> dict[str, bytes]:
     return found
 
 
-def test_exported_shards_are_a_pool_again(selected: Path, kept: pa.Table, run_command: Any, tmp_path: Path) -> None:
+def test_exported_shards_are_a_pool_again(selected: Path, kept: pa.Table, run_command: Shell, tmp_path: Path) -> None:
     done = run_command(f"python -m orchestrator export run=OUT to={tmp_path}/again", cwd=selected)
     assert done.returncode == 0, done.stderr
     selection = {"steps": ["all"], "all": {}}
@@ -123,7 +123,7 @@ def test_exported_shards_are_a_pool_again(selected: Path, kept: pa.Table, run_co
     assert pool.stages[0].artifact.totals["problems"] == {}
 
 
-def test_the_columns_of_a_table_are_exported(run_command: Any, tmp_path: Path) -> None:
+def test_the_columns_of_a_table_are_exported(run_command: Shell, tmp_path: Path) -> None:
     captions = real_captions(100)
     write_table(tmp_path / "table", captions, num_files=2)
     select(run_command, tmp_path, "table", source="table")
@@ -142,7 +142,9 @@ def test_the_columns_of_a_table_are_exported(run_command: Any, tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_a_run_and_exports_in_a_bucket_with_failures(run_process: Any, tiny_conf: str, tmp_path: Path) -> None:
+def test_a_run_and_exports_in_a_bucket_with_failures(
+    run_process: Shell, forked_workers: dict[str, str], tiny_conf: str, tmp_path: Path
+) -> None:
     server = FaultyS3()
     # the path of a socket is limited to about 100 characters
     ray_folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
@@ -151,6 +153,7 @@ def test_a_run_and_exports_in_a_bucket_with_failures(run_process: Any, tiny_conf
         "AWS_DEFAULT_REGION": "us-east-1",
         "RAY_TMPDIR": str(ray_folder),
         **SECRETS,
+        **forked_workers,
     }
     fs = fsspec.filesystem("s3", endpoint_url=server.url, key="test", secret="test", skip_instance_cache=True)
     fs.mkdir("bucket")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.commands import tiny_command
+from tests.support.commands import Shell, tiny_command
 from tests.support.pools import Pair, bomb, make_pairs, torn, write_experiment, write_tars
 
 SELECT = "python -m orchestrator select +exp=wfpp selection.wfpp.min_count=2"
@@ -45,7 +45,7 @@ def report_of(folder: Path) -> dict[str, Any]:
         ("pool/00000.txt", ["no such path"]),
     ],
 )
-def test_a_source_that_is_not_there(run_command: Any, tmp_path: Path, uri: str, said: list[str]) -> None:
+def test_a_source_that_is_not_there(run_command: Shell, tmp_path: Path, uri: str, said: list[str]) -> None:
     write_tars(tmp_path / "pool", make_pairs(2))
     (tmp_path / "empty").mkdir()
     refused(run_command(f"{SELECT} source.uri={uri} out=OUT store=STORE", cwd=tmp_path), "source.uri", *said)
@@ -54,25 +54,25 @@ def test_a_source_that_is_not_there(run_command: Any, tmp_path: Path, uri: str, 
 
 
 @pytest.mark.parametrize("value", ["0", "1.5", "-0.1", "abc"])
-def test_a_keep_fraction_that_is_none(run_command: Any, tmp_path: Path, value: str) -> None:
+def test_a_keep_fraction_that_is_none(run_command: Shell, tmp_path: Path, value: str) -> None:
     write_tars(tmp_path / "pool", make_pairs(2))
     done = run_command(f"{SELECT} source.uri=pool selection.wfpp.keep_fraction={value}", cwd=tmp_path)
     refused(done, "selection.wfpp.keep_fraction", value)
 
 
-def test_shards_without_a_pair(run_command: Any, tmp_path: Path) -> None:
+def test_shards_without_a_pair(run_command: Shell, tmp_path: Path) -> None:
     write_tars(tmp_path / "pool", [])
     refused(run_command(f"{SELECT} source.uri=pool out=OUT store=STORE", cwd=tmp_path), "the source has no pairs")
 
 
-def test_a_file_that_is_no_tar(run_command: Any, tmp_path: Path) -> None:
+def test_a_file_that_is_no_tar(run_command: Shell, tmp_path: Path) -> None:
     (tmp_path / "pool").mkdir()
     (tmp_path / "pool" / "00000.tar").write_bytes(b"<html>Not found</html>" * 100)
     refused(run_command(f"{SELECT} source.uri=pool out=OUT store=STORE", cwd=tmp_path), "00000.tar: not a tar")
 
 
 def test_a_cut_tar_a_header_that_is_none_and_a_missing_caption_are_counted_and_named(
-    run_command: Any, tmp_path: Path
+    run_command: Shell, tmp_path: Path
 ) -> None:
     pairs = make_pairs(60)
     pairs[2] = Pair(pairs[2].key, pairs[2].caption, b"<html>404</html>" * 40)
@@ -96,7 +96,7 @@ def test_a_cut_tar_a_header_that_is_none_and_a_missing_caption_are_counted_and_n
     refused(run_command(strict, cwd=tmp_path), "1 of 3 shards are broken, 0 allowed", "00001.tar", "max_broken_shards")
 
 
-def test_more_broken_pairs_than_allowed(run_command: Any, tmp_path: Path) -> None:
+def test_more_broken_pairs_than_allowed(run_command: Shell, tmp_path: Path) -> None:
     pairs = make_pairs(20)
     for i in range(8):
         pairs[i] = Pair(pairs[i].key, pairs[i].caption, b"no picture")
@@ -112,7 +112,7 @@ def conf(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_a_pool_smaller_than_a_global_batch_is_told_before_anything_is_computed(
-    run_command: Any, conf: str, tmp_path: Path
+    run_command: Shell, conf: str, tmp_path: Path
 ) -> None:
     write_tars(tmp_path / "pool", make_pairs(20))
     done = run_command(
@@ -125,7 +125,7 @@ def test_a_pool_smaller_than_a_global_batch_is_told_before_anything_is_computed(
 
 
 def test_more_workers_than_the_cluster_holds_are_told_before_anything_is_computed(
-    run_command: Any, conf: str, tmp_path: Path
+    run_command: Shell, conf: str, tmp_path: Path
 ) -> None:
     write_tars(tmp_path / "pool", make_pairs(60))
     workers = "training.lanes=8 training.num_workers=8"
@@ -138,13 +138,13 @@ def test_more_workers_than_the_cluster_holds_are_told_before_anything_is_compute
     assert not (tmp_path / "STORE").exists()
 
 
-def test_a_caption_table_cannot_be_trained_on(run_command: Any, conf: str, tmp_path: Path) -> None:
+def test_a_caption_table_cannot_be_trained_on(run_command: Shell, conf: str, tmp_path: Path) -> None:
     (tmp_path / "captions.csv").write_text("caption\na cat\na dog\n")
     done = run_command(f"python -m orchestrator run {conf} source=table source.uri=captions.csv out=OUT", cwd=tmp_path)
     refused(done, "no images to train on", "img2dataset")
 
 
-def test_a_column_that_is_not_there(run_command: Any, tmp_path: Path) -> None:
+def test_a_column_that_is_not_there(run_command: Shell, tmp_path: Path) -> None:
     import polars as pl
 
     pl.DataFrame({"text": ["a"], "url": ["b"]}).write_parquet(tmp_path / "captions.parquet")
@@ -153,7 +153,7 @@ def test_a_column_that_is_not_there(run_command: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["out", "store"])
-def test_a_file_where_the_folder_should_be(run_command: Any, tmp_path: Path, key: str) -> None:
+def test_a_file_where_the_folder_should_be(run_command: Shell, tmp_path: Path, key: str) -> None:
     write_tars(tmp_path / "pool", make_pairs(4))
     (tmp_path / "taken").write_text("mine")
     places = {"out": "OUT", "store": "STORE", key: "taken/inside"}
@@ -176,7 +176,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-def test_a_full_output_folder_loses_nothing(run_command: Any, small_disk: Path, tmp_path: Path) -> None:
+def test_a_full_output_folder_loses_nothing(run_command: Shell, small_disk: Path, tmp_path: Path) -> None:
     write_tars(tmp_path / "pool", make_pairs(40))
     (small_disk / "OUT").mkdir()
     (small_disk / "mine.txt").write_text("x" * 1000)
@@ -191,7 +191,7 @@ def test_a_full_output_folder_loses_nothing(run_command: Any, small_disk: Path, 
     assert all(stage["reused"] for stage in report_of(tmp_path)["stages"])
 
 
-def test_a_full_store_is_one_line(run_command: Any, small_disk: Path, tmp_path: Path) -> None:
+def test_a_full_store_is_one_line(run_command: Shell, small_disk: Path, tmp_path: Path) -> None:
     write_tars(tmp_path / "pool", make_pairs(40))
     (small_disk / "filler").write_bytes(b"x" * 60_000)
     refused(
@@ -201,7 +201,7 @@ def test_a_full_store_is_one_line(run_command: Any, small_disk: Path, tmp_path: 
     )
 
 
-def test_a_read_only_output_folder(run_command: Any, small_disk: Path, tmp_path: Path) -> None:
+def test_a_read_only_output_folder(run_command: Shell, small_disk: Path, tmp_path: Path) -> None:
     write_tars(tmp_path / "pool", make_pairs(4))
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     refused(
@@ -213,7 +213,7 @@ def test_a_read_only_output_folder(run_command: Any, small_disk: Path, tmp_path:
 
 @pytest.mark.slow
 def test_pictures_that_cannot_be_decoded_are_masked_counted_and_named_in_the_report(
-    run_command: Any, conf: str, tmp_path: Path
+    run_command: Shell, conf: str, tmp_path: Path
 ) -> None:
     pairs = make_pairs(64)
     pairs[7] = Pair(pairs[7].key, pairs[7].caption, torn(pairs[7].image or b""))
@@ -237,7 +237,7 @@ def test_pictures_that_cannot_be_decoded_are_masked_counted_and_named_in_the_rep
 
 
 @pytest.mark.slow
-def test_too_many_undecodable_pictures_end_the_run(run_command: Any, conf: str, tmp_path: Path) -> None:
+def test_too_many_undecodable_pictures_end_the_run(run_command: Shell, conf: str, tmp_path: Path) -> None:
     pairs = [
         Pair(p.key, p.caption, torn(p.image or b"") if i % 4 == 0 else p.image) for i, p in enumerate(make_pairs(64))
     ]

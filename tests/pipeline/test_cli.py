@@ -16,6 +16,7 @@ from orchestrator import cli, pipeline
 from orchestrator.cli import PATH_KEYS, VERBS, compose_config, for_hydra, main
 from orchestrator.config import Config
 from orchestrator.errors import UserError
+from tests.support.commands import Shell
 from tests.support.pools import make_pairs, real_captions, write_tars
 
 EXPERIMENTS = {"demo", "wfpp", "wfpp_laion", "wfpp_cc12m", "full_cc12m"}
@@ -168,14 +169,14 @@ def test_a_mistake_is_one_line_that_names_what_is_valid(
 
 
 @pytest.mark.parametrize("command", ["rnu", "run +exp=wfpp_laoin", "select +exp=wfpp source.uri=x training.lrr=1"])
-def test_a_mistake_in_a_shell(run_process: Any, tmp_path: Path, command: str) -> None:
+def test_a_mistake_in_a_shell(run_process: Shell, tmp_path: Path, command: str) -> None:
     refused(
         run_process(f"python -m orchestrator {command}", cwd=tmp_path),
         names=["wfpp_laion" if "laoin" in command else "expected one of"],
     )
 
 
-def test_help_needs_neither_torch_nor_ray(run_process: Any, tmp_path: Path) -> None:
+def test_help_needs_neither_torch_nor_ray(run_process: Shell, tmp_path: Path) -> None:
     for command in ("--help", "run --help"):
         done = run_process(f"python -X importtime -m orchestrator {command}", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
@@ -185,7 +186,7 @@ def test_help_needs_neither_torch_nor_ray(run_process: Any, tmp_path: Path) -> N
         assert not modules & {"torch", "ray", "open_clip", "polars", "pyarrow"}
 
 
-def test_cfg_job_behind_a_verb(run_process: Any, tmp_path: Path) -> None:
+def test_cfg_job_behind_a_verb(run_process: Shell, tmp_path: Path) -> None:
     done = run_process("python -m orchestrator plan +exp=wfpp_laion source.uri='S/{0..2}.tar' --cfg job", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "global_batch_size: 32768" in done.stdout
@@ -193,14 +194,14 @@ def test_cfg_job_behind_a_verb(run_process: Any, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_configuration_folder_of_ones_own(run_process: Any, tiny_conf: str, tmp_path: Path) -> None:
+def test_a_configuration_folder_of_ones_own(run_process: Shell, tiny_conf: str, tmp_path: Path) -> None:
     done = run_process(f"python -m orchestrator run {tiny_conf} source.uri=x --cfg job", cwd=tmp_path)
     assert "name: tiny" in done.stdout, done.stderr
     done = run_process(f"python -m orchestrator run {tiny_conf.replace('tiny', 'tinny')} source.uri=x", cwd=tmp_path)
     refused(done, names=["tinny"])
 
 
-def test_plan_shows_pairs_and_samples_and_computes_nothing(run_command: Any, tmp_path: Path) -> None:
+def test_plan_shows_pairs_and_samples_and_computes_nothing(run_command: Shell, tmp_path: Path) -> None:
     write_tars(tmp_path / "SHARDS", make_pairs(30), num_shards=3)
     before = sorted(tmp_path.rglob("*"))
     done = run_command(
@@ -221,7 +222,7 @@ def test_plan_shows_pairs_and_samples_and_computes_nothing(run_command: Any, tmp
 
 
 @pytest.fixture(scope="module")
-def selected(run_command: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def selected(run_command: Shell, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder where the public `select` was typed."""
     import polars as pl
 
@@ -243,7 +244,7 @@ def test_select_writes_the_run_into_out(selected: Path) -> None:
     assert "Traceback" not in (selected / "OUT" / "report.html").read_text()
 
 
-def test_export_follows_the_ending(selected: Path, run_command: Any) -> None:
+def test_export_follows_the_ending(selected: Path, run_command: Shell) -> None:
     done = run_command("python -m orchestrator export run=OUT to=kept.parquet", cwd=selected)
     assert done.returncode == 0, done.stderr
     table = pq.read_table(selected / "kept.parquet")

@@ -21,21 +21,21 @@ def finished_parts(folder: Path, kind: str) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in files if not path.name.endswith(".tmp")}
 
 
-def test_killed_while_scoring(tmp_path: Path) -> None:
+def test_killed_while_scoring(forked_workers: dict[str, str], tmp_path: Path) -> None:
     captions = real_captions(1500) * 2
     write_table(tmp_path / "table", captions, num_files=2)
     select = (
         "python -m orchestrator select +exp=wfpp source=table source.uri=table source.part_rows=40 "
         "selection.wfpp.keep_fraction=0.5 cluster.scoring_actors=1 "
     )
-    with started(f"{select} out=OUT store=STORE", tmp_path) as process:
+    with started(f"{select} out=OUT store=STORE", tmp_path, forked_workers) as process:
         wait_for(lambda: len(finished_parts(tmp_path, "scores")) >= 5, process)
         kill(process)
     before = finished_parts(tmp_path, "scores")
     assert not list((tmp_path / "STORE" / "scores").glob("*/manifest.json")), "killed in the middle"
     others = {kind: finished_parts(tmp_path, kind) for kind in ("catalog", "word_counts", "words")}
     assert all(others.values())
-    done = run_process(f"{select} out=OUT store=STORE", cwd=tmp_path)
+    done = run_process(f"{select} out=OUT store=STORE", cwd=tmp_path, env=forked_workers)
     assert done.returncode == 0, done.stderr
     after = finished_parts(tmp_path, "scores")
     assert len(after) > len(before)
@@ -47,6 +47,7 @@ def test_killed_while_scoring(tmp_path: Path) -> None:
         "python -m orchestrator export run=WHOLE to=whole.parquet && "
         "python -m orchestrator export run=OUT to=kept.parquet",
         cwd=tmp_path,
+        env=forked_workers,
     )
     assert whole.returncode == 0, whole.stderr
     assert pq.read_table(tmp_path / "kept.parquet").equals(pq.read_table(tmp_path / "whole.parquet"))

@@ -15,7 +15,7 @@ from PIL import Image
 
 from orchestrator.engine.role import Role
 from orchestrator.engine.run_record import RunRecord
-from tests.support.commands import tiny_command
+from tests.support.commands import Shell, tiny_command
 
 pytestmark = pytest.mark.slow
 NUM_PAIRS, KEPT, BATCH, EPOCHS = 96, 72, 16, 2
@@ -130,7 +130,7 @@ def snapshot(folder: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_second_run_recomputes_nothing(run_command: Any, tiny_run: Path, tiny_conf: str, tar_pool: str) -> None:
+def test_a_second_run_recomputes_nothing(run_command: Shell, tiny_run: Path, tiny_conf: str, tar_pool: str) -> None:
     before = snapshot(tiny_run / "STORE")
     done = run_command(f"{tiny_command(tiny_conf, tar_pool)} out=AGAIN store=STORE", cwd=tiny_run)
     assert done.returncode == 0, done.stderr
@@ -141,7 +141,7 @@ def test_a_second_run_recomputes_nothing(run_command: Any, tiny_run: Path, tiny_
     assert (tiny_run / "AGAIN" / "model" / "open_clip_model.safetensors").exists()
 
 
-def test_a_plan_shows_complete_stages(run_command: Any, tiny_run: Path, tiny_conf: str, tar_pool: str) -> None:
+def test_a_plan_shows_complete_stages(run_command: Shell, tiny_run: Path, tiny_conf: str, tar_pool: str) -> None:
     command = tiny_command(tiny_conf, tar_pool).replace(" run ", " plan ")
     done = run_command(f"{command} store=STORE selection.wfpp.keep_fraction=0.5 plan.probe_parts=1", cwd=tiny_run)
     plan, costs = done.stdout.split("estimated cost of the remaining stages")
@@ -161,7 +161,7 @@ def test_a_plan_shows_complete_stages(run_command: Any, tiny_run: Path, tiny_con
     assert {"wfpp", "pretrain", "finetune", "total"} <= set(priced)
 
 
-def test_the_report_is_rebuilt(run_command: Any, tiny_run: Path) -> None:
+def test_the_report_is_rebuilt(run_command: Shell, tiny_run: Path) -> None:
     copy = tiny_run / "COPY"
     shutil.copytree(tiny_run / "OUT", copy)
     for name in ("report.json", "report.html"):

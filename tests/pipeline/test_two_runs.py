@@ -20,13 +20,13 @@ SELECT = (
 )
 
 
-def test_each_stage_is_computed_once_and_both_have_it(tmp_path: Path) -> None:
+def test_each_stage_is_computed_once_and_both_have_it(forked_workers: dict[str, str], tmp_path: Path) -> None:
     write_table(tmp_path / "table", real_captions(2000), num_files=2)
     runs = [
         subprocess.Popen(
             ["sh", "-c", f"umask 002; {SELECT} out={name}"],
             cwd=tmp_path,
-            env=environment(),
+            env=environment(**forked_workers),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -18,6 +18,7 @@ import regex
 from orchestrator.pruning.wfpp import count_words, merge_counts
 from orchestrator.selection import word_counts as words
 from orchestrator.selection.wfpp import read_scores
+from tests.support.commands import Shell
 from tests.support.pools import (
     ODD_CAPTIONS,
     Selected,
@@ -246,7 +247,7 @@ def test_complete_artifacts_are_reused(ray_cluster: str, captions: list[str | No
 
 
 def test_the_typed_select_and_export_give_the_oracles_list(
-    run_command: Any,
+    run_command: Shell,
     seven_files: str,
     scores: list[float],
     tmp_path: Path,

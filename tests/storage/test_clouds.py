@@ -15,6 +15,7 @@ from orchestrator.engine import lease
 from orchestrator.storage import files, retry
 from orchestrator.storage.retry import CutOff, StoreError
 from tests.support import clouds
+from tests.support.commands import Shell
 from tests.support.pools import make_pairs, write_tars
 
 BIG = bytes(range(256)) * 80_000
@@ -123,7 +124,11 @@ def test_a_refused_key_fails_without_retries(
 
 @pytest.mark.slow
 def test_a_selection_runs_with_source_store_and_out_in_a_bucket(
-    run_process: Any, cloud: tuple[str, dict[str, str]], bucket: str, tmp_path: Path
+    run_process: Shell,
+    forked_workers: dict[str, str],
+    cloud: tuple[str, dict[str, str]],
+    bucket: str,
+    tmp_path: Path,
 ) -> None:
     write_tars(tmp_path / "pool", make_pairs(60), num_shards=3)
     files.copy(str(tmp_path / "pool"), f"{bucket}/pool")
@@ -131,7 +136,7 @@ def test_a_selection_runs_with_source_store_and_out_in_a_bucket(
         f"python -m orchestrator select +exp=wfpp 'source.uri=\"{bucket}/pool/{{00000..00002}}.tar\"' "
         f"selection.wfpp.min_count=2 selection.wfpp.keep_fraction=0.5 out={bucket}/OUT store={bucket}/STORE"
     )
-    done = run_process(command, cwd=tmp_path, env=cloud[1])
+    done = run_process(command, cwd=tmp_path, env={**cloud[1], **forked_workers})
     assert done.returncode == 0, done.stderr
     assert "report.html" in files.names(f"{bucket}/OUT")
     funnel = {row["name"]: row["pairs"] for row in files.read_json(f"{bucket}/OUT/report.json")["funnel"]}

@@ -3,9 +3,11 @@
 Each Ray actor and each training worker is a process. To start it, Python imports torch, timm and open_clip: about ten
 seconds of CPU time, which is more than the rest of most tests takes. `fork_server` starts one process that imports them
 once. `python fork_server.py SCRIPT ARGUMENTS...` asks it for a fork that runs the script, with the same result as
-`python SCRIPT ARGUMENTS...`. Inside `forked_ray_workers`, the workers of clusters that this process starts are such
-forks: this file replaces Ray's `setup_worker.py`, and the script is Ray's own `default_worker.py`. Clusters that a
-command starts in another process have ordinary workers."""
+`python SCRIPT ARGUMENTS...`. The fork ends with the process that asked for it.
+
+Inside `forked_ray_workers`, the workers of clusters that this process starts are such forks: this file replaces Ray's
+`setup_worker.py`, and the script is Ray's own `default_worker.py`. The same holds for clusters of other processes, if
+their environment has the variables `FORKED_WORKERS`."""
 
 from __future__ import annotations
 
@@ -15,6 +17,7 @@ import gc
 import json
 import os
 import runpy
+import select
 import signal
 import socket
 import subprocess
@@ -27,6 +30,12 @@ from typing import Any
 
 COMMAND = [sys.executable, __file__]
 ADDRESS = "ORCHESTRATOR_TESTS_FORK_SERVER"
+# environment of a process in which Ray starts forked workers; needs `fork_server`
+FORKED_WORKERS = {
+    "PYTHONPATH": os.pathsep.join(
+        [str(Path(__file__).parent / "forking"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
+}
 # Ray's argument with the environment variables of a worker
 CONTEXT = "--serialized-runtime-env-context="
 # all that workers import and that takes long. Not Ray: its core reads the environment once, when it is loaded
@@ -67,18 +76,13 @@ def fork_server() -> Iterator[None]:
 @contextlib.contextmanager
 def forked_ray_workers() -> Iterator[None]:
     """Make `ray.init` of this process start clusters with forked workers; needs `fork_server`."""
-    from ray._private.parameter import RayParams
+    from ray._private import ray_constants
 
-    original = RayParams.update_if_absent
-
-    def with_this_file(params: RayParams, **settings: Any) -> None:
-        original(params, **{**settings, "setup_worker_path": __file__})
-
-    RayParams.update_if_absent = with_this_file
+    original, ray_constants.SETUP_WORKER_FILENAME = ray_constants.SETUP_WORKER_FILENAME, __file__
     try:
         yield
     finally:
-        RayParams.update_if_absent = original
+        ray_constants.SETUP_WORKER_FILENAME = original
 
 
 def _wait_for(address: str, server: subprocess.Popen[bytes]) -> None:
@@ -102,13 +106,16 @@ def serve(address: str) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
         server.bind(address)
         server.listen(64)
-        server.settimeout(0.05)
         while True:
             _report_ended(clients)
-            with contextlib.suppress(TimeoutError):
+            ready, _, _ = select.select([server, *clients.values()], [], [], 0.05)
+            if server in ready:
                 client, _ = server.accept()
-                client.settimeout(None)
                 clients[_forked(server, client, clients)] = client
+            for pid, client in clients.items():
+                # a client never sends again: its connection is readable when it has ended
+                if client in ready:
+                    os.kill(pid, signal.SIGKILL)
 
 
 def _end_with_parent() -> None:
@@ -122,6 +129,8 @@ def _forked(server: socket.socket, client: socket.socket, others: dict[int, sock
     pid = os.fork()
     if pid == 0:
         _end_with_parent()
+        # Ray kills the process group of a worker that has ended
+        os.setpgid(0, 0)
         for one in (server, client, *others.values()):
             one.close()
         _run_script(json.loads(message), descriptors)

@@ -47,18 +47,18 @@ def states(report: SweepReport) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_a_killed_sweep_resumes_and_a_trial_without_memory_harms_no_other(
-    run_process: Shell, tiny_conf: str, tar_pool: str, tmp_path: Path
+    run_process: Shell, forked_workers: dict[str, str], tiny_conf: str, tar_pool: str, tmp_path: Path
 ) -> None:
     write_zero_shot(tmp_path)
     space = {"vocabulary": {"keys": "model.config.text_cfg.vocab_size", "grid": [49_408, TOO_LARGE]}}
     command = command_of(tiny_conf, tar_pool, space, "sweep.controls.random=false", "sweep.max_failures=0")
     first = tmp_path / "OUT" / "trials" / "vocabulary-49408_seed-0" / "report.json"
-    with started(command, tmp_path) as process:
+    with started(command, tmp_path, forked_workers) as process:
         wait_for(lambda: is_finished(first.parent), process)
         kill(process)
     assert not (tmp_path / "OUT" / "sweep.json").exists()
     written = first.stat().st_mtime_ns
-    done = run_process(f"{command} resume=true", cwd=tmp_path)
+    done = run_process(f"{command} resume=true", cwd=tmp_path, env=forked_workers)
     assert done.returncode == 0, done.stderr
     assert first.stat().st_mtime_ns == written, "a finished trial is not run again"
     report = report_of(tmp_path)
@@ -84,7 +84,7 @@ def test_a_killed_sweep_resumes_and_a_trial_without_memory_harms_no_other(
 
 @pytest.mark.slow
 def test_hopeless_trials_are_stopped_early_but_no_control(
-    run_process: Shell, tiny_conf: str, tar_pool: str, tmp_path: Path
+    run_process: Shell, forked_workers: dict[str, str], tiny_conf: str, tar_pool: str, tmp_path: Path
 ) -> None:
     write_zero_shot(tmp_path)
     space = {"training.lr": {"grid": [1e-3, 1e-9]}}
@@ -94,7 +94,8 @@ def test_hopeless_trials_are_stopped_early_but_no_control(
         "sweep.asha.grace_fraction=0.5",
         "sweep.max_concurrent=1",
     ]
-    done = run_process(command_of(tiny_conf, tar_pool, space, *budget, "sweep.controls.random=false"), cwd=tmp_path)
+    command = command_of(tiny_conf, tar_pool, space, *budget, "sweep.controls.random=false")
+    done = run_process(command, cwd=tmp_path, env=forked_workers)
     assert done.returncode == 0, done.stderr
     report = report_of(tmp_path)
     found = states(report)

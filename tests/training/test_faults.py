@@ -57,10 +57,12 @@ def env(ray_cluster: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def killed_once(tiny_conf: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def killed_once(
+    forked_workers: dict[str, str], tiny_conf: str, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
     """The folder of a run whose driver and cluster were killed after its third checkpoint, and a copy of it."""
     folder, copy = (tmp_path_factory.mktemp(name) for name in ("killed", "copy"))
-    with started(command_of(tiny_conf, folder), folder) as process:
+    with started(command_of(tiny_conf, folder), folder, forked_workers) as process:
         wait_for_checkpoints(3, folder, process)
         kill(process)
     assert 3 * CHECKPOINT_EVERY <= last_step(folder) < STEPS
@@ -116,9 +118,9 @@ def test_without_interruption_every_pair_comes_once_per_epoch(uninterrupted: Pat
 def test_training_continues_after_a_worker_is_killed(
     command: str, tmp_path: Path, env: dict[str, str], uninterrupted: Path
 ) -> None:
-    with started(command, tmp_path) as process:
+    with started(command, tmp_path, env) as process:
         wait_for_checkpoints(2, tmp_path, process)
-        workers = called(WORKER, descendants(process.pid))
+        workers = called(WORKER, descendants(os.getpid()))
         assert len(workers) == 2
         os.kill(workers[0].pid, signal.SIGKILL)
         assert process.wait(timeout=500) == 0, said(tmp_path)
