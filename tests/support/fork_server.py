@@ -178,6 +178,9 @@ def ask(arguments: list[str]) -> int:
             env |= json.loads(argument.removeprefix(CONTEXT) or "{}").get("env_vars") or {}
         elif not argument.startswith("--language="):
             argv.append(argument)
+    if argv[0] == "-m":
+        # Ray's client server, which is no worker
+        os.execve(sys.executable, [sys.executable, *argv], env)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
         client.connect(os.environ[ADDRESS])
         request = json.dumps({"argv": argv, "env": env, "cwd": os.getcwd()})
