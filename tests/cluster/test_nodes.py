@@ -112,14 +112,14 @@ def test_each_gpu_has_one_embedder_and_losing_a_node_changes_no_vector(run_comma
     assert vectors[0] == vectors[1]
 
 
-def test_a_store_that_only_one_node_sees_is_refused(forked_workers: dict[str, str], tmp_path: Path) -> None:
+def test_a_store_that_only_one_node_sees_is_refused(tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     mine.mkdir()
     if subprocess.run(["unshare", "-m", "true"], check=False).returncode:
         pytest.skip("needs the right to unshare mounts")
     write_table(tmp_path / "table", real_captions(100), num_files=1)
     select = "python -m orchestrator select +exp=wfpp source=table source.uri=table"
-    with local_cluster(tmp_path, nodes=1, env=forked_workers) as cluster:
+    with local_cluster(tmp_path, nodes=1) as cluster:
         cluster.add_node(before=f"mount -t tmpfs tmpfs {mine}")
         done = run_process(f"{select} out=OUT store=mine/STORE", cwd=tmp_path, env=cluster.driver_env)
         assert done.returncode == 2

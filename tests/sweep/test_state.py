@@ -23,7 +23,7 @@ from orchestrator.sweep.trials import Trial, TrialJob
 from orchestrator.sweep.tuner import Search, _TrialEnds
 
 SETTINGS = {"kept": 0.5}
-# contents of the marker files of version 0.1, copied from a sweep that it ran
+# contents of marker files in the form of version 0.1
 OLD_STOPPED = {"samples_seen": 576, "seconds": 18.28, "value": 0.0625}
 OLD_FAILURE = {"final": False, "reason": "RuntimeError: not enough memory: you tried to allocate 640000000000 bytes."}
 
