@@ -69,7 +69,7 @@ def test_losing_a_node_in_scoring_changes_no_result(
     write_table(tmp_path / "table", real_captions(1500) * 2, num_files=2)
     select = "python -m orchestrator select +exp=wfpp source=table source.uri=table source.part_rows=40"
     with (
-        local_cluster(tmp_path / "nodes", nodes=3, env=forked_workers) as cluster,
+        local_cluster(tmp_path / "nodes", nodes=2, env=forked_workers) as cluster,
         started(f"{select} out=OUT store=STORE", tmp_path, cluster.driver_env) as process,
     ):
         wait_for(lambda: len(parts(tmp_path, "scores")) >= 3, process)
