@@ -4,7 +4,6 @@ This is the only file that imports Hydra. Heavy modules are imported when a verb
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import sys
@@ -15,7 +14,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 import hydra
@@ -23,8 +21,10 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from yaml import YAMLError
 
 from orchestrator.config import Config, parse
+from orchestrator.engine import stop_signals
 from orchestrator.errors import Stopped, UserError, causes, is_ray_wrapper, one_line
 
 # the module of each verb's function, imported when the verb runs
@@ -50,15 +50,16 @@ PATH_KEYS = (
     "language_model",
 )
 USAGE_ERROR, FAILURE = 2, 1
-TERMINATED = 128 + signal.SIGTERM
-# Ray reads this variable at import and hides the warning: a run starts more processes than a laptop has cores
-RAY_NOISE = "worker processes have been started on node"
+# as in a shell, the exit code after a signal is this plus the signal's number
+SIGNALLED = 128
 # Ray raises these in the driver when it has lost a node or process for good, such as the driver's own node. An error in
 # our own code inside an actor has one of these classes too, and OWN_FAULT in its message
 LOST = ("ActorDiedError", "LocalRayletDiedError", "NodeDiedError", "OwnerDiedError", "WorkerCrashedError")
 OWN_FAULT = "creation task"
 # a shell expands {00000..00999} to words that differ in their digits only
 DIGITS = re.compile(r"\d+")
+# values that cannot be the name of a file in a group
+NO_NAME = re.compile(r"null|true|false|[-+.\d]+|\{.*\}", re.IGNORECASE | re.DOTALL)
 # a list, or a quoted value: the user wrote Hydra's grammar
 HYDRA_SYNTAX = re.compile(r"\[.*\]|'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
 
@@ -84,6 +85,8 @@ def _with_plus(override: str) -> list[str]:
         return ["~sweep.space", f"+{override}"]
     if override.startswith("sweep.space."):
         return [f"++{override}"]
+    if override in ("finetune=null", "finetune=false"):
+        return ["finetune.enabled=false"]
     # users write +evaluation=imagenet like +exp=...; for Hydra it replaces the default group and takes no +
     return [override.removeprefix("+") if override.startswith("+evaluation=") else override]
 
@@ -101,7 +104,7 @@ def _quote(override: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a verb and exit with code 0, 2 for a user's mistake (one line on stderr), 1 for an internal error (with its
-    traceback), or 143 after SIGTERM."""
+    traceback), 130 after SIGINT or 143 after SIGTERM."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     verb = arguments[0] if arguments and not arguments[0].startswith("-") else None
     if verb is not None and verb not in VERBS:
@@ -113,57 +116,59 @@ def main(argv: Sequence[str] | None = None) -> None:
     if any(override.startswith("-") for override in overrides) or verb is None:
         _hydra_cli(verb, overrides or ["--help"], folder)
         return
-    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", RAY_NOISE)
-    signal.signal(signal.SIGTERM, _sweep_terminated if verb == "sweep" else _terminated)
+    with stop_signals.handled(before_stop=_stop_trials if verb == "sweep" else None, until_exit=argv is None):
+        _run_verb(verb, overrides, folder)
+
+
+def _run_verb(verb: str, overrides: Sequence[str], folder: str | None) -> None:
     try:
         config = compose_config(overrides, folder, needs_source=verb not in NEED_NO_SOURCE)
         _function(verb)(config)
-    except KeyboardInterrupt:
-        _fail(f"interrupted; {_how_to_resume(verb)}", FAILURE)
-    except Stopped as stopped:
-        _exit_stopped(stopped, verb)
-    except Exception as error:  # noqa: BLE001 every error is explained here and ends with an exit code that is not 0
-        # an exception that a signal handler raises inside one of Ray's calls becomes the cause of a SystemError
-        if isinstance(error.__cause__, Stopped):
-            _exit_stopped(error.__cause__, verb)
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            stop_signals.note(signal.SIGINT)
+        stopped = _stop_in(error)
+        if stopped is not None or stop_signals.received() is not None:
+            _exit_stopped(stopped, verb)
+        if isinstance(error, SystemExit):
+            raise
         _explain(error, verb)
+
+
+def _stop_in(error: BaseException) -> Stopped | None:
+    """Return the stop request that led to the error."""
+    # an exception that a signal handler raises inside one of Ray's calls becomes the cause of a SystemError
+    chain = [error, error.__cause__]
+    if stop_signals.received() is not None:
+        chain += causes(error, contexts=True)
+    return next((one for one in chain if isinstance(one, Stopped)), None)
 
 
 def _function(verb: str) -> Callable[[Config], None]:
     function: Any = getattr(import_module(VERBS[verb]), verb)
     # a lost lease stops the command as SIGTERM does: training ends with a checkpoint
-    return partial(function, on_lost=_terminate_self) if verb in BUILD else function
-
-
-def _terminate_self() -> None:
-    os.kill(os.getpid(), signal.SIGTERM)
+    return partial(function, on_lost=stop_signals.stop_ourselves) if verb in BUILD else function
 
 
 def _how_to_resume(verb: str) -> str:
     return f"run the same command again{' with resume=true' if verb == 'sweep' else ''} to resume"
 
 
-def _sweep_terminated(number: int, frame: FrameType | None) -> NoReturn:
+def _stop_trials() -> None:
     from orchestrator.training.phase_signals import stop_phases
 
-    # a second SIGTERM ends the process at once
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # the phases stop before Tune learns of the signal, because Tune then ends its trials; in a thread, because this one
     # may be inside one of Ray's calls
     asking = threading.Thread(target=stop_phases, daemon=True)
     asking.start()
     asking.join()
-    _terminated(number, frame)
 
 
-def _exit_stopped(stopped: Stopped, verb: str) -> NoReturn:
-    if verb == "plan":
-        _fail("stopped by SIGTERM", TERMINATED)
-    _fail(str(stopped) if verb != "sweep" else f"stopped by SIGTERM; {_how_to_resume(verb)}", TERMINATED)
-
-
-def _terminated(number: int, frame: FrameType | None) -> NoReturn:
-    raise Stopped(f"stopped by SIGTERM; {_how_to_resume('run')}")
+def _exit_stopped(stopped: Stopped | None, verb: str) -> NoReturn:
+    message, number = f"stopped by {stop_signals.name()}", stop_signals.received() or signal.SIGTERM
+    if verb != "plan":
+        message = str(stopped) if stopped and verb != "sweep" else f"{message}; {_how_to_resume(verb)}"
+    _fail(message, SIGNALLED + number)
 
 
 def compose_config(overrides: Sequence[str], folder: str | None = None, *, needs_source: bool = True) -> Config:
@@ -171,6 +176,9 @@ def compose_config(overrides: Sequence[str], folder: str | None = None, *, needs
 
     Errors: `UserError` with one line for an override that Hydra or the types refuse."""
     _check_once(overrides)
+    _check_groups(overrides)
+    if folder is not None and not Path(folder).is_dir():
+        raise UserError(f"--config-dir={folder}: no such folder")
     missing = [] if needs_source else ["++source.uri=null"]
     try:
         with initialize_config_dir(conf_dir(), version_base="1.3"):
@@ -181,6 +189,12 @@ def compose_config(overrides: Sequence[str], folder: str | None = None, *, needs
         raise UserError(f"{key} is missing: set {key}=...") from error
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_hydra_message(error, folder)) from error
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"a file of the configuration is not YAML: {one_line(error)}") from error
+    if "exp" in raw:
+        raise UserError(
+            f"an experiment sets {raw['exp']!r}; expected `# @package _global_` as the first line of its file"
+        )
     return parse(raw)
 
 
@@ -193,6 +207,19 @@ def _check_once(overrides: Sequence[str]) -> None:
             raise UserError(
                 f"{key} is given {times:,} times with different numbers: the shell expands {{...}} that is not quoted. "
                 f"`ray job submit` runs a second shell: quote the value twice there, {key}=\"'...'\""
+            )
+
+
+def _check_groups(overrides: Sequence[str]) -> None:
+    # Hydra refuses these values with an error that names neither the group nor its files
+    for override in overrides:
+        group, _, value = override.partition("=")
+        folder = Path(conf_dir()) / group.lstrip("+")
+        if NO_NAME.fullmatch(value) and folder.name and folder.is_dir():
+            names = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+            raise UserError(
+                f"{override}: expected the name of a file in conf/{folder.name}: {names}; to change one setting of the "
+                f"group, write {folder.name}.KEY=VALUE"
             )
 
 

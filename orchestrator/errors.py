@@ -15,9 +15,10 @@ class UserError(Exception):
 
 
 class Stopped(BaseException):
-    """A stop request (SIGTERM). It ends the command with its message and exit code 143; nothing is lost.
+    """A stop request: it ends the command with its message. The exit code is 130 (SIGINT) or 143 (SIGTERM).
 
-    It is no `Exception`: a signal handler raises it anywhere in the program, and no code may swallow it there."""
+    Nothing is lost. It is no `Exception`, because a signal handler raises it anywhere in the program, and no code may
+    swallow it there."""
 
 
 def causes(error: BaseException, *, contexts: bool = False) -> Iterator[BaseException]:

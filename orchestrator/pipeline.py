@@ -14,10 +14,11 @@ from dataclasses import dataclass, replace
 from orchestrator.config import Config, WfppStep
 from orchestrator.config.paths import absolute_paths
 from orchestrator.data.catalog import Catalog, catalog_stage, check_catalog
+from orchestrator.data.keep_list import KeepList
 from orchestrator.demo.source import embed_demo
 from orchestrator.engine import ray_cluster
 from orchestrator.engine.artifact import Artifact
-from orchestrator.engine.build import build_run
+from orchestrator.engine.build import build_run, raise_unfinished
 from orchestrator.engine.console import Display
 from orchestrator.engine.log import run_log
 from orchestrator.engine.role import Role
@@ -30,11 +31,12 @@ from orchestrator.plan import cost_table
 from orchestrator.plan.estimates import Estimates
 from orchestrator.plan.probe import probe
 from orchestrator.plan.rows import COLUMNS, Reach, plan_rows, reaches, training_cost
-from orchestrator.selection import selection_stages
+from orchestrator.selection import caption_reader, selection_stages
 from orchestrator.selection.pool_mask import pool_mask_stage
 from orchestrator.selection.word_counts import count_stage, words_stage
 from orchestrator.source import Source, open_source, with_cache
 from orchestrator.storage import files
+from orchestrator.training.inputs import check_inputs
 from orchestrator.training.stage import Phase, training_stage
 from orchestrator.training.tracking.report import attach_report
 from orchestrator.training.tracking.trackers import check_trackers
@@ -48,13 +50,16 @@ NOT_EVALUATED = (
 
 @dataclass(frozen=True, kw_only=True)
 class Pipeline:
-    """A source, the stages over it in order, and the final keep list of the selection."""
+    """A source, the stages over it in order, and the final keep list of the selection.
+
+    `caption_reader` names the first stage that reads captions, if one does."""
 
     config: Config
     source: Source
     catalog: Catalog
     stages: list[Stage]
     kept: Artifact
+    caption_reader: str | None
 
 
 # The verbs
@@ -69,7 +74,12 @@ def run(config: Config, *, on_lost: Callable[[], None] | None = None) -> None:
 def select(config: Config, *, on_lost: Callable[[], None] | None = None) -> None:
     """Compute the keep list and report on the selection alone."""
     config = prepare(config)
-    execute(_selection(config, open_source(config.source)), "select", Display(), on_lost=on_lost)
+    pipeline = _selection(config, open_source(config.source))
+    execute(pipeline, "select", Display(), on_lost=on_lost)
+    if not KeepList(pipeline.kept).num_pairs:
+        raise UserError(
+            f"the selection keeps none of the pairs; the report in {config.out} shows the pairs of each step"
+        )
 
 
 def plan(config: Config) -> None:
@@ -78,6 +88,7 @@ def plan(config: Config) -> None:
     source = open_source(config.source)
     pipeline = _plannable(config, source)
     found = _show_plan(pipeline, display)
+    _check_catalog(pipeline)
     left = [stage for stage in pipeline.stages if stage.role != Role.EVALUATE]
     if config.plan.probe and not all(stage.artifact.is_complete() for stage in left):
         _show_costs(pipeline, found, display)
@@ -131,22 +142,24 @@ def _out(config: Config) -> str:
 
 def planned(config: Config, source: Source | None = None) -> Pipeline:
     """Return the stages of `run` for a prepared config; computes nothing. `source`: the config's, if already open."""
-    return _training(_selection(config, source or open_source(config.source)))
+    return _training(_selection(config, source or open_source(config.source), trains=True))
 
 
 def _plannable(config: Config, source: Source) -> Pipeline:
     # a caption table can be pruned, but not trained on
-    pipeline = _selection(config, source)
+    pipeline = _selection(config, source, trains=source.has_images)
     return _training(pipeline) if source.has_images else pipeline
 
 
-def _selection(config: Config, source: Source) -> Pipeline:
-    read = catalog_stage(config.store, source, config.source.limits)
+def _selection(config: Config, source: Source, *, trains: bool = False) -> Pipeline:
+    reader = caption_reader(config, trains=trains)
+    read = catalog_stage(config.store, source, config.source.limits, caption_reader=reader)
     catalog = Catalog(read.artifact)
     steps = selection_stages(config, source, catalog)
     words = _report_words(config, catalog, steps)
     stages = [read, *steps, *words]
-    return Pipeline(config=config, source=source, catalog=catalog, stages=stages, kept=steps[-1].artifact)
+    kept = steps[-1].artifact
+    return Pipeline(config=config, source=source, catalog=catalog, stages=stages, kept=kept, caption_reader=reader)
 
 
 def _report_words(config: Config, catalog: Catalog, steps: Sequence[Stage]) -> list[Stage]:
@@ -200,21 +213,37 @@ def _kept_by(step: str | None, stages: Sequence[Stage]) -> Artifact | None:
 # What happens around the stages
 
 
-def execute(pipeline: Pipeline, verb: str, display: Display, *, on_lost: Callable[[], None] | None = None) -> None:
-    """Show the plan, build the stages in order, then write the record and the report of the run; log it all."""
+def execute(
+    pipeline: Pipeline,
+    verb: str,
+    display: Display,
+    *,
+    on_lost: Callable[[], None] | None = None,
+    checks_inputs: bool = True,
+) -> None:
+    """Show the plan, build the stages in order, then write the record and the report of the run; log it all.
+
+    `checks_inputs`: check the model and the evaluation sets first. Errors: those of the stages. If the evaluation
+    fails, its error is raised after the model and the report are written."""
     config = pipeline.config
     with run_log(_out(config), config.log_level):
         _show_plan(pipeline, display)
-        if pipeline.catalog.artifact.is_complete():
-            check_catalog(pipeline.catalog.artifact, config.source.limits)
+        _check_catalog(pipeline)
+        if checks_inputs:
+            check_inputs(config, [stage for stage in pipeline.stages if not stage.artifact.is_complete()], display)
         _build_and_report(config, pipeline.stages, verb, display, on_lost)
+
+
+def _check_catalog(pipeline: Pipeline) -> None:
+    if pipeline.catalog.artifact.is_complete():
+        check_catalog(pipeline.catalog.artifact, pipeline.config.source.limits, pipeline.caption_reader)
 
 
 def _build_and_report(
     config: Config, stages: Sequence[Stage], verb: str, display: Display, on_lost: Callable[[], None] | None
 ) -> None:
     out = _out(config)
-    record = build_run(config, stages, verb=verb, out=out, display=display, on_lost=on_lost)
+    record, failure = build_run(config, stages, verb=verb, out=out, display=display, on_lost=on_lost)
     trained = record.find(Role.FINETUNE) or record.find(Role.PRETRAIN)
     if trained is not None:
         files.copy(trained.path("model"), files.join(out, "model"))
@@ -226,7 +255,10 @@ def _build_and_report(
     if files.exists(files.join(out, "model")):
         rows.append(("model", files.join(out, "model")))
     rows.append(("shared artifacts", config.store))
-    display.table(f"{record.name}: done in {record.wall_seconds:,.0f} s", ("what", "where"), rows)
+    done = "done" if failure is None else "done but for the evaluation"
+    display.table(f"{record.name}: {done} in {record.wall_seconds:,.0f} s", ("what", "where"), rows)
+    if failure is not None:
+        raise_unfinished(failure, out, display)
 
 
 def _write_report(out: str, record: RunRecord) -> list[tuple[str, str]]:

@@ -72,6 +72,9 @@ def check_config(config: dict[str, Any]) -> None:
     for key in REQUIRED_KEYS:
         if key not in config:
             raise ValueError(f"model config has no {key!r}: it needs {', '.join(REQUIRED_KEYS)}")
+    for key in ("vision_cfg", "text_cfg"):
+        if not isinstance(config[key], dict):
+            raise ValueError(f"model config: {key} is {config[key]!r}, expected a group of settings")
     _check_keys("model config", config, [*REQUIRED_KEYS, *OPTIONAL_KEYS])
     _check_keys("vision_cfg", config["vision_cfg"], [field.name for field in fields(CLIPVisionCfg)])
     _check_keys("text_cfg", config["text_cfg"], [field.name for field in fields(CLIPTextCfg)])

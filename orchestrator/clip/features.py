@@ -13,6 +13,8 @@ from orchestrator.clip.preprocessing import Normaliser
 
 def encode_images(clip: Clip, images: torch.Tensor, *, batch_size: int) -> torch.Tensor:
     """Return float32 [n, dim] on the CPU, from uint8 [n, 3, size, size] already cropped to the model's image size."""
+    if not len(images):
+        return _no_features(clip)
     device = _device(clip)
     normalise = Normaliser(clip.preprocess_cfg["mean"], clip.preprocess_cfg["std"], device)
     with _inference(clip.model):
@@ -22,6 +24,8 @@ def encode_images(clip: Clip, images: torch.Tensor, *, batch_size: int) -> torch
 
 def encode_texts(clip: Clip, captions: Sequence[str], *, batch_size: int) -> torch.Tensor:
     """Return float32 [n, dim] on the CPU, from n captions."""
+    if not captions:
+        return _no_features(clip)
     device = _device(clip)
     with _inference(clip.model):
         features = []
@@ -29,6 +33,11 @@ def encode_texts(clip: Clip, captions: Sequence[str], *, batch_size: int) -> tor
             tokens = clip.tokenizer(list(captions[start : start + batch_size]))
             features.append(clip.model.encode_text(tokens.to(device)))
         return _unit_norm(features)
+
+
+def _no_features(clip: Clip) -> torch.Tensor:
+    # a model may not be able to encode an empty batch
+    return torch.empty(0, clip.model_cfg["embed_dim"])
 
 
 def _unit_norm(chunks: Sequence[torch.Tensor]) -> torch.Tensor:

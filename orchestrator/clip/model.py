@@ -34,7 +34,7 @@ LOCAL_SCHEME, HUB_SCHEME = "local-dir:", "hf-hub:"
 Model: TypeAlias = "CLIP | CustomTextCLIP"
 Tokenizer = Callable[[list[str]], torch.Tensor]
 # the errors of torch, safetensors and open_clip for a file that is cut off or belongs to another model
-UNREADABLE = (RuntimeError, AssertionError, EOFError, UnpicklingError, SafetensorError)
+UNREADABLE = (RuntimeError, AssertionError, EOFError, LookupError, UnpicklingError, SafetensorError)
 # the initial values of open_clip_train's --siglip
 SIGLIP_START = {"init_logit_scale": math.log(10), "init_logit_bias": -10}
 PREPROCESS_KEYS = ("mean", "std", "size", "interpolation", "resize_mode")
@@ -85,6 +85,24 @@ def build(
         if loss == "siglip":
             model_cfg = {**SIGLIP_START, **model_cfg}
         return _from_config(model_cfg, name and architecture.builtin_name(name), pretrained)
+
+
+def check(
+    *,
+    name: str | None,
+    config: dict[str, Any] | None,
+    pretrained: str | None,
+    image_size: int | None,
+    context_length: int | None,
+) -> None:
+    """Check the arguments of `build` without building or downloading. Errors: `ValueError` with the valid values."""
+    if name is not None and name.startswith((LOCAL_SCHEME, HUB_SCHEME)):
+        if name.startswith(LOCAL_SCHEME):
+            config_of(name)
+        return
+    architecture.resolve(name=name, config=config, image_size=image_size, context_length=context_length)
+    if pretrained and not Path(pretrained).is_file():
+        _check_tag(name and architecture.builtin_name(name), pretrained)
 
 
 def load(reference: str, *, pretrained: str | None = None) -> Clip:
@@ -179,14 +197,18 @@ def _checkpoint(name: str | None, pretrained: str) -> tuple[str, dict[str, Any]]
     """Return the file of a pretrained tag or path, and its preprocess config (empty: the model's default)."""
     if Path(pretrained).is_file():
         return pretrained, {}
+    _check_tag(name, pretrained)
+    preprocess_cfg = open_clip.get_pretrained_cfg(name, pretrained)
+    return open_clip.download_pretrained(preprocess_cfg), preprocess_cfg
+
+
+def _check_tag(name: str | None, pretrained: str) -> None:
     tags = open_clip.list_pretrained_tags_by_model(name) if name else []
     if pretrained not in tags:
         raise ValueError(
             f"pretrained={pretrained!r} is neither a file nor a tag of {name or 'a model config'}; "
             f"tags: {', '.join(tags) or 'none'}"
         )
-    preprocess_cfg = open_clip.get_pretrained_cfg(name, pretrained)
-    return open_clip.download_pretrained(preprocess_cfg), preprocess_cfg
 
 
 def _load_weights(model: Model, checkpoint_path: str) -> None:

@@ -10,7 +10,6 @@ rounded to float32: equal scores stay equal for every tile size."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,9 +18,9 @@ from open_clip import OPENAI_IMAGENET_TEMPLATES as PROMPT_FUNCTIONS
 
 from orchestrator.clip.features import encode_texts
 from orchestrator.clip.model import Clip
+from orchestrator.clip.prompts import check_templates, fill
 
 TILE_ROWS = 2048
-PLACEHOLDER = re.compile(r"\{c?\}")
 OPENAI_IMAGENET_TEMPLATES = tuple(prompt("{c}") for prompt in PROMPT_FUNCTIONS)
 
 
@@ -40,22 +39,15 @@ def class_weights(
         raise ValueError(
             f"got {len(class_names)} class names and {len(templates)} templates: expected at least one each"
         )
-    for template in templates:
-        if not PLACEHOLDER.search(template):
-            raise ValueError(f"template {template!r} has no placeholder for the class name: write {{c}} where it goes")
+    check_templates(templates)
     classes_per_chunk = max(1, batch_size // len(templates))
     weights = []
     for start in range(0, len(class_names), classes_per_chunk):
         names = class_names[start : start + classes_per_chunk]
-        prompts = [_fill(template, name) for name in names for template in templates]
+        prompts = [fill(template, name) for name in names for template in templates]
         features = encode_texts(clip, prompts, batch_size=batch_size)
         weights.append(features.unflatten(0, (len(names), len(templates))).mean(dim=1))
     return torch.nn.functional.normalize(torch.cat(weights), dim=-1)
-
-
-def _fill(template: str, name: str) -> str:
-    # not str.format: a class name or template may contain other braces
-    return PLACEHOLDER.sub(lambda _: name, template)
 
 
 @dataclass(frozen=True)

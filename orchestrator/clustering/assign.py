@@ -27,7 +27,7 @@ from orchestrator.pruning.clusters import Nearest
 from orchestrator.storage import files
 
 logger = logging.getLogger(__name__)
-VERSION = 1
+VERSION = 2
 NONE = -1
 """The cluster of a pair without an embedding."""
 

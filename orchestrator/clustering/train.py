@@ -28,13 +28,15 @@ from orchestrator.storage.npy import from_npy, to_npy
 
 logger = logging.getLogger(__name__)
 VERSION = 1
+LLOYD_VERSION = 2
 FILE = "centroids.npy"
 
 
 def centroids_stage(step: Step, settings: Clustering, sample: Artifact) -> Stage:
     """The stage that trains k unit centroids, float32 [k, d]."""
     made_from = settings.model_dump(exclude={"points_per_centroid"})
-    artifact = Artifact.of(step.store_uri, "centroids", version=VERSION, sample=sample, **made_from)
+    version = LLOYD_VERSION if settings.trainer == "lloyd" else VERSION
+    artifact = Artifact.of(step.store_uri, "centroids", version=version, sample=sample, **made_from)
     name = f"train centroids, {step.name}"
 
     def num_sampled(pairs: int) -> int:

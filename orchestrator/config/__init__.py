@@ -223,6 +223,19 @@ class Config(Section):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """The least severe messages that `OUT/run.log` gets."""
 
+    @field_validator("finetune", mode="before")
+    @classmethod
+    def _null_is_off(cls, value: Any) -> Any:
+        return {"enabled": False} if value is None else value
+
+    @field_validator("store", "run", "to", "checkpoint")
+    @classmethod
+    def _not_empty(cls, place: str | None) -> str | None:
+        # an empty path is the working folder
+        if place == "":
+            raise ValueError("got an empty value, expected a path or URI")
+        return place
+
     @model_validator(mode="after")
     def _check_embeddings(self) -> Config:
         for step in self.selection.steps:
@@ -264,4 +277,17 @@ def _line(problem: Any) -> str:
         context = problem["ctx"]
         discriminator = context["discriminator"].strip("'")
         return f"{key}.{discriminator}: got {context['tag']!r}, expected one of {context['expected_tags']}"
-    return f"{key}: got {problem['input']!r}, expected {message.removeprefix('Input should be ').lower()}"
+    return f"{key}: got {_shown(problem['input'])}, expected {_expected(problem['type'], message)}"
+
+
+def _shown(value: Any) -> str:
+    # as users write it
+    return "null" if value is None else repr(value)
+
+
+def _expected(kind: str, message: str) -> str:
+    if kind == "tuple_type":
+        return "a list, such as [a, b]"
+    if kind in ("dict_type", "model_type", "model_attributes_type"):
+        return "a group of settings, such as {key: value}"
+    return message.removeprefix("Input should be ").lower()

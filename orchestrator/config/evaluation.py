@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from orchestrator.clip.prompts import check_templates
 from orchestrator.config.section import Positive, Section
 
 Metric = Literal[
@@ -28,6 +29,12 @@ class ZeroShotConfig(Section):
     such set. `demo`: the set of the embedded pool."""
     templates: tuple[str, ...] | None = None
     """Prompt templates with `{}` for the class name. Null: the templates beside the tar, otherwise OpenAI's."""
+
+    @field_validator("templates")
+    @classmethod
+    def _have_placeholders(cls, templates: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        check_templates(templates or ())
+        return templates
 
 
 class RetrievalConfig(Section):
@@ -68,6 +75,11 @@ class EvaluationConfig(Section):
     linear_probe: bool = False
     """Also fit a logistic regression on the features of every classification task that has a `train/` split. The
     features are held in memory."""
+
+    @field_validator("zero_shot", "retrieval", "tasks", mode="before")
+    @classmethod
+    def _null_is_none_of_them(cls, value: Any) -> Any:
+        return {} if value is None else value
 
     @model_validator(mode="after")
     def _check_root(self) -> EvaluationConfig:

@@ -7,6 +7,7 @@ from typing import Any
 
 from orchestrator.config import Config, parse
 from orchestrator.storage import files
+from orchestrator.storage.uri_lists import SEPARATOR, split_uri
 
 # settings with these names always hold paths or URIs
 PATH_KEYS = ("uri", "root", "cache")
@@ -25,5 +26,5 @@ def _absolute(node: Any, key: str = "") -> Any:
     if isinstance(node, list | tuple):
         return [_absolute(value, key) for value in node]
     if isinstance(node, str) and (key in PATH_KEYS or (key in PATH_OR_NAME_KEYS and files.is_path(node))):
-        return files.absolute(node)
+        return SEPARATOR.join(map(files.absolute, split_uri(node)))
     return node

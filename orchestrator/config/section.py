@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from functools import cache
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from orchestrator.errors import UserError
 
@@ -28,3 +30,25 @@ class Section(BaseModel):
     ends with its unit, as in "Unit: steps."; "Unit: none." marks a plain number. `tests/docs` checks both."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _single_value_as_list(cls, raw: Any) -> Any:
+        # users write `steps=wfpp` and mean `steps=[wfpp]`
+        if not isinstance(raw, dict):
+            return raw
+        return {
+            name: [value] if name in _list_keys(cls) and isinstance(value, str | int | float) else value
+            for name, value in raw.items()
+        }
+
+
+@cache
+def _list_keys(section: type[Section]) -> frozenset[str]:
+    """The settings that take a list of any length, and no text in its place."""
+    return frozenset(name for name, field in section.model_fields.items() if _is_list(field.annotation))
+
+
+def _is_list(kind: Any) -> bool:
+    members = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    return str not in members and any(get_origin(one) is tuple and ... in get_args(one) for one in members)

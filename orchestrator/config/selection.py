@@ -93,7 +93,8 @@ class SemDeDupStep(Section):
     clustering: Clustering = Clustering(k=50_000)
     """The clustering that the step uses."""
     eps: Annotated[float, Field(ge=0, le=2)] = 0.07
-    """Two pairs are duplicates if their cosine is above 1 - eps. Unit: cosine distance."""
+    """Two pairs are duplicates if their cosine is above 1 - eps. 0: only if their vectors have the same numbers. Unit:
+    cosine distance."""
     order: Order = "hard"
     """Which pair of a group stays. `hard`: the farthest from the centroid; `easy`: the nearest; `random`: a draw."""
     seed: int = 0
@@ -224,10 +225,12 @@ class SelectionConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _fold_step_nodes(cls, raw: dict[str, Any]) -> dict[str, Any]:
+    def _fold_step_nodes(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict):
+            return raw
         nodes = dict(raw.get("settings", {}))
         nodes |= {name: node for name, node in raw.items() if name not in ("steps", "settings")}
-        settings = {name: {"method": name, **node} for name, node in nodes.items()}
+        settings = {name: {"method": name, **node} if isinstance(node, dict) else node for name, node in nodes.items()}
         return {"steps": raw.get("steps", ("wfpp",)), "settings": settings}
 
     @model_validator(mode="after")

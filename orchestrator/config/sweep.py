@@ -27,12 +27,6 @@ class Dimension(Section):
     int_uniform: tuple[int, int] | None = None
     """Draw an integer between low and high, both included. Unit: that of the setting."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _keys_as_list(cls, raw: dict[str, Any]) -> dict[str, Any]:
-        keys = raw.get("keys", ())
-        return {**raw, "keys": (keys,) if isinstance(keys, str) else keys}
-
     @model_validator(mode="after")
     def _check_values(self) -> Dimension:
         given = [way for way in WAYS if getattr(self, way) is not None]

@@ -5,6 +5,7 @@ and training reads only the images that it wants."""
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from orchestrator.config import Limits, SourceConfig
+from orchestrator.data.captionless import UNUSABLE, caption_summary, check_captions
 from orchestrator.engine import process_cache
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
@@ -25,11 +27,10 @@ from orchestrator.errors import UserError
 from orchestrator.source import Part, Source
 from orchestrator.storage import files
 
+logger = logging.getLogger(__name__)
 VERSION = 1
 # messages about broken pairs that a part keeps for the report
 MAX_EXAMPLES = 20
-# problems that leave nothing to train on; a pair without a caption is not broken
-BROKEN_PAIRS = ("missing_image", "bad_image")
 # tables (a part and its columns) in the cache of one process
 CACHED_PARTS = 8
 
@@ -127,14 +128,14 @@ def to_parquet(table: pa.Table) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def catalog_stage(store_uri: str, source: Source, limits: Limits) -> Stage:
-    """Return the stage that reads every shard once."""
+def catalog_stage(store_uri: str, source: Source, limits: Limits, *, caption_reader: str | None = None) -> Stage:
+    """Return the stage that reads every shard once. `caption_reader` names the first stage that reads captions."""
     # listed once for the title and the build: for Parquet this reads the footer of every file
     parts = source.parts()
     artifact = Artifact.of(store_uri, "catalog", version=VERSION, source=source.identity())
 
     does = f"read captions, sizes and offsets of {len(parts):,} part{'s' if len(parts) != 1 else ''}"
-    build = _BuildCatalog(artifact, source, parts, limits)
+    build = _BuildCatalog(artifact, source, parts, limits, caption_reader)
     return Stage(name="catalog", role=Role.CATALOG, does=does, artifact=artifact, build=build)
 
 
@@ -144,6 +145,7 @@ class _BuildCatalog:
     source: Source
     parts: list[Part]
     limits: Limits
+    caption_reader: str | None
 
     def __call__(self, display: Display) -> Artifact:
         job = PartsJob(
@@ -151,10 +153,13 @@ class _BuildCatalog:
             self.parts,
             partial(CatalogPart, self.source),
             name="catalog",
-            check=partial(_check_limits, self.limits),
+            check=partial(_check_limits, self.limits, self.caption_reader),
             totals=_totals,
         )
-        return job.build(display)
+        job.build(display)
+        if taken := self.artifact.totals.get("captions_from"):
+            logger.info("captions are from: %s", taken)
+        return self.artifact
 
 
 @dataclass(frozen=True)
@@ -171,6 +176,7 @@ class CatalogPart:
             "broken_shards": int(catalog.broken),
             "problems": catalog.problems,
             "examples": catalog.examples[:MAX_EXAMPLES],
+            **caption_summary(catalog),
         }
         return PartResult({"parquet": to_parquet(catalog.table)}, summary)
 
@@ -180,7 +186,7 @@ def _totals(summaries: list[Summary]) -> dict[str, Any]:
     return {**sums(summaries), "examples": examples[:MAX_EXAMPLES]}
 
 
-def _check_limits(limits: Limits, summaries: list[Summary]) -> None:
+def _check_limits(limits: Limits, caption_reader: str | None, summaries: list[Summary]) -> None:
     totals = _totals(summaries)
     examples = "; ".join(totals["examples"][:3])
     # Parquet files without rows have no parts
@@ -192,12 +198,13 @@ def _check_limits(limits: Limits, summaries: list[Summary]) -> None:
             f"{totals['broken_shards']} of {len(summaries)} shards are broken, {allowed} allowed ({examples}); "
             f"replace them or raise source.limits.max_broken_shards"
         )
-    broken = sum(totals["problems"].get(kind, 0) for kind in BROKEN_PAIRS)
+    broken = sum(totals["problems"].get(kind, 0) for kind in UNUSABLE)
     if broken > limits.max_broken_pairs * totals["rows"]:
         raise UserError(
             f"{broken:,} of {totals['rows']:,} pairs are broken, at most "
             f"{limits.max_broken_pairs:.1%} allowed ({examples}); raise source.limits.max_broken_pairs"
         )
+    check_captions(limits, summaries, caption_reader)
 
 
 def no_pairs(examples: str = "") -> UserError:
@@ -205,6 +212,6 @@ def no_pairs(examples: str = "") -> UserError:
     return UserError(f"the source has no pairs ({examples or 'its shards are empty'}); check source.uri")
 
 
-def check_catalog(artifact: Artifact, limits: Limits) -> None:
+def check_catalog(artifact: Artifact, limits: Limits, caption_reader: str | None) -> None:
     """Check a reused catalog against the limits of this run. Errors: `UserError`."""
-    _check_limits(limits, artifact.parts)
+    _check_limits(limits, caption_reader, artifact.parts)

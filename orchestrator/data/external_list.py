@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from orchestrator.config import ConfigError, MatchBy
 from orchestrator.errors import UserError
-from orchestrator.source.columns import find, text_values
+from orchestrator.source.columns import find, require, text_values
 from orchestrator.source.row_groups import NUM_THREADS, DamagedParquet, cut, cut_shards, open_parquet, read_part
 from orchestrator.source.schema import Part, Problems, Shard
 from orchestrator.source.shards import digest, find_shards
@@ -113,6 +113,7 @@ class ExternalList:
                 f"{self.setting}.match_column: {shard.name} has no column {' or '.join(map(repr, wanted))}; "
                 f"its columns: {', '.join(names)}"
             )
+        require(shard, names, column, f"{self.setting}.match_column")
         return column
 
     def _npy_parts(self, shard: Shard) -> list[Part]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import math
 import struct
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 # the formats of the web; some of Pillow's other plugins run external programs on the bytes
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 # random boxes before the fallback, as in torchvision
 NUM_TRIES = 10
 # scales 1/n of the JPEG decoder, the smallest image first
@@ -129,6 +130,15 @@ def whole_image(data: bytes | None, *, max_pixels: int) -> Image.Image | None:
         return None
 
 
+def decoded_size(data: bytes) -> tuple[int, int] | None:
+    """Return the (width, height) of an image of any size, from its header; None if `decode` would refuse it."""
+    try:
+        with _opened(data, sys.maxsize) as image:
+            return image.size
+    except BadImage:
+        return None
+
+
 def jpeg_box(data: bytes, *, crop: Cropper, max_pixels: int) -> Crop | None:
     """Return the box of a JPEG that every decoder supports (grey or RGB), from its header; None for other images.
 
@@ -145,14 +155,17 @@ def _opened(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
         raise BadImage("empty", "no bytes")
     # Pillow's own limit holds for the whole process, so it is off; `_check_size` applies the limit of this call
     Image.MAX_IMAGE_PIXELS = None
+    buffer = io.BytesIO(data)
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with Image.open(buffer, formats=FORMATS) as image:
             _check_size(image, max_pixels)
             yield image
     except BadImage:
         raise
     except _UNDECODABLE as error:
-        raise BadImage("undecodable", f"{type(error).__name__}: {error}") from error
+        # Pillow names the buffer in memory where it would name a file
+        reason = str(error).replace(repr(buffer), "").rstrip()
+        raise BadImage("undecodable", f"{type(error).__name__}: {reason}") from error
 
 
 def evaluation_crop(width: int, height: int, *, size: int, fraction: float = 1.0) -> Crop:

@@ -6,13 +6,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from orchestrator.clip import encoders
 from orchestrator.clip.encoders import Encoder
 from orchestrator.config import EfficientNetLite0Encoder, OpenClipEncoder, TimmEncoder
 from orchestrator.config.embedding import EncoderConfig, Tower
 from orchestrator.embedding.pool import Rows
-from orchestrator.embedding.vectors import Vectors
+from orchestrator.embedding.vectors import clip_scores
 from orchestrator.engine.metering import Meter
 
 
@@ -59,26 +60,29 @@ class Embedder:
 
     def __call__(self, batch: Rows) -> Rows:
         """Replaces pixels and captions by columns `image` and/or `text`, float16 [n, dim] of unit norm, all zero where
-        there is nothing to embed."""
+        there is nothing to embed; with both also `clip_score`, the cosine of the vectors before rounding, float32
+        [n]."""
         return self.meter.around(self._embedded)(batch)
 
     def _embedded(self, batch: Rows) -> Rows:
-        vectors: dict[str, Vectors] = {}
+        vectors: dict[Tower, NDArray[np.float32]] = {}
         problems = batch.get("problem", np.full(len(batch["key"]), "", object)).copy()
         if "image" in self.encoder.dims:
             # the decoder writes [n, h, w, 3]: the permuted view is in the channels-last format of convolutions
             images = torch.from_numpy(batch["image"]).permute(0, 3, 1, 2)
-            vectors["image"] = _stored(self.encoder.encode_images(images), batch["has_image"], problems)
+            vectors["image"] = _usable(self.encoder.encode_images(images), batch["has_image"], problems)
         if "text" in self.encoder.dims:
             captions = ["" if caption is None else caption for caption in batch["caption"]]
             has_caption = np.array([bool(caption.strip()) for caption in captions])
-            vectors["text"] = _stored(self.encoder.encode_texts(captions), has_caption, problems)
+            vectors["text"] = _usable(self.encoder.encode_texts(captions), has_caption, problems)
         places = {name: batch[name] for name in ("part", "row", "expected", "key")}
-        return {**places, "problem": problems, **vectors}
+        scores = {"clip_score": clip_scores(vectors["image"], vectors["text"])} if len(vectors) == 2 else {}
+        stored: Rows = {tower: values.astype(np.float16) for tower, values in vectors.items()}
+        return {**places, "problem": problems, **stored, **scores}
 
 
-def _stored(features: torch.Tensor, valid: np.ndarray, problems: np.ndarray) -> Vectors:
+def _usable(features: torch.Tensor, valid: np.ndarray, problems: np.ndarray) -> NDArray[np.float32]:
     valid, is_finite = valid.astype(bool), torch.isfinite(features).all(dim=1).numpy()
     # an overflowed vector has no direction: it counts as missing
     problems[valid & ~is_finite] = "not_finite"
-    return np.where((valid & is_finite)[:, None], features.numpy(), 0).astype(np.float16)
+    return np.where((valid & is_finite)[:, None], features.numpy(), 0)

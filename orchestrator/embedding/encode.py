@@ -19,7 +19,7 @@ from orchestrator.data.image_decode import ImageDecoder
 from orchestrator.embedding.actor import Description, describe
 from orchestrator.embedding.execution import Pass
 from orchestrator.embedding.pool import Pool
-from orchestrator.embedding.vectors import embedding_totals
+from orchestrator.embedding.vectors import BOTH_VERSION, embedding_totals
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display, StageProgress
 from orchestrator.engine.parts import Summary, done_summaries
@@ -56,7 +56,7 @@ def encode_stage(config: Config, name: str, source: Source, catalog: Catalog) ->
     artifact = Artifact.of(
         config.store,
         "embedding",
-        version=VERSION,
+        version=VERSION if len(towers) == 1 else BOTH_VERSION,
         catalog=catalog.artifact,
         settings=settings.model_dump(mode="json", exclude={*NOT_IDENTITY, "towers"}),
         towers=list(towers),

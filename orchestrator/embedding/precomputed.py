@@ -22,7 +22,7 @@ from orchestrator.config.embedding import Tower
 from orchestrator.data.catalog import Catalog, PartRows, part_rows
 from orchestrator.data.join import Joined, Match, join_stages
 from orchestrator.embedding.precomputed_files import PrecomputedVectors, open_precomputed
-from orchestrator.embedding.vectors import Vectors, embedding_totals, part_result, unit_vectors
+from orchestrator.embedding.vectors import BOTH_VERSION, clip_scores, embedding_totals, part_result, unit_rows
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
 from orchestrator.engine.parts import InRuns, PartResult, PartsJob
@@ -35,8 +35,8 @@ logger = logging.getLogger(__name__)
 VERSION = 1
 RUN_BYTES = 2**29
 
-Gathered = tuple[Vectors, dict[str, NDArray[np.int64]]]
-"""The vectors of a run of parts, float16 [rows, dim], and the places in the run of those that are unusable, by
+Gathered = tuple[NDArray[np.floating], dict[str, NDArray[np.int64]]]
+"""The vectors of a run of parts, [rows, dim] of unit norm, and the places in the run of those that are unusable, by
 reason."""
 
 
@@ -53,7 +53,7 @@ def precomputed_stages(config: Config, name: str, catalog: Catalog) -> list[Stag
     artifact = Artifact.of(
         config.store,
         "embedding",
-        version=VERSION,
+        version=VERSION if len(vectors.towers) == 1 else BOTH_VERSION,
         catalog=catalog.artifact,
         aligned=joined.artifact,
         settings=settings.model_dump(exclude={"uri"}),
@@ -104,7 +104,7 @@ class BuildPrecomputed:
         dims = self.vectors.dims()
         work = InRuns(
             partial(FetchRun, self.catalog, self.vectors, self.joined, dims),
-            partial(_share, self.vectors, sum(dims.values())),
+            partial(_share, self.vectors, sum(dims.values()) * _precision(dims)().itemsize),
         )
         title, totals = f"embed, {self.name}", partial(embedding_totals, dims=dims)
         PartsJob(self.artifact, part_rows(self.catalog), work, name=title, totals=totals).build(display)
@@ -126,11 +126,15 @@ def _check_missing(settings: PrecomputedConfig, name: str, joined: Joined) -> No
         )
 
 
-def _share(vectors: PrecomputedVectors, num_dims: int, part: PartRows) -> float:
+def _share(vectors: PrecomputedVectors, row_bytes: int, part: PartRows) -> float:
     # the fraction of a run that a part fills. Where large runs save nothing, each part is a run: small runs keep more
     # of the cluster busy
-    num_bytes = part.num_rows * num_dims * np.dtype(np.float16).itemsize
-    return num_bytes / RUN_BYTES if vectors.in_groups else 1.0
+    return part.num_rows * row_bytes / RUN_BYTES if vectors.in_groups else 1.0
+
+
+def _precision(dims: Mapping[Tower, int]) -> type[np.floating]:
+    # in memory; files have float16. With both towers, the cosines are those of the vectors before rounding
+    return np.float32 if len(dims) == 2 else np.float16
 
 
 @dataclass(frozen=True)
@@ -145,13 +149,16 @@ class FetchRun:
     def __call__(self, run: Sequence[PartRows]) -> Iterator[PartResult]:
         """The result of each part, in order. The vectors of the whole run are in memory at once."""
         match = Match(*map(np.concatenate, zip(*(self.joined.part(part) for part in run), strict=True)))
-        gathered = {tower: _gather(self.vectors, tower, dim, match) for tower, dim in self.dims.items()}
+        precision = _precision(self.dims)
+        gathered = {tower: _gather(self.vectors, tower, dim, match, precision) for tower, dim in self.dims.items()}
         first = 0
         for part in run:
             rows = slice(first, first + part.num_rows)
             problems = self._problems(part, match, rows, gathered)
-            values = {tower: found[rows] for tower, (found, _) in gathered.items()}
-            yield part_result(values, problems=problems.counts, examples=problems.examples)
+            wide = {tower: found[rows] for tower, (found, _) in gathered.items()}
+            scores = clip_scores(wide["image"], wide["text"]) if len(wide) == 2 else None
+            values = {tower: found.astype(np.float16, copy=False) for tower, found in wide.items()}
+            yield part_result(values, scores=scores, problems=problems.counts, examples=problems.examples)
             first = rows.stop
 
     def _problems(self, part: PartRows, match: Match, rows: slice, gathered: Mapping[Tower, Gathered]) -> Problems:
@@ -171,8 +178,10 @@ def _has_image(catalog: Catalog, part: PartRows) -> NDArray[np.bool_]:
     return has_image(catalog.table(part.index, ("status",))["status"]).to_numpy()
 
 
-def _gather(vectors: PrecomputedVectors, tower: Tower, dim: int, match: Match) -> Gathered:
-    out = np.zeros((len(match.file), dim), np.float16)
+def _gather(
+    vectors: PrecomputedVectors, tower: Tower, dim: int, match: Match, precision: type[np.floating]
+) -> Gathered:
+    out = np.zeros((len(match.file), dim), precision)
     bad: dict[str, list[int]] = {"not_finite": [], "zero": []}
     # file by file, and in each file in row order: the reader moves forward only
     order = np.lexsort((match.row, match.file))
@@ -181,7 +190,7 @@ def _gather(vectors: PrecomputedVectors, tower: Tower, dim: int, match: Match) -
         file, start = int(match.file[places[0]]), 0
         for values in vectors.vectors(tower, dim, file, match.row[places]):
             these = places[start : start + len(values)]
-            out[these] = unit = unit_vectors(values)
+            out[these] = unit = unit_rows(values)
             unusable = ~unit.any(axis=1)
             finite = np.isfinite(values[unusable].astype(np.float32)).all(axis=1)
             bad["not_finite"] += these[unusable][~finite].tolist()

@@ -1,8 +1,8 @@
 """An embedding artifact: unit vectors of the whole pool, by part, in row order, from an encoder or from files.
 
 A part has `NNNNNN.image.npy` and/or `NNNNNN.text.npy`, float16 [rows, dim], with an all-zero row for a pair without a
-vector. With both towers it also has `NNNNNN.clip_score.npy`, float32 [rows]: the dot product of the two stored vectors,
-NaN where one is missing."""
+vector. With both towers it also has `NNNNNN.clip_score.npy`, float32 [rows]: the cosine of the two vectors before they
+were rounded to float16, NaN where one is missing."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from orchestrator.engine.parts import PartResult, Summary, part_path, sums
 from orchestrator.storage import files
 from orchestrator.storage.npy import from_npy, open_npy, to_npy
 
+BOTH_VERSION = 2
+"""The version of an embedding with both towers. Version 1 had the products of the rounded vectors as CLIP scores."""
 MAX_EXAMPLES = 20
 CHUNK_ROWS = 16_384
 
@@ -67,34 +69,48 @@ def is_present(vectors: Vectors) -> NDArray[np.bool_]:
 
 def unit_vectors(values: NDArray[np.floating]) -> Vectors:
     """The rows scaled to norm 1, float16 [n, dim]; all zero for a row that is zero or not finite."""
+    return unit_rows(values).astype(np.float16)
+
+
+def unit_rows(values: NDArray[np.floating]) -> NDArray[np.float32]:
+    """The rows scaled to norm 1, float32 [n, dim]; all zero for a row that is zero or not finite."""
     wide = values.astype(np.float32)
     largest = np.abs(wide).max(axis=1, keepdims=True, initial=0)
     usable = np.isfinite(largest) & (largest > 0)
     # divided by the largest number first: squares of very large or small numbers leave the range of float32
     scaled = np.divide(wide, largest, where=usable, out=np.zeros_like(wide))
     norms = np.linalg.norm(scaled, axis=1, keepdims=True)
-    return np.divide(scaled, norms, where=usable, out=np.zeros_like(wide)).astype(np.float16)
+    return np.divide(scaled, norms, where=usable, out=np.zeros_like(wide))
 
 
-def clip_scores(image: Vectors, text: Vectors) -> NDArray[np.float32]:
-    """The dot products of corresponding rows, float32 [n]; NaN where one row is all zero."""
+def clip_scores(image: NDArray[np.floating], text: NDArray[np.floating]) -> NDArray[np.float32]:
+    """The cosines of corresponding rows, float32 [n]; NaN where one row is all zero.
+
+    Rows are scaled to norm 1 in float32 first: the norm of a vector rounded to float16 is 1 to 3 digits only."""
     scores = np.full(len(image), np.nan, np.float32)
     for start in range(0, len(image), CHUNK_ROWS):
         rows = slice(start, start + CHUNK_ROWS)
         # in chunks: a part may have a million rows, and float32 copies of both are twice the size of the vectors
-        left, right = image[rows].astype(np.float32), text[rows].astype(np.float32)
+        left, right = unit_rows(image[rows]), unit_rows(text[rows])
         both = left.any(axis=1) & right.any(axis=1)
         scores[rows] = np.where(both, np.einsum("nd,nd->n", left, right), np.nan)
     return scores
 
 
 def part_result(
-    vectors: Mapping[Tower, Vectors], *, problems: Mapping[str, int], examples: Sequence[str], **counts: int
+    vectors: Mapping[Tower, Vectors],
+    *,
+    scores: NDArray[np.float32] | None = None,
+    problems: Mapping[str, int],
+    examples: Sequence[str],
+    **counts: int,
 ) -> PartResult:
-    """The files and the summary of a part, given the vectors of its towers; `problems` counts bad pairs by reason."""
+    """The files and the summary of a part, given the vectors of its towers and, with both, their cosines; `problems`
+    counts bad pairs by reason."""
     written = {f"{tower}.npy": to_npy(values) for tower, values in vectors.items()}
-    if len(vectors) == 2:
-        written["clip_score.npy"] = to_npy(clip_scores(vectors["image"], vectors["text"]))
+    assert (len(vectors) == 2) == (scores is not None)
+    if scores is not None:
+        written["clip_score.npy"] = to_npy(scores)
     valid: dict[str, int] = {tower: int(is_present(values).sum()) for tower, values in vectors.items()}
     rows = len(next(iter(vectors.values())))
     bad = {"problems": dict(problems), "examples": list(examples)[:MAX_EXAMPLES]}

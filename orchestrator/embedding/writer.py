@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import ray
+from numpy.typing import NDArray
 
 from orchestrator.config.embedding import Tower
 from orchestrator.embedding.pool import Rows
@@ -29,9 +30,11 @@ MAX_PENDING_BYTES = 2**28
 
 @dataclass(slots=True)
 class _OpenPart:
-    """An incomplete part: its vectors so far, which rows have come, and the bad pairs by reason, with examples."""
+    """An incomplete part: its vectors and, with both towers, their cosines so far; which rows have come; and the bad
+    pairs by reason, with examples."""
 
     vectors: dict[Tower, Vectors]
+    scores: NDArray[np.float32] | None
     seen: np.ndarray
     problems: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
@@ -43,6 +46,8 @@ class _OpenPart:
         places = rows["row"][fresh]
         for tower, values in self.vectors.items():
             values[places] = rows[tower][fresh]
+        if self.scores is not None:
+            self.scores[places] = rows["clip_score"][fresh]
         self.seen[places] = True
         bad = fresh & (rows["problem"] != "")
         for key, reason in zip(rows["key"][bad], rows["problem"][bad], strict=True):
@@ -82,7 +87,8 @@ class Writer:
     def _begin(self, index: int) -> _OpenPart:
         num_rows = self.rows_per_part[index]
         vectors = {tower: np.zeros((num_rows, dim), np.float16) for tower, dim in self.dims.items()}
-        return _OpenPart(vectors, np.zeros(num_rows, bool))
+        scores = np.full(num_rows, np.nan, np.float32) if len(vectors) == 2 else None
+        return _OpenPart(vectors, scores, np.zeros(num_rows, bool))
 
     def _write(self, index: int, part: _OpenPart) -> None:
         num_bytes = sum(values.nbytes for values in part.vectors.values())
@@ -104,7 +110,7 @@ class Writer:
 
 
 def _write_part(artifact: Artifact, index: int, part: _OpenPart) -> None:
-    result = part_result(part.vectors, problems=part.problems, examples=part.examples)
+    result = part_result(part.vectors, scores=part.scores, problems=part.problems, examples=part.examples)
     # the files have them now: frees memory before the writes
     part.vectors.clear()
     write_part(artifact, index, result)

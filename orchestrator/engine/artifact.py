@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 from orchestrator.storage import files
+from orchestrator.storage.files import StoreError
 
 # hexadecimal digits, 64 bits
 FINGERPRINT_CHARS = 16
@@ -83,4 +84,10 @@ class Artifact:
 @lru_cache(maxsize=64)
 def _manifest(uri: str) -> dict[str, Any]:
     # cached here and not in the artifact: an artifact is sent to every task, and its summaries may be large
-    return files.read_json(uri)
+    try:
+        return files.read_json(uri)
+    except FileNotFoundError as error:
+        raise StoreError(f"no artifact at {uri}; expected the store of the run, unchanged; repeat the run") from error
+    except ValueError as error:
+        folder = uri.rsplit("/", 1)[0]
+        raise StoreError(f"cannot read {uri}: expected JSON; remove the folder {folder} and repeat the run") from error

@@ -69,6 +69,11 @@ class StageProgress:
         elif now - self.printed >= PLAIN_SECONDS:
             self._print(now)
 
+    def show(self) -> None:
+        """Print a plain line now, however short ago the last one was; a bar shows the update already."""
+        if self.bar is None:
+            self._print(time.monotonic())
+
     def measured(self, record: Mapping[str, float]) -> None:
         """Take the metrics of an evaluation during training. A sweep's display overrides this."""
 

@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from orchestrator.config import without_password
+from orchestrator.engine import stop_signals
 from orchestrator.errors import Stopped, UserError, one_line
 from orchestrator.storage import files
 
@@ -54,6 +55,8 @@ def run_log(out: str, level: str = "INFO") -> Iterator[None]:
 def _log_end(error: BaseException) -> None:
     if isinstance(error, Stopped):
         logger.warning("stopped: %s", error, extra=UPLOAD)
+    elif stop_signals.received() is not None:
+        logger.warning("stopped by %s, which led to:", stop_signals.name(), exc_info=error, extra=UPLOAD)
     else:
         mistake = one_line(error) if isinstance(error, UserError) else type(error).__name__
         logger.error("failed: %s", mistake, exc_info=error, extra=UPLOAD)

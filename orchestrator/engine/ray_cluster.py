@@ -5,22 +5,19 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import socket
-import sys
-import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import services
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.config import ClusterConfig
+from orchestrator.engine.ray_address import address_of, check_answers
+from orchestrator.engine.ray_start import kept_sigterm_handler, log_messages, own_process_groups, silenced_stderr
 from orchestrator.errors import UserError, first_line
 from orchestrator.storage import files
 
@@ -34,8 +31,6 @@ JOB_VARIABLE, COPIES_FOLDER = "RAY_JOB_CONFIG_JSON_ENV_VAR", "working_dir_files"
 # the size to which an autoscaler may grow the cluster; 0 means that the cluster keeps its size. Ray knows only running
 # nodes, so `connect` stores the limits in the context of Ray Data, which lives as long as the connection
 MAX_CPUS, MAX_GPUS = "orchestrator.scales_to_cpus", "orchestrator.scales_to_gpus"
-# time limit for the head node to accept a connection
-CONNECT_SECONDS = 10.0
 # time limit for a node to answer whether it sees a folder
 ANSWER_SECONDS = 60
 # environment of processes that run models on CPUs. By default, glibc returns the memory of large activations to the
@@ -53,22 +48,20 @@ def connect(config: ClusterConfig, *, dashboard: bool = False) -> str | None:
     _set_limits(config)
     if ray.is_initialized():
         return None
+    log_messages()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    if not sys.stdout.isatty():
-        # Ray prints errors of the cluster, by default in colour
-        os.environ.setdefault("RAY_COLOR_PREFIX", "0")
-    address = _address(config)
+    address = address_of(config)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == "local":
         # more logical CPUs than cores: stages run one after another, and decode tasks share the cores with the workers
         cpus = config.num_cpus or max(2 * (os.cpu_count() or 1), LOCAL_MIN_CPUS)
         start = partial(ray.init, address="local", num_cpus=cpus, include_dashboard=dashboard, **quiet)
     else:
-        _check_answers(address)
+        check_answers(address)
         start = partial(ray.init, address=address, **quiet)
     try:
-        with _kept_sigterm_handler(), _silenced_stderr():
+        with kept_sigterm_handler(), own_process_groups(), silenced_stderr():
             connected = start()
         logger.info("connected to the Ray cluster at %s: %d logical CPUs, %d GPUs", address, num_cpus(), num_gpus())
         return connected.dashboard_url or None
@@ -85,67 +78,15 @@ def connect(config: ClusterConfig, *, dashboard: bool = False) -> str | None:
         raise UserError(f"cannot connect to the Ray cluster at {address}: {first_line(error)}{advice}") from error
 
 
-def _address(config: ClusterConfig) -> str:
-    # the order of `ray.init()`. A number of CPUs asks for a new cluster, because it cannot apply to an existing one
-    given = config.address or os.environ.get("RAY_ADDRESS")
-    return given or ("auto" if config.num_cpus is None and _is_on_a_node() else "local")
-
-
-def _is_on_a_node() -> bool:
-    # the address file of `ray start` outlives the cluster, and another program may use the port by now. So a process of
-    # that cluster must run on this machine too
-    recorded = services.find_bootstrap_address(None)
-    return bool(recorded) and recorded in services.find_gcs_addresses()
+def disconnect() -> None:
+    """Disconnect from the cluster: the tasks and actors of this process end, and so does a cluster that it started."""
+    ray.shutdown()
 
 
 def _is_timeout(error: Exception) -> bool:
     # each Ray process has half a minute to start. Then Ray raises one of these classes, or a plain `Exception`. We do
     # not retry: the processes of the first start stay until this process ends, and would disturb a second start
     return type(error) is Exception or isinstance(error, (RuntimeError, TimeoutError, ConnectionError))
-
-
-def _check_answers(address: str) -> None:
-    # Ray retries for minutes, and it writes the reason to stderr, which is silenced during that time
-    if address.startswith(("http://", "https://")):
-        raise UserError(
-            f"{address} is the address to which jobs are submitted; expected HOST:PORT of the head node, or auto on a "
-            "node of the cluster; to run as a job, use `ray job submit -- orchestrator ...`"
-        )
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():
-        return
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
-    except OSError as error:
-        raise UserError(
-            f"no Ray cluster answers at {address} ({error.strerror or error}); expected HOST:PORT of a running head "
-            "node (cluster.address= or RAY_ADDRESS), or no address to start a cluster on this machine"
-        ) from error
-
-
-@contextmanager
-def _kept_sigterm_handler() -> Iterator[None]:
-    # Ray replaces the handler of the command line, which tells the user how to resume
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        if callable(before) and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def _silenced_stderr() -> Iterator[None]:
-    # Ray's C++ core writes a banner to the file descriptor itself; errors still arrive as exceptions
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
 
 
 def _quiet_data() -> None:

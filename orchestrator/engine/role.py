@@ -18,6 +18,7 @@ class Role(StrEnum):
     JOIN_KEYS = "join_keys"
     ORDER_MATCHES = "order_matches"
     EMBED = "embed"
+    READ_FIELDS = "read_fields"
     # WFPP
     COUNT_WORDS = "count_words"
     SUM_WORDS = "sum_words"

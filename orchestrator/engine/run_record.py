@@ -58,7 +58,9 @@ class StageRecord(BaseModel):
 
 
 class RunRecord(BaseModel):
-    """A finished run of a verb. `config` is the whole composed configuration."""
+    """A finished run of a verb. `config` is the whole composed configuration.
+
+    `not_evaluated` is why the evaluation failed; the run then has everything before it."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -69,6 +71,7 @@ class RunRecord(BaseModel):
     versions: dict[str, str]
     started: str
     wall_seconds: float
+    not_evaluated: str | None = None
 
     def of_kind(self, kind: str) -> list[Artifact]:
         """Return the artifacts of a kind, in order; an empty list if the verb does not make any."""

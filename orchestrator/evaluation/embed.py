@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial, reduce
+from json import JSONDecodeError
 from operator import add
 from typing import Any
 
@@ -59,7 +60,10 @@ class Models:
             folder = _folder(reference)
             if folder is None:
                 return preprocessing.preprocess_cfg(reference, pretrained=self.pretrained)
-            return preprocessing.of_saved(reference, files.read_json(files.join(folder, model.CONFIG_FILE)))
+            config = files.read_json(files.join(folder, model.CONFIG_FILE))
+            return preprocessing.of_saved(reference, config if isinstance(config, dict) else {})
+        except (JSONDecodeError, UnicodeDecodeError) as error:
+            raise UserError(f"checkpoint: {reference}/{model.CONFIG_FILE} is not JSON: {error}") from error
         except ValueError as error:
             raise UserError(f"checkpoint: {error}") from error
 
@@ -74,7 +78,11 @@ class Models:
                 return _placed(model.load(reference, pretrained=self.pretrained))
             with tempfile.TemporaryDirectory() as here:
                 files.copy(folder, here)
-                return _placed(model.load(here))
+                try:
+                    return _placed(model.load(here))
+                except ValueError as error:
+                    # the user knows the folder, not its copy
+                    raise ValueError(str(error).replace(here, folder)) from error
         except ValueError as error:
             raise UserError(f"checkpoint: {error}") from error
 
@@ -148,7 +156,7 @@ def _zero_shot(
     actor = partial(_ZeroShot, models, dataset.class_names, templates, settings.batch_size)
     counts: dict[str, list[ClassCounts]] = {name: [] for name in models.references}
     skipped = 0
-    for row in embed(models, dataset, settings, actor, needs_label=True):
+    for row in embed(models, dataset, settings, actor):
         skipped += row["skipped"]
         for name, found in zip(row["name"], row["counts"], strict=True):
             counts[name].append(ClassCounts(*torch.from_numpy(np.asarray(found))))
@@ -158,7 +166,7 @@ def _zero_shot(
     for name, found in counts.items():
         total = reduce(add, found)
         results[name] = {
-            **total.summary(),
+            **_measured("zero_shot", total.summary),
             "num_classes": len(dataset.class_names),
             "num_images": int(total.num_images.sum()),
             "skipped": skipped,
@@ -175,7 +183,7 @@ def _retrieval(
     actor = partial(_Retrieval, models, settings.batch_size)
     features: dict[str, list[tuple[NDArray, NDArray]]] = {name: [] for name in models.references}
     skipped = 0
-    for row in embed(models, pairs, settings, actor, needs_label=False):
+    for row in embed(models, pairs, settings, actor):
         skipped += row["skipped"]
         for name, image, text in zip(row["name"], row["image_features"], row["text_features"], strict=True):
             features[name].append((np.asarray(image), np.asarray(text)))
@@ -184,8 +192,17 @@ def _retrieval(
     results = {}
     for name, chunks in features.items():
         images, texts = (torch.from_numpy(np.concatenate(side)) for side in zip(*chunks, strict=True))
-        results[name] = {**recall_at_k(images, texts), "num_pairs": len(images), "skipped": skipped}
+        recalls = _measured("retrieval", partial(recall_at_k, images, texts))
+        results[name] = {**recalls, "num_pairs": len(images), "skipped": skipped}
     return results
+
+
+def _measured(of_set: str, numbers: Callable[[], dict[str, float]]) -> dict[str, float]:
+    # a set without an image that can be decoded, or a diverged model
+    try:
+        return numbers()
+    except ValueError as error:
+        raise UserError(f"evaluation.{of_set}: {error}") from error
 
 
 def embed(
@@ -193,15 +210,13 @@ def embed(
     dataset: EvaluationSet,
     settings: EvaluationConfig,
     make: Callable[[], Any],
-    *,
-    needs_label: bool,
 ) -> Iterator[Rows]:
     """Yield one result per batch: what the callable from `make()` returns for it, with `images` and `skipped` added.
 
     `make()` is called once per actor. Its callable gets the decodable images of a batch (uint8 [b, 3, size, size]) and
-    their columns. `images` is their number, `skipped` the number of images that cannot be decoded."""
-    read = partial(read_images, decoder=models.decoder(), batch_size=settings.batch_size, needs_label=needs_label)
-    rows = [{"uri": uri} for uri in dataset.shard_uris]
+    their columns. `images` is their number, `skipped` the number of samples that cannot be used or decoded."""
+    read = partial(read_images, dataset=dataset, decoder=models.decoder(), batch_size=settings.batch_size)
+    rows = [{"part": part.index} for part in dataset.source.parts()]
     is_here = isinstance(models, LoadedModels)
     decoded = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         read, batch_size=1, num_cpus=READ_CPUS if is_here else 1
@@ -229,9 +244,16 @@ class _Actor:
     """Passes the decodable images of each batch to the models and counts the others."""
 
     def __init__(self, make: Callable[[], Any]):
-        self.embed = make()
+        self.error: UserError | None = None
+        try:
+            self.embed = make()
+        except UserError as error:
+            # Ray reports an error of a constructor as the death of the actor, without its cause
+            self.error = error
 
     def __call__(self, batch: Rows) -> Rows:
+        if self.error is not None:
+            raise self.error
         valid = batch["valid"].astype(bool)
         images = torch.from_numpy(np.ascontiguousarray(batch["image"][valid])).permute(0, 3, 1, 2)
         found = self.embed(images, {name: column[valid] for name, column in batch.items() if name != "image"})
@@ -268,12 +290,10 @@ class _Retrieval:
 
     def __call__(self, images: torch.Tensor, columns: Rows) -> Rows:
         captions = list(columns["caption"])
-        return {
-            "name": list(self.clips),
-            "image_features": [
-                encode_images(clip, images, batch_size=self.batch_size).numpy() for clip in self.clips.values()
-            ],
-            "text_features": [
-                encode_texts(clip, captions, batch_size=self.batch_size).numpy() for clip in self.clips.values()
-            ],
-        }
+        of_images = [encode_images(clip, images, batch_size=self.batch_size).numpy() for clip in self.clips.values()]
+        # a batch may have no decodable image
+        of_texts = [
+            encode_texts(clip, captions, batch_size=self.batch_size).numpy() if captions else features
+            for clip, features in zip(self.clips.values(), of_images, strict=True)
+        ]
+        return {"name": list(self.clips), "image_features": of_images, "text_features": of_texts}

@@ -8,29 +8,38 @@ from typing import Any
 import numpy as np
 
 from orchestrator.data.image_decode import BadImage, ImageDecoder
-from orchestrator.evaluation.sets import read_samples
+from orchestrator.evaluation.samples import read_samples
+from orchestrator.evaluation.sets import EvaluationSet
 
 Rows = dict[str, Any]
 
 
-def read_images(batch: Rows, *, decoder: ImageDecoder, batch_size: int, needs_label: bool) -> Iterator[Rows]:
-    """Decode the samples of the tars at `batch["uri"]`; yield batches of columns.
+def read_images(batch: Rows, *, dataset: EvaluationSet, decoder: ImageDecoder, batch_size: int) -> Iterator[Rows]:
+    """Decode the samples of the parts with the numbers `batch["part"]`; yield batches of columns.
 
-    Columns: `image` uint8 [n, size, size, 3], `label`, `caption`, `group`, and `valid`. An image that cannot be decoded
-    is black and not `valid`."""
-    for uri in batch["uri"]:
+    Columns: `image` uint8 [n, size, size, 3], `label`, `caption`, `group`, and `valid`. A sample that cannot be used or
+    decoded is black and not `valid`."""
+    parts = dataset.source.parts()
+    for index in batch["part"]:
         rows: list[tuple] = []
-        for sample in read_samples(uri, needs_label=needs_label):
-            try:
-                rows.append((decoder.decode(sample.image), sample.label, sample.caption, sample.group, True))
-            except BadImage:
-                black = np.zeros((decoder.size, decoder.size, 3), np.uint8)
-                rows.append((black, sample.label, sample.caption, sample.group, False))
+        for sample in read_samples(dataset, parts[index]):
+            image = _decoded(decoder, sample.image)
+            black = np.zeros((decoder.size, decoder.size, 3), np.uint8)
+            rows.append(
+                (black if image is None else image, sample.label, sample.caption, sample.group, image is not None)
+            )
             if len(rows) == batch_size:
                 yield _columns(rows)
                 rows = []
         if rows:
             yield _columns(rows)
+
+
+def _decoded(decoder: ImageDecoder, data: bytes | None) -> np.ndarray | None:
+    try:
+        return None if data is None else decoder.decode(data)
+    except BadImage:
+        return None
 
 
 def _columns(rows: list[tuple]) -> Rows:

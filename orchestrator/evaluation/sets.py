@@ -1,4 +1,5 @@
-"""Open evaluation sets in WebDataset format: tars of image + `cls` (a class index) or image + `txt` (a caption).
+"""Open evaluation sets in WebDataset format: tars of images with a class index (`cls`) or with captions, which are
+where the pool may have them.
 
 Class names are in a text file beside the tar (`NAME.classnames.txt`, one class per line), prompt templates in
 `NAME.templates.txt`. clip_benchmark's layout is supported too: `classnames.txt` and
@@ -6,21 +7,18 @@ Class names are in a text file beside the tar (`NAME.classnames.txt`, one class 
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO, Any, NamedTuple
-
-import numpy as np
+from typing import Any
 
 from orchestrator.config import EvaluationConfig
 from orchestrator.engine.artifact import fingerprint
 from orchestrator.errors import UserError
+from orchestrator.evaluation import text_files
+from orchestrator.source import WebDataset
 from orchestrator.source.schema import Shard
 from orchestrator.source.shards import digest, find_shards, stem
-from orchestrator.source.tar import DamagedTar, NotATar, members, open_tar, read_member
-from orchestrator.source.webdataset import ENDINGS, IMAGE_EXTENSIONS
+from orchestrator.source.webdataset import ENDINGS
 from orchestrator.storage import files
 
 CLASS_NAMES = ("classnames.txt",)
@@ -29,24 +27,26 @@ ZERO_SHOT = ("top1", "top5", "mean_per_class")
 RETRIEVAL = tuple(f"{way}_recall_at_{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10))
 
 
-class Sample(NamedTuple):
-    """An image with its label, caption and group: the first number in its `npy` member, -1 if there is none."""
-
-    key: str
-    image: bytes
-    label: int
-    caption: str
-    group: int
-
-
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSet:
-    """The tars of a set, its class names and templates (empty if it has none), and a hash of all of them."""
+    """The tars of a set, its class names and templates (empty if it has none), and a hash of all of them.
 
-    shard_uris: tuple[str, ...]
+    `source` reads the tars as it reads those of a pool."""
+
+    source: WebDataset
     class_names: tuple[str, ...]
     templates: tuple[str, ...]
     identity: str
+
+    @property
+    def shard_uris(self) -> tuple[str, ...]:
+        """The URIs of the tars."""
+        return tuple(shard.uri for shard in self.source.shards)
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether the set is for classification. Otherwise it is for retrieval."""
+        return bool(self.class_names)
 
 
 def open_set(uri: str, *, needs_classes: bool) -> EvaluationSet:
@@ -55,22 +55,27 @@ def open_set(uri: str, *, needs_classes: bool) -> EvaluationSet:
     if files.exists(files.join(uri, "test")):
         uri = files.join(uri, "test")
     setting = f"evaluation.{'zero_shot' if needs_classes else 'retrieval'}.uri"
-    return set_of(find_shards(uri, endings=ENDINGS, setting=setting), uri, needs_classes=needs_classes)
+    # a Parquet file beside a tar has captions, which classification does not need
+    shards = find_shards(uri, endings=ENDINGS, sidecars=not needs_classes, setting=setting)
+    return set_of(shards, uri, needs_classes=needs_classes)
 
 
 def set_of(shards: Sequence[Shard], uri: str, *, needs_classes: bool) -> EvaluationSet:
     """Open the set in the given tars. Errors: `UserError`, with `uri`, if class names are needed and missing."""
-    names, templates = (_lines(shards[0].uri, kind) if needs_classes else () for kind in (CLASS_NAMES, TEMPLATES))
-    if needs_classes and not names:
+    names = _beside(shards[0].uri, CLASS_NAMES) if needs_classes else None
+    if needs_classes and names is None:
         raise UserError(
             f"no class names for {uri}: expected {stem(shards[0].name, ENDINGS)}.classnames.txt beside "
             "the tar (a line a class), or classnames.txt in its folder"
         )
+    templates = _beside(shards[0].uri, TEMPLATES) if needs_classes else None
+    class_names = text_files.class_names(names) if names else ()
+    prompts = text_files.templates(templates) if templates else ()
     return EvaluationSet(
-        shard_uris=tuple(shard.uri for shard in shards),
-        class_names=names,
-        templates=templates,
-        identity=fingerprint([digest(shards), names, templates]),
+        source=WebDataset(tuple(shards)),
+        class_names=class_names,
+        templates=prompts,
+        identity=fingerprint([digest(shards), class_names, prompts]),
     )
 
 
@@ -107,70 +112,12 @@ def measured_on(settings: EvaluationConfig, sets: Mapping[str, EvaluationSet]) -
     }
 
 
-def _lines(shard_uri: str, endings: tuple[str, ...]) -> tuple[str, ...]:
+def _beside(shard_uri: str, endings: tuple[str, ...]) -> str | None:
     folder, name = shard_uri.rsplit("/", 1)
     parent = folder.rsplit("/", 1)[0]
     for ending in endings:
         beside = files.join(folder, f"{stem(name, ENDINGS)}.{ending}")
         for place in (beside, files.join(folder, ending), files.join(parent, ending)):
             if files.exists(place):
-                return tuple(line.strip() for line in files.read(place).decode().splitlines() if line.strip())
-    return ()
-
-
-@contextmanager
-def open_whole(shard_uri: str) -> Iterator[IO[bytes]]:
-    """Open a tar of a set, for `members`. Errors: `UserError` if it is damaged, also in the body of the `with`."""
-    try:
-        with open_tar(shard_uri) as (file, _):
-            yield file
-    except (DamagedTar, NotATar) as error:
-        raise UserError(f"{shard_uri} is damaged; an evaluation set must be whole") from error
-
-
-def read_samples(shard_uri: str, *, needs_label: bool) -> Iterator[Sample]:
-    """Yield the samples of a tar in order.
-
-    Errors: `UserError` for a damaged tar, or a sample without an image, label or caption."""
-    fields: dict[str, dict[str, bytes]] = {}
-    with open_whole(shard_uri) as file:
-        for member in members(file):
-            if fields and member.key not in fields:
-                yield _sample(shard_uri, *fields.popitem(), needs_label)
-            kind = "image" if member.extension in IMAGE_EXTENSIONS else member.extension
-            fields.setdefault(member.key, {})[kind] = read_member(file, member)
-    if fields:
-        yield _sample(shard_uri, *fields.popitem(), needs_label)
-
-
-def _sample(shard_uri: str, key: str, found: dict[str, bytes], needs_label: bool) -> Sample:
-    wanted = ("image", "cls" if needs_label else "txt")
-    missing = [kind for kind in wanted if kind not in found]
-    if missing:
-        raise UserError(f"{shard_uri}/{key} has no {' and no '.join(missing)} member; expected {' and '.join(wanted)}")
-    label = found.get("cls", b"0").decode().strip()
-    if not label.isdigit():
-        raise UserError(f"{shard_uri}/{key}: got class {label!r}, expected an index from 0")
-    caption = found.get("txt", b"").decode(errors="replace").strip()
-    return Sample(key, found["image"], int(label), caption, _group(shard_uri, key, found.get("npy")))
-
-
-def _group(shard_uri: str, key: str, npy: bytes | None) -> int:
-    if npy is None:
-        return -1
-    try:
-        first = np.ravel(np.load(io.BytesIO(npy), allow_pickle=False)).astype(float)[0]
-    except (ValueError, IndexError, EOFError) as error:
-        raise UserError(f"{shard_uri}/{key}.npy: expected an array of numbers that starts with the group") from error
-    return int(first) if np.isfinite(first) else -1
-
-
-def has_member(shard_uri: str, extension: str) -> bool:
-    """Whether the first sample of a tar has a member with this extension. Errors: `UserError` for a damaged tar."""
-    first = None
-    with open_whole(shard_uri) as file:
-        for member in members(file):
-            first = first or member.key
-            if member.key != first or member.extension == extension:
-                return member.key == first
-    return False
+                return place
+    return None

@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.config import Config, EvaluationConfig
+from orchestrator.config import Config, EvaluationConfig, Limits
 from orchestrator.engine.artifact import Artifact, fingerprint
 from orchestrator.engine.console import Display
 from orchestrator.engine.role import Role
 from orchestrator.engine.stage import Stage
 from orchestrator.errors import UserError
+from orchestrator.evaluation.check import check_sets
 from orchestrator.evaluation.sets import EvaluationSet, evaluation_sets, measured_on
 from orchestrator.evaluation.task_stage import measure_tasks, measured_tasks, task_artifacts
 from orchestrator.evaluation.tasks import Tasks, open_tasks
@@ -22,6 +23,7 @@ from orchestrator.storage import files
 
 VERSION = 2
 CONFIG_FILE, LOCAL_SCHEME = "open_clip_config.json", "local-dir:"
+WEIGHTS = (".pt", ".pth", ".bin", ".safetensors")
 
 
 def models_stage(config: Config, trained: Mapping[str, Artifact]) -> list[Stage]:
@@ -52,12 +54,33 @@ def checkpoint_stage(config: Config) -> Stage:
     if files.exists(files.join(folder, CONFIG_FILE)):
         # an absolute path without the scheme: `_files` finds it for the fingerprint, and so do actors in other folders
         reference = files.absolute(folder)
-    elif reference.endswith((".pt", ".bin", ".safetensors")) and files.exists(reference):
+        _check_weights(reference)
+    elif reference.endswith(WEIGHTS) and files.exists(reference):
         if config.model.name is None:
             raise UserError(f"{reference} contains only weights: set their architecture, such as model.name=ViT-B-32")
         reference, pretrained = config.model.name, files.absolute(reference)
+    else:
+        _check_reference(reference)
     made_from = {"reference": reference, "pretrained": pretrained, "files": _files(reference, pretrained)}
     return _stage(config, {"checkpoint": reference}, pretrained, made_from)
+
+
+def _check_weights(folder: str) -> None:
+    if not any(name.endswith(WEIGHTS) for name in files.names(folder)):
+        raise UserError(
+            f"checkpoint: {folder} has no weights; expected open_clip_model.safetensors beside {CONFIG_FILE}"
+        )
+
+
+def _check_reference(reference: str) -> None:
+    # a path that is no model; a name is looked up by open_clip
+    folder = reference.removeprefix(LOCAL_SCHEME)
+    if files.exists(files.join(folder, "model", CONFIG_FILE)):
+        raise UserError(f"checkpoint: {folder} is the folder of a run: write checkpoint={files.join(folder, 'model')}")
+    if reference.endswith(WEIGHTS):
+        raise UserError(f"checkpoint: no such file: {reference}")
+    if reference != folder or files.is_path(folder):
+        raise UserError(f"checkpoint: no model folder at {folder}: expected {CONFIG_FILE} and its weights in it")
 
 
 def _has_sets(settings: EvaluationConfig) -> bool:
@@ -94,6 +117,7 @@ def _stage(
         sets=sets,
         tasks=tasks,
         of_tasks=of_tasks,
+        limits=config.source.limits,
     )
     on = [name.replace("_", "-") for name in sets] + ([f"{len(of_tasks)} tasks"] if of_tasks else [])
     does = f"evaluate {', '.join(references)} on {' and '.join(on)}"
@@ -102,7 +126,7 @@ def _stage(
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """Computes the evaluation: measures all models on the sets and the tasks, and publishes the results."""
+    """Computes the evaluation: checks the sets, measures all models on sets and tasks, and publishes the results."""
 
     artifact: Artifact
     references: Mapping[str, str]
@@ -111,16 +135,18 @@ class Evaluate:
     sets: Mapping[str, EvaluationSet]
     tasks: Tasks
     of_tasks: Mapping[str, Artifact]
+    limits: Limits
 
     def __call__(self, display: Display) -> Artifact:
         # imports torch and open_clip, which a plan does not need
         from orchestrator.evaluation.embed import Models, measure
 
+        check_sets(self.sets, self.limits, display)
         models, started = Models(references=self.references, pretrained=self.pretrained), time.monotonic()
         with display.stage("evaluate", unit="images") as progress:
             totals = measure(models, self.sets, self.settings, progress)
             if self.of_tasks:
-                tables = measure_tasks(models, self.tasks, self.of_tasks, self.settings, display, progress)
+                tables = measure_tasks(models, self.tasks, self.of_tasks, self.settings, display, progress, self.limits)
                 totals = {name: numbers | {"tasks": tables[name]} for name, numbers in totals.items()}
         self.artifact.publish(totals=totals, parts=[], seconds=time.monotonic() - started)
         return self.artifact

@@ -65,7 +65,7 @@ def _predictions(
     )
     batches: dict[str, list[Rows]] = {name: [] for name in models.references}
     skipped = 0
-    for row in embed(models, dataset, settings, actor, needs_label=True):
+    for row in embed(models, dataset, settings, actor):
         skipped += row["skipped"]
         for name in batches:
             batches[name].append(row[name])

@@ -32,7 +32,7 @@ def retrieval(
     Errors: `UserError` for a set without images or captions, or a diverged model."""
     batches: dict[str, list[Rows]] = {name: [] for name in models.references}
     skipped = 0
-    for row in embed(models, task.test, settings, partial(_Retrieve, models, settings.batch_size), needs_label=False):
+    for row in embed(models, task.test, settings, partial(_Retrieve, models, settings.batch_size)):
         skipped += row["skipped"]
         for name, found in batches.items():
             found.append(row[name])

@@ -8,10 +8,11 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.config import EvaluationConfig
+from orchestrator.config import EvaluationConfig, Limits
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display, StageProgress
 from orchestrator.errors import UserError, mistake_in, one_line
+from orchestrator.evaluation.check import problem_of
 from orchestrator.evaluation.task_metrics import averages
 from orchestrator.evaluation.tasks import Task, Tasks
 from orchestrator.storage.files import StoreError
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from orchestrator.evaluation.embed import Models
 
 VERSION = 2
+DEFAULT_LIMITS = Limits()
 
 
 def task_artifacts(store_uri: str, tasks: Tasks, models: str) -> dict[str, Artifact]:
@@ -52,10 +54,11 @@ def measure_tasks(
     settings: EvaluationConfig,
     display: Display,
     progress: StageProgress,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> dict[str, dict[str, Any]]:
     """Measure the missing tasks; return, by model, lists of rows: `results`, `skipped` and `averages`.
 
-    A task with unusable files is skipped like a missing one.
+    A task with unusable files, or with more unusable samples than `limits` allow, is skipped like a missing one.
     Errors: `UserError` if no task is left; `StoreError` if the storage fails."""
     skipped = dict(tasks.skipped)
     for key, reason in skipped.items():
@@ -65,7 +68,7 @@ def measure_tasks(
         is_reused = artifact.is_complete()
         if not is_reused:
             progress.update(progress.done, name)
-            problem = _measure(models, task, artifact, settings, progress)
+            problem = problem_of(task, limits) or _measure(models, task, artifact, settings, progress)
             if problem is not None:
                 skipped[task.key] = problem
                 display.warn(f"{name}: skipped, {problem}")

@@ -6,12 +6,14 @@ what its main metric needs. The reason is hashed into the evaluation's fingerpri
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from orchestrator.config import EvaluationConfig, TaskConfig
 from orchestrator.errors import UserError
-from orchestrator.evaluation.sets import EvaluationSet, has_member, set_of
+from orchestrator.evaluation.samples import has_member
+from orchestrator.evaluation.sets import EvaluationSet, set_of
 from orchestrator.source.shards import find_shards
 from orchestrator.source.webdataset import ENDINGS
 from orchestrator.storage import files
@@ -90,11 +92,11 @@ def folder_names(key: str, config: TaskConfig) -> list[str]:
 
 def _split(folder: str, split: str, *, needs_classes: bool) -> EvaluationSet:
     place = files.join(folder, split)
-    shards = find_shards(place, endings=ENDINGS, setting="evaluation.root")
+    shards = find_shards(place, endings=ENDINGS, sidecars=not needs_classes, setting="evaluation.root")
     counted = files.join(place, "nshards.txt")
     if files.exists(counted):
-        text = files.read(counted).decode().strip()
-        if not text.isdigit():
+        text = files.read(counted).decode(errors="replace").strip()
+        if not re.fullmatch("0*[1-9][0-9]*", text):
             raise UserError(f"{counted}: got {text!r}, expected the number of tars")
         names = {f"{number}{ending}" for number in range(int(text)) for ending in ENDINGS}
         shards = [shard for shard in shards if shard.name in names]

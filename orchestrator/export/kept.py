@@ -80,13 +80,20 @@ class Kept:
         if isinstance(self.source, CaptionTable) and len(rows):
             own = self.source.rows(part).take(rows)
             # decided from the name of the column, not from its values, so it is the same for every part
-            is_key = self.source.key_column(own.column_names) == "key"
+            is_key = self.source.key_column(part.shard, own.schema) == "key"
+            names = _unique(own.column_names)
             columns |= {
-                name if name not in columns else f"source_{name}": own[name]
-                for name in own.column_names
+                name if name not in columns else f"source_{name}": column
+                for name, column in zip(names, own.columns, strict=True)
                 if not (name == "key" and is_key)
             }
         return pa.table(columns)
+
+
+def _unique(names: Sequence[str]) -> list[str]:
+    # a Parquet file may have several columns of one name; the names are those that Polars gives to columns of CSV
+    earlier = (names[:place].count(name) for place, name in enumerate(names))
+    return [f"{name}_duplicated_{count - 1}" if count else name for name, count in zip(names, earlier, strict=True)]
 
 
 def _repeats(parts: Sequence[Part]) -> bool:

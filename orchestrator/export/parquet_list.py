@@ -19,6 +19,7 @@ from orchestrator.engine.parts import PartResult, part_path
 from orchestrator.errors import UserError
 from orchestrator.export.kept import Kept, build_kept
 from orchestrator.source import Part
+from orchestrator.source.plain_values import plain, plain_type
 from orchestrator.source.row_groups import NUM_THREADS, open_parquet
 from orchestrator.storage import files
 
@@ -71,8 +72,11 @@ def _unified(before: pa.Schema, schema: pa.Schema, part: Part) -> pa.Schema:
     for field in schema:
         index = before.get_field_index(field.name)
         known = [before.field(index)] if index >= 0 else []
+        # a dictionary in one file and text in another, or dictionaries of two kinds, are text together
+        differ = known and known[0].type != field.type
+        fields = [one.with_type(plain_type(one.type)) if differ else one for one in (*known, field)]
         try:
-            (both,) = pa.unify_schemas([pa.schema([one]) for one in (*known, field)], promote_options="permissive")
+            (both,) = pa.unify_schemas([pa.schema([one]) for one in fields], promote_options="permissive")
         except (pa.ArrowTypeError, pa.ArrowInvalid) as error:
             raise UserError(
                 f"{part.shard.uri}: got column {field.name!r} of {field.type}, expected {known[0].type} as in the "
@@ -89,7 +93,8 @@ def _conformed(table: pa.Table, schema: pa.Schema, part: Part) -> pa.Table:
             columns[field.name] = pa.nulls(table.num_rows, field.type)
             continue
         try:
-            columns[field.name] = table[field.name].cast(field.type)
+            column = table[field.name]
+            columns[field.name] = column if column.type == field.type else plain(column).cast(field.type)
         except pa.ArrowException as error:
             raise UserError(
                 f"{part.shard.uri}: got a value of column {field.name!r} that does not fit {field.type}, the common "

@@ -24,7 +24,17 @@ from orchestrator.storage import files
 # the file that names the keep list stays in the folder; the marks of finished parts are removed at the end
 OWNER, MARKS = "_export.json", "_export"
 COLUMNS = ("key", "caption", "width", "height", "status", "image_offset", "image_size", "uid", "url")
-MAGIC = {b"\xff\xd8": "jpg", b"\x89P": "png", b"RI": "webp"}
+# the first two bytes of each format that is decoded
+MAGIC = {
+    b"\xff\xd8": "jpg",
+    b"\x89P": "png",
+    b"RI": "webp",
+    b"GI": "gif",
+    b"BM": "bmp",
+    b"II": "tif",
+    b"MM": "tif",
+    b"\0\0": "avif",
+}
 
 
 def export_shards(kept: Kept, parts: Sequence[Part], to: str, display: Display) -> None:

@@ -82,6 +82,7 @@ def notes(measured: Measurements, estimates: Estimates, found: Sequence[Reach]) 
     missing = [name for name, estimate in estimates.by_stage.items() if estimate is None] + measured.left_out
     if missing:
         yield f"not estimated: {', '.join(missing)}"
+    yield from measured.remarks
     phases = [one for one in found if one.stage.name in measured.phases]
     if phases:
         first = measured.phases[phases[0].stage.name]
@@ -98,7 +99,10 @@ def notes(measured: Measurements, estimates: Estimates, found: Sequence[Reach]) 
 def _full_share(trained: MeasuredPhase) -> str:
     if trained.batch_share >= trained.full_share:
         return ""
-    return f"; in the run {trained.full_share:,} pairs per worker and batch, which needs more memory"
+    return (
+        f"; in the run {trained.full_share:,} pairs per worker and batch, which needs more memory: the pace is "
+        "extrapolated from the smaller batches"
+    )
 
 
 def _pace_limit(trained: MeasuredPhase, measured: Measurements, estimates: Estimates) -> str:

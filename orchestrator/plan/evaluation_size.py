@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from orchestrator.config import EvaluationConfig
-from orchestrator.evaluation.sets import EvaluationSet, evaluation_sets, open_whole
+from orchestrator.evaluation.samples import open_whole
+from orchestrator.evaluation.sets import EvaluationSet, evaluation_sets
 from orchestrator.evaluation.tasks import open_tasks
 from orchestrator.plan.measurements import SetSize
 from orchestrator.source.tar import members

@@ -73,7 +73,8 @@ class Measurements:
 
     `num_cores` are those of the cluster, `node_cores` of its largest node, `decoding_cores` the cores that training
     workers leave for decoding. `shares_cores`: there are more logical CPUs than cores. `sets` are the evaluation sets,
-    `forward` the model's pace on them. `left_out` names work that is neither measured nor a stage.
+    `forward` the model's pace on them. `left_out` names work that is neither measured nor a stage, `remarks`
+    say why stages are not measured.
 
     `pool_bytes` are read for the catalog. `image_bytes` are read for a pair's image if all `rows_per_read` pairs around
     it are needed too. `vector_bytes` is the memory for a pair's longest vector."""
@@ -94,4 +95,5 @@ class Measurements:
     sets: list[SetSize] = field(default_factory=list)
     forward: ForwardPass | None = None
     left_out: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
     seconds: float = 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from orchestrator.config import (
@@ -23,9 +24,14 @@ from orchestrator.config import (
 from orchestrator.config.embedding import EncoderConfig
 from orchestrator.engine import ray_cluster
 
-# pairs per worker in a forward pass, and number of steps: enough to keep a GPU busy; a CPU needs fewer
+# most pairs per worker in a forward pass, and most steps: enough to keep a GPU busy; a CPU needs fewer. A step on more
+# pairs comes before more steps, but the least number of steps, of which the first ones only warm up, comes first
 GPU_CHUNK, CPU_CHUNK = 2048, 64
 GPU_STEPS, CPU_STEPS = 40, 8
+LEAST_STEPS = 4
+# what a worker computes in the steps of a phase, and an actor in the batches of an encoder, at most; start-up, reading
+# and saving come on top. Where not even the least work fits, a stage is not measured
+WORK_SECONDS, MOST_WORK_SECONDS = 20.0, 30.0
 # batches per encoding actor; the first batches only fill the pipeline
 GPU_BATCHES, CPU_BATCHES = 8, 2
 CPU_ENCODER_BATCH = 32
@@ -44,7 +50,7 @@ def cluster_of(config: Config) -> ClusterConfig:
 
 def in_own_store(config: Config, store: str) -> Config:
     """Return the config without trackers and evaluation, with its own store."""
-    limits = Limits(max_broken_shards=1, max_broken_pairs=1)
+    limits = Limits(max_broken_shards=1, max_broken_pairs=1, max_captionless=config.source.limits.max_captionless)
     changes = {
         "store": store,
         "source": config.source.model_copy(update={"limits": limits} | _without_cache(config.source)),
@@ -89,10 +95,25 @@ def step_of(step: StepConfig, num_pairs: int, num_clusters: float) -> StepConfig
     return step.model_copy(update=changes)
 
 
-def encoder_of(settings: EncoderConfig) -> EncoderConfig:
-    """Return an encoder with small batches on CPUs and no limit on bad pairs, which only the run enforces."""
-    batch_size = settings.batch_size if ray_cluster.num_gpus() else min(settings.batch_size, CPU_ENCODER_BATCH)
-    return settings.model_copy(update={"batch_size": batch_size, "max_bad_pairs": 1.0})
+def encoder_of(settings: EncoderConfig, pair_seconds: float = 0.0) -> EncoderConfig:
+    """Return an encoder with small batches on CPUs and no limit on bad pairs, which only the run enforces.
+
+    The batches of an actor take at most `WORK_SECONDS` if a pair takes `pair_seconds`, but have at least one pair."""
+    batch_size = settings.batch_size
+    if not ray_cluster.num_gpus():
+        # every batch is computed twice, and the second time is measured
+        batch_size = min(batch_size, CPU_ENCODER_BATCH, _fitting(2 * CPU_BATCHES * pair_seconds))
+    return settings.model_copy(update={"batch_size": max(1, batch_size), "max_bad_pairs": 1.0})
+
+
+def encoder_fits(pair_seconds: float) -> bool:
+    """Return whether batches of one pair are short enough to be measured on CPUs."""
+    return 2 * CPU_BATCHES * pair_seconds <= MOST_WORK_SECONDS
+
+
+def _fitting(seconds: float) -> int:
+    """Return how often a piece of work of some seconds fits into `WORK_SECONDS`."""
+    return int(WORK_SECONDS / seconds) if seconds else sys.maxsize
 
 
 def rows_to_encode(settings: EncoderConfig, num_actors: int, num_parts: int) -> int:
@@ -101,17 +122,21 @@ def rows_to_encode(settings: EncoderConfig, num_actors: int, num_parts: int) -> 
     return -(-batches * settings.batch_size // num_parts)
 
 
-def training_of(config: Config, num_pairs: int, full_workers: int) -> Config:
+def training_of(config: Config, num_pairs: int, full_workers: int, pair_seconds: float = 0.0) -> Config:
     """Return a config that trains for a few steps, with as many workers as the current nodes have room for.
 
-    Each worker has the share of a batch that it will have in the run, up to a limit, and accumulates at most twice."""
+    Each worker has the share of a batch that it will have in the run, up to a limit, and accumulates at most twice. If
+    a pair takes a worker `pair_seconds`, all steps together take at most `WORK_SECONDS`, but have at least one pair."""
     training, has_gpus = config.training, ray_cluster.num_gpus() > 0
     room = ray_cluster.num_gpus() or max(1, ray_cluster.num_cpus() - READING_CPUS)
     workers = min(full_workers, room, num_pairs)
     chunks = min(training.accumulation, 2)
     chunk = min(share_of_batch(config, full_workers) // training.accumulation, GPU_CHUNK if has_gpus else CPU_CHUNK)
-    batch_size = workers * max(1, min(chunks * chunk, num_pairs // workers))
-    length = {"samples": batch_size * (GPU_STEPS if has_gpus else CPU_STEPS)}
+    chunk = max(1, min(chunk, _fitting(LEAST_STEPS * chunks * pair_seconds)))
+    share = max(1, min(chunks * chunk, num_pairs // workers))
+    num_steps = max(LEAST_STEPS, min(GPU_STEPS if has_gpus else CPU_STEPS, _fitting(share * pair_seconds)))
+    batch_size = workers * share
+    length = {"samples": batch_size * num_steps}
     changes = {
         **length,
         "num_workers": workers,
@@ -129,6 +154,11 @@ def training_of(config: Config, num_pairs: int, full_workers: int) -> Config:
             "finetune": config.finetune.model_copy(update=length),
         }
     )
+
+
+def training_fits(pair_seconds: float) -> bool:
+    """Return whether steps on one pair per worker are short enough to be measured."""
+    return LEAST_STEPS * pair_seconds <= MOST_WORK_SECONDS
 
 
 def share_of_batch(config: Config, workers: int) -> int:

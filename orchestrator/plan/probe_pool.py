@@ -56,6 +56,10 @@ class Subset:
         """Yield images like the whole source."""
         return self.whole.images(part, rows)
 
+    def fields(self, part: Part, keys: Sequence[str], names: Sequence[str]) -> pa.Table:
+        """Read fields of a part, limited to `max_rows` rows."""
+        return self.whole.fields(part, keys, names).slice(0, len(keys))
+
     def reads(self, part: Part) -> Reads:
         """Return the reads of the whole part, regardless of `max_rows`."""
         return self.whole.reads(part)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from io import StringIO
 from typing import Protocol
@@ -30,9 +30,11 @@ from orchestrator.engine.metering import Cost, metering
 from orchestrator.engine.stage import Stage
 from orchestrator.plan import probe_config
 from orchestrator.plan.measurements import MeasuredStage, Measurements
+from orchestrator.plan.pace import PACE_SECONDS, encoder_pace, training_pace
 from orchestrator.plan.probe_pool import PoolSample, draw_vectors, first_rows, lists_of
 from orchestrator.plan.rates import ProbeRun, WriterLoad, measure_phases, writer_seconds
 from orchestrator.plan.rows import Reach, reaches
+from orchestrator.selection import caption_reader
 from orchestrator.source import Source
 from orchestrator.storage import files
 
@@ -41,6 +43,8 @@ logger = logging.getLogger(__name__)
 TOWERS: tuple[Tower, ...] = ("image", "text")
 # two float32 values: k-means holds the vectors and a copy that they are gathered from
 BYTES_PER_DIM = 8
+# the length of random vectors in place of those of an encoder that does not start in time
+USUAL_DIM = 512
 
 
 class Planned(Protocol):
@@ -80,13 +84,18 @@ class ProbeRunner:
         self.joined: set[str] = set()
 
     def steps(self) -> Iterator[str]:
-        """Measure all stages and yield the name of each one when it is done."""
-        read = catalog_stage(self.config.store, self.source, self.config.source.limits)
+        """Measure all stages; yield the name of each one before it is measured."""
+        reader = caption_reader(self.config, trains=self.source.has_images)
+        read = catalog_stage(self.config.store, self.source, self.config.source.limits, caption_reader=reader)
+        yield read.name
         self._build(read)
         self.by_name[read.name] = self.by_artifact[read.artifact.uri]
-        yield read.name
         self.catalog = Catalog(read.artifact)
         self.measured.num_pairs = sum(self.catalog.rows_per_part)
+        (reach,) = reaches([read], self.source, self.catalog)
+        self.measured.stages[read.name] = replace(
+            self._measure(reach), work=self.sample.share, stores=self.sample.share * self._share_of_rows()
+        )
         self.measured.pool_bytes = self.sample.pool_bytes
         self.measured.image_bytes = _image_bytes(self.catalog) or self.sample.image_bytes
         self.measured.rows_per_read = self.sample.rows_per_read
@@ -97,16 +106,22 @@ class ProbeRunner:
         without_steps = probe_config.with_steps(self.config, {})
         planned = self.list_stages(without_steps, self.source)
         yield from self._stages(planned, [stage for stage in planned.stages if not stage.trains])
-        self.measured.stages[read.name] = replace(
-            self.measured.stages[read.name], work=self.sample.share, stores=self.sample.share * self._share_of_rows()
-        )
         lists = [stage.artifact for stage in planned.stages if stage.artifact.kind == "keep"]
         num_pairs = min(KeepList(artifact).num_pairs for artifact in lists)
         if self.measured.num_workers and num_pairs:
-            config = probe_config.training_of(without_steps, num_pairs, self.measured.num_workers)
-            phases = [stage for stage in self.list_stages(config, self.source).stages if stage.trains]
-            run = ProbeRun(config, self.source, self.catalog)
-            yield from measure_phases(run, phases, self.config, self.measured, self.display)
+            yield from self._phases(without_steps, num_pairs)
+
+    def _phases(self, config: Config, num_pairs: int) -> Iterator[str]:
+        """Measure training on as many pairs as the model's pace allows."""
+        yield "a training step"
+        pair_seconds = training_pace(config, self.measured.num_workers)
+        if not self.measured.num_gpus and (pair_seconds is None or not probe_config.training_fits(pair_seconds)):
+            self.measured.remarks.append(f"training is not measured: {_too_slow(pair_seconds)}")
+            return
+        config = probe_config.training_of(config, num_pairs, self.measured.num_workers, pair_seconds or 0.0)
+        phases = [stage for stage in self.list_stages(config, self.source).stages if stage.trains]
+        run = ProbeRun(config, self.source, self.catalog)
+        yield from measure_phases(run, phases, self.config, self.measured, self.display)
 
     def _share_of_rows(self) -> float:
         """Return the share of the sampled parts' rows that the probe uses."""
@@ -141,8 +156,8 @@ class ProbeRunner:
             if stage.name not in self.real or stage.name in self.joined:
                 continue
             if not stage.artifact.is_complete():
-                self._build(stage)
                 yield stage.name
+                self._build(stage)
             if stage.artifact.uri in self.by_artifact:
                 self.by_name.setdefault(stage.name, self.by_artifact[stage.artifact.uri])
         names = {stage.name for stage in stages}
@@ -176,9 +191,9 @@ class ProbeRunner:
             if not any(self._is_left(stage.name) for stage in stages):
                 continue
             for stage in stages:
+                yield stage.name
                 self._build(stage)
                 self.by_name[stage.name] = self.by_artifact[stage.artifact.uri]
-                yield stage.name
             for reach in reaches(stages, self.source, self.catalog):
                 self.measured.stages[reach.stage.name] = self._measure(reach)
 
@@ -188,22 +203,38 @@ class ProbeRunner:
         for name in dict.fromkeys(filter(None, map(self.config.selection.embedding_of, steps))):
             *_, stage = embedding_stages(self.config, name, self.source, self.catalog)
             settings = self.config.embedding[name]
+            dims: Mapping[Tower, int]
+            yield stage.name
             if not self._is_left(stage.name):
                 dims = _dims(self.real[stage.name].stage.artifact)
             elif isinstance(settings, EncoderConfig):
-                dims, self.by_name[stage.name] = self._encode(name, settings)
+                dims = self._encoded(name, stage.name, settings)
             else:
                 dims = open_precomputed(settings, name).dims()
             draw_vectors(stage.artifact, self.catalog, dims, self.display)
             self.measured.vector_bytes = max(self.measured.vector_bytes, BYTES_PER_DIM * max(dims.values()))
-            yield stage.name
 
-    def _encode(self, name: str, settings: EncoderConfig) -> tuple[dict[Tower, int], Cost]:
-        """Return the lengths of an encoder's vectors, and its cost scaled to all pairs of the probe."""
+    def _encoded(self, name: str, stage: str, settings: EncoderConfig) -> Mapping[Tower, int]:
+        """Measure an encoder on as many pairs as its pace allows; return the lengths of its vectors."""
+        dims: Mapping[Tower, int]
+        if self.measured.num_gpus:
+            dims, self.by_name[stage] = self._encode(name, settings, 0.0)
+            return dims
         # imports torch, which a selection by captions does not need
+        from orchestrator.embedding.execution import threads_per_actor
+
+        pace = encoder_pace(settings, threads_per_actor())
+        if pace is not None and probe_config.encoder_fits(pace.pair_seconds):
+            dims, self.by_name[stage] = self._encode(name, settings, pace.pair_seconds)
+            return dims
+        self.measured.remarks.append(f"{stage} is not measured: {_too_slow(pace.pair_seconds if pace else None)}")
+        return dict.fromkeys(getattr(settings, "towers", TOWERS[:1]), USUAL_DIM) if pace is None else pace.dims
+
+    def _encode(self, name: str, settings: EncoderConfig, pair_seconds: float) -> tuple[dict[Tower, int], Cost]:
+        """Return the lengths of an encoder's vectors, and its cost scaled to all pairs of the probe."""
         from orchestrator.embedding.execution import num_actors
 
-        settings = probe_config.encoder_of(settings)
+        settings = probe_config.encoder_of(settings, pair_seconds)
         config = self.config.model_copy(update={"embedding": {**self.config.embedding, name: settings}})
         num_rows = probe_config.rows_to_encode(settings, num_actors(), len(self.source.chosen))
         few = replace(self.source, max_rows=num_rows)
@@ -218,6 +249,12 @@ class ProbeRunner:
         scratch = Artifact.of(config.store, "writing", version=1, of=stage.artifact)
         self.serial[stage.name] = writer_seconds(scratch, load) * self.measured.num_pairs
         return dims, spent.times(self.measured.num_pairs / sum(Catalog(read.artifact).rows_per_part))
+
+
+def _too_slow(pair_seconds: float | None) -> str:
+    if pair_seconds is None:
+        return f"no GPU here, and the model does not fit into memory or takes more than {PACE_SECONDS:.0f} s to start"
+    return f"no GPU here, and a pair takes {pair_seconds:,.1f} s"
 
 
 def _dims(embedding: Artifact) -> dict[Tower, int]:

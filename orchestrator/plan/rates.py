@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from orchestrator.engine.console import Display
 from orchestrator.engine.stage import Stage
 from orchestrator.plan import probe_config
 from orchestrator.plan.measurements import ForwardPass, MeasuredPhase, Measurements
+from orchestrator.plan.pace import second_call
 from orchestrator.source import PAIR_COLUMNS, Source, Status
 from orchestrator.storage import files
 from orchestrator.training.decoding import Decoding, decode_block
@@ -49,7 +50,7 @@ class ProbeRun:
 def measure_phases(
     run: ProbeRun, phases: Sequence[Stage], whole: Config, measurements: Measurements, display: Display
 ) -> Iterator[str]:
-    """Train the phases of a reduced config, add their pace for the `whole` config, and yield each one's name.
+    """Train the phases of a reduced config and add their pace for the `whole` config; yield each one's name before.
 
     Also measures the forward pass if there are evaluation sets."""
     by_dropout: dict[float, MeasuredPhase] = {}
@@ -57,16 +58,16 @@ def measure_phases(
     for stage, phase in zip(phases, (config.training, config.finetune), strict=False):
         # steps of both phases cost the same unless their patch dropout differs
         if phase.patch_dropout not in by_dropout:
+            yield stage.name
             stage.build(display)
             full_share = probe_config.share_of_batch(whole, measurements.num_workers)
             seconds = decode_seconds(config, run.source, run.catalog, stage.artifact.path("model"))
             by_dropout[phase.patch_dropout] = _phase(stage.artifact, config, full_share, seconds)
         measurements.phases[stage.name] = by_dropout[phase.patch_dropout]
-        yield stage.name
     if measurements.sets:
+        yield "evaluate"
         seconds = measurements.phases[phases[0].name].decode_seconds
         measurements.forward = forward_pass(phases[0].artifact.path("model"), seconds)
-        yield "evaluate"
 
 
 def _phase(artifact: Artifact, config: Config, full_share: int, decode_seconds: float) -> MeasuredPhase:
@@ -113,7 +114,7 @@ def _decode_seconds(config: Config, source: Source, catalog: Catalog, model_uri:
         max_image_pixels=training.max_image_pixels,
     )
     block = _pairs(source, catalog)
-    return _second(lambda: list(decode_block(block, decoding=decoding)), time.process_time) / max(1, block.num_rows)
+    return second_call(lambda: list(decode_block(block, decoding=decoding)), time.process_time) / max(1, block.num_rows)
 
 
 def _pairs(source: Source, catalog: Catalog) -> pa.Table:
@@ -148,19 +149,11 @@ def _forward_pass(model_uri: str, decode_seconds: float) -> ForwardPass:
     images = torch.zeros((num, 3, clip.image_size, clip.image_size), dtype=torch.uint8)
     captions = ["a photo of something"] * num
     return ForwardPass(
-        image_seconds=_second(lambda: encode_images(clip, images, batch_size=num), time.perf_counter) / num,
-        text_seconds=_second(lambda: encode_texts(clip, captions, batch_size=num), time.perf_counter) / num,
+        image_seconds=second_call(lambda: encode_images(clip, images, batch_size=num), time.perf_counter) / num,
+        text_seconds=second_call(lambda: encode_texts(clip, captions, batch_size=num), time.perf_counter) / num,
         decode_seconds=decode_seconds,
         peak_bytes=peak_bytes(),
     )
-
-
-def _second(call: Callable[[], object], clock: Callable[[], float]) -> float:
-    """Return the seconds of the second call; the first one loads libraries."""
-    call()
-    started = clock()
-    call()
-    return clock() - started
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,5 +196,6 @@ def _batch(part: int, positions: np.ndarray, rows: int, dims: Mapping[Tower, int
         "expected": np.full(num, rows),
         "key": np.full(num, "", object),
         "problem": np.full(num, "", object),
+        "clip_score": np.zeros(num, np.float32),
         **{tower: np.zeros((num, dim), np.float16) for tower, dim in dims.items()},
     }

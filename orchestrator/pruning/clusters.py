@@ -4,7 +4,8 @@ Training is by faiss or, for a sample too large for one machine, by Lloyd's algo
 
     c_j = s_j / |s_j|,   s_j = sum of the vectors of cluster j
 
-Sums are of fixed-point numbers, so they do not depend on the parts or on their order."""
+Sums are of fixed-point numbers, so they do not depend on the parts or on their order. Neither does the nearest centroid
+of a vector: where two are nearly as close, `pruning.exact` decides, and of equally close ones the first wins."""
 
 from __future__ import annotations
 
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 import faiss
 import numpy as np
 from numpy.typing import NDArray
+
+from orchestrator.pruning.exact import first_equal, largest_products, rounding
 
 FIXED_POINT = 2**30
 """The scale of distances and coordinates, which are at most 2 in size: int64 has room for the sum of 4 billion of them
@@ -78,9 +81,12 @@ class Nearest:
 
     def __init__(self, centroids: Vectors, *, num_threads: int) -> None:
         faiss.omp_set_num_threads(num_threads)
-        self.centroids = centroids
+        # equal centroids, which clusters that stay empty have, are one: its first place
+        same = first_equal(centroids.__getitem__, len(centroids), CACHED_ROWS)
+        self.places = np.flatnonzero(same == np.arange(len(centroids)))
+        self.centroids = centroids if len(self.places) == len(centroids) else centroids[self.places]
         index = faiss.IndexFlatIP(centroids.shape[1])
-        index.add(centroids)
+        index.add(self.centroids)
         has_gpu = faiss.get_num_gpus() > 0
         self.index = faiss.index_cpu_to_all_gpus(index) if has_gpu else index
         # one buffer for all chunks: page faults of fresh memory are a tenth of the time at k = 500
@@ -95,16 +101,28 @@ class Nearest:
             rows = slice(begin, begin + len(self.wide))
             chunk = self.wide[: len(vectors[rows])]
             np.copyto(chunk, vectors[rows])
-            clusters[rows] = self.index.search(chunk, 1)[1][:, 0]
-            distances[rows] = self._distances(chunk, clusters[rows])
+            norms = np.sqrt(np.einsum("nd,nd->n", chunk, chunk))
+            found = self._nearest(chunk, norms)
+            clusters[rows] = self.places[found]
+            distances[rows] = 1 - self._along(chunk, found) / norms
         return clusters, distances
 
-    def _distances(self, vectors: Vectors, clusters: NDArray[np.int32]) -> Vectors:
+    def _nearest(self, vectors: Vectors, norms: Vectors) -> NDArray[np.int64]:
+        num_centroids, dim = self.centroids.shape
+        products, found = self.index.search(vectors, min(2, num_centroids))
+        nearest = found[:, 0]
+        if num_centroids > 1:
+            unsure = np.flatnonzero(products[:, 0] - products[:, 1] <= rounding(dim, np.float32) * norms)
+            among = np.full(len(unsure), num_centroids)
+            nearest[unsure] = largest_products(vectors[unsure], self.centroids.__getitem__, among, CPU_CHUNK_ROWS)
+        return nearest
+
+    def _along(self, vectors: Vectors, found: NDArray[np.int64]) -> Vectors:
         along = np.empty(len(vectors), np.float32)
         for begin in range(0, len(vectors), CACHED_ROWS):
             rows = slice(begin, begin + CACHED_ROWS)
-            along[rows] = np.einsum("nd,nd->n", vectors[rows], self.centroids[clusters[rows]])
-        return 1 - along / np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
+            along[rows] = np.einsum("nd,nd->n", vectors[rows], self.centroids[found[rows]])
+        return along
 
 
 def fixed_point(values: NDArray[np.floating]) -> NDArray[np.int64]:

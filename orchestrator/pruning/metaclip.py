@@ -18,9 +18,6 @@ from numpy.typing import NDArray
 
 from orchestrator.pruning.order import random_keys
 
-STREAM = int.from_bytes(b"metaclip", "big")
-"""Mixed into the seed: these draws differ from random pruning with the same seed."""
-
 
 class Matcher:
     """Finds the entries in captions: built once in each process, then used for any number of batches."""
@@ -83,8 +80,8 @@ def keep(probabilities: NDArray[np.float64], seed: int, ordinals: NDArray[np.int
     """Draw the pairs with the given global ordinals [n], each with its probability [n]: bool [n].
 
     A pair is kept if a number that is uniform in [0, 1), and depends on seed and ordinal alone, is below its
-    probability.
+    probability. `seed` is that of the step's own stream (`pruning.order.step_seed`).
     """
     # a float64 has 53 bits: the upper 53 bits of the key, times 2**-53
-    uniform = (random_keys(seed ^ STREAM, ordinals) >> np.uint64(11)) * 2.0**-53
+    uniform = (random_keys(seed, ordinals) >> np.uint64(11)) * 2.0**-53
     return uniform < probabilities

@@ -6,6 +6,8 @@ the step by an odd number and the mixing are bijections of 64 bits, so all pairs
 
 Orders of a clustering: "hard" keeps the farthest pairs first, "easy" the nearest, "random" follows random keys. Equal
 keys are a tie, which the caller breaks by position.
+
+Each step draws from its own stream: its name is mixed into the seed, so two steps with the same seed are independent.
 """
 
 from __future__ import annotations
@@ -13,14 +15,21 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from orchestrator.pruning.threshold import sortable
 
 Order = Literal["hard", "easy", "random"]
-STREAM = int.from_bytes(b"order", "big")
-"""Mixed into the seed: the random order differs from random pruning with the same seed."""
+STREAMS = {"random": 0, "metaclip": int.from_bytes(b"metaclip", "big")}
+"""The streams of two steps that had their own before all steps had one: their keep lists are those of earlier
+versions."""
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
+
+
+def step_seed(seed: int, name: str) -> int:
+    """The seed of the random numbers of the step `name`, from the seed in its settings."""
+    return seed ^ STREAMS.get(name, xxhash.xxh3_64_intdigest(name.encode()))
 
 
 def random_keys(seed: int, ordinals: NDArray[np.int64]) -> NDArray[np.uint64]:
@@ -46,7 +55,7 @@ def order_keys(
         distances: [n], the distance of each pair from the centroid of its cluster.
         ordinals: [n], the global ordinals of the pairs.
         order: "hard", "easy" or "random".
-        seed: of the random order; the other orders do not depend on it.
+        seed: of the random order, from `step_seed`; the other orders do not depend on it.
 
     Raises:
         ValueError: a distance is NaN and the order is not random. The caller leaves out pairs without an embedding.
@@ -57,7 +66,7 @@ def order_keys(
         case "easy":
             return sortable(-distances)
         case "random":
-            return random_keys(seed ^ STREAM, ordinals)
+            return random_keys(seed, ordinals)
 
 
 def _mix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:

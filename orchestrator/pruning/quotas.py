@@ -63,14 +63,15 @@ def inter_distances(centroids: NDArray[np.float32], num_neighbours: int) -> Floa
     num_nearest = min(num_neighbours, num_clusters - 1)
     if not num_nearest:
         return np.zeros(num_clusters)
-    result = np.empty(num_clusters)
+    # in float64, so that neither threads nor blocks change a quota by their rounding
+    wide, result = centroids.astype(np.float64), np.empty(num_clusters)
     block = max(1, BLOCK_ENTRIES // num_clusters)
     for start in range(0, num_clusters, block):
-        distances = 1 - centroids[start : start + block] @ centroids.T
+        distances = 1 - wide[start : start + block] @ wide.T
         each = np.arange(len(distances))
         distances[each, start + each] = np.inf
         distances.partition(num_nearest - 1, axis=1)
-        result[start : start + block] = distances[:, :num_nearest].mean(axis=1, dtype=np.float64)
+        result[start : start + block] = distances[:, :num_nearest].mean(axis=1)
     return result
 
 

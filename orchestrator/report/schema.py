@@ -30,8 +30,9 @@ class StepReport(Entry):
     Keys: `name` and `method`; `settings` as configured; `pairs_in`, the pairs that reach the step; `budget`, the pairs
     to keep (null for a step without one); `pairs_out`, the pairs that it keeps; `reasons`, dropped pairs by reason;
     `threshold`, the score of the last pair kept: the lowest, or the highest where low scores are kept (null without
-    scores, and where each cluster has its own threshold); `no_words`, pairs without a word in their caption, which are
-    pruned first (null where no words were counted)."""
+    scores, and where each cluster has its own threshold); `sizes`, the pairs that were filtered by the size of the
+    original image and those by the size of the stored one (empty where sizes do not matter); `no_words`, pairs without
+    a word in their caption, which are pruned first (null where no words were counted)."""
 
     name: str
     method: str
@@ -41,17 +42,20 @@ class StepReport(Entry):
     pairs_out: int
     reasons: dict[str, int] = Field(default={})
     threshold: float | None
+    sizes: dict[str, int] = Field(default={})
     no_words: int | None
 
 
 class CatalogSkips(Entry):
     """Problems of the source.
 
-    Keys: `broken_shards`; `problems`, a count for each kind; `examples`, some problems in words."""
+    Keys: `broken_shards`; `problems`, a count for each kind; `examples`, some problems in words; `captions_from`, pairs
+    by the member, JSON key or column that holds their caption, where the source has a choice."""
 
     broken_shards: int
     problems: dict[str, int]
     examples: list[str]
+    captions_from: dict[str, int] = Field(default={})
 
 
 class TrainingSkips(Entry):

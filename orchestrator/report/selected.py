@@ -112,6 +112,7 @@ def _step_report(step: SelectedStep) -> StepReport:
         pairs_out=KeepList(step.outgoing).num_pairs,
         reasons=_reasons(step),
         threshold=_threshold(step),
+        sizes=step.outgoing.totals.get("sizes", {}),
         no_words=_no_words(step),
     )
 
@@ -186,5 +187,6 @@ def catalog_skips(record: RunRecord) -> CatalogSkips | None:
             broken_shards=totals.get("broken_shards", 0),
             problems=totals.get("problems", {}),
             examples=totals.get("examples", []),
+            captions_from=totals.get("captions_from", {}),
         )
     return None

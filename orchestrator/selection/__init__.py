@@ -10,7 +10,7 @@ from dataclasses import replace
 from importlib import import_module
 from types import ModuleType
 
-from orchestrator.config import Config
+from orchestrator.config import BasicStep, ClipScoreStep, Config, MetaClipStep, WfppStep
 from orchestrator.data.catalog import Catalog
 from orchestrator.data.step import Step
 from orchestrator.embedding import embedding_stages
@@ -23,6 +23,7 @@ from orchestrator.selection.score_column import FinishedStep, ScoreColumn
 from orchestrator.source import Source
 
 CONTROLS = ("all", "random")
+READ_CAPTIONS = (BasicStep, ClipScoreStep, MetaClipStep, WfppStep)
 
 
 def _module(method: str) -> ModuleType:
@@ -33,6 +34,13 @@ def _module(method: str) -> ModuleType:
 def _stages(step: Step) -> list[Stage]:
     stages: list[Stage] = _module(step.settings.method).stages(step)
     return stages
+
+
+def caption_reader(config: Config, *, trains: bool) -> str | None:
+    """What reads captions first, as a message names it: a step or the training; None if nothing needs them."""
+    steps = config.selection.steps
+    name = next((name for name in steps if isinstance(config.selection.settings[name], READ_CAPTIONS)), None)
+    return f"the step {name}" if name else "training" if trains else None
 
 
 def selection_stages(config: Config, source: Source, catalog: Catalog) -> list[Stage]:
@@ -50,6 +58,7 @@ def selection_stages(config: Config, source: Source, catalog: Catalog) -> list[S
             name=name,
             settings=config.selection.settings[name],
             store_uri=config.store,
+            source=source,
             catalog=catalog,
             incoming=incoming,
             embedding=embeddings[embedding] if embedding else None,

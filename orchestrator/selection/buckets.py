@@ -30,8 +30,8 @@ class Share:
         """Where the share begins and ends among the pairs of a bucket, which are sorted by `clusters` int32 [n].
 
         The i-th pair of a cluster is compared with the i pairs before it, so `so_far` counts comparisons, and equal
-        shares of it are unequal numbers of pairs. A share begins at a tile of its cluster (`pruning.semdedup`): the
-        tiles, and with them every product, are then those of one task that compares the whole bucket."""
+        shares of it are unequal numbers of pairs. A share begins at a tile of its cluster (`pruning.semdedup`), so
+        hardly any tile is computed twice."""
         firsts = np.searchsorted(clusters, clusters)
         so_far = np.cumsum(np.arange(len(clusters)) - firsts)
 

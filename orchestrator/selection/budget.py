@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial, reduce
 from operator import add
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,7 +90,9 @@ def num_wanted(step: Step, num_pairs: int) -> int:
     return settings.keep_pairs
 
 
-def budget_stage(step: Step, *, scored: Artifact | None, top_k: Callable[[int], TopK], does: str) -> Stage:
+def budget_stage(
+    step: Step, *, scored: Artifact | None, top_k: Callable[[int], TopK], does: str, **made_from: Any
+) -> Stage:
     """The stage that keeps the budget. `top_k(budget)` is called once its inputs are complete; `scored` is the artifact
     that the keys are computed from."""
     settings = step.settings
@@ -103,6 +105,7 @@ def budget_stage(step: Step, *, scored: Artifact | None, top_k: Callable[[int], 
         incoming=step.incoming,
         settings=settings.model_dump(exclude={"embedding", "clustering"}),
         scored=scored.fingerprint if scored else None,
+        **made_from,
     )
 
     kept = f"{settings.keep_pairs:,}" if settings.keep_pairs else f"{settings.keep_fraction:.1%} of the"

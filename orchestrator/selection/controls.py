@@ -1,7 +1,7 @@
 """The controls: `all` keeps every pair, `random` keeps a seeded draw. Neither has a score.
 
-The random key of a pair is a hash of the seed and the pair's ordinal, so the draw does not depend on how the pool lies
-in parts."""
+The random key of a pair is a hash of the step's name, the seed and the pair's ordinal, so the draw does not depend on
+how the pool lies in parts."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from orchestrator.data.step import Step
 from orchestrator.engine.stage import Stage
 from orchestrator.pruning.order import random_scores
 from orchestrator.selection.budget import GroupedKeys, TopK, budget_stage
+from orchestrator.selection.random_stream import seed_of, stream_input
 from orchestrator.selection.score_column import FinishedStep, ScoreColumn
 
 
@@ -31,8 +32,9 @@ def stages(step: Step) -> list[Stage]:
         budget_stage(
             step,
             scored=None,
-            top_k=partial(_top_k, step, settings.seed),
+            top_k=partial(_top_k, step, seed_of(step)),
             does=f"keep a random draw (seed {settings.seed})",
+            **stream_input(step, default="random"),
         )
     ]
 

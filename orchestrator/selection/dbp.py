@@ -13,7 +13,7 @@ import polars as pl
 from orchestrator.clustering import Clusters, clusters_of
 from orchestrator.clustering.stats import ClusterStats
 from orchestrator.clustering.train import read_centroids
-from orchestrator.config import DbpStep
+from orchestrator.config import DbpStep, Order
 from orchestrator.data.catalog import to_parquet
 from orchestrator.data.keep_list import KeepList
 from orchestrator.data.step import Step
@@ -26,11 +26,12 @@ from orchestrator.errors import UserError
 from orchestrator.pruning.quotas import complexities, inter_distances, quotas, shares
 from orchestrator.selection.budget import TopK, budget_stage, num_wanted
 from orchestrator.selection.distance import CentroidDistances, DistanceKeys, distance_column
+from orchestrator.selection.random_stream import seed_of, stream_input
 from orchestrator.selection.score_column import FinishedStep, ScoreColumn
 from orchestrator.storage import files
 
 logger = logging.getLogger(__name__)
-VERSION = 1
+VERSION = 2
 
 
 def stages(step: Step) -> list[Stage]:
@@ -42,8 +43,9 @@ def stages(step: Step) -> list[Stage]:
     kept = budget_stage(
         step,
         scored=quota.artifact,
-        top_k=partial(_top_k, settings, clusters.assigned, quota.artifact),
+        top_k=partial(_top_k, settings.order, seed_of(step), clusters.assigned, quota.artifact),
         does=f"keep each cluster's quota, {settings.order} pairs first",
+        **stream_input(step),
     )
     return [*clusters.stages, quota, kept]
 
@@ -139,8 +141,8 @@ def read_quotas(quota: Artifact) -> pl.DataFrame:
     return pl.read_parquet(files.read(part_path(quota, 0, "parquet")))
 
 
-def _top_k(settings: DbpStep, assigned: Artifact, quota: Artifact, _: int) -> TopK:
+def _top_k(order: Order, seed: int, assigned: Artifact, quota: Artifact, _: int) -> TopK:
     # the budget is in the quotas
     table = read_quotas(quota)
-    keys = DistanceKeys(CentroidDistances(assigned, by_cluster=True), settings.order, settings.seed)
+    keys = DistanceKeys(CentroidDistances(assigned, by_cluster=True), order, seed)
     return TopK(keys, table["size"].to_numpy(), table["quota"].to_numpy())

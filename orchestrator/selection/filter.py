@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ from orchestrator.data.step import Step
 from orchestrator.engine import ray_cluster
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
-from orchestrator.engine.parts import PartResult, PartsJob
+from orchestrator.engine.parts import PartResult, PartsJob, Summary
 from orchestrator.engine.role import Role
 from orchestrator.engine.stage import CostScaling, PairFlow, Stage, by_part, in_blocks
 from orchestrator.selection.score_column import ScoreColumn
@@ -27,11 +28,12 @@ VERSION = 1
 
 
 class Verdict(NamedTuple):
-    """For the pairs of a part that reached the step: which are kept, bool [n], and how many were dropped for each
-    reason."""
+    """For the pairs of a part that reached the step: which are kept, bool [n], how many were dropped for each reason,
+    and further counts for the manifest."""
 
     keep: Mask
     reasons: Mapping[str, int]
+    counts: Mapping[str, Any] = MappingProxyType({})
 
 
 Rule = Callable[[PartRows, NDArray[np.int64]], Verdict]
@@ -39,10 +41,17 @@ Rule = Callable[[PartRows, NDArray[np.int64]], Verdict]
 
 
 def filter_stage(
-    step: Step, make_rule: Callable[[], Rule], *, does: str, loads: bool = False, **made_from: Any
+    step: Step,
+    make_rule: Callable[[], Rule],
+    *,
+    does: str,
+    loads: bool = False,
+    check: Callable[[list[Summary]], None] | None = None,
+    **made_from: Any,
 ) -> Stage:
     """The stage that applies a rule. `make_rule()` is called for every part or, where the rule `loads` something, once
-    in each actor. `made_from` are the inputs and settings of the rule."""
+    in each actor. `check(summaries)` may raise before the keep list is complete. `made_from` are the inputs and
+    settings of the rule."""
     artifact = Artifact.of(
         step.store_uri, "keep", version=VERSION, catalog=step.catalog.artifact, incoming=step.incoming, **made_from
     )
@@ -53,7 +62,7 @@ def filter_stage(
         step=step.name,
         does=does,
         artifact=artifact,
-        build=BuildFilter(artifact, step, make_rule, loads),
+        build=BuildFilter(artifact, step, make_rule, loads, check),
         flow=PairFlow(is_filter=True),
         scaling=CostScaling(num_tasks=by_part if loads else in_blocks),
     )
@@ -67,6 +76,7 @@ class BuildFilter:
     step: Step
     make_rule: Callable[[], Rule]
     loads: bool
+    check: Callable[[list[Summary]], None] | None
 
     def __call__(self, display: Display) -> Artifact:
         """Writes the mask of every part."""
@@ -76,6 +86,7 @@ class BuildFilter:
             partial(FilterPart.make, KeepList(self.step.incoming), self.make_rule),
             name=self.step.name,
             num_actors=(self.step.num_actors or ray_cluster.num_cpus()) if self.loads else None,
+            check=self.check,
         ).build(display)
         totals = self.artifact.totals
         counts = (totals["kept"], totals["reached"], totals.get("reasons", {}))
@@ -101,7 +112,7 @@ class FilterPart:
         verdict = self.rule(part, rows)
         mask = np.zeros(part.num_rows, bool)
         mask[rows[verdict.keep]] = True
-        return pack(mask, reached=len(rows), reasons=dict(verdict.reasons))
+        return pack(mask, reached=len(rows), reasons=dict(verdict.reasons), **verdict.counts)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,8 @@ from orchestrator.engine.stage import CostScaling, Stage, by_groups
 from orchestrator.errors import UserError
 from orchestrator.pruning.metaclip import Matcher, entry_probabilities, keep
 from orchestrator.selection.filter import Verdict, filter_stage
+from orchestrator.selection.metadata_list import EXPECTED, read_entries
+from orchestrator.selection.random_stream import seed_of, stream_input
 from orchestrator.selection.score_column import FinishedStep, ScoreColumn
 from orchestrator.selection.word_counts import kept_captions
 from orchestrator.storage import files
@@ -45,21 +47,19 @@ def stages(step: Step) -> list[Stage]:
     settings = step.settings
     assert isinstance(settings, MetaClipStep)
     if settings.metadata is None:
-        raise UserError(
-            f"selection.{step.name}.metadata is missing: "
-            f"set it to a JSON list of entries, or a text file with one a line"
-        )
+        raise UserError(f"selection.{step.name}.metadata is missing: set it to {EXPECTED}")
     uri = files.absolute(settings.metadata)
     counts = _count_stage(step, uri)
     summed = _sum_stage(step, counts.artifact)
     draw = filter_stage(
         step,
-        partial(DrawRule.load, step.catalog, uri, summed.artifact, settings),
+        partial(DrawRule.load, step.catalog, uri, summed.artifact, settings.t, seed_of(step)),
         does=f"draw pairs by their entries, t = {settings.t:g} (seed {settings.seed})",
         loads=True,
         counts=counts.artifact,
         t=settings.t,
         seed=settings.seed,
+        **stream_input(step, default="metaclip"),
     )
     return [counts, summed, draw]
 
@@ -69,20 +69,9 @@ def score_column(step: FinishedStep) -> ScoreColumn | None:
     return None
 
 
-def read_entries(uri: str) -> list[str]:
-    """The entries of the metadata, each once. Errors: `UserError` for a file that does not exist or has neither of the
-    two formats."""
-    if not files.exists(uri):
-        raise UserError(f"no metadata at {uri}: expected a JSON list of entries, or a text file with one a line")
-    text = files.read(uri).decode()
-    entries = json.loads(text) if text.lstrip().startswith("[") else [line for line in text.splitlines() if line]
-    if not entries or not all(isinstance(entry, str) for entry in entries):
-        raise UserError(f"the metadata at {uri} is not a list of entries: expected one string or more")
-    return list(dict.fromkeys(entries))
-
-
 def _count_stage(step: Step, uri: str) -> Stage:
-    digest = hashlib.sha256(json.dumps(read_entries(uri)).encode()).hexdigest()
+    entries = read_entries(uri, f"selection.{step.name}.metadata")
+    digest = hashlib.sha256(json.dumps(entries).encode()).hexdigest()
     artifact = Artifact.of(
         step.store_uri,
         "entry_counts",
@@ -211,10 +200,10 @@ class DrawRule:
     seed: int
 
     @classmethod
-    def load(cls, catalog: Catalog, uri: str, summed: Artifact, settings: MetaClipStep) -> DrawRule:
+    def load(cls, catalog: Catalog, uri: str, summed: Artifact, t: float, seed: int) -> DrawRule:
         """Builds the matcher of the entries at `uri`, and their probabilities from the sums."""
-        entries = entry_probabilities(read_counts(summed), settings.t)
-        return cls(catalog, Matcher(read_entries(uri)), entries, settings.seed)
+        entries = entry_probabilities(read_counts(summed), t)
+        return cls(catalog, Matcher(read_entries(uri)), entries, seed)
 
     def __call__(self, part: PartRows, rows: NDArray[np.int64]) -> Verdict:
         """The verdict on the given rows."""

@@ -45,10 +45,11 @@ from orchestrator.selection.buckets import (
     even_shares,
     num_shares,
 )
+from orchestrator.selection.random_stream import seed_of, stream_input
 from orchestrator.selection.similarity import MAX_GROUPS, PAIRS_PER_GROUP, pool_groups
 
 logger = logging.getLogger(__name__)
-VERSION = 3
+VERSION = 4
 # numbers in a cluster's vectors: up to 512 MB as float32 are converted at once, a quarter faster than tile by tile
 MAX_WIDENED = 2**27
 
@@ -142,7 +143,13 @@ class GroupByBucket:
 
 def _compare_stage(step: Step, settings: SemDeDupStep, clusters: Clusters, regrouped: Artifact) -> Stage:
     artifact = Artifact.of(
-        step.store_uri, "compared", version=VERSION, regrouped=regrouped, order=settings.order, seed=settings.seed
+        step.store_uri,
+        "compared",
+        version=VERSION,
+        regrouped=regrouped,
+        order=settings.order,
+        seed=settings.seed,
+        **stream_input(step),
     )
     name = f"compare, {step.name}"
 
@@ -182,7 +189,7 @@ class BuildCompared:
         """Divides the buckets into shares, and compares them."""
         shares = even_shares(ClusterStats.read(self.stats).sizes)
         logger.info("%s: %d tasks compare", self.name, len(shares))
-        work = partial(CompareShare.of, self.step.catalog, self.settings, self.regrouped)
+        work = partial(CompareShare.of, self.step.catalog, self.settings.order, seed_of(self.step), self.regrouped)
         return PartsJob(self.artifact, shares, work, name=self.name, count="pairs", totals=_pairs).build(display)
 
 
@@ -196,10 +203,10 @@ class CompareShare:
     seed: int
 
     @classmethod
-    def of(cls, catalog: Catalog, settings: SemDeDupStep, regrouped: Artifact) -> CompareShare:
+    def of(cls, catalog: Catalog, order: Order, seed: int, regrouped: Artifact) -> CompareShare:
         """The comparison of what `regrouped` holds."""
         firsts = [group[0].first_ordinal for group in pool_groups(catalog)]
-        return cls(_uris(regrouped), firsts, settings.order, settings.seed)
+        return cls(_uris(regrouped), firsts, order, seed)
 
     def __call__(self, share: Share) -> PartResult:
         """What the share found, one table for each group of parts."""

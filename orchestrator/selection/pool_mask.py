@@ -15,7 +15,7 @@ from orchestrator.engine.console import Display
 from orchestrator.engine.parts import PartResult, PartsJob
 from orchestrator.engine.role import Role
 from orchestrator.engine.stage import Stage
-from orchestrator.source import has_image
+from orchestrator.source import has_caption, has_image
 
 logger = logging.getLogger(__name__)
 VERSION = 1
@@ -84,7 +84,6 @@ class UsablePairs:
         if self.has_images:
             keep = has_image(table["status"])
         if self.needs_caption:
-            num_chars = pc.utf8_length(pc.utf8_trim_whitespace(pc.fill_null(table["caption"], "")))
-            keep = pc.and_(keep, pc.greater(num_chars, 0))
+            keep = pc.and_(keep, has_caption(table["caption"]))
         mask = keep.to_numpy(zero_copy_only=False) if isinstance(keep, pa.Array) else keep.to_numpy()
         return pack(mask if self.among is None else mask & KeepList(self.among).mask(part.index, part.num_rows))

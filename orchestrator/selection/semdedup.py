@@ -16,6 +16,7 @@ from orchestrator.config import SemDeDupStep
 from orchestrator.data.step import Step
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.stage import Stage
+from orchestrator.pruning.semdedup import threshold_of
 from orchestrator.selection.filter import ThresholdRule, filter_stage
 from orchestrator.selection.near_duplicates import compare_stages
 from orchestrator.selection.score_column import FinishedStep, ScoreColumn, Scores
@@ -32,8 +33,12 @@ def stages(step: Step) -> list[Stage]:
     column = _column(step, clusters.assigned, similarity)
     keep = filter_stage(
         step,
-        partial(ThresholdRule, column, 1 - settings.eps, missing="no_embedding", beyond="duplicate"),
-        does=f"drop pairs within {settings.eps:g} of an earlier one of their cluster",
+        partial(ThresholdRule, column, threshold_of(settings.eps), missing="no_embedding", beyond="duplicate"),
+        does=(
+            f"drop pairs within {settings.eps:g} of an earlier one of their cluster"
+            if settings.eps
+            else "drop exact copies of an earlier vector"
+        ),
         similarity=similarity,
         eps=settings.eps,
     )

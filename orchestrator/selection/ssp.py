@@ -20,6 +20,7 @@ from orchestrator.errors import UserError
 from orchestrator.pruning.quotas import first_quotas
 from orchestrator.selection.budget import GroupedKeys, KeyReader, TopK, TopKMask, budget_stage, find_top_k
 from orchestrator.selection.distance import CentroidDistances, DistanceKeys, distance_column
+from orchestrator.selection.random_stream import seed_of, stream_input
 from orchestrator.selection.score_column import FinishedStep, ScoreColumn
 
 
@@ -33,6 +34,7 @@ def stages(step: Step) -> list[Stage]:
         scored=clusters.assigned,
         top_k=partial(_top_k, step, settings, clusters.assigned, clusters.stats),
         does=f"keep {settings.order} pairs first, over all clusters",
+        **stream_input(step),
     )
     return [*clusters.stages, kept]
 
@@ -49,7 +51,7 @@ def _top_k(step: Step, settings: SspStep, assigned: Artifact, stats: Artifact, n
     except ValueError as error:
         raise UserError(f"selection.{step.name}: {error}") from error
     overall, in_cluster = (
-        DistanceKeys(CentroidDistances(assigned, by_cluster), settings.order, settings.seed)
+        DistanceKeys(CentroidDistances(assigned, by_cluster), settings.order, seed_of(step))
         for by_cluster in (False, True)
     )
     keys: KeyReader = overall

@@ -19,6 +19,7 @@ from orchestrator.source.schema import (
     Shard,
     Source,
     Status,
+    has_caption,
     has_image,
 )
 from orchestrator.source.webdataset import WebDataset
@@ -37,6 +38,7 @@ __all__ = [
     "Source",
     "Status",
     "WebDataset",
+    "has_caption",
     "has_image",
     "open_source",
     "with_cache",
@@ -49,7 +51,7 @@ def open_source(config: SourceConfig) -> Source:
     Errors: `ConfigError` (one line) if the URI has no shards; `OSError` if it cannot be listed."""
     match config:
         case WebDatasetSource():
-            return WebDataset.open(config.uri)
+            return WebDataset.open(config.uri, config.caption_column)
         case ParquetSource():
             return ParquetImages.open(config)
         case TableSource():

@@ -14,7 +14,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -71,6 +71,10 @@ class Cached:
         if first is not MISSING:
             yield first
             yield from found
+
+    def fields(self, part: Part, keys: Sequence[str], names: Sequence[str]) -> pa.Table:
+        """Read fields without copying the shard."""
+        return self.source.fields(part, keys, names)
 
     def reads(self, part: Part) -> Reads:
         """Return the source's reads, regardless of copies."""

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow as pa
 
-from orchestrator.config import TableSource
-from orchestrator.source.columns import catalog_columns, count_duplicates, label_columns, report_statuses, require
+from orchestrator.config import ConfigError, TableSource
+from orchestrator.source.captions import CAPTION_NAMES
+from orchestrator.source.columns import (
+    catalog_columns,
+    check_captions,
+    check_keys,
+    count_duplicates,
+    find_required,
+    label_columns,
+    report_ignored,
+    report_statuses,
+)
+from orchestrator.source.fields import parquet_fields, table_fields
+from orchestrator.source.plain_values import without_views
 from orchestrator.source.row_groups import DamagedParquet, chunk_bytes, cut_shards, open_parquet, read_part
 from orchestrator.source.schema import CATALOG_SCHEMA, Part, PartCatalog, Problems, Reads, Shard, Status, unreadable
 from orchestrator.source.shards import digest, find_shards
-from orchestrator.source.text_table import ENDINGS as TEXT_ENDINGS
-from orchestrator.source.text_table import read_text_table
+from orchestrator.source.text_table import VERSION as TEXT_VERSION
+from orchestrator.source.text_table import endings_for, is_delimited, read_text_table
 from orchestrator.storage.files import StoreError
 
 PARQUET = ".parquet"
-ENDINGS = (PARQUET, *TEXT_ENDINGS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +43,7 @@ class CaptionTable:
     @classmethod
     def open(cls, config: TableSource) -> CaptionTable:
         """List the files. Errors: `ConfigError` if there are none."""
-        return cls(config, tuple(find_shards(config.uri, endings=ENDINGS)))
+        return cls(config, tuple(find_shards(config.uri, endings=(PARQUET, *endings_for(config.uri)))))
 
     @property
     def has_images(self) -> bool:
@@ -41,14 +53,21 @@ class CaptionTable:
     def identity(self) -> dict[str, Any]:
         """Return the settings and the digest of the shards."""
         config = self.config
-        return {
+        identity: dict[str, Any] = {
             "format": "table",
-            "caption_column": config.caption_column,
+            # the first of the usual names, so that naming it changes nothing
+            "caption_column": config.caption_column or CAPTION_NAMES[0],
             "key_column": config.key_column,
             "part_rows": config.part_rows,
             "num_shards": len(self.shards),
             "shards": digest(self.shards),
         }
+        # only what text files depend on, so that Parquet files keep their fingerprint
+        if not all(map(_is_parquet, self.shards)):
+            identity |= {"text_version": TEXT_VERSION}
+        if any(is_delimited(shard.name) for shard in self.shards):
+            identity |= {"quoting": config.quoting, "columns": config.columns}
+        return identity
 
     def parts(self) -> list[Part]:
         """Return row ranges of Parquet files and whole text files. Errors: `ConfigError` if a column is missing."""
@@ -90,16 +109,22 @@ class CaptionTable:
 
         Errors: `StoreError` if a column is damaged; the catalog may not have read that column."""
         if not _is_parquet(part.shard):
-            return read_text_table(part.shard, Problems()).to_arrow()
+            return self._text(part.shard, Problems())
         try:
             with open_parquet(part.shard.uri) as file:
-                return read_part(file, part, file.schema_arrow.names)
+                return without_views(read_part(file, part, list(dict.fromkeys(file.schema_arrow.names))))
         except DamagedParquet as error:
             raise StoreError(f"{part.shard.uri} is not readable as Parquet ({error}); download it again") from error
 
-    def key_column(self, names: list[str]) -> str | None:
-        """Return the name of the key column; None if rows are numbered instead."""
-        return self._sources(names).get("key")
+    def key_column(self, shard: Shard, schema: pa.Schema) -> str | None:
+        """Return the name of the key column of a shard; None if rows are numbered instead."""
+        return self._sources(shard, schema).get("key")
+
+    def fields(self, part: Part, keys: Sequence[str], names: Sequence[str]) -> pa.Table:
+        """Read columns of a range of rows."""
+        if _is_parquet(part.shard):
+            return parquet_fields(part, names)
+        return table_fields(read_text_table(part.shard, self.config, Problems()), names)
 
     def reads(self, part: Part) -> Reads:
         """Return the bytes of the catalog's columns in Parquet, or of the whole text file."""
@@ -108,7 +133,7 @@ class CaptionTable:
         if part.num_rows is None:
             return Reads(catalog=0)
         with open_parquet(part.shard.uri) as file:
-            sources = self._sources(file.schema_arrow.names)
+            sources = self._sources(part.shard, file.schema_arrow)
             return Reads(catalog=sum(chunk_bytes(file, part, set(sources.values()))))
 
     def images(self, part: Part, rows: pa.Table) -> NoReturn:
@@ -117,22 +142,38 @@ class CaptionTable:
 
     def _labels(self, part: Part, problems: Problems) -> tuple[pa.Table, dict[str, str]]:
         if not _is_parquet(part.shard):
-            table = read_text_table(part.shard, problems).to_arrow()
+            table = self._text(part.shard, problems)
             self._check(part.shard, table.schema)
-            return table, self._sources(table.column_names)
+            sources = self._sources(part.shard, table.schema)
+            report_ignored(part.shard, table.schema, sources, problems)
+            return table, sources
         with open_parquet(part.shard.uri) as file:
             if part.num_rows is None:
                 raise DamagedParquet("its footer was damaged when the files were listed")
-            sources = self._sources(file.schema_arrow.names)
+            sources = self._sources(part.shard, file.schema_arrow)
+            report_ignored(part.shard, file.schema_arrow, sources, problems)
             return read_part(file, part, list(dict.fromkeys(sources.values()))), sources
 
-    def _sources(self, names: list[str]) -> dict[str, str]:
-        return label_columns(names, self.config.caption_column, self.config.key_column)
+    def _text(self, shard: Shard, problems: Problems) -> pa.Table:
+        caption = self.config.caption_column
+        names = CAPTION_NAMES if caption is None else (caption.lower(),)
+        return read_text_table(shard, self.config, problems, text_names=names)
+
+    def _sources(self, shard: Shard, schema: pa.Schema) -> dict[str, str]:
+        return label_columns(schema, self._caption_column(shard, schema), self.config.key_column)
 
     def _check(self, shard: Shard, schema: pa.Schema) -> None:
-        require(shard, schema.names, self.config.caption_column, "source.caption_column")
-        if self.config.key_column is not None:
-            require(shard, schema.names, self.config.key_column, "source.key_column")
+        name = self._caption_column(shard, schema)
+        check_captions(shard, schema.field(name).type, name)
+        check_keys(shard, schema, self.config.key_column)
+
+    def _caption_column(self, shard: Shard, schema: pa.Schema) -> str:
+        try:
+            return find_required(shard, schema, self.config.caption_column, CAPTION_NAMES, "source.caption_column")
+        except ConfigError as error:
+            if not is_delimited(shard.name) or self.config.columns is not None:
+                raise
+            raise ConfigError(f"{error}; if the first line is a row, name the columns with source.columns") from None
 
 
 def _is_parquet(shard: Shard) -> bool:

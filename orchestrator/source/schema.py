@@ -7,7 +7,8 @@ join is needed."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Protocol
@@ -59,6 +60,11 @@ def has_image(status: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.invert(pc.is_in(status, value_set=pa.array(WITHOUT_IMAGE, pa.int8())))
 
 
+def has_caption(captions: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Whether each caption is there and not blank, bool [n], from the catalog column `caption` [n]."""
+    return pc.greater(pc.utf8_length(pc.utf8_trim_whitespace(pc.fill_null(captions, ""))), 0)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shard:
     """A file of pairs. `version` changes when the file changes, or the Parquet file beside it (`sidecar_uri`)."""
@@ -80,17 +86,36 @@ class Part:
     num_rows: int | None
 
 
+SEEN_NAMES = 50
+"""How many names of members and keys a part counts for its pairs without a caption; each pair may have its own."""
+
+
+@dataclass(slots=True)
+class CaptionCounts:
+    """Where a part's captions come from: pairs by the member, JSON key or column that holds the caption (`taken`), and
+    what pairs without a caption have instead (`seen`)."""
+
+    taken: Counter[str] = field(default_factory=Counter)
+    seen: Counter[str] = field(default_factory=Counter)
+
+    def saw(self, extensions: Iterable[str], keys: Iterable[str]) -> None:
+        """Count the members and the JSON keys of a pair without a caption."""
+        names = [f".{extension}" for extension in extensions] + [f"JSON {key}" for key in keys]
+        self.seen.update(name for name in names if name in self.seen or len(self.seen) < SEEN_NAMES)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartCatalog:
     """The catalog of a part.
 
     `table` has the columns of `CATALOG_SCHEMA`, `problems` counts them by kind, `examples` names a few, `broken` says
-    that the whole shard is damaged."""
+    that the whole shard is damaged, and `captions` says where the captions come from, as far as the source knows."""
 
     table: pa.Table
     problems: dict[str, int]
     examples: list[str]
     broken: bool = False
+    captions: CaptionCounts = field(default_factory=CaptionCounts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +148,12 @@ class Source(Protocol):
 
         `rows` needs the columns `key`, `status`, `image_offset` and `image_size`, in ascending row order.
         Errors: `OSError` if the shard cannot be read or has changed since its catalog was made."""
+
+    def fields(self, part: Part, keys: Sequence[str], names: Sequence[str]) -> pa.Table:
+        """Return further metadata of the pairs with these keys, all rows of the part's catalog in their order.
+
+        Each column holds positive whole numbers, int32; null where a pair has none. Errors: `OSError` if the shard
+        cannot be read."""
 
     def reads(self, part: Part) -> Reads:
         """Return the bytes to read, from the listing or the file's footer. Errors: `OSError` if the read fails."""

@@ -1,5 +1,6 @@
 """Find shards from a URI: a file, a folder, globs, braces, or a list of them, on any file system that fsspec supports.
 
+A name may be several, joined by `::` as in WebDataset. Files of macOS (`._NAME`, `__MACOSX/`) are no shards.
 A folder is listed once, with sizes and versions. Names are looked up one by one only if there are few of them, or on a
 web server, which cannot list folders."""
 
@@ -14,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from braceexpand import braceexpand
@@ -24,12 +26,15 @@ from orchestrator.config import ConfigError
 from orchestrator.source.schema import Shard
 from orchestrator.storage.files import absolute, filesystem
 from orchestrator.storage.retry import tried
+from orchestrator.storage.uri_lists import split_uri
 
 logger = logging.getLogger(__name__)
 
 # up to this many names in a folder are looked up one by one, without listing the folder
 FEW_NAMES = 8
 NUM_THREADS = 16
+MACOS = ("._", "__MACOSX")
+"""How the names of files and folders begin in which macOS keeps attributes of other files."""
 VERSION_KEYS = ("ETag", "etag", "mtime", "LastModified", "updated", "last_modified", "created")
 
 
@@ -52,7 +57,7 @@ def find_shards(
         )
     listing = _Listing()
     shards: dict[str, Shard] = {}
-    for item in [uri] if isinstance(uri, str) else uri:
+    for item in chain.from_iterable(map(split_uri, [uri] if isinstance(uri, str) else uri)):
         fs, path = filesystem(absolute(item))
         fs.invalidate_cache()  # a pool may have grown since this process last listed it
         try:
@@ -94,7 +99,7 @@ class _Listing:
             except (FileNotFoundError, NotADirectoryError):
                 entries = []
             files = {_name(entry["name"]): entry for entry in entries if _is_file(fs, entry)}
-            self.folders[place] = files
+            self.folders[place] = {name: entry for name, entry in files.items() if not name.startswith(MACOS)}
         return self.folders[place]
 
     def names(self, fs: AbstractFileSystem, folder: str, names: set[str]) -> Mapping[str, Mapping[str, Any]]:
@@ -137,15 +142,26 @@ def _plain(listing: _Listing, fs: AbstractFileSystem, path: str, item: str, endi
         raise _NotFound(f"no such path: {item}")
     files = {name: info for name, info in listing.folder(fs, path).items() if _ends(name, endings)}
     if not files:
-        raise _NotFound(f"no shards in {item}; expected names ending in {' '.join(endings)}")
+        below = _folders_with_shards(fs, path, endings)
+        hint = f"; its folder {below[0]} has some: for all of its folders use {item.rstrip('/')}/*/*" if below else ""
+        raise _NotFound(f"no shards in {item}; expected names ending in {' '.join(endings)}{hint}")
     return [_Found(_join(path, name), info, True) for name, info in files.items()]
+
+
+def _folders_with_shards(fs: AbstractFileSystem, path: str, endings: Sequence[str]) -> list[str]:
+    folders = sorted(_name(name) for name in fs.ls(path, detail=False) if not _name(name).startswith(MACOS))[:FEW_NAMES]
+    below = [(name, _join(path, name)) for name in folders]
+    return [
+        name for name, folder in below if fs.isdir(folder) and any(_ends(one, endings) for one in fs.ls(folder, False))
+    ]
 
 
 def _glob(listing: _Listing, fs: AbstractFileSystem, pattern: str, endings: Sequence[str]) -> list[_Found]:
     folder_pattern, name_pattern = posixpath.split(pattern)
     folders = [folder_pattern]
     if _has_glob(folder_pattern):
-        folders = [str(folder) for folder in fs.glob(folder_pattern) if fs.isdir(folder)]
+        found = [str(folder) for folder in fs.glob(folder_pattern) if fs.isdir(folder)]
+        folders = [folder for folder in found if not _name(folder).startswith(MACOS)]
     return [
         _Found(_join(folder, name), info, True)
         for folder in folders

@@ -2,16 +2,18 @@
 
 In an uncompressed tar the reader seeks from header to header; a compressed tar must be read in full. Key and extension
 follow the WebDataset convention: the key is the path up to the first dot of the base name. Format: POSIX ustar/pax;
-`tarfile` resolves pax and GNU long names."""
+`tarfile` resolves pax and GNU long names. Several tars in one file (`cat a.tar b.tar`) are read one after the other,
+and a link stands for the member that it names."""
 
 from __future__ import annotations
 
 import gzip
 import os
+import posixpath
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, cast
@@ -25,10 +27,16 @@ LONG = 1 << 20
 # in bytes: assumed upper bound of the uncompressed size of a compressed tar
 MAX_COMPRESSED = 1 << 50
 GZIP_MAGIC = b"\x1f\x8b"
-_NAME = re.compile(r"^((?:.*/|)[^./][^.]*)\.([^/]+)$")
+# in bytes: how much is read at once behind the end of a tar
+TAIL = 64 << 10
+_NAME = re.compile(r"^((?:.*/|)[^./][^./]*)\.([^/]+)$")
+# the folder in which macOS packs attributes of files
+_MACOS = "__MACOSX/"
 # CutOff: a stream that ends early on every retry is treated like a truncated file
 _CUT = (gzip.BadGzipFile, zlib.error, EOFError, CutOff)
 _DAMAGE = (tarfile.TarError, *_CUT)
+# a damaged pax header leaves `tarfile` with errors of its own parsing
+_BAD_HEADER = (*_DAMAGE, ValueError, IndexError, KeyError, OverflowError)
 
 
 class DamagedTar(Exception):
@@ -71,45 +79,45 @@ def open_tar(uri: str) -> Iterator[tuple[IO[bytes], bool]]:
             yield file, True
 
 
-def members(file: IO[bytes]) -> Iterator[Member]:
+Report = Callable[[str, str, str], None]
+"""Takes the kind of a problem, the member's name ("" for the tar as a whole), and what it is in words."""
+
+
+def members(file: IO[bytes], report: Report | None = None) -> Iterator[Member]:
     """Yield the regular files of a tar in order, except names that cannot be samples (no dot, or hidden).
 
-    Before it asks for the next member, the caller may call `read_member` on the current one, but not on earlier ones.
+    A link is yielded under its own name with the payload of its target. `report` gets what is not read:
+    `sparse_member`, `dangling_link`, `trailing_data`. Before it asks for the next member, the caller may call
+    `read_member` on the current one, but not on earlier ones.
     Errors: `NotATar`; `DamagedTar`, after the last member with a complete header; `OSError` if the read fails."""
-    length = _length(file)
-    file.seek(0)
-    try:
-        tar = tarfile.TarFile(fileobj=file, mode="r", encoding="utf-8", errors="replace")
-    except _DAMAGE as error:
-        raise NotATar(str(error)) from error
-    member: Member | None = None
-    while True:
-        # a damaged header may state any size, and `tarfile` would seek beyond the end of the file
-        if tar.offset > length:
-            raise DamagedTar(member)
-        try:
-            info = tar.next()
-        except _DAMAGE as error:
-            raise DamagedTar(member) from error
-        if info is None:
-            break
-        if info.size < 0:
-            raise DamagedTar(member)
-        tar.members.clear()  # type: ignore[attr-defined]  # TarFile would keep every header in memory
-        member = _member(info)
-        if member is not None:
-            yield member
-    _check_end(file, tar.offset)
+    report = report or _no_report
+    payloads: dict[str, tuple[int, int]] | None = None
+    for info, is_whole in _headers(file, report):
+        name = split_name(info.name)
+        if name is None:
+            continue
+        if info.isreg() and is_whole:
+            yield Member(*name, info.offset_data, info.size)
+        elif info.isreg():
+            report("sparse_member", info.name, "a sparse file, not read; write the tar without --sparse")
+        elif info.islnk() or info.issym():
+            # most tars have no links, so the targets are collected at the first one
+            payloads = _payloads(file) if payloads is None else payloads
+            target = _target(info)
+            if target in payloads:
+                yield Member(*name, *payloads[target])
+            else:
+                report("dangling_link", info.name, f"a link to {info.linkname}, which is no file of the tar")
 
 
-def read_member(file: IO[bytes], member: Member, limit: int | None = None) -> bytes:
-    """Read the payload of the current member, or its first `limit` bytes. Errors: `DamagedTar`."""
-    length = member.size if limit is None else min(limit, member.size)
+def read_member(file: IO[bytes], member: Member, limit: int | None = None, *, start: int = 0) -> bytes:
+    """Read the payload of the current member from byte `start`, up to its byte `limit`. Errors: `DamagedTar`."""
+    length = (member.size if limit is None else min(limit, member.size)) - start
     try:
         # a damaged header may ask for more memory than there is
         if length > LONG and member.offset + member.size > _length(file):
             raise DamagedTar(member)
-        file.seek(member.offset)
+        file.seek(member.offset + start)
         data = file.read(length)
     except _CUT as error:
         raise DamagedTar(member) from error
@@ -120,7 +128,7 @@ def read_member(file: IO[bytes], member: Member, limit: int | None = None) -> by
 
 def split_name(name: str) -> tuple[str, str] | None:
     """Split a member's name into key and extension; None if it cannot belong to a sample."""
-    found = _NAME.match(name.removeprefix("./"))
+    found = None if _MACOS in name else _NAME.match(name.removeprefix("./"))
     return (found[1], found[2].lower()) if found else None
 
 
@@ -129,17 +137,89 @@ def _length(file: IO[bytes]) -> int:
     return file.seek(0, os.SEEK_END) if not isinstance(file, gzip.GzipFile) else MAX_COMPRESSED
 
 
-def _member(info: tarfile.TarInfo) -> Member | None:
-    name = split_name(info.name) if info.isreg() else None
-    return None if name is None else Member(*name, info.offset_data, info.size)
+def _headers(file: IO[bytes], report: Report) -> Iterator[tuple[tarfile.TarInfo, bool]]:
+    """Yield every header, and whether the tar has as many bytes of the file as its size says, in one piece."""
+    length = _length(file)
+    start: int | None = 0
+    while start is not None:
+        tar = _archive(file, start)
+        if tar is None:
+            report("trailing_data", "", f"the data from byte {start:,} on, after the tar's end, is no tar; not read")
+            return
+        last: tarfile.TarInfo | None = None
+        while True:
+            # a damaged header may state any size, and `tarfile` would seek beyond the end of the file
+            if tar.offset > length:
+                raise DamagedTar(_of(last))
+            try:
+                info = tar.next()
+            except _BAD_HEADER as error:
+                raise DamagedTar(_of(last)) from error
+            if info is None:
+                break
+            if info.size < 0:
+                raise DamagedTar(_of(last))
+            tar.members.clear()  # type: ignore[attr-defined]  # TarFile would keep every header in memory
+            last = info
+            yield info, not info.issparse() and info.offset_data + info.size <= tar.offset
+        start = _next_archive(file, tar.offset)
 
 
-def _check_end(file: IO[bytes], offset: int) -> None:
-    # `tarfile` stops at an invalid header and at the end of the file; only a complete tar ends with a block of zeros
+def _archive(file: IO[bytes], start: int) -> tarfile.TarFile | None:
+    """Open the tar at a position; None if there is none. Errors: `NotATar` at the start of the file."""
+    file.seek(start)
+    try:
+        tar = tarfile.TarFile(fileobj=file, mode="r", encoding="utf-8", errors="replace")
+    except _BAD_HEADER as error:
+        if start == 0:
+            raise NotATar(str(error)) from error
+        return None
+    # `tarfile` reports an invalid first header as an error only at the start of a file
+    return tar if start == 0 or tar.firstmember is not None else None  # type: ignore[attr-defined]
+
+
+def _next_archive(file: IO[bytes], offset: int) -> int | None:
+    """Return where the next tar begins after the one that ends at `offset`; None if only zeros follow.
+
+    Errors: `DamagedTar`: `tarfile` stops at an invalid header and at the end of the file, but only a complete tar ends
+    with a block of zeros."""
     try:
         file.seek(offset)
-        block = file.read(BLOCK)
+        if file.read(BLOCK) != bytes(BLOCK):
+            raise DamagedTar(None)
+        offset += BLOCK
+        while data := file.read(TAIL):
+            zeros = len(data) - len(data.lstrip(b"\0"))
+            if zeros < len(data):
+                return (offset + zeros) // BLOCK * BLOCK
+            offset += len(data)
     except _DAMAGE as error:
         raise DamagedTar(None) from error
-    if block != bytes(BLOCK):
-        raise DamagedTar(None)
+    return None
+
+
+def _payloads(file: IO[bytes]) -> dict[str, tuple[int, int]]:
+    """Return the offset and size of every regular file by name, as far as the tar is readable."""
+    found: dict[str, tuple[int, int]] = {}
+    try:
+        for info, is_whole in _headers(file, _no_report):
+            if info.isreg() and is_whole:
+                found.setdefault(posixpath.normpath(info.name), (info.offset_data, info.size))
+    except DamagedTar:
+        pass
+    return found
+
+
+def _target(info: tarfile.TarInfo) -> str:
+    # a hard link names its target by its path in the tar, a symbolic link from its own folder
+    folder = posixpath.dirname(info.name) if info.issym() else ""
+    return posixpath.normpath(posixpath.join(folder, info.linkname))
+
+
+def _of(info: tarfile.TarInfo | None) -> Member | None:
+    name = None if info is None or not info.isreg() else split_name(info.name)
+    return None if name is None or info is None else Member(*name, info.offset_data, info.size)
+
+
+def _no_report(kind: str, name: str, text: str) -> None:
+    pass

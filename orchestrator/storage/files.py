@@ -51,6 +51,10 @@ def join(uri: str, *names: str) -> str:
 
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """Return the file system of a URI and the path inside it."""
+    if "::" in uri and "://" not in uri:
+        # fsspec would read the mark of a chained URL in the name of a local folder
+        local = url_to_fs("/")[0]
+        return local, local._strip_protocol(uri)
     return url_to_fs(uri)
 
 
@@ -154,7 +158,8 @@ def _put_local(path: str, put: Callable[[str], None]) -> None:
     try:
         put(temporary)
         rename_synced(temporary, path)
-    except OSError:
+    except BaseException:
+        # a stop request too leaves no temporary file
         with suppress(FileNotFoundError):
             os.remove(temporary)
         raise
@@ -184,7 +189,7 @@ def _put_renamed(fs: fsspec.AbstractFileSystem, path: str, put: Callable[[str], 
         if fs.exists(temporary):
             fs.rm_file(path)
             fs.mv(temporary, path)
-    except OSError:
+    except BaseException:
         with suppress(OSError):
             fs.rm_file(temporary)
         raise

@@ -30,6 +30,7 @@ from orchestrator.sweep.space import check_space, num_points
 from orchestrator.sweep.state import ended_state, read_state
 from orchestrator.sweep.trials import TRIALS, Trial, TrialPlanner, job_of, suggested_job
 from orchestrator.sweep.tuner import Search, check_optuna, num_concurrent, run_search
+from orchestrator.training.inputs import check_inputs
 from orchestrator.training.tracking.trackers import check_trackers
 
 logger = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ def _run(trials: SweepTrials, timer: SweepTimer, display: Display) -> None:
     if dashboard:
         display.line(f"Ray's dashboard: http://{dashboard}")
     claim_folder(config, display)
+    check_inputs(config, [stage for trial in trials.space for stage in trial.pipeline.stages], display)
     with timer.recording(trials.shared.counts):
         trials.share(display)
         results = trials.run(display)

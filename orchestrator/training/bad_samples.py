@@ -28,8 +28,8 @@ class NewBadSamples(NamedTuple):
 class BadSamples:
     """The counts of a phase so far, over all ranks: `total`, `unreadable` (because of the image), some by key."""
 
-    def __init__(self, *, max_share: float):
-        self.max_share = max_share
+    def __init__(self, *, max_share: float, max_captionless: float = 1.0):
+        self.max_share, self.max_captionless = max_share, max_captionless
         self.total = self.unreadable = 0
         self.examples: list[str] = []
         # of this rank, since the last exchange: key and problem
@@ -51,19 +51,24 @@ class BadSamples:
     def merge(self, of_all: Sequence[NewBadSamples], phase: str, seen: int) -> None:
         """Add the new bad samples of all ranks; `seen` counts the samples of the whole phase so far.
 
-        Errors: `AgreedError` when significantly more than `max_share` of them were unreadable."""
+        Errors: `AgreedError` when significantly more than `max_share` of them were unreadable, or significantly more
+        than `max_captionless` had no caption. The catalog's limit is on the pool; a keep list may hold other pairs."""
         new = sum(one.total for one in of_all)
         self.total += new
         self.unreadable += sum(one.unreadable for one in of_all)
         self.examples = (self.examples + [example for one in of_all for example in one.examples])[:MAX_EXAMPLES]
         if new:
             logger.info("%s: %d bad samples more, %d of %d samples in all", phase, new, self.total, seen)
-        # three standard deviations above the expected count: early in a phase, a few bad samples can be chance
-        expected = self.max_share * seen
-        if self.unreadable > 1 + expected + 3 * math.sqrt(expected):
+        if self.unreadable > _limit(self.max_share, seen):
             raise AgreedError(
                 f"{phase}: {self.unreadable:,} of {seen:,} samples could not be decoded "
                 f"({'; '.join(self.examples[:3])}); fix the data or raise training.max_bad_pairs"
+            )
+        captionless = self.total - self.unreadable
+        if captionless > _limit(self.max_captionless, seen):
+            raise AgreedError(
+                f"{phase}: {captionless:,} of {seen:,} samples have no caption ({'; '.join(self.examples[:3])}); "
+                "select pairs with captions or raise source.limits.max_captionless"
             )
 
     def state(self) -> dict[str, Any]:
@@ -73,3 +78,8 @@ class BadSamples:
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from the counts of a checkpoint."""
         self.total, self.unreadable, self.examples = state["skipped"], state["unreadable"], list(state["examples"])
+
+
+def _limit(share: float, seen: int) -> float:
+    # three standard deviations above the expected count: early in a phase, a few bad samples can be chance
+    return 1 + share * seen + 3 * math.sqrt(share * seen)

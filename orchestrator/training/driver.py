@@ -1,14 +1,12 @@
-"""The driver of a training phase: starts Ray Train's workers, shows their progress and log, forwards SIGTERM."""
+"""The driver of a training phase: starts Ray Train's workers, shows their progress and log, forwards stop requests."""
 
 from __future__ import annotations
 
 import errno
 import logging
-import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
 from typing import Any
 
 import pyarrow.fs as pafs
@@ -16,7 +14,7 @@ import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from orchestrator.engine import ray_cluster
+from orchestrator.engine import ray_cluster, stop_signals
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display, StageProgress
 from orchestrator.errors import Stopped, UserError
@@ -30,14 +28,14 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 def fit(job: Job, num_workers: int, display: Display) -> bool:
-    """Train the phase to its end; return whether a SIGTERM came too late for a stop before the end.
+    """Train the phase to its end; return whether a stop request came too late for a stop before the end.
 
-    Errors: `UserError` with the workers' error; `Stopped` after a SIGTERM, once a checkpoint is written."""
+    Errors: `UserError` with the workers' error; `Stopped` after a stop request, once a checkpoint is written."""
     trainer = _trainer(job, num_workers)
     with display.stage(job.name, unit="samples", total=job.order.num_samples) as progress:
         try:
-            with _forwarded_sigterm(job.signals), _followed(_Follower(job.signals, progress, display)):
-                trainer.fit()
+            with _forwarded_stop(job.signals), _followed(_Follower(job.signals, progress, display)):
+                _in_thread(trainer.fit)
         except WorkerGroupError as error:
             raise _cause(error, job, _state(job.signals)) from None
         state = _state(job.signals)
@@ -134,23 +132,33 @@ def _followed(follower: _Follower) -> Iterator[None]:
         follower.show()
 
 
+def _in_thread(call: Callable[[], object]) -> None:
+    """Call in a thread and wait: in the main thread, Ray Train replaces the handler of SIGINT by its own."""
+    errors: list[BaseException] = []
+
+    def catching() -> None:
+        try:
+            call()
+        except BaseException as error:  # noqa: BLE001 raised again in the thread that waits
+            errors.append(error)
+
+    # a daemon: after a second stop request, the command ends without it
+    thread = threading.Thread(target=catching, daemon=True, name="train")
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+
+
 @contextmanager
-def _forwarded_sigterm(signals: Any) -> Iterator[None]:
-    """Turn a SIGTERM during the block into a stop request to the workers; a second SIGTERM ends the command at once."""
+def _forwarded_stop(signals: Any) -> Iterator[None]:
+    """Turn a signal during the block into a stop request to the workers; a second one ends the command at once."""
     # only a main thread can handle signals; a trial runs in another thread, and the sweep stops it
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-
-    def forward(number: int, frame: FrameType | None) -> None:
-        signals.request_stop.remote()
-        signal.signal(signal.SIGTERM, before)
-
-    before = signal.signal(signal.SIGTERM, forward)
-    try:
+    with stop_signals.forwarded(signals.request_stop.remote):
         yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _cause(error: WorkerGroupError, job: Job, state: PhaseState) -> Exception:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from orchestrator.config import Config, PhaseConfig
 from orchestrator.data.catalog import Catalog
 from orchestrator.data.keep_list import KeepList
-from orchestrator.engine import ray_cluster
+from orchestrator.engine import ray_cluster, stop_signals
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
 from orchestrator.engine.role import Role
@@ -143,7 +143,7 @@ class TrainPhase:
     def __call__(self, display: Display) -> Artifact:
         """Train the phase to its end and publish its artifact.
 
-        Errors: `UserError` with the workers' error; `Stopped` after a SIGTERM."""
+        Errors: `UserError` with the workers' error; `Stopped` after a stop request."""
         # imported here: it loads Ray Train and torch, which a plan does not need
         from orchestrator.training.driver import fit
 
@@ -156,7 +156,8 @@ class TrainPhase:
         for name in REMOVED_AT_END:
             files.remove(artifact.path(name))
         if stop_requested:
-            raise Stopped(f"{self.phase.name}: done, then stopped by SIGTERM; run the same command again to continue")
+            by = stop_signals.name()
+            raise Stopped(f"{self.phase.name}: done, then stopped by {by}; run the same command again to continue")
         return artifact
 
     def _job(self) -> Job:

@@ -13,6 +13,7 @@ from orchestrator.clip import model, precision
 from orchestrator.clip.model import Clip
 from orchestrator.clip.preprocessing import image_input
 from orchestrator.clip.recipe import Recipe
+from orchestrator.config import Config
 from orchestrator.storage import files
 from orchestrator.training.agreement import from_first
 from orchestrator.training.job import Job
@@ -48,18 +49,22 @@ def build_model(job: Job) -> Clip:
     return clip
 
 
+def new_model(config: Config) -> Clip:
+    """Return the model that a run starts from. Errors: `ValueError` if it cannot be built or loaded."""
+    return model.build(
+        name=config.model.name,
+        config=config.model.config,
+        pretrained=config.model.pretrained,
+        image_size=config.model.image_size,
+        context_length=config.model.context_length,
+        seed=config.training.seed,
+        loss=config.training.loss,
+    )
+
+
 def _built(job: Job) -> Clip:
-    config = job.config.model
     if job.start_uri is None:
-        return model.build(
-            name=config.name,
-            config=config.config,
-            pretrained=config.pretrained,
-            image_size=config.image_size,
-            context_length=config.context_length,
-            seed=job.config.training.seed,
-            loss=job.config.training.loss,
-        )
+        return new_model(job.config)
     with tempfile.TemporaryDirectory() as folder:
         files.copy(job.start_uri, folder)
         return model.load(folder)

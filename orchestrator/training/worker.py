@@ -80,7 +80,8 @@ class _Worker:
         if self.device.type == "cpu":
             torch.set_num_threads(num_threads(job, context.get_local_world_size()))
         configure_ray_data(num_ranks=self.num_ranks, worker_cpus=training.cpus_per_worker)
-        self.bad_samples = BadSamples(max_share=training.max_bad_pairs)
+        max_captionless = job.config.source.limits.max_captionless
+        self.bad_samples = BadSamples(max_share=training.max_bad_pairs, max_captionless=max_captionless)
         self.clip = self._build_model()
         try:
             recipe = agreed_recipe(job, self.device, self.num_ranks)

@@ -184,7 +184,15 @@ def vectors_of(num_pairs: int, part_pairs: int, batch_size: int) -> Iterator[Row
         part, row = np.divmod(np.arange(first, min(first + batch_size, num_pairs)), part_pairs)
         texts = {name: np.full(len(part), "", object) for name in ("key", "problem")}
         towers = {tower: block[: len(part)] for tower in ("image", "text")}
-        yield {"part": part, "row": row, "expected": np.full(len(part), part_pairs), **texts, **towers}
+        scores = {"clip_score": np.ones(len(part), np.float32)}
+        yield {
+            "part": part,
+            "row": row,
+            "expected": np.full(len(part), part_pairs),
+            **texts,
+            **towers,
+            "clip_score": scores,
+        }
 
 
 def writer_alone(num_pairs: int, part_pairs: int, batch_size: int, put_seconds: float) -> None:

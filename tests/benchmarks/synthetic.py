@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 
-from orchestrator.config import ClusterConfig, StepConfig
+from orchestrator.config import ClusterConfig, StepConfig, TableSource
 from orchestrator.data.catalog import Catalog, PartRows, part_rows, to_parquet
 from orchestrator.data.keep_list import pack
 from orchestrator.data.step import Step
@@ -17,6 +17,7 @@ from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
 from orchestrator.engine.parts import PartResult, PartsJob, Work
 from orchestrator.engine.ray_cluster import connect
+from orchestrator.source import CaptionTable
 
 DISPLAY = Display()
 
@@ -37,6 +38,7 @@ def synthetic_step(store_uri: str, settings: StepConfig, rows_per_part: list[int
         name=settings.method,
         settings=settings,
         store_uri=store_uri,
+        source=CaptionTable(TableSource(), ()),
         catalog=catalog,
         incoming=pool,
         num_actors=None,

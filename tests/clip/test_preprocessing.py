@@ -23,7 +23,9 @@ from orchestrator.data.image_decode import decode
 from orchestrator.errors import UserError
 from orchestrator.evaluation.embed import LoadedModels, Models
 from orchestrator.evaluation.image_reader import read_images
-from orchestrator.evaluation.sets import Sample
+from orchestrator.evaluation.samples import Sample
+from orchestrator.evaluation.sets import EvaluationSet
+from orchestrator.source import Shard, WebDataset
 from orchestrator.training.start import build_model
 
 # the preprocessing of open_clip's tags: CLIP, SigLIP, CLIPA
@@ -53,9 +55,11 @@ def jpeg(width: int, height: int) -> bytes:
 def evaluated(models: Models | LoadedModels, data: bytes, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
     """Return the image as the reading tasks of the evaluation decode it, without starting tasks."""
     monkeypatch.setattr(
-        "orchestrator.evaluation.image_reader.read_samples", lambda uri, needs_label: [Sample("a", data, 0, "", -1)]
+        "orchestrator.evaluation.image_reader.read_samples", lambda dataset, part: [Sample("a", data, 0, "", -1)]
     )
-    batch = next(read_images({"uri": ["a"]}, decoder=models.decoder(), batch_size=1, needs_label=True))
+    shard = Shard(uri="a.tar", name="a.tar", num_bytes=0, version="")
+    dataset = EvaluationSet(source=WebDataset((shard,)), class_names=("a",), templates=(), identity="")
+    batch = next(read_images({"part": [0]}, dataset=dataset, decoder=models.decoder(), batch_size=1))
     return batch["image"][0]
 
 

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from ray._private import worker
 
 from orchestrator.config import ClusterConfig
 from orchestrator.engine import ray_cluster as cluster
+from orchestrator.engine.ray_address import address_of
+from orchestrator.engine.ray_start import EXPECTED, log_messages
 from orchestrator.errors import UserError
 
 
@@ -43,26 +46,38 @@ def test_an_unreachable_address_is_a_user_error(monkeypatch: pytest.MonkeyPatch)
             cluster.connect(ClusterConfig(address=address))
 
 
+def test_messages_of_the_cluster_go_to_the_log_and_not_to_stdout(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    retried = "Task read failed. There are infinite retries remaining, so the task will be retried."
+    log_messages()
+    # as Ray's thread that listens to the cluster calls it
+    for line in (retried, f"WARNING: 12 PYTHON {EXPECTED} 1f"):
+        worker.print_to_stdstream({"lines": [line], "pid": "raylet", "is_err": False}, ignore_prefix=False)
+    assert [record.getMessage() for record in caplog.records] == [f"Ray: {retried}"]
+    assert capsys.readouterr().out == ""
+
+
 def test_a_running_cluster_on_this_node_is_used(
     ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    assert cluster._address(ClusterConfig()) == "local"
+    assert address_of(ClusterConfig()) == "local"
     noted = tmp_path / "ray" / "ray_current_cluster"
     noted.parent.mkdir()
     noted.write_text(ray_cluster)
-    assert cluster._address(ClusterConfig()) == "auto"
-    assert cluster._address(ClusterConfig(num_cpus=2)) == "local"
-    assert cluster._address(ClusterConfig(address="local")) == "local"
+    assert address_of(ClusterConfig()) == "auto"
+    assert address_of(ClusterConfig(num_cpus=2)) == "local"
+    assert address_of(ClusterConfig(address="local")) == "local"
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    assert cluster._address(ClusterConfig()) == "10.0.0.1:6379"
+    assert address_of(ClusterConfig()) == "10.0.0.1:6379"
     monkeypatch.delenv("RAY_ADDRESS")
     with socket.socket() as other_program:
         other_program.bind(("127.0.0.1", 0))
         other_program.listen()
         noted.write_text(f"127.0.0.1:{other_program.getsockname()[1]}")
-        assert cluster._address(ClusterConfig()) == "local"
+        assert address_of(ClusterConfig()) == "local"
 
 
 @pytest.mark.parametrize(

@@ -133,8 +133,8 @@ def test_a_source_by_its_format(source: str, kind: type) -> None:
 
 
 def test_a_key_of_another_source_is_refused() -> None:
-    with pytest.raises(UserError, match=r"caption_column"):
-        compose("source=webdataset", "source.uri=x", "+source.caption_column=text")
+    with pytest.raises(UserError, match=r"image_column"):
+        compose("source=webdataset", "source.uri=x", "+source.image_column=png")
 
 
 def test_the_same_method_twice_by_alias() -> None:

@@ -22,6 +22,8 @@ def prepared(uri: Any, **source: Any) -> Config:
         ("pool", "HERE/pool"),
         ("pool/{00..10}.tar", "HERE/pool/{00..10}.tar"),
         ("./*/[01]*.tar", "HERE/*/[01]*.tar"),
+        ("a.tar::b/c.tar::s3://b/d.tar", "HERE/a.tar::HERE/b/c.tar::s3://b/d.tar"),
+        ("simplecache::s3://b/a.tar", "simplecache::s3://b/a.tar"),
         (["a", "s3://b/{0..3}.tar"], ("HERE/a", "s3://b/{0..3}.tar")),
         ("/pool/a.tar", "/pool/a.tar"),
         ("gs://b//c.tar", "gs://b//c.tar"),

@@ -143,7 +143,7 @@ def check_both_towers(found: Embedding, listed: Listed) -> None:
     both = listed.expected("image").any(axis=1) & listed.expected("text").any(axis=1)
     scores = whole(found.clip_score)
     assert (np.isfinite(scores) == both).all()
-    assert np.abs(scores - (listed.expected("image") * listed.expected("text")).sum(axis=1))[both].max() < 2 * UNIT
+    assert np.abs(scores - (listed.expected("image") * listed.expected("text")).sum(axis=1))[both].max() < 1e-6
 
 
 def test_clip_retrieval_in_any_order(listed: Listed, catalog: Catalog, tmp_path: Path) -> None:
@@ -236,8 +236,14 @@ def test_runs_have_bounded_size(listed: Listed, catalog: Catalog, tmp_path: Path
     config = config_of({"format": "table"}, tmp_path, embedding={"columns": columns, "arrays": arrays})
     opened = {name: open_precomputed(settings, name) for name, settings in config.embedding.items()}  # type: ignore[arg-type]
     part = part_rows(catalog)[0]
-    assert precomputed._share(opened["columns"], 2 * DIM, part) == ROWS[0] * 2 * DIM * 2 / precomputed.RUN_BYTES
-    assert precomputed._share(opened["arrays"], 2 * DIM, part) == 1
+    # with both towers in float32, in which they are scored
+    assert [precomputed._precision(dims) for dims in ({"image": DIM}, {"image": DIM, "text": DIM})] == [
+        np.float16,
+        np.float32,
+    ]
+    row_bytes = 2 * DIM * 4
+    assert precomputed._share(opened["columns"], row_bytes, part) == ROWS[0] * row_bytes / precomputed.RUN_BYTES
+    assert precomputed._share(opened["arrays"], row_bytes, part) == 1
 
 
 def test_one_tower_has_no_score(listed: Listed, catalog: Catalog, tmp_path: Path) -> None:

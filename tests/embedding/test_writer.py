@@ -19,11 +19,10 @@ import ray
 from fsspec.implementations.memory import MemoryFileSystem
 
 from orchestrator.embedding import writer
-from orchestrator.embedding.vectors import Embedding
+from orchestrator.embedding.vectors import Embedding, clip_scores
 from orchestrator.embedding.writer import Writer
 from orchestrator.engine.artifact import Artifact
-from orchestrator.engine.parts import done_summaries, part_path
-from orchestrator.storage import files
+from orchestrator.engine.parts import done_summaries
 from orchestrator.storage.retry import StoreError
 
 DIM, ROWS, NUM_PARTS = 8, 5, 24
@@ -85,6 +84,10 @@ def vectors(part: int, tower: str) -> np.ndarray:
     return np.random.default_rng([part, len(tower)]).normal(size=(ROWS, DIM)).astype(np.float16)
 
 
+def cosines(part: int) -> np.ndarray:
+    return clip_scores(vectors(part, "image"), vectors(part, "text"))
+
+
 def batches(parts: list[int], rows_per_batch: int, order: random.Random | None = None) -> Iterator[dict[str, Any]]:
     """All rows of the parts, across their borders; shuffled, the last batch need not be of the last part."""
     places = [(part, row) for part in parts for row in range(ROWS)]
@@ -97,7 +100,8 @@ def batches(parts: list[int], rows_per_batch: int, order: random.Random | None =
             for tower in ("image", "text")
         }
         texts = {name: np.full(len(part), "", object) for name in ("key", "problem")}
-        yield {"part": part, "row": row, "expected": np.full(len(part), ROWS), **texts, **towers}
+        scores = np.stack([cosines(p)[r] for p, r in zip(part, row, strict=True)])
+        yield {"part": part, "row": row, "expected": np.full(len(part), ROWS), **texts, **towers, "clip_score": scores}
 
 
 def writer_of(artifact: Artifact, parts: list[int]) -> Writer:
@@ -112,7 +116,7 @@ def check(artifact: Artifact, parts: list[int]) -> None:
     for part in parts:
         assert (Embedding(artifact).image(part) == vectors(part, "image")).all()
         assert (Embedding(artifact).text(part) == vectors(part, "text")).all()
-        assert files.exists(part_path(artifact, part, "clip_score.npy"))
+        assert (Embedding(artifact).clip_score(part) == cosines(part)).all()
 
 
 @pytest.mark.parametrize("order", [None, random.Random(3)], ids=["in order", "shuffled"])

@@ -147,9 +147,9 @@ def test_a_caption_table_cannot_be_trained_on(run_command: Shell, conf: str, tmp
 def test_a_column_that_is_not_there(run_command: Shell, tmp_path: Path) -> None:
     import polars as pl
 
-    pl.DataFrame({"text": ["a"], "url": ["b"]}).write_parquet(tmp_path / "captions.parquet")
+    pl.DataFrame({"prompt": ["a"], "url": ["b"]}).write_parquet(tmp_path / "captions.parquet")
     done = run_command(f"{SELECT} source=table source.uri=captions.parquet", cwd=tmp_path)
-    refused(done, "source.caption_column", "caption", "text", "url")
+    refused(done, "source.caption_column", "caption", "prompt", "url")
 
 
 @pytest.mark.parametrize("key", ["out", "store"])

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from orchestrator.pruning.metaclip import Matcher, entry_probabilities, keep, spaced
-from orchestrator.pruning.order import random_keys
+from orchestrator.pruning.order import random_keys, step_seed
 
 ADVERSARIAL = [
     None,
@@ -135,6 +135,6 @@ def test_choices_follow_the_probabilities_seed_and_ordinal() -> None:
 
 def test_choices_are_independent_of_random_pruning_with_the_same_seed() -> None:
     ordinals = np.arange(100_000)
-    drawn = keep(np.full(100_000, 0.5), 3, ordinals)
+    drawn = keep(np.full(100_000, 0.5), step_seed(3, "metaclip"), ordinals)
     random = random_keys(3, ordinals) >= np.uint64(2**63)
     assert abs((drawn & random).mean() - 0.25) < 0.006, "4 standard deviations"

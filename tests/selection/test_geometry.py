@@ -11,9 +11,10 @@ import pytest
 
 from orchestrator.clustering.stats import ClusterStats
 from orchestrator.clustering.train import read_centroids
+from orchestrator.embedding.vectors import unit_vectors
 from orchestrator.engine.role import Role
 from orchestrator.errors import UserError
-from orchestrator.pruning.order import STREAM, random_keys
+from orchestrator.pruning.order import random_keys, step_seed
 from orchestrator.selection import buckets
 from orchestrator.selection.dbp import read_quotas
 from orchestrator.selection.similarity import bucket_parts, read_compared
@@ -49,10 +50,10 @@ def pool(vectors: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Embed
     return write_pool(folder, [None if i in MISSING else vector for i, vector in enumerate(vectors)])
 
 
-def ranked(order: str, distance: np.ndarray, ordinals: np.ndarray, seed: int) -> list[int]:
+def ranked(order: str, distance: np.ndarray, ordinals: np.ndarray, seed: int, step: str) -> list[int]:
     """Positions of the pairs, the first to keep first."""
     if order == "random":
-        return np.argsort(~random_keys(seed ^ STREAM, ordinals), kind="stable").tolist()
+        return np.argsort(~random_keys(step_seed(seed, step), ordinals), kind="stable").tolist()
     sign = -1 if order == "hard" else 1
     return sorted(range(len(ordinals)), key=lambda place: (sign * distance[place], ordinals[place]))
 
@@ -65,7 +66,7 @@ def test_semdedup_equals_the_full_matrix_of_each_cluster(pool: EmbeddedPool, vec
     exact, kept = stored(vectors).astype(np.float64), []
     for j in range(K):
         members = np.flatnonzero(cluster == j)
-        members = members[ranked(order, distance[members], members, 4)]
+        members = members[ranked(order, distance[members], members, 4, "semdedup")]
         cosines = exact[members] @ exact[members].T
         kept += [i for place, i in enumerate(members) if not (cosines[place, :place] > 1 - 0.02).any()]
     assert found.ordinals() == sorted(kept)
@@ -103,7 +104,7 @@ def test_dbp_keeps_each_clusters_quota(pool: EmbeddedPool, order: str) -> None:
     for j in range(K):
         members = np.flatnonzero(cluster == j)
         np.testing.assert_allclose(table["intra"][j], distance[members].mean(), atol=1e-6)
-        kept += members[ranked(order, distance[members], members, 4)][: table["quota"][j]].tolist()
+        kept += members[ranked(order, distance[members], members, 4, "dbp")][: table["quota"][j]].tolist()
     assert found.ordinals() == sorted(kept)
 
 
@@ -115,9 +116,9 @@ def test_ssp_fills_its_budget_with_the_farthest_of_all(pool: EmbeddedPool, balan
     kept: set[int] = set()
     for j in range(K):
         members = np.flatnonzero(cluster == j)
-        kept |= set(members[ranked("hard", distance[members], members, 0)][: int(wanted / K * balance)].tolist())
+        kept |= set(members[ranked("hard", distance[members], members, 0, "ssp")][: int(wanted / K * balance)].tolist())
     everyone = np.flatnonzero(cluster >= 0)
-    for i in everyone[ranked("hard", distance[everyone], everyone, 0)].tolist():
+    for i in everyone[ranked("hard", distance[everyone], everyone, 0, "ssp")].tolist():
         if len(kept) < wanted:
             kept.add(i)
     assert found.ordinals() == sorted(kept)
@@ -205,6 +206,26 @@ def test_identical_pairs_leave_one_of_each_cluster(tmp_path: Path) -> None:
     assert sizes.sum() == 60
     assert found.keep.num_pairs == (sizes > 0).sum()
     assert found.ordinals()[0] == 0
+
+
+def test_eps_zero_drops_all_exact_copies_and_nothing_else(tmp_path: Path) -> None:
+    originals = blobs(40, 64, 3)
+    # the nearest neighbours of one of them in float16: these stay
+    near = np.repeat(originals[:1], 5, axis=0)
+    near[np.arange(5), np.arange(5)] *= 1.01
+    vectors = np.concatenate([originals, np.tile(originals, (4, 1)), near])
+    order = np.random.default_rng(0).permutation(len(vectors))
+    found = write_pool(tmp_path, list(vectors[order])).select({"semdedup": {"clustering": CLUSTERING, "eps": 0}})
+    cluster, distance = assigned(found, "semdedup")
+    halves = unit_vectors(vectors[order])
+    _, copies = np.unique(halves, axis=0, return_inverse=True)
+    firsts = [
+        min(np.flatnonzero(copies == one), key=lambda pair: (cluster[pair], -distance[pair], pair))
+        for one in range(copies.max() + 1)
+    ]
+    assert copies.max() + 1 > 40, "some of the near ones differ in float16"
+    assert found.ordinals() == sorted(firsts)
+    assert found.keep.artifact.totals["reasons"]["duplicate"] == len(vectors) - len(firsts)
 
 
 def test_empty_clusters_get_no_quota(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_an_actor_reads_one_file_of_counts(
     read: list[str] = []
     kept = files.read
     monkeypatch.setattr(files, "read", lambda uri: read.append(uri) or kept(uri))
-    DrawRule.load(Catalog(counts), str(tmp_path / "entries.txt"), summed, settings)
+    DrawRule.load(Catalog(counts), str(tmp_path / "entries.txt"), summed, settings.t, 0)
     assert [uri for uri in read if uri.endswith(".npy")] == [part_path(summed, 0, "npy")]
 
 

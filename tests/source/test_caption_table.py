@@ -175,7 +175,7 @@ def test_a_missing_caption_column_is_an_error_that_lists_the_columns(tmp_path: P
     ("name", "data"),
     [
         ("t.csv", b"caption,url\na,b\nc,d,e\n"),
-        ("t.csv", b'caption,url\na,"b\nc,d\n'),
+        ("t.csv", b'caption,url\na,"b\nc,d,e\n'),
         ("t.csv", b""),
         ("t.jsonl", b'{"caption": "a"}\nnot json\n'),
         ("t.jsonl.gz", b"not gzip"),
@@ -211,10 +211,24 @@ def test_parquet_text_that_is_not_utf8_is_replaced_and_counted(tmp_path: Path, k
     assert catalog.problems == {"bad_utf8": 1, "missing_caption": 1}
 
 
-def test_a_caption_column_of_lists_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "t.jsonl").write_text('{"caption": ["a", "b"]}\n')
-    with pytest.raises(ConfigError, match=r"column caption is .*list.*; expected text or numbers"):
+@pytest.mark.parametrize("caption", [{"en": "a"}, [{"en": "a"}], [1, 2]])
+def test_a_caption_column_of_records_is_an_error(tmp_path: Path, caption: object) -> None:
+    (tmp_path / "t.jsonl").write_text(json.dumps({"caption": caption}))
+    with pytest.raises(ConfigError, match=r"source.caption_column: t.jsonl: column caption is .*; expected text"):
         first_catalog(tmp_path / "t.jsonl")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_the_first_of_several_captions_is_used_and_counted(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"t.{kind}"
+    lists = [["a", "b"], ["", "c"], [], None, ["d"]]
+    if kind == "parquet":
+        pq.write_table(pa.table({"caption": lists}), path)
+    else:
+        path.write_text("".join(json.dumps({"caption": one}) + "\n" for one in [*lists[:4], "d"]))
+    catalog = first_catalog(path)
+    assert catalog.table["caption"].to_pylist() == ["a", "c", None, None, "d"]
+    assert catalog.problems == {"several_captions": 1, "missing_caption": 2}
 
 
 def test_a_damaged_parquet_is_a_broken_shard(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from orchestrator.config import ConfigError, WebDatasetSource
 from orchestrator.source import open_source
 from orchestrator.source.shards import digest, find_shards
+from orchestrator.storage.uri_lists import split_uri
 from tests.support.shard_files import all_images, pairs, write_sidecar, write_tar
 
 ENDINGS = (".tar", ".tgz")
@@ -116,6 +117,62 @@ def test_an_unset_uri_is_an_error(uri: str | None) -> None:
 def test_messages_name_the_setting_of_the_uri(pool: Path) -> None:
     with pytest.raises(ConfigError, match=r"^evaluation\.retrieval\.uri: no such path"):
         find_shards(f"{pool}/nowhere", endings=ENDINGS, setting="evaluation.retrieval.uri")
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("{pool}/a/00001.tar::{pool}/b/00002.tar", ["a/00001.tar", "b/00002.tar"]),
+        ("{pool}/a/{{00001..00002}}.tar::{pool}/b/0000[3].tar", ["a/00001.tar", "a/00002.tar", "b/00003.tar"]),
+        ("a/00001.tar::b/00002.tar::", ["a/00001.tar", "b/00002.tar"]),
+        ("{pool}/we::ird", ["we::ird/0.tar"]),
+        ("{pool}/we::ird/*.tar", ["we::ird/0.tar"]),
+        ("{pool}/we::ird/0.tar", ["we::ird/0.tar"]),
+        ("we::ird/0.tar", ["we::ird/0.tar"]),
+    ],
+)
+def test_two_colons_join_several_uris(
+    pool: Path, monkeypatch: pytest.MonkeyPatch, uri: str, expected: list[str]
+) -> None:
+    (pool / "we::ird").mkdir()
+    (pool / "we::ird" / "0.tar").write_bytes(b"x")
+    monkeypatch.chdir(pool)
+    assert names(uri.format(pool=pool), pool) == expected
+
+
+def test_chained_urls_of_fsspec_are_not_split() -> None:
+    for uri in ("simplecache::s3://b/a.tar", "zip://*.tar::s3://b/a.zip", "filecache::zip://a.tar::gs://b/a.zip"):
+        assert split_uri(uri) == [uri]
+    assert split_uri("s3://b/{0..2}.tar::gs://c/1.tar") == ["s3://b/{0..2}.tar", "gs://c/1.tar"]
+
+
+def test_pairs_are_read_from_a_folder_with_two_colons_in_its_name(tmp_path: Path) -> None:
+    (tmp_path / "we::ird").mkdir()
+    entries = pairs(2)
+    write_tar(tmp_path / "we::ird" / "0.tar", entries)
+    source = open_source(WebDatasetSource(uri=str(tmp_path / "we::ird")))
+    assert all_images(source, source.parts()[0]) == [data for name, data in entries if name.endswith(".jpg")]
+
+
+def test_files_of_macos_are_no_shards(pool: Path) -> None:
+    (pool / "a" / "._00003.tar").write_bytes(b"x")
+    (pool / "a" / ".DS_Store").write_bytes(b"x")
+    (pool / "__MACOSX").mkdir()
+    (pool / "__MACOSX" / "00001.tar").write_bytes(b"x")
+    assert names(f"{pool}/a", pool) == names(f"{pool}/a/*.tar", pool) == [f"a/{i:05d}.tar" for i in range(12)]
+    assert names(f"{pool}/*/00001.tar", pool) == ["a/00001.tar", "b/00001.tar"]
+    for ending in (".parquet", ".npy"):
+        folder = pool / f"x{ending}"
+        folder.mkdir()
+        for name in ("0", "._0"):
+            (folder / f"{name}{ending}").write_bytes(b"x")
+        assert [shard.name for shard in find_shards(str(folder), endings=(ending,))] == [f"0{ending}"]
+
+
+def test_shards_one_folder_down_are_named_in_the_error(pool: Path) -> None:
+    with pytest.raises(ConfigError, match=r"its folder a has some: for all of its folders use .*/\*/\*$") as error:
+        find_shards(str(pool), endings=ENDINGS)
+    assert len(names(str(error.value).rpartition(" use ")[2], pool)) == 24
 
 
 def test_shards_in_the_memory_file_system() -> None:

@@ -13,7 +13,7 @@ import fsspec
 import pytest
 
 from orchestrator.config import WebDatasetSource
-from orchestrator.source import CATALOG_SCHEMA, PartCatalog, Status, open_source, webdataset
+from orchestrator.source import CATALOG_SCHEMA, PartCatalog, Status, open_source, samples
 from orchestrator.source.webdataset import WebDataset
 from tests.support.shard_files import all_images, pair, pairs, picture, write_sidecar, write_tar
 
@@ -303,9 +303,12 @@ def test_a_remote_shard_gives_the_same_pairs(tmp_path: Path, protocol: str) -> N
 
 
 def test_an_unpaired_surrogate_in_json_is_replaced(tmp_path: Path) -> None:
-    data = b'{"caption": "cut emoji \\ud83d"}'
-    table = catalog_of(write_tar(tmp_path / "0.tar", [("a.jpg", picture(0)), ("a.json", data)])).table
-    assert table["caption"].to_pylist() == ["cut emoji ?"]
+    for number, (written, expected) in enumerate(
+        [("cut \\ud83d", "cut \ufffd"), ("\\ude00 cut", "\ufffd cut"), ("\\ud83d\\ude00", "\U0001f600")]
+    ):
+        data = f'{{"caption": "{written}", "url": "{written}"}}'.encode()
+        table = catalog_of(write_tar(tmp_path / f"{number}.tar", [("a.jpg", picture(0)), ("a.json", data)])).table
+        assert table["caption"].to_pylist() == table["url"].to_pylist() == [expected]
 
 
 def test_sources_and_parts_can_be_pickled(tmp_path: Path) -> None:
@@ -338,7 +341,7 @@ def test_a_header_with_a_huge_size_breaks_the_shard(tmp_path: Path, power: int, 
 
 
 def test_a_text_that_is_too_long_is_counted_and_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(webdataset, "MAX_TEXT", 1000)
+    monkeypatch.setattr(samples, "MAX_TEXT", 1000)
     entries = [("0.jpg", picture(0)), ("0.txt", bytes(2000)), ("1.jpg", picture(1)), ("1.txt", b"a picture")]
     catalog = catalog_of(write_tar(tmp_path / "0.tar", entries))
     assert catalog.table["caption"].to_pylist() == [None, "a picture"]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import tempfile
@@ -96,7 +95,7 @@ def _exit_code(arguments: list[str]) -> int:
 
 @contextmanager
 def _as_in_a_process(cwd: Path) -> Iterator[None]:
-    before, handler, argv = os.getcwd(), signal.getsignal(signal.SIGTERM), list(sys.argv)
+    before, argv = os.getcwd(), list(sys.argv)
     handlers, level = list(logging.root.handlers), logging.root.level
     os.chdir(cwd)
     # pytest's own handlers would keep log lines and warnings from stderr
@@ -107,7 +106,6 @@ def _as_in_a_process(cwd: Path) -> Iterator[None]:
             yield
     finally:
         sys.argv = argv
-        signal.signal(signal.SIGTERM, handler)
         logging.root.handlers[:] = handlers
         logging.root.setLevel(level)
         os.chdir(before)

@@ -72,7 +72,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrialJob:
 
 
 def pipeline_does(monkeypatch: pytest.MonkeyPatch, work: Callable[[str], None]) -> None:
-    monkeypatch.setattr(trial_worker, "execute", lambda config, verb, display: work(config.out))
+    monkeypatch.setattr(trial_worker, "execute", lambda config, verb, display, checks_inputs: work(config.out))
 
 
 def run(job: TrialJob) -> dict[str, float]:

@@ -53,6 +53,15 @@ def test_a_few_early_bad_samples_and_missing_captions_do_not_end_the_phase() -> 
     assert samples.total == 32
 
 
+def test_a_keep_list_of_pairs_without_captions_ends_the_phase() -> None:
+    samples = BadSamples(max_share=0.05, max_captionless=0.5)
+    samples.add(rows(*["", NO_CAPTION] * 50))
+    merge(samples, 100)
+    samples.add(rows(*[NO_CAPTION] * 100))
+    with pytest.raises(AgreedError, match=r"150 of 200 samples have no caption .*source\.limits\.max_captionless"):
+        merge(samples, 200)
+
+
 def test_counts_are_restored_after_a_restart() -> None:
     samples = BadSamples(max_share=0.5)
     samples.add(rows("", "undecodable: no"))
