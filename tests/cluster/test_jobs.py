@@ -49,7 +49,7 @@ def submitted(
     cluster: LocalCluster, entrypoint: str, name: str, clone: Path, folder: Path
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Submit a job and yield its process. The output goes to log.txt. Stopping the job can take a while."""
-    patient = json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}})
+    patient = json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "180"}})
     options = f"--working-dir . --submission-id {name} --runtime-env-json '{patient}'"
     with (folder / "log.txt").open("wb") as log:
         process = subprocess.Popen(
@@ -82,7 +82,7 @@ def test_a_stopped_job_from_a_clone_resumes_when_submitted_again(
         assert num_heads(cluster) == 1, "the job uses the cluster that it runs on"
         stopped = run_process("ray job stop first", cwd=clone, env=cluster.job_env)
         assert stopped.returncode == 0, stopped.stderr
-        waiting.wait(timeout=120)
+        waiting.wait(timeout=240)
     assert "stopped after step" in (tmp_path / "log.txt").read_text()
     (checkpoint,) = tmp_path.glob("STORE/pretrain/*/checkpoints/step_*.pt")
     step = int(checkpoint.stem.removeprefix("step_"))
