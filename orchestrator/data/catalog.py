@@ -69,7 +69,7 @@ class Catalog:
 
     def table(self, index: int, columns: tuple[str, ...]) -> pa.Table:
         """Return the named columns of a part, in row order."""
-        return _read(part_path(self.artifact, index, "parquet"), columns)
+        return read_columns(part_path(self.artifact, index, "parquet"), columns)
 
     @property
     def rows_per_part(self) -> tuple[int, ...]:
@@ -83,14 +83,15 @@ class Catalog:
 
 
 @lru_cache(maxsize=CACHED_PARTS)
-def _read(uri: str, columns: tuple[str, ...]) -> pa.Table:
+def read_columns(uri: str, columns: tuple[str, ...]) -> pa.Table:
+    """Return the named columns of a part's Parquet file."""
     # cached: training returns to a part once for each of its windows
     file = files.open_file(uri) if files.is_local(uri) else pa.BufferReader(files.read(uri))
     with file:
         return pq.read_table(file, columns=list(columns))
 
 
-process_cache.register(_read.cache_clear)
+process_cache.register(read_columns.cache_clear)
 
 
 @dataclass(frozen=True, slots=True)

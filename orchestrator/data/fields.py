@@ -12,9 +12,8 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from orchestrator.data.catalog import Catalog, to_parquet
+from orchestrator.data.catalog import Catalog, read_columns, to_parquet
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display
 from orchestrator.engine.parts import PartResult, PartsJob, part_path
@@ -36,7 +35,8 @@ class Fields:
 
     def table(self, index: int, rows: np.ndarray) -> pa.Table:
         """Return the fields of the given rows of a part, int32 columns; null where a pair has none."""
-        return pq.read_table(pa.BufferReader(files.read(part_path(self.artifact, index, "parquet")))).take(rows)
+        names = tuple(self.artifact.made_from["names"])
+        return read_columns(part_path(self.artifact, index, "parquet"), names).take(rows)
 
 
 def fields_stage(store_uri: str, source: Source, catalog: Catalog, names: Sequence[str], *, step: str) -> Stage:

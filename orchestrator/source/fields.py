@@ -6,25 +6,17 @@ pairs that the sidecar does not list, a value in the pair's JSON member."""
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Sequence
-from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from orchestrator.source.columns import find, lengths
 from orchestrator.source.plain_values import is_length, plain
 from orchestrator.source.row_groups import open_parquet, read_part
+from orchestrator.source.samples import MAX_TEXT, json_object
 from orchestrator.source.schema import Part, Shard
+from orchestrator.source.sidecar import Row, sidecar_fields, whole
 from orchestrator.source.tar import DamagedTar, NotATar, members, open_tar, read_member
-from orchestrator.storage.files import read
-
-# in bytes: a longer JSON member is not read
-MAX_JSON = 4 << 20
-
-Row = dict[str, Any]
 
 
 def table_fields(table: pa.Table, names: Sequence[str]) -> pa.Table:
@@ -55,28 +47,12 @@ def parquet_fields(part: Part, names: Sequence[str]) -> pa.Table:
 
 def tar_fields(shard: Shard, keys: Sequence[str], names: Sequence[str]) -> pa.Table:
     """Return fields of the samples with these keys, in their order. Errors: `OSError` if a read fails."""
-    rows = _sidecar_rows(shard.sidecar_uri, names) if shard.sidecar_uri else {}
+    rows = sidecar_fields(shard.sidecar_uri, names) if shard.sidecar_uri else {}
     others = set(keys) - rows.keys()
     if others:
         rows |= _json_rows(shard.uri, others)
-    values = {name: [_whole(rows.get(key, {}).get(name)) for key in keys] for name in names}
+    values = {name: [whole(rows.get(key, {}).get(name)) for key in keys] for name in names}
     return pa.table({name: pa.array(column, pa.int32()) for name, column in values.items()})
-
-
-def _sidecar_rows(uri: str, names: Sequence[str]) -> dict[str, Row]:
-    data = read(uri)
-    try:
-        file = pq.ParquetFile(io.BytesIO(data))
-        columns = [name for name in ("key", "status", *names) if name in file.schema_arrow.names]
-        rows = file.read(columns=columns).to_pylist()
-    except (pa.ArrowInvalid, OSError, UnicodeDecodeError):
-        # the catalog has counted the damage, and used the tar instead
-        return {}
-    return {str(row["key"]): row for row in rows if row.get("key") is not None and row.get("status") in OK_OR_NONE}
-
-
-# a sidecar without statuses lists only what was downloaded
-OK_OR_NONE = ("success", None)
 
 
 def _json_rows(uri: str, wanted: set[str]) -> dict[str, Row]:
@@ -84,22 +60,10 @@ def _json_rows(uri: str, wanted: set[str]) -> dict[str, Row]:
     try:
         with open_tar(uri) as (file, _):
             for member in members(file):
-                if member.extension == "json" and member.key in wanted and member.size <= MAX_JSON:
+                if member.extension == "json" and member.key in wanted and member.size <= MAX_TEXT:
                     wanted.discard(member.key)
-                    rows[member.key] = _parsed(read_member(file, member))
+                    rows[member.key] = json_object(read_member(file, member)) or {}
     except (DamagedTar, NotATar):
         # the catalog has counted it, and has the pairs before the cut
         pass
     return rows
-
-
-def _parsed(data: bytes) -> Row:
-    try:
-        fields = json.loads(data)
-    except (ValueError, RecursionError):
-        return {}
-    return fields if isinstance(fields, dict) else {}
-
-
-def _whole(value: Any) -> int | None:
-    return int(value) if isinstance(value, int | float) and 1 <= value < 2**31 else None

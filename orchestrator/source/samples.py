@@ -141,11 +141,8 @@ class SampleWalk:
             sample.text, sample.rank, sample.text_from = text, rank, member.extension
 
     def _add_json(self, file: IO[bytes], member: Member, sample: _Sample) -> None:
-        try:
-            fields = json.loads(self._text(file, member) or "")
-        except (ValueError, RecursionError):
-            fields = None
-        if not isinstance(fields, dict):
+        fields = json_object(self._text(file, member) or "")
+        if fields is None:
             self.problems.add("bad_json", f"{self._name(member)}: its json member is not an object")
             return
         sample.json_from = self._json_caption(fields)
@@ -219,3 +216,12 @@ def _instead(extensions: dict[str, None]) -> str:
     if dotted is None:
         return f" among its members {', '.join(f'.{one}' for one in list(extensions)[:8])}"
     return f" (a key ends at the first dot of a name, so the extension is {dotted!r}; expected names with one dot)"
+
+
+def json_object(text: str | bytes) -> dict[str, Any] | None:
+    """Return the object in a JSON text; None if the text is damaged or holds something else."""
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return fields if isinstance(fields, dict) else None

@@ -6,6 +6,7 @@ rows with status "success" count. `width` and `height` are those of the stored (
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,10 @@ import pyarrow.parquet as pq
 from orchestrator.source.captions import caption_field, caption_text, plain_text
 from orchestrator.storage.files import read
 
-COLUMNS = ("key", "status", "width", "height", "uid", "sha256", "url")
+COLUMNS = ("width", "height", "uid", "sha256", "url")
+# the bytes are in memory when these are caught, so an OSError means damage, not a failed read
+DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError)
+Row = dict[str, Any]
 
 
 @dataclass(slots=True)
@@ -43,33 +47,49 @@ class Sidecar:
 def read_sidecar(uri: str, caption_column: str | None = None) -> Sidecar:
     """Read the successful rows of a sidecar; damage is reported in `error`. Errors: `OSError` if the read fails."""
     data = read(uri)
-    # the bytes are in memory, so an OSError from here on means damage, not a failed read
     try:
         file = pq.ParquetFile(io.BytesIO(data))
         caption = caption_field(file.schema_arrow.names, caption_column)
-        columns = [name for name in dict.fromkeys((*COLUMNS, caption)) if name in file.schema_arrow.names]
-        rows = file.read(columns=columns).to_pylist()
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        if "key" not in file.schema_arrow.names:
+            return Sidecar(error="no column `key`")
+        rows = _rows(file, (*COLUMNS, caption))
+    except DAMAGE as error:
         return Sidecar(error=str(error))
-    if "key" not in columns:
-        return Sidecar(error="no column `key`")
-    labels = {plain_text(row["key"]): labels_of(row, caption) for row in rows if _succeeded(row)}
-    return Sidecar({key: found for key, found in labels.items() if key is not None}, caption)
+    return Sidecar({key: labels_of(row, caption) for key, row in rows.items()}, caption)
 
 
-def labels_of(fields: dict[str, Any], caption: str | None) -> Labels:
+def sidecar_fields(uri: str, names: Sequence[str]) -> dict[str, Row]:
+    """Return columns of the successful rows of a sidecar, by key; nothing if it is damaged, which the catalog counts.
+
+    Errors: `OSError` if the read fails."""
+    data = read(uri)
+    try:
+        file = pq.ParquetFile(io.BytesIO(data))
+        return _rows(file, names) if "key" in file.schema_arrow.names else {}
+    except DAMAGE:
+        return {}
+
+
+def _rows(file: pq.ParquetFile, names: Iterable[str | None]) -> dict[str, Row]:
+    columns = [name for name in dict.fromkeys(("key", "status", *names)) if name in file.schema_arrow.names]
+    rows = {plain_text(row["key"]): row for row in file.read(columns=columns).to_pylist() if _succeeded(row)}
+    return {key: row for key, row in rows.items() if key is not None}
+
+
+def labels_of(fields: Row, caption: str | None) -> Labels:
     """Return the labels in a sidecar row or JSON member (img2dataset's field names); unusable values become None.
 
     `caption` is the field with the caption."""
     uid = fields.get("uid") or fields.get("sha256")
-    width, height = _whole(fields.get("width")), _whole(fields.get("height"))
+    width, height = whole(fields.get("width")), whole(fields.get("height"))
     text, problem = caption_text(fields[caption]) if caption is not None else (None, None)
     return Labels(text, width, height, plain_text(uid), plain_text(fields.get("url")), problem)
 
 
-def _succeeded(row: dict[str, Any]) -> bool:
+def _succeeded(row: Row) -> bool:
     return row["key"] is not None and row.get("status", "success") == "success"
 
 
-def _whole(value: Any) -> int | None:
-    return int(value) if isinstance(value, int | float) and 0 < value < 2**31 else None
+def whole(value: Any) -> int | None:
+    """Return a number of at least 1 as a whole number that fits 32 bits; None for everything else."""
+    return int(value) if isinstance(value, int | float) and 1 <= value < 2**31 else None
