@@ -38,7 +38,7 @@ def forks() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def forked_workers(forks: None) -> dict[str, str]:
-    """The environment of a command whose cluster starts fast: its workers are forks of the session's fork server."""
+    """The environment of commands that start a cluster fast: its workers are forks of the session's server."""
     return FORKED_WORKERS
 
 

@@ -74,7 +74,7 @@ class TableSource(Section):
     key_column: str | None = None
     """The column with the keys. Null: a column with a usual name, such as `key`, otherwise row numbers."""
     columns: tuple[str, ...] | None = None
-    """The names of the columns of CSV and TSV files whose first line is a row. Null: the first line has the names."""
+    """The names of the columns of CSV and TSV files without a header line. Null: the first line has the names."""
     quoting: Literal["auto", "minimal", "none"] = "auto"
     """The quotes in CSV and TSV files. `minimal`: a quote at the beginning of a field encloses it. `none`: quotes are
     text. `auto`: what fits the file; in TSV, quotes are text unless the file was written with quotes."""

@@ -1,5 +1,5 @@
-"""The limit on pairs without a caption, for runs that read captions: without it a pool whose captions are not found
-would train on nothing."""
+"""The limit on pairs without a caption, for runs that read captions. Without it, a run on a pool in which no
+caption was found would train on nothing."""
 
 from __future__ import annotations
 

@@ -81,6 +81,6 @@ def log_messages() -> None:
 
 def _log_message(data: dict[str, Any], ignore_prefix: bool) -> None:
     for line in data["lines"]:
-        # a cluster that stops with the command has much to say
+        # a cluster that stops with the command prints many messages
         if EXPECTED not in line and stop_signals.received() is None:
             logger.warning("Ray: %s", line)

@@ -1,7 +1,7 @@
 """Stop requests: SIGINT (Ctrl-C) and SIGTERM raise `Stopped` in the main thread, wherever the program is.
 
-A terminal and many batch systems send the signal to all processes of a command. Then processes end that this one still
-uses, and errors follow that nobody has made. So the first request is remembered: after it, every error is taken for its
+A terminal and many batch systems send the signal to all processes of a command. Processes that this one still uses then
+end, and their end causes further errors. So the first request is remembered, and every later error counts as its
 consequence (`received`)."""
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def not_forwarded() -> Iterator[None]:
 
 
 def _replaced(handler: Callable[[int, FrameType | None], None]) -> dict[signal.Signals, Any]:
-    # a shell ignores SIGINT for a command in the background, and that is to stay so
+    # a shell ignores SIGINT for a command in the background; this must not change that
     numbers = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     return {number: signal.signal(number, handler) for number in numbers}
 

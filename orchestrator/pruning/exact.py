@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 MAX_PRODUCTS = 1 << 22
 """float64 products that are in memory at once: 32 MB."""
-# rows whose float64 copies fit the cache of a core
+# number of rows: their float64 copies fit into the cache of a core
 CACHED_ROWS = 256
 
 Floats = NDArray[np.float64]

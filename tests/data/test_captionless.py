@@ -31,7 +31,7 @@ def write_unnamed(folder: Path, *, num_pairs: int = 24) -> None:
 
 
 def summary_of(folder: Path, captions: list[str | None]) -> dict[str, Any]:
-    """The summary of a tar whose pairs have these captions; the last pair has no image."""
+    """The summary of a tar of pairs with these captions; the last pair has no image."""
     entries = [(f"{i}.jpg", picture(i)) for i in range(len(captions) - 1)]
     entries += [(f"{i}.txt", text.encode()) for i, text in enumerate(captions) if text is not None]
     source = open_source(WebDatasetSource(uri=str(write_tar(folder / "0.tar", entries))))

@@ -24,7 +24,7 @@ def catalog(folder: Path, entries: list[Entry], caption_column: str | None = Non
 
 
 def with_json(**fields: Any) -> list[Entry]:
-    """A pair whose caption can only be in its JSON."""
+    """A pair that can have its caption only in its JSON."""
     return [("a.jpg", IMAGE), ("a.json", json.dumps(fields).encode())]
 
 

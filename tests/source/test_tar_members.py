@@ -126,7 +126,7 @@ def test_a_damaged_header_never_raises(tmp_path: Path, form: int, data: st.DataO
         damaged[place] = data.draw(st.sampled_from(b"0179xLKS \0\x80\xff"))
         header = damaged[block : block + 512]
         if data.draw(st.booleans()):
-            # a header whose sum is right again
+            # correct the checksum of the header
             damaged[block + 148 : block + 156] = b"%06o\0 " % (sum(header[:148]) + 256 + sum(header[156:]))
     path = tmp_path / "0.tar"
     path.write_bytes(damaged)
