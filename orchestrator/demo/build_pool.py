@@ -8,7 +8,10 @@ the caption of a Twemoji is its name and tags. So a model sees each class by its
 The retrieval set holds pairs without a near-duplicate in the rest of the pool. An emoji in this set appears in one
 style. Its other style is removed from the pool, because both styles share their words. The zero-shot set is Fluent 3D,
 a style that is never trained on. MetaCLIP's metadata are the keywords and tags that at least two drawings or emoji
-share."""
+share.
+
+E-mail addresses and phone numbers are masked when the files are written, after the split. So the mask does not change
+which pairs a set holds."""
 
 from __future__ import annotations
 
@@ -22,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from orchestrator.demo.near_duplicates import lone_pairs
+from orchestrator.demo.personal_data import masked
 
 SEED = 0
 NUM_HELDOUT_CLIPART = 400
@@ -29,6 +33,8 @@ NUM_HELDOUT_EMOJI = 100
 MIN_SHARED = 2
 TRAINING_STYLES = ("noto", "twemoji")
 ZERO_SHOT_STYLE = "fluent3d"
+# columns with texts that contributors wrote
+MASKED_COLUMNS = ("caption", "creator")
 EMOJI_CREATORS = {"noto": "Google", "twemoji": "Twitter and contributors", "fluent3d": "Microsoft"}
 
 Row = dict[str, Any]
@@ -46,9 +52,9 @@ def main() -> None:
     pool = clipart + [_emoji_row(row) for row in emoji if row["style"] in TRAINING_STYLES]
     train, heldout = split(pool)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    _write(train, arguments.out / "train.parquet")
-    _write(heldout, arguments.out / "heldout.parquet")
-    _write(_zero_shot_rows(emoji), arguments.out / "zero_shot.parquet")
+    write_rows(train, arguments.out / "train.parquet")
+    write_rows(heldout, arguments.out / "heldout.parquet")
+    write_rows(_zero_shot_rows(emoji), arguments.out / "zero_shot.parquet")
     (arguments.out / "metadata.txt").write_text("".join(f"{entry}\n" for entry in entries(drawings, emoji)))
 
 
@@ -121,13 +127,16 @@ def _zero_shot_rows(emoji: list[Row]) -> list[Row]:
     ]
 
 
-def _write(rows: list[Row], path: Path) -> None:
-    columns = [name for name in rows[0] if name != "family"]
-    table = pa.table({name: [row[name] for row in rows] for name in columns})
+def write_rows(rows: list[Row], path: Path) -> None:
+    """Write a set's rows without `family`, with personal data masked."""
+    columns = {name: [row[name] for row in rows] for name in rows[0] if name != "family"}
+    for name in MASKED_COLUMNS:
+        if name in columns:
+            columns[name] = [masked(text) for text in columns[name]]
     text_columns = [name for name in columns if name != "image"]
     # WebP data does not compress further, so zstd would only make reading slower
     compression = {name: "none" if name == "image" else "zstd" for name in columns}
-    pq.write_table(table, path, compression=compression, use_dictionary=text_columns)
+    pq.write_table(pa.table(columns), path, compression=compression, use_dictionary=text_columns)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 Row = dict[str, Any]
+# hexadecimal digits of DataComp's uids
+UID_CHARS = 32
 
 
 def write_shard(folder: Path, shard: int, rows: list[Row]) -> None:
@@ -70,6 +72,8 @@ def _metadata(row: Row, *, key: str) -> Row:
         "height": height,
         "original_width": width,
         "original_height": height,
+        # DataComp's form: 128 bits, different for every pair
+        "uid": hashlib.sha256(row["key"].encode()).hexdigest()[:UID_CHARS],
         "sha256": hashlib.sha256(row["image"]).hexdigest(),
     }
 

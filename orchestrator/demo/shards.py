@@ -1,9 +1,10 @@
 """Write the demo pool as shards in the layout of img2dataset, so that the demo uses the same code as LAION-shaped data.
 
-The layout is that of github.com/rom1504/img2dataset, webdataset output with the sha256 column:
+The layout is that of github.com/rom1504/img2dataset, webdataset output with the columns `sha256` and, as
+in DataComp, `uid`:
 
     FOLDER/train/00000.tar          000000000.json .txt .webp, 000000001.json ...: 5 digits of the shard, 4 of the pair
-    FOLDER/train/00000.parquet      one row per pair: url, caption, key, status, sizes, sha256
+    FOLDER/train/00000.parquet      one row per pair: url, caption, key, status, sizes, uid, sha256
     FOLDER/train/00000_stats.json   counts
     FOLDER/retrieval/...            the same for the pairs of the retrieval set
     FOLDER/zero_shot/00000.tar      000000000.cls (class index) and 000000000.webp

@@ -6,8 +6,15 @@ import os
 import socket
 
 from ray._private import services
+from ray._private.authentication.authentication_token_setup import (
+    ensure_token_if_auth_enabled,
+    maybe_enable_token_auth_if_token_available,
+)
+from ray._raylet import AuthenticationTokenLoader, GcsClient  # type: ignore[attr-defined]
+from ray.exceptions import AuthenticationError, RpcError
 
 from orchestrator.config import ClusterConfig
+from orchestrator.engine.ray_start import silenced_stderr
 from orchestrator.errors import UserError
 
 # time limit for the head node to accept a connection, and to answer
@@ -29,13 +36,19 @@ def _is_on_a_node() -> bool:
 
 
 def check_answers(address: str) -> None:
-    """Check that a cluster answers at an address. Errors: `UserError` if not."""
+    """Check that a cluster answers at an address and accepts this process.
+
+    Errors: `UserError` if nothing answers, if it is not a Ray cluster, or if it needs another token."""
     # Ray retries for minutes, and it writes the reason to stderr, which is silenced during that time
     if address.startswith(("http://", "https://")):
         raise UserError(
             f"{address} is the address to which jobs are submitted; expected HOST:PORT of the head node, or auto on a "
             "node of the cluster; to run as a job, use `ray job submit -- orchestrator ...`"
         )
+    if address == "auto":
+        # as `ray.init()` does for a cluster of this node, but not for a given address
+        maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+        address = services.find_bootstrap_address(None) or ""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
         return
@@ -46,3 +59,33 @@ def check_answers(address: str) -> None:
             f"no Ray cluster answers at {address} ({error.strerror or error}); expected HOST:PORT of a running head "
             "node (cluster.address= or RAY_ADDRESS), or no address to start a cluster on this machine"
         ) from error
+    if not address.startswith("ray://"):
+        _check_token(address)
+
+
+def _check_token(address: str) -> None:
+    # `ray.init()` takes these steps too. It retries without a limit if the cluster refuses the token
+    try:
+        with silenced_stderr():
+            ensure_token_if_auth_enabled(create_token_if_missing=False)
+            GcsClient(address=address)
+    except AuthenticationError as error:
+        raise UserError(_token_advice(address)) from error
+    except RpcError as error:
+        raise UserError(
+            f"no Ray cluster answers at {address}, but another program may use this port; expected HOST:PORT of a "
+            "running head node (cluster.address= or RAY_ADDRESS); the default port is 6379"
+        ) from error
+
+
+def _token_advice(address: str) -> str:
+    if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
+        found, setting = "RAY_AUTH_MODE is not `token`", "RAY_AUTH_MODE=token and "
+    elif AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True):
+        found, setting = "the token of this process is another one", ""
+    else:
+        found, setting = "this process has no token", ""
+    return (
+        f"the Ray cluster at {address} needs its authentication token: {found}. Set {setting}RAY_AUTH_TOKEN, or copy "
+        "the token to ~/.ray/auth_token; `ray get-auth-token` prints it on the head node"
+    )

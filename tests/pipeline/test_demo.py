@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import subprocess
 import sys
 import tarfile
@@ -17,6 +18,7 @@ from PIL import Image
 
 from orchestrator.demo.build_pool import split
 from orchestrator.demo.near_duplicates import lone_pairs
+from orchestrator.demo.personal_data import masked
 from orchestrator.demo.shards import POOL_PATH, DemoPool, write_shards
 
 TRAIN, HELDOUT, ZERO_SHOT = (
@@ -58,6 +60,27 @@ def test_pool_counts() -> None:
     assert len({row["key"] for row in TRAIN + HELDOUT + ZERO_SHOT}) == 9928 + 500 + 1852
     assert sum(path.stat().st_size for path in POOL_PATH.glob("*.parquet")) < 17e6
     assert all(row["caption"] and row["licence"] and row["creator"] for row in TRAIN + HELDOUT)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("muffin, jane.doe+art@mail.example.org, dessert", "muffin, <email>, dessert"),
+        ("Jane Doe (jane_d@example.fr)", "Jane Doe (<email>)"),
+        ("mailto:jane@in-example.de", "<email>"),
+        ("call +49 30 901820 or (212) 736-5000 now", "call <phone> or <phone> now"),
+        ("Flag of Iraq, 1959-1963, at 12:30, 0.0 to 1.0, @ sign, e-mail", None),
+    ],
+)
+def test_addresses_and_phone_numbers_are_masked(text: str, expected: str | None) -> None:
+    assert masked(text) == (text if expected is None else expected)
+
+
+def test_the_pool_holds_no_address_and_no_phone_number() -> None:
+    texts = {row[name] for row in TRAIN + HELDOUT + ZERO_SHOT for name in ("caption", "creator") if row.get(name)}
+    assert len(texts) > 7000
+    assert [text for text in texts if masked(text) != text] == []
+    assert sum("<email>" in row["caption"] for row in TRAIN + HELDOUT) == 125
 
 
 def test_zero_shot_classes_are_one_image_each_with_distinct_names() -> None:
@@ -122,6 +145,8 @@ def test_sidecar_and_json_agree_with_the_tar_by_key(demo_pool: DemoPool) -> None
         assert hashlib.sha256(image).hexdigest() == row["sha256"]
         assert Image.open(io.BytesIO(image)).size == (row["width"], row["height"])
         assert row["status"] == "success"
+        assert re.fullmatch("[0-9a-f]{32}", row["uid"])
+    assert len({row["uid"] for row in sidecar}) == len(sidecar)
 
 
 def test_zero_shot_labels_point_at_their_names(demo_pool: DemoPool) -> None:
