@@ -21,7 +21,7 @@ from orchestrator.errors import UserError, first_line
 
 SCHEME = "hf://"
 LIBRARY = "huggingface_hub"
-FORM = "hf://datasets/OWNER/NAME/PATH or hf://datasets/OWNER/NAME@REVISION/PATH"
+FORM = "hf://datasets/OWNER/NAME[@REVISION]/PATH"
 # prefixes of repositories other than models
 KINDS = ("datasets", "spaces", "buckets")
 # slashes in hf://datasets/OWNER
@@ -35,11 +35,11 @@ ADVICE = {
     "OfflineModeIsEnabled": "HF_HUB_OFFLINE is set; unset it, or name a copy of the files in a folder or bucket",
     "GatedRepoError": "the repository is gated; accept its conditions on its page, and set HF_TOKEN on every node to a "
     "token of that account",
-    "RevisionNotFoundError": f"no such revision; expected a branch, a tag or a commit behind the @, as in {FORM}",
-    "RepositoryNotFoundError": f"no such repository, or it is private; expected {FORM}, and for a private repository "
-    "HF_TOKEN on every node, with a token that can read it",
-    "BucketNotFoundError": "no such bucket, or it is private; for a private bucket, set HF_TOKEN on every node to a "
-    "token that can read it",
+    "RevisionNotFoundError": f"no such revision; expected a branch, a tag or a commit: {FORM}",
+    "RepositoryNotFoundError": f"no such repository, or it is private; expected {FORM}; for a private one, set "
+    "HF_TOKEN on every node to a token that can read it",
+    "BucketNotFoundError": "no such bucket, or it is private; for a private one, set HF_TOKEN on every node to a token "
+    "that can read it",
     "HFValidationError": f"not the name of a repository; expected {FORM}",
     "HfUriError": f"not an address of the hub; expected {FORM}",
     "DisabledRepoError": "the hub has disabled access to the repository",

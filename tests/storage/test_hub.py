@@ -208,7 +208,7 @@ def test_a_repository_that_is_missing_or_private_is_an_error(
     ):
         message = refused(call, server)
         assert message.startswith(f"cannot read {uri}")
-        assert "no such repository, or it is private; expected hf://datasets/OWNER/NAME/PATH" in message
+        assert f"no such repository, or it is private; expected {hub.FORM}" in message
         assert "HF_TOKEN on every node" in message
 
 
