@@ -6,11 +6,9 @@ The package imports `storage` and `errors` only."""
 
 from __future__ import annotations
 
-import os
-import re
 from typing import Any, Literal
 
-from pydantic import ValidationError, field_serializer, field_validator, model_validator
+from pydantic import ValidationError, field_validator, model_validator
 
 from orchestrator.config.embedding import (
     ClipRetrievalEmbedding,
@@ -57,6 +55,7 @@ from orchestrator.config.source import (
     WebDatasetSource,
 )
 from orchestrator.config.sweep import AshaConfig, Dimension, SweepConfig
+from orchestrator.config.tracking import TrackingConfig
 from orchestrator.config.training import (
     AugmentationConfig,
     FinetuneConfig,
@@ -64,6 +63,8 @@ from orchestrator.config.training import (
     PhaseConfig,
     TrainingConfig,
 )
+from orchestrator.errors import UserError
+from orchestrator.storage.hub import check_writable
 
 __all__ = [
     "AllStep",
@@ -117,34 +118,6 @@ __all__ = [
     "parse",
     "without_password",
 ]
-
-
-class TrackingConfig(Section):
-    """The trackers that get the training curve, besides the JSON-lines file that is always written."""
-
-    tensorboard: bool = True
-    """Write TensorBoard files beside the curve."""
-    wandb_project: str | None = None
-    """The Weights & Biases project. Null: off. Needs the extra `wandb`."""
-    wandb_mode: Literal["online", "offline"] | None = None
-    """The mode of Weights & Biases. Null: the environment variable WANDB_MODE decides."""
-    mlflow_uri: str | None = None
-    """The MLflow tracking URI, or a folder. Null: off. Needs the extra `mlflow`. A user and password in it are used but
-    never written down."""
-    mlflow_experiment: str = "orchestrator"
-    """The MLflow experiment."""
-
-    @field_validator("mlflow_uri")
-    @classmethod
-    def _absolute(cls, uri: str | None) -> str | None:
-        # workers run in another folder; a name without a scheme is a path, except Databricks' own
-        if uri and ":" not in uri and uri != "databricks":
-            return os.path.abspath(os.path.expanduser(uri))
-        return uri and re.sub(r"^sqlite:///(?!/)", f"sqlite:///{os.getcwd()}/", uri)
-
-    @field_serializer("mlflow_uri", when_used="json")
-    def _without_password(self, uri: str | None) -> str | None:
-        return uri and without_password(uri)
 
 
 class ClusterConfig(Section):
@@ -234,6 +207,15 @@ class Config(Section):
         # an empty path is the working folder
         if place == "":
             raise ValueError("got an empty value, expected a path or URI")
+        return place
+
+    @field_validator("store", "out", "to")
+    @classmethod
+    def _writable(cls, place: str | None) -> str | None:
+        try:
+            check_writable(place or "")
+        except UserError as error:
+            raise ValueError(str(error)) from None
         return place
 
     @model_validator(mode="after")

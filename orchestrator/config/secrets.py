@@ -11,7 +11,7 @@ from orchestrator.config.section import ConfigError
 USER, PASSWORD = re.compile(r"(?<=://)[^/\s]+@"), re.compile(r"://[^/\s:@]*:[^/\s]*@")
 # a bucket or web server has no user, so the part before an @ is a key, and its secret may contain slashes. The name of
 # an object may contain an @, but no : before it
-KEYED = re.compile(r"(?:s3a?|gs|gcs|https?)://(?:[^/\s@]+|[^/\s:@]+:(?!\d+/)[^\s@]*)@", re.IGNORECASE)
+KEYED = re.compile(r"(?:s3a?|gs|gcs|hf|https?)://(?:[^/\s@]+|[^/\s:@]+:(?!\d+/)[^\s@]*)@", re.IGNORECASE)
 # parameters of signed URLs: Azure, Google, Amazon, and common names in web services
 SIGNED = re.compile(
     r"(?<=[?&])(sig|signature|x-amz-signature|x-amz-security-token|x-amz-credential|x-goog-signature|x-goog-credential"
@@ -36,7 +36,7 @@ def check_no_secrets(raw: dict[str, Any]) -> None:
         if path != EXEMPT and "://" in text and any(kind.search(text) for kind in (PASSWORD, KEYED, SIGNED)):
             raise ConfigError(
                 f"{'.'.join(path)} contains a password or signature, and reports repeat it; expected a plain URI "
-                "and credentials from the environment (AWS_..., GOOGLE_..., AZURE_..., FSSPEC_...)"
+                "and credentials from the environment (AWS_..., GOOGLE_..., AZURE_..., HF_TOKEN, FSSPEC_...)"
             )
 
 

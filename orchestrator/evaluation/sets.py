@@ -19,7 +19,7 @@ from orchestrator.source import WebDataset
 from orchestrator.source.schema import Shard
 from orchestrator.source.shards import digest, find_shards, stem
 from orchestrator.source.webdataset import ENDINGS
-from orchestrator.storage import files
+from orchestrator.storage import files, hub
 
 CLASS_NAMES = ("classnames.txt",)
 TEMPLATES = ("templates.txt", "zeroshot_classification_templates.txt")
@@ -115,9 +115,11 @@ def measured_on(settings: EvaluationConfig, sets: Mapping[str, EvaluationSet]) -
 def _beside(shard_uri: str, endings: tuple[str, ...]) -> str | None:
     folder, name = shard_uri.rsplit("/", 1)
     parent = folder.rsplit("/", 1)[0]
+    # a dataset on the hub has no folder above it
+    folders = [folder] if hub.is_owner(parent) else [folder, parent]
     for ending in endings:
         beside = files.join(folder, f"{stem(name, ENDINGS)}.{ending}")
-        for place in (beside, files.join(folder, ending), files.join(parent, ending)):
+        for place in (beside, *(files.join(one, ending) for one in folders)):
             if files.exists(place):
                 return place
     return None

@@ -95,7 +95,8 @@ def _files(reference: str, pretrained: str | None) -> dict[str, Any]:
             fs, path = files.filesystem(place)
             details = fs.find(path, detail=True) if fs.exists(path) else {}
             found |= {
-                name: [info["size"], str(info.get("ETag") or info.get("mtime"))] for name, info in details.items()
+                name: [info["size"], str(info.get("ETag") or info.get("mtime") or info.get("blob_id"))]
+                for name, info in details.items()
             }
     return found
 

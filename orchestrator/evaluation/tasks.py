@@ -16,8 +16,9 @@ from orchestrator.evaluation.samples import has_member
 from orchestrator.evaluation.sets import EvaluationSet, set_of
 from orchestrator.source.shards import find_shards
 from orchestrator.source.webdataset import ENDINGS
-from orchestrator.storage import files
+from orchestrator.storage import files, hub
 from orchestrator.storage.files import StoreError
+from orchestrator.storage.retry import tried
 
 RETRIEVAL_METRIC = "mean_recall@1"
 # accuracy of the worst group of images; the group is the first number in a sample's npy, as in DataComp's sets
@@ -51,7 +52,7 @@ def open_tasks(settings: EvaluationConfig) -> Tasks:
     Errors: `UserError` if none of them can be measured; `StoreError` if the storage fails."""
     found, skipped = [], {}
     root = files.absolute(settings.root or "")
-    folders = set(files.names(root)) if settings.tasks else set()
+    folders = set(_folders(root)) if settings.tasks else set()
     for key, config in settings.tasks.items():
         try:
             found.append(_open(root, folders, key, config, probe=settings.linear_probe))
@@ -66,6 +67,11 @@ def open_tasks(settings: EvaluationConfig) -> Tasks:
             f"evaluation.root={root}: none of the {len(skipped)} tasks can be measured; {first}: {skipped[first]}"
         )
     return Tasks(tuple(found), skipped)
+
+
+def _folders(root: str) -> list[str]:
+    # on the hub, each task may be a dataset of its own
+    return tried(lambda: hub.datasets_of(root), root) if hub.is_owner(root) else files.names(root)
 
 
 def _open(root: str, folders: set[str], key: str, config: TaskConfig, *, probe: bool) -> Task:

@@ -35,7 +35,7 @@ FEW_NAMES = 8
 NUM_THREADS = 16
 MACOS = ("._", "__MACOSX")
 """How the names of files and folders begin in which macOS keeps attributes of other files."""
-VERSION_KEYS = ("ETag", "etag", "mtime", "LastModified", "updated", "last_modified", "created")
+VERSION_KEYS = ("ETag", "etag", "mtime", "LastModified", "updated", "last_modified", "created", "blob_id")
 
 
 class _NotFound(Exception):
@@ -104,7 +104,9 @@ class _Listing:
 
     def names(self, fs: AbstractFileSystem, folder: str, names: set[str]) -> Mapping[str, Mapping[str, Any]]:
         """Return those of the given names that are files in the folder."""
-        if (fs, folder) in self.folders or (len(names) > FEW_NAMES and not _is_web(fs)):
+        # the hub's client lists the folder for each name that it looks up
+        lists = _has_protocol(fs, "hf") or (len(names) > FEW_NAMES and not _is_web(fs))
+        if (fs, folder) in self.folders or lists:
             files = self.folder(fs, folder)
             return {name: files[name] for name in names if name in files}
         with ThreadPoolExecutor(NUM_THREADS) as pool:
@@ -149,19 +151,20 @@ def _plain(listing: _Listing, fs: AbstractFileSystem, path: str, item: str, endi
 
 
 def _folders_with_shards(fs: AbstractFileSystem, path: str, endings: Sequence[str]) -> list[str]:
-    folders = sorted(_name(name) for name in fs.ls(path, detail=False) if not _name(name).startswith(MACOS))[:FEW_NAMES]
+    def names(folder: str) -> list[str]:
+        return [_name(name) for name in _tried(fs, partial(fs.ls, folder, detail=False), folder)]
+
+    folders = sorted(name for name in names(path) if not name.startswith(MACOS))[:FEW_NAMES]
     below = [(name, _join(path, name)) for name in folders]
-    return [
-        name for name, folder in below if fs.isdir(folder) and any(_ends(one, endings) for one in fs.ls(folder, False))
-    ]
+    return [name for name, folder in below if fs.isdir(folder) and any(_ends(one, endings) for one in names(folder))]
 
 
 def _glob(listing: _Listing, fs: AbstractFileSystem, pattern: str, endings: Sequence[str]) -> list[_Found]:
     folder_pattern, name_pattern = posixpath.split(pattern)
     folders = [folder_pattern]
     if _has_glob(folder_pattern):
-        found = [str(folder) for folder in fs.glob(folder_pattern) if fs.isdir(folder)]
-        folders = [folder for folder in found if not _name(folder).startswith(MACOS)]
+        found = _tried(fs, partial(fs.glob, folder_pattern), folder_pattern)
+        folders = [str(folder) for folder in found if fs.isdir(folder) and not _name(folder).startswith(MACOS)]
     return [
         _Found(_join(folder, name), info, True)
         for folder in folders
@@ -243,8 +246,11 @@ def _version(info: Mapping[str, Any]) -> str:
 
 
 def _is_web(fs: AbstractFileSystem) -> bool:
-    protocols = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
-    return "http" in protocols
+    return _has_protocol(fs, "http")
+
+
+def _has_protocol(fs: AbstractFileSystem, name: str) -> bool:
+    return name in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
 
 
 def _has_glob(path: str) -> bool:

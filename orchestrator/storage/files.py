@@ -19,6 +19,8 @@ import fsspec
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+from orchestrator.errors import UserError, first_line
+from orchestrator.storage import hub
 from orchestrator.storage.retry import READ_AHEAD, CutOff, RemoteFile, StoreError, read_ranges, tried
 
 # requests in flight at once for one file
@@ -28,6 +30,8 @@ COPY_BYTES = 8 << 20
 TEMPORARY = ".tmp"
 # fsspec's protocols of S3, Google Cloud Storage and Azure, where a single put is atomic
 OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}
+# the extra of this package that has a protocol's client
+EXTRAS = {"s3": "s3", "gs": "gcs", "gcs": "gcs", "abfs": "azure", "abfss": "azure", "az": "azure", "hf": "hf"}
 
 
 def absolute(uri: str | os.PathLike[str]) -> str:
@@ -50,12 +54,17 @@ def join(uri: str, *names: str) -> str:
 
 
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """Return the file system of a URI and the path inside it."""
+    """Return the file system of a URI and the path inside it. Errors: `UserError` if there is no client for it."""
     if "::" in uri and "://" not in uri:
         # fsspec would read the mark of a chained URL in the name of a local folder
         local = url_to_fs("/")[0]
         return local, local._strip_protocol(uri)
-    return url_to_fs(uri)
+    try:
+        return hub.open_hub(uri) if hub.is_hub(uri) else url_to_fs(uri)
+    except (ImportError, ValueError) as error:
+        extra = EXTRAS.get(uri.partition("://")[0])
+        hint = f"; install it with: pip install 'clip-orchestrator[{extra}]'" if extra else ""
+        raise UserError(f"cannot open {uri}: {first_line(error)}{hint}") from error
 
 
 def is_local(uri: str) -> bool:
@@ -126,6 +135,7 @@ def write(uri: str, data: bytes) -> None:
 
 def _put(uri: str, put: Callable[[str], None]) -> None:
     # `put` writes directly to a path of the URI's file system
+    hub.check_writable(uri)
     fs, path = filesystem(uri)
     protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
     try:
@@ -274,6 +284,7 @@ def get_file(uri: str, path: str) -> None:
 
 def remove(uri: str) -> None:
     """Remove a file or folder, if it exists. Errors: `StoreError` if this user may not remove it."""
+    hub.check_writable(uri)
     fs, path = filesystem(uri)
     if not exists(uri):
         return

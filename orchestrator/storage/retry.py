@@ -25,6 +25,7 @@ from tenacity import (
 )
 
 from orchestrator.errors import UserError
+from orchestrator.storage import hub
 
 logger = logging.getLogger(__name__)
 
@@ -64,11 +65,13 @@ ENDED_EARLY = (
     "ResponseStreamingError",
     "ChunkedEncodingError",
 )
+# httpx has one class for this and for a server that does not answer
+ENDED_EARLY_TEXT = "without sending complete message body"
 BAD_REQUEST, FORBIDDEN = "Bad Request", "Forbidden"
 # HTTP status codes
 REFUSED, MISSING = (401, 403), (404, 410)
 # in a URI: user and password, and the query, which may hold a signature
-_SECRET = re.compile(r"(?<=://)[^/\s@]+@|\?\S*")
+_SECRET = re.compile(r"(?<=://)[^/\s@]+@|\?\S+")
 Found = TypeVar("Found")
 
 
@@ -91,7 +94,7 @@ def tried(call: Callable[[], Found], uri: str, *, doing: str = "read") -> Found:
     credentials, and after `MAX_ATTEMPTS` attempts or `MAX_SECONDS`; `CutOff` if the last attempt gave too few bytes."""
     retrying = Retrying(
         stop=stop_after_attempt(MAX_ATTEMPTS) | stop_after_delay(MAX_SECONDS),
-        wait=wait_random_exponential(PAUSE_UNIT, MAX_PAUSE),
+        wait=_pause,
         retry=retry_if_exception(_is_transient),
         before_sleep=_LogRetry(uri, doing),
         reraise=True,
@@ -100,10 +103,12 @@ def tried(call: Callable[[], Found], uri: str, *, doing: str = "read") -> Found:
         return retrying(call)
     except Exception as error:
         failed = f"cannot {doing} {uri} after {retrying.statistics['attempt_number']} attempts"
-        if isinstance(error, _ShortRead) or type(error).__name__ in ENDED_EARLY:
+        if isinstance(error, _ShortRead) or _ended_early(error):
             raise CutOff(
                 f"{failed}: {error}; the file changed since it was listed, or the network closes connections early"
             ) from error
+        if hint := hub.advice(error):
+            raise StoreError(f"cannot {doing} {uri}: {hint}") from error
         if _is_refusal(error):
             raise StoreError(
                 f"not allowed to {doing} {uri}: {_reason(error)}; expected valid credentials on every node; "
@@ -117,6 +122,12 @@ def tried(call: Callable[[], Found], uri: str, *, doing: str = "read") -> Found:
         raise StoreError(f"{failed}: {_reason(error)}") from error
 
 
+def _pause(state: RetryCallState) -> float:
+    """Return the seconds before the next attempt: random, or as long as the server asks for."""
+    error = state.outcome.exception() if state.outcome else None
+    return max(wait_random_exponential(PAUSE_UNIT, MAX_PAUSE)(state), hub.seconds_until_reset(error))
+
+
 @dataclass(frozen=True)
 class _LogRetry:
     """Logs a failed attempt before the pause that follows it."""
@@ -126,14 +137,13 @@ class _LogRetry:
 
     def __call__(self, state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
-        reason = _SECRET.sub("***", _reason(error)) if error else ""
         logger.warning(
             "cannot %s %s: attempt %d of %d failed: %s; retry in %.1f s",
             self.doing,
             _SECRET.sub("***", self.uri),
             state.attempt_number,
             MAX_ATTEMPTS,
-            reason,
+            _reason(error) if error else "",
             state.upcoming_sleep,
         )
 
@@ -146,20 +156,25 @@ def read_range(fs: AbstractFileSystem, path: str, start: int, end: int) -> bytes
 def read_ranges(fs: AbstractFileSystem, path: str, ranges: list[tuple[int, int]]) -> list[bytes]:
     """Return the bytes of several ranges (start, end) of a remote file, requested at once. Errors: as `tried`."""
 
+    uri = fs.unstrip_protocol(path)
+
     def read() -> list[bytes]:
         starts, ends = [start for start, _ in ranges], [end for _, end in ranges]
-        found = fs.cat_ranges([path] * len(ranges), starts, ends, on_error="raise")
+        if hub.is_hub(uri):
+            found = hub.cat_ranges(fs, path, ranges)
+        else:
+            found = fs.cat_ranges([path] * len(ranges), starts, ends, on_error="raise")
         for (start, end), data in zip(ranges, found, strict=True):
             # fsspec before 2026.5 returns errors among the results and ignores `on_error`
             if isinstance(data, BaseException):
                 raise data
             if len(data) > end - start:
-                raise StoreError(f"{fs.unstrip_protocol(path)}: the server does not support range requests")
+                raise StoreError(f"{uri}: the server does not support range requests")
             if len(data) < end - start:
                 raise _ShortRead(f"got {len(data):,} of {end - start:,} bytes at {start:,}")
         return found
 
-    return tried(read, fs.unstrip_protocol(path))
+    return tried(read, uri)
 
 
 class RemoteFile(AbstractBufferedFile):
@@ -183,18 +198,25 @@ def status_of(error: BaseException) -> int | None:
 
 
 def _is_transient(error: BaseException) -> bool:
-    if _is_missing(error) or _is_refusal(error):
+    if _is_missing(error) or _is_refusal(error) or hub.advice(error):
         return False
     return isinstance(error, FileNotFoundError) or (isinstance(error, Exception) and not isinstance(error, PERMANENT))
 
 
 def _is_missing(error: BaseException) -> bool:
-    if _azure_status(error) in MISSING:
+    if _azure_status(error) in MISSING or hub.is_missing(error):
         return True
+    if hub.advice(error):
+        # a missing or private repository is not a missing file
+        return False
     # fsspec's HTTP file system raises FileNotFoundError for every failure; the server's status is in the cause
     status = getattr(error.__cause__, "status", None)
     is_web = type(error.__cause__).__module__.startswith("aiohttp")
     return isinstance(error, FileNotFoundError) and (not is_web or status in MISSING)
+
+
+def _ended_early(error: BaseException) -> bool:
+    return type(error).__name__ in ENDED_EARLY or ENDED_EARLY_TEXT in str(error)
 
 
 def _is_refusal(error: BaseException) -> bool:
@@ -214,5 +236,5 @@ def _azure_status(error: BaseException) -> int | None:
 def _reason(error: BaseException) -> str:
     text = " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())
     # the rest of a message of Azure's client is the whole response
-    text = text.partition(" RequestId:")[0]
+    text = _SECRET.sub("***", text.partition(" RequestId:")[0])
     return text if isinstance(error, OSError) and text else f"{type(error).__name__}: {text}"

@@ -12,7 +12,7 @@ from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 from werkzeug.test import run_wsgi_app
 
-Kind = Literal["busy", "broken", "cut", "slow", "expired", "conflict", "unheard"]
+Kind = Literal["busy", "broken", "cut", "slow", "expired", "conflict", "unheard", "limited"]
 ERRORS = {
     "busy": ("503 Slow Down", "SlowDown", "Please reduce your request rate."),
     "broken": ("500 Internal Server Error", "InternalError", "We encountered an internal error. Please try again."),
