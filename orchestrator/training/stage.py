@@ -68,7 +68,7 @@ def training_stage(config: Config, phase: Phase, source: Source, catalog: Catalo
     check_evaluation(config)
     shared = training.model_dump(mode="json", exclude=NOT_IN_FINGERPRINT | set(PhaseConfig.model_fields))
     if training.keep_model == "best":
-        evaluated = measured_on(config.evaluation, evaluation_sets(config.evaluation))
+        evaluated = measured_on(config.evaluation, evaluation_sets(config))
         shared["best"] = [training.best_metric, training.evaluate_every_steps, evaluated]
         if config.model.pretrained or ":" in (config.model.name or ""):
             # an earlier version evaluated with a bicubic centre crop, which published weights may not use
@@ -174,6 +174,6 @@ class TrainPhase:
             keep=KeepList(phase.keep),
             order=phase_order(config, phase),
             # opened here: workers have another working folder, and relative paths must be those of the driver
-            sets=evaluation_sets(config.evaluation) if config.training.evaluate_every_steps else {},
+            sets=evaluation_sets(config) if config.training.evaluate_every_steps else {},
             signals=start_signals(),
         )
