@@ -13,6 +13,7 @@ from orchestrator.data.catalog import Catalog
 from orchestrator.data.keep_list import KeepList
 from orchestrator.engine import ray_cluster, stop_signals
 from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.artifact_files import read_json
 from orchestrator.engine.console import Display
 from orchestrator.engine.role import Role
 from orchestrator.engine.stage import PairFlow, Stage
@@ -151,7 +152,7 @@ class TrainPhase:
         training, artifact = self.config.training, self.artifact
         num_workers = ray_cluster.num_train_workers(training.num_workers, lanes=training.lanes)
         stop_requested = fit(self._job(), num_workers, display)
-        summary = files.read_json(artifact.path("summary.json"))
+        summary = read_json(artifact.path("summary.json"))
         artifact.publish(totals={**summary, "num_workers": num_workers}, parts=[], seconds=summary["seconds"])
         for name in REMOVED_AT_END:
             files.remove(artifact.path(name))
