@@ -53,7 +53,7 @@ class CatalogSkips(Entry):
     """Problems of the source.
 
     Keys: `broken_shards`; `problems`, a count for each kind; `examples`, some problems in words; `captions_from`, pairs
-    by the member, JSON key or column that holds their caption, where the source has a choice."""
+    by the member, JSON key or column that holds their caption."""
 
     broken_shards: int
     problems: dict[str, int]

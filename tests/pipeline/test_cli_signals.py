@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,6 +68,30 @@ def test_a_lost_lease_keeps_its_message(monkeypatch: pytest.MonkeyPatch, capfd: 
 
     assert ended("select", loses_its_lease, monkeypatch) == 2
     assert capfd.readouterr().err == "orchestrator: another run took over the lease\n"
+
+
+def handles_signals(pid: int) -> bool:
+    """Whether a process has its own handler of SIGTERM, which Python alone has not."""
+    (caught,) = re.findall(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
+    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the signals of a process from /proc")
+@pytest.mark.parametrize("delay", [0.0, 0.2, 0.8])
+@pytest.mark.parametrize("number", CODES)
+def test_a_signal_while_python_still_imports_is_one_line(number: signal.Signals, delay: float, tmp_path: Path) -> None:
+    write_table(tmp_path / "table", ["a dog"] * 9)
+    command = "python -m orchestrator select +exp=wfpp source=table source.uri=table out=OUT store=STORE"
+    with started(command, tmp_path) as process:
+        # the shell becomes Python, so the process stays
+        wait_for(lambda: handles_signals(process.pid), process)
+        time.sleep(delay)
+        os.killpg(process.pid, number)
+        assert process.wait(timeout=60) == CODES[number], said(tmp_path)
+    (line,) = said(tmp_path).splitlines()[-1:]
+    assert line.startswith(f"orchestrator: stopped by {number.name}")
+    assert delay or said(tmp_path) == f"orchestrator: stopped by {number.name}\n"
+    assert "Traceback" not in said(tmp_path)
 
 
 def stopped(
