@@ -75,7 +75,7 @@ def test_a_column_with_dots_in_its_name_comes_first(tmp_path: Path) -> None:
     [
         (
             {"caption_column": "meta.txt"},
-            r"source\.caption_column: t\.parquet has no field 'meta\.txt'; the fields of column 'meta': meta\.caption, meta",
+            r"source\.caption_column: t\.parquet has no field 'meta\.txt'; the fields of .*: meta\.caption, meta",
         ),
         ({"caption_column": "other.txt"}, r"t\.parquet has no column 'other\.txt'; its columns: meta, text, id"),
         ({"caption_column": "text.txt"}, r"t\.parquet has no column 'text\.txt'"),
