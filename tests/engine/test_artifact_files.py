@@ -38,7 +38,7 @@ READERS: dict[str, tuple[bytes, Callable[[str], Any]]] = {
     "gathered.exchange": (shuffle.pack([TABLE, TABLE]), lambda uri: list(shuffle.gather([uri], 1))),
     "000000.json": (json.dumps({"index": 0, "rows": 3}).encode(), lambda uri: done_summaries(artifact_of(uri))),
     "value.json": (json.dumps({"loss": 1.5}).encode(), read_json),
-    "a.jsonl": (b'{"step": 1, "loss": 5.0}\n{"step": 2, "loss": 4}\n', read_json_lines),
+    "a.jsonl": (b'{"step": 1, "loss": 5.0}\n{"step": 2, "loss": 4, "samples_seen": 128}\n', read_json_lines),
 }
 
 
