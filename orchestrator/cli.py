@@ -11,6 +11,7 @@ import threading
 import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -50,8 +51,6 @@ PATH_KEYS = (
     "language_model",
 )
 USAGE_ERROR, FAILURE = 2, 1
-# as in a shell, the exit code after a signal is this plus the signal's number
-SIGNALLED = 128
 # Ray raises these in the driver when it has lost a node or process for good, such as the driver's own node. An error in
 # our own code inside an actor has one of these classes too, and OWN_FAULT in its message
 LOST = ("ActorDiedError", "LocalRayletDiedError", "NodeDiedError", "OwnerDiedError", "WorkerCrashedError")
@@ -117,13 +116,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         _hydra_cli(verb, overrides or ["--help"], folder)
         return
     with stop_signals.handled(before_stop=_stop_trials if verb == "sweep" else None, until_exit=argv is None):
-        _run_verb(verb, overrides, folder)
+        _run_verb(verb, overrides, folder, owns_process=argv is None)
 
 
-def _run_verb(verb: str, overrides: Sequence[str], folder: str | None) -> None:
+def _run_verb(verb: str, overrides: Sequence[str], folder: str | None, *, owns_process: bool) -> None:
     try:
-        config = compose_config(overrides, folder, needs_source=verb not in NEED_NO_SOURCE)
-        _function(verb)(config)
+        with stop_signals.ending_at_once() if owns_process else nullcontext():
+            config = compose_config(overrides, folder, needs_source=verb not in NEED_NO_SOURCE)
+            function = _function(verb)
+        function(config)
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             stop_signals.note(signal.SIGINT)
@@ -168,7 +169,7 @@ def _exit_stopped(stopped: Stopped | None, verb: str) -> NoReturn:
     message, number = f"stopped by {stop_signals.name()}", stop_signals.received() or signal.SIGTERM
     if verb != "plan":
         message = str(stopped) if stopped and verb != "sweep" else f"{message}; {_how_to_resume(verb)}"
-    _fail(message, SIGNALLED + number)
+    _fail(message, stop_signals.SIGNALLED + number)
 
 
 def compose_config(overrides: Sequence[str], folder: str | None = None, *, needs_source: bool = True) -> Config:

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from orchestrator.clustering.train import read_centroids
@@ -19,12 +18,12 @@ from orchestrator.data.step import Step
 from orchestrator.embedding.vectors import Embedding, is_present
 from orchestrator.engine import ray_cluster
 from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.artifact_files import read_parquet
 from orchestrator.engine.console import Display
 from orchestrator.engine.parts import PartResult, PartsJob, part_path
 from orchestrator.engine.role import Role
 from orchestrator.engine.stage import CostScaling, Stage, by_part
 from orchestrator.pruning.clusters import Nearest
-from orchestrator.storage import files
 
 logger = logging.getLogger(__name__)
 VERSION = 2
@@ -116,5 +115,5 @@ class AssignPart:
 
 def read_assigned(assigned: Artifact, index: int) -> Assigned:
     """The clusters and distances of a part's pairs that reached the step."""
-    table = pq.read_table(pa.BufferReader(files.read(part_path(assigned, index, "parquet"))))
+    table = read_parquet(part_path(assigned, index, "parquet"))
     return Assigned(table["cluster"].to_numpy(), table["distance"].to_numpy())

@@ -19,6 +19,7 @@ from orchestrator.clustering.sample import read_sample
 from orchestrator.config import Clustering
 from orchestrator.engine import ray_cluster
 from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.artifact_files import read_json, read_npy
 from orchestrator.engine.metering import Meter, current_meter
 from orchestrator.pruning.clusters import (
     FIXED_POINT,
@@ -30,7 +31,7 @@ from orchestrator.pruning.clusters import (
     unit,
 )
 from orchestrator.storage import files
-from orchestrator.storage.npy import from_npy, to_npy
+from orchestrator.storage.npy import to_npy
 
 logger = logging.getLogger(__name__)
 Partial = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
@@ -46,9 +47,9 @@ def train_in_tasks(artifact: Artifact, sample: Artifact, settings: Clustering) -
     restarts, begin = 0, 0
     state = artifact.path("state.json")
     if files.exists(state):
-        saved = files.read_json(state)
+        saved = read_json(state)
         objective, restarts, begin = saved["objective"], saved["restarts"], saved["iterations"]
-        centroids = from_npy(files.read(artifact.path(f"state-{begin}.npy")))
+        centroids = read_npy(artifact.path(f"state-{begin}.npy"))
         logger.info("k-means continues after iteration %d of %d", begin, settings.num_iterations)
     for iteration in range(begin, settings.num_iterations):
         sums, sizes, distances = _one_pass(held, centroids)

@@ -17,14 +17,14 @@ from orchestrator.data.keep_list import KeepList
 from orchestrator.data.step import Step
 from orchestrator.embedding.vectors import Embedding, is_present
 from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.artifact_files import read_npy
 from orchestrator.engine.console import Display
 from orchestrator.engine.parts import PartResult, PartsJob, Summary, part_path
 from orchestrator.engine.role import Role
 from orchestrator.engine.stage import CostScaling, Stage, by_groups
 from orchestrator.errors import UserError
 from orchestrator.pruning.order import random_scores
-from orchestrator.storage import files
-from orchestrator.storage.npy import from_npy, to_npy
+from orchestrator.storage.npy import to_npy
 
 logger = logging.getLogger(__name__)
 VERSION = 1
@@ -125,4 +125,4 @@ def _check(name: str, k: int, summaries: list[Summary]) -> None:
 def read_sample(sample: Artifact, groups: Sequence[int]) -> Iterator[NDArray[np.float16]]:
     """The vectors of each group, float16 [n, d]."""
     for group in groups:
-        yield from_npy(files.read(part_path(sample, group, "npy")))
+        yield read_npy(part_path(sample, group, "npy"))

@@ -16,13 +16,13 @@ from orchestrator.clustering.assign import read_assigned
 from orchestrator.data.catalog import Catalog, PartRows, part_groups
 from orchestrator.data.step import Step
 from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.artifact_files import read_npy
 from orchestrator.engine.console import Display
 from orchestrator.engine.parts import PartResult, PartsJob, part_path
 from orchestrator.engine.role import Role
 from orchestrator.engine.stage import CostScaling, Stage, by_groups
 from orchestrator.pruning.clusters import FIXED_POINT, sums_by_cluster
-from orchestrator.storage import files
-from orchestrator.storage.npy import from_npy, to_npy
+from orchestrator.storage.npy import to_npy
 
 logger = logging.getLogger(__name__)
 VERSION = 1
@@ -40,7 +40,7 @@ class ClusterStats:
     @classmethod
     def read(cls, stats: Artifact) -> ClusterStats:
         """The sums over all groups: k numbers of each kind, for a pool of any size."""
-        groups = (from_npy(files.read(part_path(stats, group, "npy"))) for group in range(len(stats.parts)))
+        groups = (read_npy(part_path(stats, group, "npy")) for group in range(len(stats.parts)))
         sizes, distances = reduce(add, groups)
         with np.errstate(invalid="ignore"):
             return cls(sizes, distances / FIXED_POINT / sizes)

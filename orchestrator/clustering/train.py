@@ -18,13 +18,14 @@ from orchestrator.config import Clustering
 from orchestrator.data.step import Step
 from orchestrator.engine import ray_cluster
 from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.artifact_files import read_npy
 from orchestrator.engine.console import Display
 from orchestrator.engine.metering import Meter, current_meter
 from orchestrator.engine.role import Role
 from orchestrator.engine.stage import CostScaling, Stage, by_groups, nothing
 from orchestrator.pruning.clusters import KMeansResult, Vectors, train, unit
 from orchestrator.storage import files
-from orchestrator.storage.npy import from_npy, to_npy
+from orchestrator.storage.npy import to_npy
 
 logger = logging.getLogger(__name__)
 VERSION = 1
@@ -119,4 +120,4 @@ def _train_whole(sample: Artifact, settings: Clustering) -> KMeansResult:
 
 def read_centroids(centroids: Artifact) -> Vectors:
     """Unit centroids float32 [k, d]."""
-    return from_npy(files.read(centroids.path(FILE)))
+    return read_npy(centroids.path(FILE))

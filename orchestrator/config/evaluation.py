@@ -43,6 +43,10 @@ class RetrievalConfig(Section):
     uri: str | None = None
     """A tar of images with captions that are not in the pool. Null: no such set. `demo`: the set of the embedded
     pool."""
+    caption_column: str | None = None
+    """What holds the captions: the extension of a member, a key of the JSON members, or a column of the Parquet files
+    beside the tars. Null: as in the pool (`source.caption_column`) if the pool consists of tars, otherwise usual
+    names, such as `txt` and `caption`."""
 
 
 class TaskConfig(Section):

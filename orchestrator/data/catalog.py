@@ -19,6 +19,7 @@ from orchestrator.config import Limits, SourceConfig
 from orchestrator.data.captionless import UNUSABLE, caption_summary, check_captions
 from orchestrator.engine import process_cache
 from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.artifact_files import read_parquet
 from orchestrator.engine.console import Display
 from orchestrator.engine.parts import PartResult, PartsJob, Summary, part_path, sums
 from orchestrator.engine.role import Role
@@ -84,11 +85,9 @@ class Catalog:
 
 @lru_cache(maxsize=CACHED_PARTS)
 def read_columns(uri: str, columns: tuple[str, ...]) -> pa.Table:
-    """Return the named columns of a part's Parquet file."""
+    """Return the named columns of a part's Parquet file. Errors: `StoreError` if it is damaged."""
     # cached: training returns to a part once for each of its windows
-    file = files.open_file(uri) if files.is_local(uri) else pa.BufferReader(files.read(uri))
-    with file:
-        return pq.read_table(file, columns=list(columns))
+    return read_parquet(uri, columns)
 
 
 process_cache.register(read_columns.cache_clear)

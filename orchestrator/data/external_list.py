@@ -16,6 +16,7 @@ import pyarrow as pa
 from orchestrator.config import ConfigError, MatchBy
 from orchestrator.errors import UserError
 from orchestrator.source.columns import find, require, text_values
+from orchestrator.source.record_fields import is_field, values_of
 from orchestrator.source.row_groups import NUM_THREADS, DamagedParquet, cut, cut_shards, open_parquet, read_part
 from orchestrator.source.schema import Part, Problems, Shard
 from orchestrator.source.shards import digest, find_shards
@@ -96,16 +97,19 @@ class ExternalList:
             return _uid_texts(open_npy(part.shard.uri).read(part.first_row, part.num_rows))
         try:
             with open_parquet(part.shard.uri) as file:
-                column = self._column(part.shard, file.schema_arrow.names)
-                values = read_part(file, part, [column])[column]
+                column = self._column(part.shard, file.schema_arrow)
+                values = values_of(read_part(file, part, [column]), column)
         except DamagedParquet as error:
             raise UserError(f"{part.shard.uri} is not readable as Parquet: {error}") from None
         return pl.Series(text_values(values, f"{self.setting}: {part.shard.name}: column {column}", Problems()))
 
     def _check(self, shard: Shard, schema: pa.Schema) -> None:
-        self._column(shard, schema.names)
+        self._column(shard, schema)
 
-    def _column(self, shard: Shard, names: Sequence[str]) -> str:
+    def _column(self, shard: Shard, schema: pa.Schema) -> str:
+        names = schema.names
+        if self.match_column is not None and is_field(schema, self.match_column):
+            return self.match_column
         wanted = COLUMNS[self.match_by] if self.match_column is None else (self.match_column,)
         column = find(names, wanted)
         if column is None:

@@ -18,12 +18,12 @@ from orchestrator.data.catalog import Catalog, PartRows, part_groups
 from orchestrator.data.external_list import ExternalList, Piece
 from orchestrator.data.join_tasks import NUM_EXAMPLES, Group, JoinBucket, Match, OrderGroup, SendRows
 from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.artifact_files import open_rows
 from orchestrator.engine.console import Display
 from orchestrator.engine.parts import PartsJob, Summary, part_path, sums
 from orchestrator.engine.role import Role
 from orchestrator.engine.stage import CostScaling, PairFlow, Size, Stage, by_groups
 from orchestrator.errors import UserError
-from orchestrator.storage.npy import open_npy
 
 VERSION = 2
 # groups of parts of the pool, and at most as many bundles of pieces of the list
@@ -44,7 +44,7 @@ class Joined:
         groups = [group["first_ordinal"] for group in self.artifact.parts]
         group = bisect_right(groups, part.first_ordinal) - 1
         first = part.first_ordinal - groups[group]
-        columns = [open_npy(part_path(self.artifact, group, f"{name}.npy")) for name in Match._fields]
+        columns = [open_rows(part_path(self.artifact, group, f"{name}.npy")) for name in Match._fields]
         return Match(*(column.read(first, part.num_rows) for column in columns))
 
     @property

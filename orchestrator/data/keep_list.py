@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.artifact_files import checked, damaged
 from orchestrator.engine.parts import PartResult, part_path
 from orchestrator.storage import files
 
@@ -31,14 +32,12 @@ class KeepList:
     def mask(self, index: int, num_rows: int) -> Mask:
         """Return the mask of a part, bool [num_rows]. Errors: `StoreError` if the file has another length."""
         uri = part_path(self.artifact, index, "bits")
-        packed = np.frombuffer(files.read(uri), np.uint8)
+        with checked(uri):
+            packed = np.frombuffer(files.read(uri), np.uint8)
         expected = -(-num_rows // 8)
         # `unpackbits` would fill missing bits with zeros and not complain
         if len(packed) != expected:
-            raise files.StoreError(
-                f"{uri} is damaged: got {len(packed):,} bytes, expected {expected:,} for {num_rows:,} pairs; remove "
-                f"{self.artifact.uri} and run the same command again to rebuild it"
-            )
+            raise damaged(uri, f"got {len(packed):,} bytes, expected {expected:,} for {num_rows:,} pairs")
         return np.unpackbits(packed, count=num_rows).view(np.bool_)
 
     @property

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from orchestrator.pruning.exact import rounding, row_products
+
 THUMBNAIL_SIDE = 16
 MAX_PICTURE_COSINE = 0.9
 MAX_CAPTION_JACCARD = 0.6
@@ -38,9 +40,20 @@ def lone_pairs(images: Sequence[bytes], captions: Sequence[str], families: Seque
         tile = slice(start, start + ROWS_PER_TILE)
         shared = words[tile] @ words.T
         union = num_words[tile, None] + num_words[None, :] - shared
-        alike = (pictures[tile] @ pictures.T >= MAX_PICTURE_COSINE) | (shared >= MAX_CAPTION_JACCARD * union)
+        alike = _alike(pictures, tile) | (shared >= MAX_CAPTION_JACCARD * union)
         lone[tile] = ~(alike & (family[tile, None] != family[None, :])).any(axis=1)
     return lone
+
+
+def _alike(pictures: np.ndarray, tile: slice) -> np.ndarray:
+    """Compare a tile of the thumbnails with all of them, bool [tile, n]. No pair depends on the size of the tile."""
+    cosines = pictures[tile] @ pictures.T
+    alike = cosines >= MAX_PICTURE_COSINE
+    # a product of matrices rounds by its shape, so pairs that are so close to the threshold are computed again
+    margin = rounding(pictures.shape[1], np.float32)
+    row, column = np.nonzero(np.abs(cosines - MAX_PICTURE_COSINE) <= margin)
+    alike[row, column] = row_products(pictures[tile][row], pictures[column]) >= MAX_PICTURE_COSINE
+    return alike
 
 
 def _thumbnails(images: Sequence[bytes]) -> np.ndarray:

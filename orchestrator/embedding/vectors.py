@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from orchestrator.config.embedding import Tower
 from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.artifact_files import open_rows, read_npy
 from orchestrator.engine.parts import PartResult, Summary, part_path, sums
-from orchestrator.storage import files
-from orchestrator.storage.npy import from_npy, open_npy, to_npy
+from orchestrator.storage.npy import to_npy
 
 BOTH_VERSION = 2
 """The version of an embedding with both towers. Version 1 had the products of the rounded vectors as CLIP scores."""
@@ -39,7 +39,7 @@ class Embedding:
 
     def image_rows(self, index: int, rows: NDArray[np.int64]) -> Vectors:
         """Some rows of a part's image vectors, float16 [n, dim], without reading the others."""
-        return open_npy(part_path(self.artifact, index, "image.npy")).take(rows)
+        return open_rows(part_path(self.artifact, index, "image.npy")).take(rows)
 
     def text(self, index: int) -> Vectors:
         """A part's text vectors, float16 [rows, dim], unit norm or all zero."""
@@ -58,7 +58,7 @@ class Embedding:
         return int(self.artifact.totals[f"{tower}_dim"])
 
     def _read(self, index: int, name: str) -> NDArray[Any]:
-        return from_npy(files.read(part_path(self.artifact, index, f"{name}.npy")))
+        return read_npy(part_path(self.artifact, index, f"{name}.npy"))
 
 
 def is_present(vectors: Vectors) -> NDArray[np.bool_]:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from orchestrator.engine.artifact_files import damaged
+from orchestrator.errors import first_line
 from orchestrator.storage import files
 from orchestrator.storage.files import StoreError
 
@@ -89,5 +91,4 @@ def _manifest(uri: str) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise StoreError(f"no artifact at {uri}; expected the store of the run, unchanged; repeat the run") from error
     except ValueError as error:
-        folder = uri.rsplit("/", 1)[0]
-        raise StoreError(f"cannot read {uri}: expected JSON; remove the folder {folder} and repeat the run") from error
+        raise damaged(uri, f"expected JSON: {first_line(error)}") from error

@@ -21,6 +21,7 @@ import ray
 
 from orchestrator.engine import ray_cluster
 from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.artifact_files import read_json
 from orchestrator.engine.console import Display
 from orchestrator.engine.log import captured, replay
 from orchestrator.engine.metering import Meter, current_meter
@@ -218,7 +219,7 @@ def done_summaries(artifact: Artifact) -> dict[int, Summary]:
     """Return the summaries of the complete items, by index."""
     uris = [artifact.path("parts", name) for name in files.names(artifact.path("parts")) if name.endswith(".json")]
     with ThreadPoolExecutor(32) as pool:
-        return {summary["index"]: summary for summary in pool.map(files.read_json, uris)}
+        return {summary["index"]: summary for summary in pool.map(read_json, uris)}
 
 
 def num_done(artifact: Artifact) -> int:

@@ -17,10 +17,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from orchestrator.engine.artifact_files import checked
 from orchestrator.storage import files
 
 IN_FLIGHT = 8
 """Slices that are read ahead, because a request to an object store takes tens of milliseconds."""
+
+MAX_BYTES = 1 << 44
+"""No file is longer: a larger offset is no offset."""
 
 OFFSET = np.dtype("<i8")
 Vectors = NDArray[np.float16]
@@ -49,14 +53,18 @@ def pack(tables: Sequence[pa.Table]) -> bytes:
 
 
 def read_slice(uri: str, destination: int) -> pa.Table | None:
-    """Return the table of a destination in a source's file; None if it has no rows. Errors: `OSError` from reads."""
-    (bounds,) = files.read_spans(uri, [(OFFSET.itemsize * destination, 2 * OFFSET.itemsize)])
-    start, end = np.frombuffer(bounds, OFFSET).tolist()
-    if start == end:
-        return None
-    (data,) = files.read_spans(uri, [(start, end - start)])
-    assert len(data) == end - start, f"{uri}: got {len(data)} of {end - start} bytes"
-    return pa.ipc.open_stream(data).read_all()
+    """Return the table of a destination in a source's file; None if it has no rows. Errors: `StoreError`."""
+    with checked(uri):
+        (bounds,) = files.read_spans(uri, [(OFFSET.itemsize * destination, 2 * OFFSET.itemsize)])
+        start, end = np.frombuffer(bounds, OFFSET).tolist()
+        if not 0 < start <= end < MAX_BYTES:
+            raise ValueError("it does not begin with the offsets of its tables")
+        if start == end:
+            return None
+        (data,) = files.read_spans(uri, [(start, end - start)])
+        if len(data) != end - start:
+            raise ValueError(f"got {len(data):,} of {end - start:,} bytes at {start:,}")
+        return pa.ipc.open_stream(data).read_all()
 
 
 def gather(uris: Sequence[str], destination: int) -> Iterator[pa.Table]:
@@ -72,14 +80,19 @@ def gather(uris: Sequence[str], destination: int) -> Iterator[pa.Table]:
 
 
 def read_slices(uri: str) -> Iterator[pa.Table]:
-    """Yield all tables of a source's file, in the order of the destinations, without empty ones. Errors: `OSError`."""
-    data = memoryview(files.read(uri))
-    # the first table begins where the offsets end
-    first = np.frombuffer(data, OFFSET, count=1)[0]
-    offsets = np.frombuffer(data[:first], OFFSET).tolist()
+    """Yield all tables of a source's file, by destination, without empty ones. Errors: `StoreError`."""
+    with checked(uri):
+        data = memoryview(files.read(uri))
+        # the first table begins where the offsets end
+        first = np.frombuffer(data, OFFSET, count=1)[0]
+        offsets = np.frombuffer(data[:first], OFFSET).tolist()
+        if len(data) != offsets[-1]:
+            raise ValueError(f"got {len(data):,} bytes, expected {offsets[-1]:,}")
     for start, end in pairwise(offsets):
         if start < end:
-            yield pa.ipc.open_stream(data[start:end]).read_all()
+            with checked(uri):
+                table = pa.ipc.open_stream(data[start:end]).read_all()
+            yield table
 
 
 def vectors_to_column(vectors: Vectors) -> pa.Array:

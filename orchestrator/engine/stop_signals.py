@@ -18,6 +18,8 @@ from typing import Any
 from orchestrator.errors import Stopped
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# as in a shell, the exit code after a signal is this plus the signal's number
+SIGNALLED = 128
 # some batch systems send one request twice, to the process and to its group; the second must not disturb the clean-up
 SAME_REQUEST_SECONDS = 1.0
 
@@ -81,6 +83,28 @@ def handled(*, before_stop: Callable[[], None] | None = None, until_exit: bool =
     finally:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if until_exit else handler)
+
+
+def end_at_once() -> dict[signal.Signals, Any]:
+    """End the process with one line at the next signal, while there is nothing to clean up; return the old handlers.
+
+    No exception is raised: Python prints and ignores one that appears in a callback of its import system."""
+    return _replaced(_end)
+
+
+@contextmanager
+def ending_at_once() -> Iterator[None]:
+    """Do what `end_at_once` does, during the block."""
+    before = end_at_once()
+    try:
+        yield
+    finally:
+        _restore(before)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    os.write(2, f"orchestrator: stopped by {signal.Signals(number).name}\n".encode())
+    os._exit(SIGNALLED + number)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 
 from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.artifact_files import read_json
 from orchestrator.storage import files
 
 # a killed command loses at most this many seconds of the count, and one write per interval is cheap in an object store
@@ -29,7 +30,7 @@ class Stopwatch:
     def __init__(self, artifact: Artifact):
         self.uri = artifact.path("elapsed.json")
         self.is_saved = files.exists(self.uri)
-        self.before = files.read_json(self.uri)["seconds"] if self.is_saved else 0.0
+        self.before = read_json(self.uri)["seconds"] if self.is_saved else 0.0
         self.started = self.saved = time.monotonic()
 
     @property

@@ -26,7 +26,7 @@ def check_configured(config: Config, display: Display) -> None:
     A task that cannot be measured is skipped later, with its reason. Errors: `UserError` for a set that cannot be
     used, or if no task can be measured."""
     limits = config.source.limits
-    check_sets(evaluation_sets(config.evaluation), limits, display)
+    check_sets(evaluation_sets(config), limits, display)
     tasks = open_tasks(config.evaluation).found
     reasons = {task.key: reason for task in tasks if (reason := problem_of(task, limits))}
     for task in tasks:
@@ -77,7 +77,9 @@ def check_listings(
     total = len(samples) + num_unusable
     first = dataset.shard_uris[0]
     if not samples or num_unusable > limits.max_broken_pairs * total:
-        wanted = "an image and a cls member" if dataset.has_classes else "an image and a caption (txt or json)"
+        wanted = (
+            "an image and a cls member" if dataset.has_classes else f"an image and a caption ({_captions(dataset)})"
+        )
         raise UserError(
             f"{name}: {num_unusable:,} of {total:,} samples cannot be used, at most {limits.max_broken_pairs:.1%} "
             f"allowed ({_examples(listings)}); expected {wanted} for each key, got members {_seen(first)} in {first}; "
@@ -96,6 +98,11 @@ def check_listings(
     num_alone = sum(sample.group < 0 for sample in samples)
     if needs_group and num_alone:
         raise UserError(f"{name}: {num_alone} of {len(samples)} images have no group; expected one in each npy")
+
+
+def _captions(dataset: EvaluationSet) -> str:
+    named = dataset.source.caption_column
+    return "txt or json" if named is None else f"in {named}; evaluation.retrieval.caption_column names another place"
 
 
 def _examples(listings: Sequence[Listing]) -> str:

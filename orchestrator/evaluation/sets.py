@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.config import EvaluationConfig
+from orchestrator.config import Config, EvaluationConfig, WebDatasetSource
 from orchestrator.engine.artifact import fingerprint
 from orchestrator.errors import UserError
 from orchestrator.evaluation import text_files
@@ -49,18 +49,22 @@ class EvaluationSet:
         return bool(self.class_names)
 
 
-def open_set(uri: str, *, needs_classes: bool) -> EvaluationSet:
-    """Open the set at a URI. Errors: `UserError` if it has no tars, or no class names although they are needed."""
+def open_set(uri: str, *, needs_classes: bool, caption_column: str | None = None) -> EvaluationSet:
+    """Open the set at a URI; `caption_column` names what holds the captions, None: usual names.
+
+    Errors: `UserError` if it has no tars, or no class names although they are needed."""
     uri = files.absolute(uri)
     if files.exists(files.join(uri, "test")):
         uri = files.join(uri, "test")
     setting = f"evaluation.{'zero_shot' if needs_classes else 'retrieval'}.uri"
     # a Parquet file beside a tar has captions, which classification does not need
     shards = find_shards(uri, endings=ENDINGS, sidecars=not needs_classes, setting=setting)
-    return set_of(shards, uri, needs_classes=needs_classes)
+    return set_of(shards, uri, needs_classes=needs_classes, caption_column=caption_column)
 
 
-def set_of(shards: Sequence[Shard], uri: str, *, needs_classes: bool) -> EvaluationSet:
+def set_of(
+    shards: Sequence[Shard], uri: str, *, needs_classes: bool, caption_column: str | None = None
+) -> EvaluationSet:
     """Open the set in the given tars. Errors: `UserError`, with `uri`, if class names are needed and missing."""
     names = _beside(shards[0].uri, CLASS_NAMES) if needs_classes else None
     if needs_classes and names is None:
@@ -71,21 +75,29 @@ def set_of(shards: Sequence[Shard], uri: str, *, needs_classes: bool) -> Evaluat
     templates = _beside(shards[0].uri, TEMPLATES) if needs_classes else None
     class_names = text_files.class_names(names) if names else ()
     prompts = text_files.templates(templates) if templates else ()
+    source = WebDataset.of(shards, caption_column)
+    # only if it is set, so that other sets keep their identity
+    named = [] if caption_column is None else [source.caption_column]
     return EvaluationSet(
-        source=WebDataset(tuple(shards)),
+        source=source,
         class_names=class_names,
         templates=prompts,
-        identity=fingerprint([digest(shards), class_names, prompts]),
+        identity=fingerprint([digest(shards), class_names, prompts, *named]),
     )
 
 
-def evaluation_sets(settings: EvaluationConfig) -> dict[str, EvaluationSet]:
+def evaluation_sets(config: Config) -> dict[str, EvaluationSet]:
     """Open the configured sets: `zero_shot`, `retrieval`, both or none."""
-    return {
-        name: open_set(node.uri, needs_classes=name == "zero_shot")
-        for name, node in (("zero_shot", settings.zero_shot), ("retrieval", settings.retrieval))
-        if node.uri
-    }
+    zero_shot, retrieval = config.evaluation.zero_shot, config.evaluation.retrieval
+    found: dict[str, EvaluationSet] = {}
+    if zero_shot.uri:
+        found["zero_shot"] = open_set(zero_shot.uri, needs_classes=True)
+    if retrieval.uri:
+        # a held-out part of the pool has its captions where the pool has them
+        of_pool = config.source.caption_column if isinstance(config.source, WebDatasetSource) else None
+        named = retrieval.caption_column or of_pool
+        found["retrieval"] = open_set(retrieval.uri, needs_classes=False, caption_column=named)
+    return found
 
 
 def metrics(settings: EvaluationConfig) -> list[str]:

@@ -105,7 +105,7 @@ def _stage(
     config: Config, references: Mapping[str, str], pretrained: str | None, made_from: Mapping[str, Any]
 ) -> Stage:
     settings, identity = config.evaluation, fingerprint(dict(made_from))
-    sets, tasks = evaluation_sets(settings), open_tasks(settings)
+    sets, tasks = evaluation_sets(config), open_tasks(settings)
     of_tasks = task_artifacts(config.store, tasks, identity)
     measured = measured_on(settings, sets) | ({"tasks": measured_tasks(settings, tasks, of_tasks)} if of_tasks else {})
     artifact = Artifact.of(config.store, "evaluation", version=VERSION, models=identity, **measured)

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from orchestrator.data.catalog import to_parquet
 from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.artifact_files import checked, read_parquet
 from orchestrator.engine.console import Display
 from orchestrator.engine.parts import PartResult, part_path
 from orchestrator.errors import UserError
@@ -34,7 +35,7 @@ def export_parquet(kept: Kept, parts: Sequence[Part], to: str, display: Display)
         path = os.path.join(folder, "kept.parquet")
         with pq.ParquetWriter(path, _schema(made, parts), compression="zstd") as writer:
             for part in parts:
-                table = pq.read_table(pa.BufferReader(files.read(part_path(made, part.index, "parquet"))))
+                table = read_parquet(part_path(made, part.index, "parquet"))
                 writer.write_table(_conformed(table, writer.schema, part))
         files.put_file(path, to)
     files.remove(beside)
@@ -55,7 +56,8 @@ class KeptRows:
 def _schema(made: Artifact, parts: Sequence[Part]) -> pa.Schema:
     # the types of a text file follow from its values, so a column may be null in one file and a number in another
     def read(part: Part) -> pa.Schema:
-        with open_parquet(part_path(made, part.index, "parquet")) as file:
+        uri = part_path(made, part.index, "parquet")
+        with checked(uri), open_parquet(uri) as file:
             return file.schema_arrow
 
     unified, seen = pa.schema([]), set[pa.Schema]()

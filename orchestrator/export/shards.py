@@ -12,6 +12,7 @@ from typing import Any
 
 import xxhash
 
+from orchestrator.engine.artifact_files import read_json
 from orchestrator.engine.console import Display
 from orchestrator.engine.parts import PartResult
 from orchestrator.errors import UserError
@@ -57,7 +58,7 @@ def _claim(to: str, keep: str, ours: set[str]) -> None:
     # the tars of two keep lists in one folder would form a pool that fits neither list
     owner, names = files.join(to, OWNER), files.names(to)
     tars = {name for name in names if name.lower().endswith(ENDINGS)}
-    is_ours = OWNER in names and files.read_json(owner)["keep"] == keep
+    is_ours = OWNER in names and read_json(owner, remedy="empty the folder or choose another one")["keep"] == keep
     others = sorted(tars - ours if is_ours else tars)
     if others:
         raise UserError(

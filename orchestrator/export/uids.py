@@ -11,6 +11,7 @@ from functools import partial
 
 import numpy as np
 
+from orchestrator.engine.artifact_files import checked, damaged
 from orchestrator.engine.console import Display
 from orchestrator.engine.parts import PartResult, part_path
 from orchestrator.errors import UserError
@@ -32,7 +33,12 @@ def export_uids(kept: Kept, parts: Sequence[Part], to: str, display: Display) ->
         uids = np.lib.format.open_memmap(path, mode="w+", dtype=UID_DTYPE, shape=(kept.keep.num_pairs,))
         start = 0
         for index, part in enumerate(made.parts):
-            uids[start : start + part["kept"]] = np.frombuffer(files.read(part_path(made, index, "uids")), UID_DTYPE)
+            uri = part_path(made, index, "uids")
+            with checked(uri):
+                found = np.frombuffer(files.read(uri), UID_DTYPE)
+            if len(found) != part["kept"]:
+                raise damaged(uri, f"got {len(found):,} uids, expected {part['kept']:,}")
+            uids[start : start + part["kept"]] = found
             start += part["kept"]
         # DataComp's tools use binary search
         uids.sort()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from orchestrator.config import EvaluationConfig
+from orchestrator.config import Config, EvaluationConfig
 from orchestrator.evaluation.samples import open_whole
 from orchestrator.evaluation.sets import EvaluationSet, evaluation_sets
 from orchestrator.evaluation.tasks import open_tasks
@@ -18,14 +18,14 @@ NUM_SAMPLES = 100
 NUM_TEMPLATES = 80
 
 
-def set_sizes(settings: EvaluationConfig) -> list[SetSize]:
+def set_sizes(config: Config) -> list[SetSize]:
     """Return the size of every set and task. Errors: those of opening them; `UserError` for a damaged tar."""
-    return [_size(one, settings) for one in _sets(settings)]
+    return [_size(one, config.evaluation) for one in _sets(config)]
 
 
-def _sets(settings: EvaluationConfig) -> Iterator[EvaluationSet]:
-    yield from evaluation_sets(settings).values()
-    for task in open_tasks(settings).found if settings.tasks else ():
+def _sets(config: Config) -> Iterator[EvaluationSet]:
+    yield from evaluation_sets(config).values()
+    for task in open_tasks(config.evaluation).found if config.evaluation.tasks else ():
         yield task.test
         if task.train is not None:
             yield task.train

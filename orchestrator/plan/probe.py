@@ -61,7 +61,7 @@ def probe(
         has_vectors = any(map(config.selection.embedding_of, config.selection.steps))
         sample = sample_parts(source, config.plan.probe_parts, max_rows=ENOUGH_ROWS if has_vectors else None)
         if any(one.stage.role == Role.EVALUATE and not one.stage.artifact.is_complete() for one in found):
-            measured.sets = set_sizes(config.evaluation)
+            measured.sets = set_sizes(config)
         measured.left_out = list(_left_out(config))
         runner = ProbeRunner(probe_config.in_own_store(config, store), sample, list_stages, found, measured)
         left = {one.stage.name for one in found if not one.stage.artifact.is_complete()}

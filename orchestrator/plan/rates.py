@@ -5,7 +5,6 @@ separately. All measurements use the code of training, evaluation and embedding,
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from orchestrator.config.embedding import Tower
 from orchestrator.data.catalog import Catalog
 from orchestrator.engine import ray_cluster
 from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.artifact_files import read_json_lines
 from orchestrator.engine.console import Display
 from orchestrator.engine.stage import Stage
 from orchestrator.plan import probe_config
@@ -71,7 +71,7 @@ def measure_phases(
 
 
 def _phase(artifact: Artifact, config: Config, full_share: int, decode_seconds: float) -> MeasuredPhase:
-    lines = [json.loads(line) for line in files.read(artifact.path("metrics.jsonl")).splitlines()]
+    lines = read_json_lines(artifact.path("metrics.jsonl"))
     warm = lines[int(len(lines) * WARM_UP_SHARE) :]
     num_workers = artifact.totals["num_workers"]
     gpu_bytes = max(line.get("gpu_memory_bytes", 0) for line in lines)

@@ -9,7 +9,10 @@ from typing import Any
 
 from pydantic import ConfigDict, Field
 
+from orchestrator.engine.artifact_files import checked
+from orchestrator.report.files import JSON_FILE
 from orchestrator.report.schema_pairs import ClusteringReport, ClusterPruning, Duplicates, Entry, Examples
+from orchestrator.storage import files
 
 SCHEMA_VERSION = 1
 
@@ -50,7 +53,7 @@ class CatalogSkips(Entry):
     """Problems of the source.
 
     Keys: `broken_shards`; `problems`, a count for each kind; `examples`, some problems in words; `captions_from`, pairs
-    by the member, JSON key or column that holds their caption, where the source has a choice."""
+    by the member, JSON key or column that holds their caption."""
 
     broken_shards: int
     problems: dict[str, int]
@@ -256,8 +259,9 @@ class Report(Entry):
     Keys: `schema_version`; the run's `name`, `verb`, start time `started` (ISO 8601) and `wall_seconds`; `funnel`, the
     pairs left after each step; `steps`; `captionless` pairs of the pool (null if not counted); `clusterings`,
     `clusters` and `duplicates`, by step; `skipped`; `words`; `training` by phase; `cost`; `evaluation` and benchmark
-    `tasks` by model ("pretrain", "finetune", "checkpoint"); `examples`; `stages`, their times in order; `fingerprints`
-    by stage; `versions` of the libraries; `config`, the whole configuration."""
+    `tasks` by model ("pretrain", "finetune", "checkpoint"); `not_evaluated`, why the evaluation failed (null if it did
+    not); `examples`; `stages`, their times in order; `fingerprints` by stage; `versions` of the libraries; `config`,
+    the whole configuration."""
 
     schema_version: int = SCHEMA_VERSION
     name: str
@@ -276,8 +280,16 @@ class Report(Entry):
     cost: TrainingCost | None = None
     evaluation: dict[str, ModelEvaluation] = Field(default={})
     tasks: dict[str, TaskTable] = Field(default={})
+    not_evaluated: str | None = None
     examples: Examples | None = None
     stages: list[StageTime]
     fingerprints: dict[str, Fingerprint]
     versions: dict[str, str]
     config: dict[str, Any]
+
+    @classmethod
+    def read(cls, out: str) -> Report:
+        """Return the report in the folder of a run. Errors: `StoreError` if it is missing or damaged."""
+        uri = files.join(out, JSON_FILE)
+        with checked(uri, remedy=f"write it again: python -m orchestrator report run={out}"):
+            return cls.model_validate_json(files.read(uri))

@@ -48,6 +48,8 @@ def headlines(report: Report) -> list[Headline]:
 
 
 def _results(report: Report) -> list[Headline]:
+    if report.not_evaluated is not None:
+        return [Headline("evaluation", "failed")]
     if not report.evaluation:
         return []
     last = list(report.evaluation.values())[-1]

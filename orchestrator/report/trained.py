@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from orchestrator.data.keep_list import KeepList
 from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.artifact_files import read_json_lines
 from orchestrator.engine.role import TRAINING_ROLES, Role
 from orchestrator.engine.run_record import PHASES, RunRecord, StageRecord
 from orchestrator.report.schema import (
@@ -22,7 +22,6 @@ from orchestrator.report.schema import (
     TrainingSkips,
 )
 from orchestrator.report.selected import SelectedStep, captioned, pool
-from orchestrator.storage import files
 
 # stages that a run without pruning has too, and those that only the report needs
 NOT_PRUNING = (
@@ -41,8 +40,8 @@ def phases(record: RunRecord) -> dict[str, Artifact]:
 def phase_report(phase: Artifact) -> PhaseReport:
     """Return a phase's numbers and its curve, reduced to at most `MAX_CURVE_POINTS` points."""
     totals = phase.totals
-    lines = files.read(phase.path("metrics.jsonl")).decode().splitlines()
-    curve = [CurvePoint(**json.loads(lines[index])) for index in _thinned(len(lines))]
+    records = read_json_lines(phase.path("metrics.jsonl"))
+    curve = [CurvePoint(**records[index]) for index in _thinned(len(records))]
     return PhaseReport(
         pairs=totals["pairs"],
         epochs=totals["epochs"],

@@ -53,7 +53,7 @@ def _make(record: RunRecord) -> tuple[bytes, bytes]:
 
 def headline(out: str) -> list[tuple[str, str]]:
     """Return two to five rows (label, number) of the report in a run's folder, for the command's last table."""
-    report = Report.model_validate_json(files.read(files.join(out, JSON_FILE)))
+    report = Report.read(out)
     return [(row.label, f"{row.value} ({row.note})" if row.note else row.value) for row in headlines(report)]
 
 
@@ -82,6 +82,7 @@ def build_report(record: RunRecord) -> Report:
         cost=cost(record, steps),
         evaluation=results,
         tasks=task_tables(record),
+        not_evaluated=record.not_evaluated,
         examples=example_pairs(steps),
         stages=[stage_time(stage) for stage in record.stages],
         fingerprints={

@@ -10,7 +10,6 @@ so a filter or a sum over 400 million pairs needs no more memory than its result
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,11 +31,11 @@ from orchestrator.data.catalog import Catalog
 from orchestrator.data.image_decode import whole_image
 from orchestrator.data.keep_list import KeepList, Mask
 from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.artifact_files import read_json_lines
 from orchestrator.engine.role import Role
 from orchestrator.engine.run_record import RunRecord
 from orchestrator.errors import UserError
 from orchestrator.report.clusters import cluster_table
-from orchestrator.report.files import JSON_FILE
 from orchestrator.report.schema import Report
 from orchestrator.report.trained import phases
 from orchestrator.report.word_tables import word_tables
@@ -44,7 +43,6 @@ from orchestrator.selection import score_columns, selection_keep_lists
 from orchestrator.selection.score_column import ScoreColumn
 from orchestrator.selection.word_counts import read_bucket
 from orchestrator.source import IMAGE_COLUMNS, open_source
-from orchestrator.storage import files
 
 CATALOG_COLUMNS = {
     "key": pl.String,
@@ -78,7 +76,7 @@ class Run:
     @cached_property
     def report(self) -> Report:
         """The contents of `report.json`, as attributes."""
-        return Report.model_validate_json(files.read(files.join(os.fspath(self.out), JSON_FILE)))
+        return Report.read(os.fspath(self.out))
 
     @property
     def funnel(self) -> pl.DataFrame:
@@ -118,7 +116,7 @@ class Run:
         if phase not in trained:
             raise UserError(f"{self.out} has no phase {phase!r}; it has: {', '.join(trained) or 'none'}")
         # every row: what is measured now and then may first come late
-        return pl.read_ndjson(io.BytesIO(files.read(trained[phase].path("metrics.jsonl"))), infer_schema_length=None)
+        return pl.DataFrame(read_json_lines(trained[phase].path("metrics.jsonl")), infer_schema_length=None)
 
     def words(self, when: Literal["before", "after"]) -> pl.LazyFrame:
         """The words of the captions before or after pruning: `word`, `count`."""

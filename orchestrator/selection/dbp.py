@@ -18,6 +18,7 @@ from orchestrator.data.catalog import to_parquet
 from orchestrator.data.keep_list import KeepList
 from orchestrator.data.step import Step
 from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.artifact_files import read_parquet
 from orchestrator.engine.console import Display
 from orchestrator.engine.parts import PartResult, PartsJob, part_path
 from orchestrator.engine.role import Role
@@ -28,7 +29,6 @@ from orchestrator.selection.budget import TopK, budget_stage, num_wanted
 from orchestrator.selection.distance import CentroidDistances, DistanceKeys, distance_column
 from orchestrator.selection.random_stream import seed_of, stream_input
 from orchestrator.selection.score_column import FinishedStep, ScoreColumn
-from orchestrator.storage import files
 
 logger = logging.getLogger(__name__)
 VERSION = 2
@@ -138,7 +138,7 @@ class QuotasOfClusters:
 
 def read_quotas(quota: Artifact) -> pl.DataFrame:
     """A row for each cluster: size, d_intra, d_inter, complexity, share of the softmax, quota in pairs."""
-    return pl.read_parquet(files.read(part_path(quota, 0, "parquet")))
+    return pl.DataFrame(read_parquet(part_path(quota, 0, "parquet")))
 
 
 def _top_k(order: Order, seed: int, assigned: Artifact, quota: Artifact, _: int) -> TopK:

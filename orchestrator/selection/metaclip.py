@@ -21,6 +21,7 @@ from orchestrator.data.keep_list import KeepList
 from orchestrator.data.step import Step
 from orchestrator.engine import ray_cluster
 from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.artifact_files import read_npy
 from orchestrator.engine.console import Display
 from orchestrator.engine.parts import PartResult, PartsJob, part_path
 from orchestrator.engine.role import Role
@@ -33,7 +34,7 @@ from orchestrator.selection.random_stream import seed_of, stream_input
 from orchestrator.selection.score_column import FinishedStep, ScoreColumn
 from orchestrator.selection.word_counts import kept_captions
 from orchestrator.storage import files
-from orchestrator.storage.npy import from_npy, to_npy
+from orchestrator.storage.npy import to_npy
 
 logger = logging.getLogger(__name__)
 VERSION = 1
@@ -180,14 +181,14 @@ class EntrySums:
         """Sums int64 [entries]."""
         num_groups = len(self.counts.parts)
         # read one by one: together they may need more memory than a process has
-        groups = (from_npy(files.read(part_path(self.counts, group, "npy"))) for group in range(num_groups))
+        groups = (read_npy(part_path(self.counts, group, "npy")) for group in range(num_groups))
         summed = reduce(add, groups)
         return PartResult({"npy": to_npy(summed)}, {"entries": len(summed)})
 
 
 def read_counts(summed: Artifact) -> NDArray[np.int64]:
     """How many captions contain each entry, int64 [entries]."""
-    return from_npy(files.read(part_path(summed, 0, "npy")))
+    return read_npy(part_path(summed, 0, "npy"))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from functools import partial
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from orchestrator.config import WfppStep
@@ -18,6 +17,7 @@ from orchestrator.data.keep_list import KeepList
 from orchestrator.data.step import Step
 from orchestrator.engine import ray_cluster
 from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.artifact_files import read_parquet
 from orchestrator.engine.console import Display
 from orchestrator.engine.parts import PartResult, PartsJob, part_path
 from orchestrator.engine.role import Role
@@ -27,7 +27,6 @@ from orchestrator.pruning.wfpp import WordTable, discard_probabilities, scores
 from orchestrator.selection.budget import ScoreKeys, TopK, budget_stage
 from orchestrator.selection.score_column import FinishedStep, ScoreColumn, Scores
 from orchestrator.selection.word_counts import count_stage, kept_captions, read_words, words_stage
-from orchestrator.storage import files
 
 logger = logging.getLogger(__name__)
 VERSION = 1
@@ -157,7 +156,7 @@ class WordScores:
 
 def read_scores(scored: Artifact, index: int) -> NDArray[np.float64]:
     """The scores of a part's pairs that reached the step, in row order; -inf where a caption has no words."""
-    return pq.read_table(pa.BufferReader(files.read(part_path(scored, index, "parquet"))))["score"].to_numpy()
+    return read_parquet(part_path(scored, index, "parquet"))["score"].to_numpy()
 
 
 def _top_k(step: Step, column: ScoreColumn, num_wanted: int) -> TopK:

@@ -18,13 +18,13 @@ from orchestrator.data.catalog import Catalog, PartRows, part_rows, to_parquet
 from orchestrator.data.keep_list import KeepList
 from orchestrator.engine import shuffle
 from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.artifact_files import read_parquet
 from orchestrator.engine.console import Display
 from orchestrator.engine.parts import PartResult, PartsJob, part_path
 from orchestrator.engine.role import Role
 from orchestrator.engine.stage import CostScaling, Stage, by_groups
 from orchestrator.pruning.caption_words import caption_words
 from orchestrator.pruning.wfpp import count_words, merge_counts, word_bucket
-from orchestrator.storage import files
 
 logger = logging.getLogger(__name__)
 VERSION = 1
@@ -201,4 +201,4 @@ def read_words(words: Artifact) -> pl.DataFrame:
 
 def read_bucket(words: Artifact, index: int) -> pl.DataFrame:
     """The kept words and their counts of one bucket, most frequent first."""
-    return pl.read_parquet(files.read(part_path(words, index, "parquet")))
+    return pl.DataFrame(read_parquet(part_path(words, index, "parquet")))

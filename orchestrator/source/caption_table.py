@@ -15,6 +15,7 @@ from orchestrator.source.columns import (
     catalog_columns,
     check_captions,
     check_keys,
+    count_captions,
     count_duplicates,
     find_required,
     label_columns,
@@ -23,6 +24,7 @@ from orchestrator.source.columns import (
 )
 from orchestrator.source.fields import parquet_fields, table_fields
 from orchestrator.source.plain_values import without_views
+from orchestrator.source.record_fields import type_of
 from orchestrator.source.row_groups import DamagedParquet, chunk_bytes, cut_shards, open_parquet, read_part
 from orchestrator.source.schema import CATALOG_SCHEMA, Part, PartCatalog, Problems, Reads, Shard, Status, unreadable
 from orchestrator.source.shards import digest, find_shards
@@ -102,7 +104,8 @@ class CaptionTable:
         for name in ("image_offset", "image_size"):
             columns[name] = pa.nulls(table.num_rows, pa.int64())
         catalog = pa.table(columns).select(CATALOG_SCHEMA.names).cast(CATALOG_SCHEMA)
-        return PartCatalog(table=catalog, problems=problems.counts, examples=problems.examples)
+        counts = count_captions(columns, sources)
+        return PartCatalog(table=catalog, problems=problems.counts, examples=problems.examples, captions=counts)
 
     def rows(self, part: Part) -> pa.Table:
         """Read all columns of the table for the rows of a part, in row order.
@@ -164,7 +167,7 @@ class CaptionTable:
 
     def _check(self, shard: Shard, schema: pa.Schema) -> None:
         name = self._caption_column(shard, schema)
-        check_captions(shard, schema.field(name).type, name)
+        check_captions(shard, type_of(schema, name), name)
         check_keys(shard, schema, self.config.key_column)
 
     def _caption_column(self, shard: Shard, schema: pa.Schema) -> str:

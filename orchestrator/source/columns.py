@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 
 from orchestrator.config import ConfigError
 from orchestrator.source.plain_values import hex_digits, is_ascii, is_length, is_list, is_single, is_text, plain
-from orchestrator.source.schema import CATALOG_SCHEMA, Part, Problems, Shard, Status
+from orchestrator.source.record_fields import is_field, type_of, values_of
+from orchestrator.source.schema import CATALOG_SCHEMA, CaptionCounts, Part, Problems, Shard, Status, has_caption
 
 KEY_NAMES = ("key", "uid", "sample_id")
 OPTIONAL = {"width": ("width",), "height": ("height",), "uid": ("uid", "sha256"), "url": ("url",)}
@@ -37,15 +38,29 @@ def find(names: Iterable[str], wanted: Sequence[str]) -> str | None:
 
 
 def find_required(shard: Shard, schema: pa.Schema, configured: str | None, usual: Sequence[str], setting: str) -> str:
-    """Return the configured column, or the first with a usual name. Errors: `ConfigError` if there is none."""
+    """Return the configured column or field of records (`meta.caption`), or the first column with a usual name.
+
+    Errors: `ConfigError` if there is none."""
     name = configured or find(schema.names, usual)
     if name is None:
         raise ConfigError(
             f"{setting} is not set, and {shard.name} has no column with a usual name ({', '.join(usual)}); "
             f"its columns: {', '.join(schema.names)}"
         )
-    require(shard, schema.names, name, setting)
+    require_path(shard, schema, name, setting)
     return name
+
+
+def require_path(shard: Shard, schema: pa.Schema, path: str, setting: str) -> None:
+    """Check that a shard has a column, once, or a field of records. Errors: `ConfigError` if it does not."""
+    if is_field(schema, path):
+        return
+    head = path.split(".")[0]
+    kind = schema.field(head).type if path not in schema.names and schema.names.count(head) == 1 else None
+    if kind is not None and pa.types.is_struct(kind):
+        fields = ", ".join(f"{head}.{field.name}" for field in kind)
+        raise ConfigError(f"{setting}: {shard.name} has no field {path!r}; the fields of column {head!r}: {fields}")
+    require(shard, schema.names, path, setting)
 
 
 def check_captions(shard: Shard, kind: pa.DataType, name: str) -> None:
@@ -58,8 +73,8 @@ def check_keys(shard: Shard, schema: pa.Schema, name: str | None) -> None:
     """Check a configured key column; None is none. Errors: `ConfigError` if it is missing or holds lists or records."""
     if name is None:
         return
-    require(shard, schema.names, name, "source.key_column")
-    kind = schema.field(name).type
+    require_path(shard, schema, name, "source.key_column")
+    kind = type_of(schema, name)
     if not is_single(kind):
         raise ConfigError(f"source.key_column: {shard.name}: column {name} is {kind}; expected text or numbers")
 
@@ -94,7 +109,7 @@ def catalog_columns(table: pa.Table, sources: dict[str, str], part: Part, proble
         if name not in sources:
             columns[name] = pa.nulls(table.num_rows, kind)
             continue
-        column = plain(table[sources[name]])
+        column = plain(values_of(table, sources[name]))
         title = f"{part.shard.name}: column {sources[name]}"
         if pa.types.is_integer(kind):
             columns[name] = lengths(column)
@@ -126,6 +141,15 @@ def text_values(column: pa.ChunkedArray, name: str, problems: Problems) -> pa.Ar
     if pa.types.is_decimal256(column.type):
         return column.cast(pa.large_string()).combine_chunks()
     return _numbers_as_text(pl.Series(pl.from_arrow(column)))
+
+
+def count_captions(columns: dict[str, pa.Array], sources: dict[str, str]) -> CaptionCounts:
+    """Count the captions of a part that are not blank, by their column."""
+    counts = CaptionCounts()
+    number = pc.sum(has_caption(columns["caption"])).as_py()
+    if number:
+        counts.taken[f"column {sources['caption']}"] = number
+    return counts
 
 
 def count_duplicates(shard_name: str, keys: pa.Array, problems: Problems) -> None:

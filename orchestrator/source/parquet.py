@@ -20,6 +20,7 @@ from orchestrator.source.columns import (
     catalog_columns,
     check_captions,
     check_keys,
+    count_captions,
     count_duplicates,
     find_required,
     label_columns,
@@ -30,6 +31,7 @@ from orchestrator.source.download_status import STATUS, has_succeeded, status_co
 from orchestrator.source.fields import parquet_fields
 from orchestrator.source.header import image_size
 from orchestrator.source.image_column import IMAGE_NAMES, ImageColumn
+from orchestrator.source.record_fields import type_of
 from orchestrator.source.row_groups import DamagedParquet, chunk_bytes, cut_shards, groups_of, open_parquet, read_part
 from orchestrator.source.schema import CATALOG_SCHEMA, Part, PartCatalog, Problems, Reads, Shard, Status, unreadable
 from orchestrator.source.shards import digest, find_shards
@@ -122,7 +124,7 @@ class ParquetImages:
     def _check(self, shard: Shard, schema: pa.Schema) -> None:
         self._image_column(shard, schema)
         caption = self._caption_column(shard, schema)
-        check_captions(shard, schema.field(caption).type, caption)
+        check_captions(shard, type_of(schema, caption), caption)
         check_keys(shard, schema, self._key_column(schema))
         status_column(shard, schema, self.config.success_status)
 
@@ -156,7 +158,8 @@ class ParquetImages:
         columns["image_size"] = pa.nulls(len(has_image), pa.int64())
         count_duplicates(part.shard.name, columns["key"], problems)
         catalog = pa.table(columns).select(CATALOG_SCHEMA.names).cast(CATALOG_SCHEMA)
-        return PartCatalog(table=catalog, problems=problems.counts, examples=problems.examples)
+        counts = count_captions(columns, sources)
+        return PartCatalog(table=catalog, problems=problems.counts, examples=problems.examples, captions=counts)
 
     def _labels(self, shard: Shard, schema: pa.Schema) -> tuple[dict[str, str], list[str]]:
         sources = label_columns(schema, self._caption_column(shard, schema), self._key_column(schema))

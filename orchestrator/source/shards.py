@@ -36,6 +36,11 @@ NUM_THREADS = 16
 MACOS = ("._", "__MACOSX")
 """How the names of files and folders begin in which macOS keeps attributes of other files."""
 VERSION_KEYS = ("ETag", "etag", "mtime", "LastModified", "updated", "last_modified", "created", "blob_id")
+ARROW = (".arrow", ".feather")
+ARROW_HINT = (
+    "; .arrow and .feather files are not read: write them as Parquet, for example with "
+    "datasets.load_from_disk(FOLDER).to_parquet('pool.parquet')"
+)
 
 
 class _NotFound(Exception):
@@ -138,7 +143,8 @@ def _plain(listing: _Listing, fs: AbstractFileSystem, path: str, item: str, endi
     info = _info(fs, path)
     if info:
         if not _ends(path, endings):
-            raise _NotFound(f"{item} is not a shard; expected a name ending in {' '.join(endings)}")
+            hint = ARROW_HINT if _ends(path, ARROW) else ""
+            raise _NotFound(f"{item} is not a shard; expected a name ending in {' '.join(endings)}{hint}")
         return [_Found(path, info, False)]
     if not fs.isdir(path):
         raise _NotFound(f"no such path: {item}")
@@ -146,6 +152,8 @@ def _plain(listing: _Listing, fs: AbstractFileSystem, path: str, item: str, endi
     if not files:
         below = _folders_with_shards(fs, path, endings)
         hint = f"; its folder {below[0]} has some: for all of its folders use {item.rstrip('/')}/*/*" if below else ""
+        if any(_ends(name, ARROW) for name in listing.folder(fs, path)) or _folders_with_shards(fs, path, ARROW):
+            hint = hint or ARROW_HINT
         raise _NotFound(f"no shards in {item}; expected names ending in {' '.join(endings)}{hint}")
     return [_Found(_join(path, name), info, True) for name, info in files.items()]
 
@@ -189,7 +197,8 @@ def _literals(
     there = {folder: listing.names(fs, folder, names) for folder, names in wanted.items()}
     missing = [path for path in paths if posixpath.basename(path) not in there[posixpath.dirname(path)]]
     if len(missing) == len(paths) and expects_some:
-        raise _NotFound(f"nothing matches {item}; expected names ending in {' '.join(endings)}")
+        hint = ARROW_HINT if _ends(item, ARROW) else ""
+        raise _NotFound(f"nothing matches {item}; expected names ending in {' '.join(endings)}{hint}")
     if missing:
         first = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise _NotFound(f"{len(missing)} of the {len(paths)} files of {item} are missing: {first}")

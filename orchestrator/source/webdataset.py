@@ -36,9 +36,12 @@ class WebDataset:
     @classmethod
     def open(cls, uri: str | Sequence[str] | None, caption_column: str | None = None) -> WebDataset:
         """List the shards. Errors: `ConfigError` if there are none."""
-        # messages show the extensions of members with a dot
-        name = caption_column and caption_column.removeprefix(".")
-        return cls(tuple(find_shards(uri, endings=ENDINGS, sidecars=True)), name)
+        return cls.of(find_shards(uri, endings=ENDINGS, sidecars=True), caption_column)
+
+    @classmethod
+    def of(cls, shards: Sequence[Shard], caption_column: str | None = None) -> WebDataset:
+        """Return the given shards; `caption_column` may begin with a dot, as messages show the extensions."""
+        return cls(tuple(shards), caption_column and caption_column.removeprefix("."))
 
     @property
     def has_images(self) -> bool:

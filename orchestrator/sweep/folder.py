@@ -8,6 +8,7 @@ from typing import Any
 
 from orchestrator.config import Config
 from orchestrator.config.flatten import flattened
+from orchestrator.engine.artifact_files import read_json
 from orchestrator.engine.console import Display
 from orchestrator.errors import UserError
 from orchestrator.storage import files
@@ -43,7 +44,8 @@ def check_folder(config: Config) -> None:
     is_there = files.exists(path)
     if config.resume and not is_there:
         raise UserError(f"resume=true, but there is no sweep in {out}; start it without resume")
-    changed = _changed(config, files.read_json(path) if is_there else {})
+    remedy = "set another out= (stages in the store are reused)"
+    changed = _changed(config, read_json(path, remedy=remedy) if is_there else {})
     named = ", ".join(changed[:MAX_KEYS_NAMED])
     if len(changed) > MAX_KEYS_NAMED:
         named += f" and {len(changed) - MAX_KEYS_NAMED} more"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from ray import exceptions
 
 from orchestrator.errors import UserError, causes, one_line
@@ -57,11 +57,9 @@ def read_state(out: str) -> TrialState | None:
 
     Errors: `UserError` for a file that this version cannot read."""
     path = files.join(out, STATE_FILE)
-    if not files.exists(path):
-        return _old_state(out)
     try:
-        return TrialState.model_validate_json(files.read(path))
-    except ValidationError:
+        return TrialState.model_validate_json(files.read(path)) if files.exists(path) else _old_state(out)
+    except (ValueError, KeyError):
         raise UserError(
             f"cannot read {path}: expected the state of a trial as this version writes it; remove the folder {out} to "
             "run the trial again"

@@ -10,7 +10,6 @@ from orchestrator.errors import UserError
 from orchestrator.pipeline import execute, planned
 from orchestrator.report.files import JSON_FILE
 from orchestrator.report.schema import Report
-from orchestrator.storage import files
 from orchestrator.sweep.board import TrialDisplay
 from orchestrator.sweep.report.results import metrics_of
 from orchestrator.sweep.state import TrialState, fail, read_state, start, write_state
@@ -40,7 +39,7 @@ def run_trial(job: TrialJob, board: Any, measured: Callable[[dict[str, float]], 
         raise
     # after the report: this state says that the report is there
     write_state(job.out, TrialState(state="finished", settings=job.settings))
-    report = Report.model_validate_json(files.read(files.join(job.out, JSON_FILE)))
+    report = Report.read(job.out)
     values = metrics_of(report, "pretrain")
     known = {"metric": values[job.metric]} if job.metric in values else {}
     display.send(stage="finished", **known)

@@ -16,6 +16,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from orchestrator.engine import ray_cluster, stop_signals
 from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.artifact_files import read_json
 from orchestrator.engine.console import Display, StageProgress
 from orchestrator.errors import Stopped, UserError
 from orchestrator.storage import files
@@ -46,7 +47,7 @@ def fit(job: Job, num_workers: int, display: Display) -> bool:
                 f"{job.name}: stopped after step {state.stopped_at:,} of {job.order.num_steps:,}, with a checkpoint; "
                 "run the same command again to continue"
             )
-        loss = files.read_json(job.artifact.path("summary.json"))["loss"]
+        loss = read_json(job.artifact.path("summary.json"))["loss"]
         progress.update(job.order.num_samples, note=f"loss {loss:.3f}")
     return state.stop_requested
 

@@ -13,6 +13,7 @@ from orchestrator.data.catalog import Catalog
 from orchestrator.data.keep_list import KeepList
 from orchestrator.engine import ray_cluster, stop_signals
 from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.artifact_files import read_json
 from orchestrator.engine.console import Display
 from orchestrator.engine.role import Role
 from orchestrator.engine.stage import PairFlow, Stage
@@ -68,7 +69,7 @@ def training_stage(config: Config, phase: Phase, source: Source, catalog: Catalo
     check_evaluation(config)
     shared = training.model_dump(mode="json", exclude=NOT_IN_FINGERPRINT | set(PhaseConfig.model_fields))
     if training.keep_model == "best":
-        evaluated = measured_on(config.evaluation, evaluation_sets(config.evaluation))
+        evaluated = measured_on(config.evaluation, evaluation_sets(config))
         shared["best"] = [training.best_metric, training.evaluate_every_steps, evaluated]
         if config.model.pretrained or ":" in (config.model.name or ""):
             # an earlier version evaluated with a bicubic centre crop, which published weights may not use
@@ -151,7 +152,7 @@ class TrainPhase:
         training, artifact = self.config.training, self.artifact
         num_workers = ray_cluster.num_train_workers(training.num_workers, lanes=training.lanes)
         stop_requested = fit(self._job(), num_workers, display)
-        summary = files.read_json(artifact.path("summary.json"))
+        summary = read_json(artifact.path("summary.json"))
         artifact.publish(totals={**summary, "num_workers": num_workers}, parts=[], seconds=summary["seconds"])
         for name in REMOVED_AT_END:
             files.remove(artifact.path(name))
@@ -174,6 +175,6 @@ class TrainPhase:
             keep=KeepList(phase.keep),
             order=phase_order(config, phase),
             # opened here: workers have another working folder, and relative paths must be those of the driver
-            sets=evaluation_sets(config.evaluation) if config.training.evaluate_every_steps else {},
+            sets=evaluation_sets(config) if config.training.evaluate_every_steps else {},
             signals=start_signals(),
         )

@@ -13,6 +13,7 @@ from orchestrator.clip import model
 from orchestrator.clip.model import Clip
 from orchestrator.config import Config
 from orchestrator.engine.artifact import Artifact
+from orchestrator.engine.artifact_files import read_json
 from orchestrator.evaluation.embed import LoadedModels, measure
 from orchestrator.evaluation.sets import EvaluationSet, named_results
 from orchestrator.storage import files
@@ -31,7 +32,7 @@ class BestModel:
 
     def __init__(self, artifact: Artifact, metric: str):
         self.artifact, self.metric, self.note = artifact, metric, artifact.path("best.json")
-        self.value = files.read_json(self.note)["value"] if files.exists(self.note) else float("-inf")
+        self.value = read_json(self.note)["value"] if files.exists(self.note) else float("-inf")
 
     def offer(self, clip: Clip, measured: dict[str, float], step: int) -> None:
         """Keep the model if it is better than the best so far; of equal models the first stays."""

@@ -2,8 +2,8 @@
 
     python tests/benchmarks/bench_catalog.py --other CLONE_OF_ANOTHER_VERSION
 
-The pool has shards in the layout of img2dataset, made of the embedded pool, and the same rows as Parquet and as TSV. The
-files are hard links to one file of each kind. Each reading runs in a process of its own; its CPU seconds are taken."""
+The pool has shards in the layout of img2dataset, made of the embedded pool, and the same rows as Parquet and as TSV.
+The files are hard links to one file of each kind. Each reading runs in a process of its own; its CPU seconds count."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from orchestrator.engine.console import Display
 from orchestrator.errors import UserError
 from orchestrator.evaluation.check import check_configured, check_sets
 from orchestrator.evaluation.samples import read_samples
-from orchestrator.evaluation.sets import EvaluationSet, open_set
+from orchestrator.evaluation.sets import EvaluationSet, evaluation_sets, open_set
 from tests.support.pools import add, caption, make_pairs, picture, write_tars
 
 Members = Sequence[tuple[str, bytes]]
@@ -98,6 +98,47 @@ def test_captions_in_the_parquet_file_beside_the_tar_count_and_change_the_identi
     after = open_set(str(tmp_path / "pairs.tar"), needs_classes=False)
     assert [text for _, _, text in samples(after).values()] == ["zero", "one"]
     assert after.identity != before.identity
+
+
+@pytest.mark.parametrize(
+    ("overrides", "texts"),
+    [
+        ("", ["plain 0", "plain 1"]),
+        ("source.caption_column=blip", ["blip 0", "blip 1"]),
+        ("source.caption_column=.recap", ["recap 0", "recap 1"]),
+        ("source.caption_column=blip evaluation.retrieval.caption_column=txt", ["plain 0", "plain 1"]),
+        ("evaluation.retrieval.caption_column=recap", ["recap 0", "recap 1"]),
+        ("source=parquet source.caption_column=TEXT", ["plain 0", "plain 1"]),
+    ],
+)
+def test_captions_of_a_held_out_set_are_where_those_of_the_pool_are(
+    overrides: str, texts: list[str], tmp_path: Path
+) -> None:
+    members = [
+        member
+        for number in range(2)
+        for member in (
+            (f"{number}.jpg", picture(number)),
+            (f"{number}.txt", f"plain {number}".encode()),
+            (f"{number}.recap", f"recap {number}".encode()),
+            (f"{number}.json", json.dumps({"blip": f"blip {number}"}).encode()),
+        )
+    ]
+    tar = written(tmp_path / "pairs.tar", members)
+    places = [f"source.uri={tmp_path}", f"evaluation.retrieval.uri={tar}"]
+    sets = evaluation_sets(compose_config([*overrides.split(), *places]))
+    check_sets(sets, Limits(max_broken_pairs=0), Display())
+    assert [text for _, _, text in samples(sets["retrieval"]).values()] == texts
+    is_plain = sets["retrieval"].identity == open_set(tar, needs_classes=False).identity
+    assert is_plain == (overrides in ("", "source=parquet source.caption_column=TEXT")), "other captions, other results"
+
+
+def test_a_held_out_set_without_the_named_captions_is_one_line(tmp_path: Path) -> None:
+    tar = written(tmp_path / "pairs.tar", captioned(range(2)))
+    config = compose_config([f"source.uri={tmp_path}", "source.caption_column=blip", f"evaluation.retrieval.uri={tar}"])
+    said = r"2 of 2 samples .* a caption \(in blip; evaluation\.retrieval\.caption_column names another place\)"
+    with pytest.raises(UserError, match=said):
+        check_configured(config, Display())
 
 
 def test_few_broken_samples_are_left_out_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

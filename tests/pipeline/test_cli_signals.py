@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,10 +19,10 @@ from orchestrator import pipeline
 from orchestrator.cli import main
 from orchestrator.config import Config
 from orchestrator.errors import UserError
-from tests.support.commands import run_process
-from tests.support.pools import real_captions, write_table
-from tests.support.processes import descendants, started, wait_for
-from tests.support.training_runs import checkpoints, command_of, curve
+from tests.support.commands import Shell, run_process
+from tests.support.pools import real_captions, write_table, write_zero_shot
+from tests.support.processes import called, descendants, started, wait_for
+from tests.support.training_runs import STEPS, checkpoints, command_of, curve
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
@@ -66,6 +69,30 @@ def test_a_lost_lease_keeps_its_message(monkeypatch: pytest.MonkeyPatch, capfd: 
 
     assert ended("select", loses_its_lease, monkeypatch) == 2
     assert capfd.readouterr().err == "orchestrator: another run took over the lease\n"
+
+
+def handles_signals(pid: int) -> bool:
+    """Whether a process has its own handler of SIGTERM, which Python alone has not."""
+    (caught,) = re.findall(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
+    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the signals of a process from /proc")
+@pytest.mark.parametrize("delay", [0.0, 0.2, 0.8])
+@pytest.mark.parametrize("number", CODES)
+def test_a_signal_while_python_still_imports_is_one_line(number: signal.Signals, delay: float, tmp_path: Path) -> None:
+    write_table(tmp_path / "table", ["a dog"] * 9)
+    command = "python -m orchestrator select +exp=wfpp source=table source.uri=table out=OUT store=STORE"
+    with started(command, tmp_path) as process:
+        # the shell becomes Python, so the process stays
+        wait_for(lambda: handles_signals(process.pid), process)
+        time.sleep(delay)
+        os.killpg(process.pid, number)
+        assert process.wait(timeout=60) == CODES[number], said(tmp_path)
+    (line,) = said(tmp_path).splitlines()[-1:]
+    assert line.startswith(f"orchestrator: stopped by {number.name}")
+    assert delay or said(tmp_path) == f"orchestrator: stopped by {number.name}\n"
+    assert "Traceback" not in said(tmp_path)
 
 
 def stopped(
@@ -135,3 +162,55 @@ def test_sigint_to_the_group_in_training_writes_a_checkpoint(
     step = int(checkpoint.stem.removeprefix("step_"))
     logged = [record for record in curve(tmp_path) if record["step"] <= step]
     assert logged[-1]["step"] == step
+    done = run_process(command, cwd=tmp_path, env=forked_workers)
+    assert done.returncode == 0, done.stderr
+    whole = curve(tmp_path)
+    assert whole[: len(logged)] == logged, "what was trained was not trained again"
+    assert [record["step"] for record in whole] == sorted({record["step"] for record in whole})
+    assert whole[-1]["step"] == STEPS
+
+
+def silent_report() -> list[psutil.Process]:
+    """The processes of a `report` below this one that belong to its cluster: it works as soon as there are some."""
+    drivers = called("orchestrator report", psutil.Process().children(recursive=True))
+    return [one for driver in drivers for one in called("raylet", descendants(driver.pid))]
+
+
+COMMANDS = {
+    "evaluate": "checkpoint=RUN/model out=EVAL store=STORE evaluation.zero_shot.uri=zs.tar",
+    "report": "run=RUN",
+    "export": "run=RUN to=kept.parquet",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("verb", COMMANDS)
+def test_sigterm_to_the_group_in_other_verbs(
+    verb: str, forked_workers: dict[str, str], run_command: Shell, tiny_run: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_run / "OUT", tmp_path / "RUN")
+    for path in tiny_run.glob("zs.*"):
+        shutil.copy(path, tmp_path)
+    (tmp_path / "RUN" / "report.html").unlink()
+    command = f"python -m orchestrator {verb} {COMMANDS[verb]}"
+    # `report` is silent until it is done; the others say when they begin
+    seen = silent_report if verb == "report" else lambda: f"{verb} ..." in said(tmp_path)
+    stopped(command, tmp_path, forked_workers, signal.SIGTERM, seen)
+    assert not (tmp_path / "kept.parquet").exists()
+    assert not (tmp_path / "RUN" / "report.html").exists()
+    done = run_command(command, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    made = {"evaluate": "EVAL/report.json", "report": "RUN/report.html", "export": "kept.parquet"}[verb]
+    assert (tmp_path / made).exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_sigterm_to_the_group_in_a_sweep(forked_workers: dict[str, str], tiny_conf: str, tmp_path: Path) -> None:
+    write_zero_shot(tmp_path)
+    space = "'sweep.space={training.lr: {grid: [1e-3]}}' 'sweep.controls={full: false, random: false}'"
+    command = command_of(tiny_conf, tmp_path).replace("orchestrator run", "orchestrator sweep")
+    command += f" {space} evaluation.zero_shot.uri=zs.tar sweep.metric=zero_shot/top1 training.num_workers=1"
+    stopped(command, tmp_path, forked_workers, signal.SIGTERM, lambda: list(tmp_path.glob("OUT/trials/*/state.json")))
+    assert said(tmp_path).endswith("run the same command again with resume=true to resume\n")

@@ -11,13 +11,14 @@ import sys
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from braceexpand import braceexpand
 from PIL import Image
 
 from orchestrator.demo.build_pool import split
-from orchestrator.demo.near_duplicates import lone_pairs
+from orchestrator.demo.near_duplicates import MAX_PICTURE_COSINE, _alike, lone_pairs
 from orchestrator.demo.personal_data import masked
 from orchestrator.demo.shards import POOL_PATH, DemoPool, write_shards
 
@@ -108,6 +109,23 @@ def test_lone_pairs_sees_alike_pictures_and_alike_captions() -> None:
     assert lone_pairs(images, captions, families).tolist() == [False, False, True, True]
     assert lone_pairs(images, ["a", "b", "same words", "words, SAME"], families).tolist() == [False] * 4
     assert lone_pairs(images, captions, ["0", "0", "2", "3"]).all()
+
+
+def test_near_ties_do_not_depend_on_the_tile() -> None:
+    rng = np.random.default_rng(0)
+    ways = rng.standard_normal((2, 40, 768))
+    one = ways[0] / np.linalg.norm(ways[0], axis=1, keepdims=True)
+    across = ways[1] - (ways[1] * one).sum(axis=1, keepdims=True) * one
+    across /= np.linalg.norm(across, axis=1, keepdims=True)
+    # as float32, their cosines are at the threshold up to the last digits
+    other = MAX_PICTURE_COSINE * one + np.sqrt(1 - MAX_PICTURE_COSINE**2) * across
+    pictures = np.concatenate([one, other]).astype(np.float32)
+    exact = [(pictures[row].astype(float) * pictures[row + 40].astype(float)).sum() for row in range(40)]
+    assert 0 < sum(cosine >= MAX_PICTURE_COSINE for cosine in exact) < 40
+    expected = [cosine >= MAX_PICTURE_COSINE for cosine in exact]
+    for rows in (1, 3, 16, 80):
+        tiles = [_alike(pictures, slice(start, start + rows)) for start in range(0, 80, rows)]
+        assert np.diagonal(np.concatenate(tiles), 40).tolist() == expected, f"tiles of {rows} rows"
 
 
 def test_split_is_deterministic_and_drops_only_the_other_styles_of_held_out_emoji() -> None:

@@ -18,15 +18,18 @@ def test_a_run_whose_evaluation_fails_is_finished_by_evaluate_or_by_running_agai
     write_tars(tmp_path / "held", [Pair(one.key, one.caption, torn(one.image or b"")) for one in make_pairs(4)])
     command = tiny_command(tiny_conf, tar_pool).replace("zs.tar", str(tiny_run / "zs.tar"))
     command += f" out=OUT store={tiny_run / 'STORE'} training.num_workers=2 evaluation.retrieval.uri=held"
-    line = refused(run_command(command, cwd=tmp_path), "the evaluation failed: evaluation.retrieval: got 0 images")
+    done = run_command(command, cwd=tmp_path)
+    line = refused(done, "the evaluation failed: evaluation.retrieval: got 0 images")
+    assert "done but for the evaluation" in done.stdout
     out = tmp_path / "OUT"
     assert f"the model and the report are in {out}; the same command, or evaluate with checkpoint={out}/model" in line
     assert (out / "report.html").exists()
     report = json.loads((out / "report.json").read_text())
     assert (report["evaluation"], report["training"]["finetune"]["epochs"]) == ({}, 1)
-    assert (
-        Run(out).record.not_evaluated == "evaluation.retrieval: got 0 images and 0 texts: expected pairs, at least one"
-    )
+    reason = "evaluation.retrieval: got 0 images and 0 texts: expected pairs, at least one"
+    assert (Run(out).record.not_evaluated, report["not_evaluated"]) == (reason, reason)
+    page = (out / "report.html").read_text()
+    assert f"<b>The evaluation failed, so there are no results: {reason}.</b>" in page
 
     write_tars(tmp_path / "held", make_pairs(4))
     evaluate = (
@@ -38,7 +41,8 @@ def test_a_run_whose_evaluation_fails_is_finished_by_evaluate_or_by_running_agai
         assert done.returncode == 0, done.stderr
         found = json.loads((tmp_path / folder / "report.json").read_text())["evaluation"][name]["retrieval"]
         assert (found["num_pairs"], found["skipped"]) == (4, 0)
-    assert Run(out).record.not_evaluated is None
+    assert (Run(out).record.not_evaluated, Run(out).report.not_evaluated) == (None, None)
+    assert "The evaluation failed" not in (out / "report.html").read_text()
 
 
 def test_an_unusable_evaluation_set_and_an_unknown_model_are_refused_before_anything_is_computed(

@@ -26,10 +26,15 @@ def place(run_command: Shell, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "empty").mkdir()
     pl.DataFrame({"key": ["other"]}).write_parquet(folder / "other.parquet")
     record = (folder / "OUT" / "run.json").read_text()
-    stores = {"gone": str(folder / "GONE"), "cut": str(folder / "CUT")}
-    shutil.copytree(folder / "STORE", folder / "CUT")
-    for manifest in (folder / "CUT").rglob("manifest.json"):
-        manifest.write_text('{"totals": ')
+    stores = {name: str(folder / name.upper()) for name in ("gone", "cut", "empty_catalog", "cut_bits")}
+    for name, pattern, num_bytes in (
+        ("cut", "manifest.json", 9),
+        ("empty_catalog", "catalog/*/parts/*.parquet", 0),
+        ("cut_bits", "keep/*/parts/*.bits", 1),
+    ):
+        shutil.copytree(folder / "STORE", stores[name])
+        for path in Path(stores[name]).rglob(pattern):
+            path.write_bytes(path.read_bytes()[:num_bytes])
     for name, text in {
         "torn": record[:100],
         "list": "[]",
@@ -51,7 +56,9 @@ def place(run_command: Shell, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("torn", "expected the record of a run"),
         ("list", "expected the record of a run"),
         ("gone", "manifest.json; expected the store of the run, unchanged"),
-        ("cut", "manifest.json: expected JSON; remove the folder"),
+        ("cut", "manifest.json is damaged (expected JSON"),
+        ("empty_catalog", "00000.parquet is damaged ("),
+        ("cut_bits", "0.bits is damaged (got 1 bytes, expected 4 for 30 pairs); remove the folder"),
     ],
 )
 def test_a_folder_that_is_no_finished_run(run_command: Shell, place: Path, verb: str, run: str, said: str) -> None:
@@ -62,6 +69,7 @@ def test_a_folder_that_is_no_finished_run(run_command: Shell, place: Path, verb:
     ("settings", "said"),
     [
         ("store=file.txt", "cannot write"),
+        ("store=EMPTY_CATALOG selection.wfpp.keep_fraction=0.3 selection.wfpp.min_count=3", "00.parquet is damaged ("),
         ("selection.steps=keep_list selection.keep_list.uri=other.parquet", "the pool lacks 1 of the 1 pairs"),
         (
             "selection.steps=keep_list selection.keep_list.uri=other.parquet selection.keep_list.max_missing=1",

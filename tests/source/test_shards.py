@@ -28,6 +28,10 @@ def pool(tmp_path: Path) -> Path:
             (tmp_path / folder / f"{i:05d}_stats.json").write_text("{}")
     (tmp_path / "a" / "00003.parquet").write_bytes(b"sidecar")
     (tmp_path / "empty").mkdir()
+    # as `datasets.save_to_disk` writes one split, or several
+    (tmp_path / "saved" / "train").mkdir(parents=True)
+    (tmp_path / "saved" / "train" / "data-00000-of-00001.arrow").write_bytes(b"x")
+    (tmp_path / "saved" / "train" / "state.json").write_text("{}")
     return tmp_path
 
 
@@ -94,6 +98,10 @@ def test_a_path_with_special_characters_is_taken_literally(tmp_path: Path) -> No
         ("empty", r"no shards in .*empty; expected names ending in .tar .tgz"),
         ("a/00003.parquet", r"is not a shard; expected a name ending in .tar .tgz"),
         ("a/*.parquet", r"nothing matches .*a/\*.parquet; expected names ending in .tar .tgz"),
+        ("saved", r"no shards in .*/saved; .*; \.arrow and \.feather files are not read: write them as Parquet"),
+        ("saved/train", r"no shards in .*/train; .*; \.arrow and .* datasets\.load_from_disk\(FOLDER\)\.to_parquet"),
+        ("saved/train/*.arrow", r"nothing matches .*arrow; .* write them as Parquet"),
+        ("saved/train/data-00000-of-00001.arrow", r"arrow is not a shard; .* write them as Parquet"),
         ("a/x*.tar", "nothing matches"),
         ("nowhere/*.tar", "nothing matches"),
         ("a/{00009..00015}.tar", r"4 of the 7 files of .* are missing: .*00012.tar, .*00013.tar, .*00014.tar, \.\.\."),

@@ -7,9 +7,7 @@ from typing import Any
 
 from orchestrator.config import Config
 from orchestrator.engine.run_record import PHASES
-from orchestrator.report.files import JSON_FILE
 from orchestrator.report.schema import ModelEvaluation, Report
-from orchestrator.storage import files
 from orchestrator.sweep.report.schema import AVERAGE, ModelResult, TrialResult
 from orchestrator.sweep.state import TrialState, read_state, reason
 from orchestrator.sweep.trials import Trial
@@ -50,7 +48,7 @@ def _stopped(last: TrialState, metric: str) -> dict[str, Any]:
 
 
 def _numbers(out: str) -> dict[str, Any]:
-    report = Report.model_validate_json(files.read(files.join(out, JSON_FILE)))
+    report = Report.read(out)
     pool = report.steps[0].pairs_in if report.steps else report.funnel[-1].pairs
     seconds = {stage.name: stage.computed_seconds for stage in report.stages}
     models: dict[str, ModelResult] = {}

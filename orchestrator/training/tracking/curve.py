@@ -6,6 +6,7 @@ import json
 import time
 from typing import Any
 
+from orchestrator.engine.artifact_files import checked
 from orchestrator.storage import files
 
 FLUSH_SECONDS = 10.0
@@ -19,8 +20,9 @@ class Curve:
     def __init__(self, uri: str, *, first_step: int):
         """Continue with the records up to `first_step`: later ones belong to steps that are trained again."""
         self.uri = files.join(uri, "metrics.jsonl")
-        lines = files.read(self.uri).decode().splitlines() if files.exists(self.uri) else []
-        self.records = [record for record in map(json.loads, lines) if record["step"] <= first_step]
+        lines = files.read(self.uri).splitlines() if files.exists(self.uri) else []
+        with checked(self.uri):
+            self.records = [record for record in map(json.loads, lines) if record["step"] <= first_step]
         self.encoded, self.num_encoded = bytearray(), 0
         self.flushed, self.flush_seconds = time.monotonic(), 0.0
 
