@@ -11,7 +11,7 @@ a style that is never trained on. MetaCLIP's metadata are the keywords and tags 
 share.
 
 E-mail addresses and phone numbers are masked when the files are written, after the split. So the mask does not change
-which pairs a set holds."""
+which pairs a set holds. One pair of the retrieval set has the words of a training caption except for its address."""
 
 from __future__ import annotations
 
