@@ -19,6 +19,8 @@ from fsspec import AbstractFileSystem
 
 from orchestrator.errors import UserError, first_line
 
+logger = logging.getLogger(__name__)
+
 SCHEME = "hf://"
 LIBRARY = "huggingface_hub"
 FORM = "hf://datasets/OWNER/NAME[@REVISION]/PATH"
@@ -84,11 +86,17 @@ def open_hub(uri: str) -> tuple[AbstractFileSystem, str]:
 @lru_cache
 def _file_system(endpoint: str | None) -> AbstractFileSystem:
     fs: AbstractFileSystem = fsspec.filesystem("hf", endpoint=endpoint or None, skip_instance_cache=True)
-    # its warnings about retries go where ours go, not to stderr
     library = logging.getLogger(LIBRARY)
-    library.handlers.clear()
-    library.propagate = True
+    library.handlers[:], library.propagate = [_ToOurLog()], False
     return fs
+
+
+class _ToOurLog(logging.Handler):
+    """Passes the library's records, such as its warnings about retries, to our log instead of stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if logger.isEnabledFor(record.levelno):
+            logger.handle(record)
 
 
 def cat_ranges(fs: AbstractFileSystem, path: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:

@@ -19,6 +19,7 @@ from huggingface_hub import constants
 from huggingface_hub.utils import _http
 
 from orchestrator.config import ConfigError, EvaluationConfig
+from orchestrator.engine.log import run_log
 from orchestrator.errors import UserError
 from orchestrator.evaluation.sets import open_set
 from orchestrator.evaluation.tasks import open_tasks
@@ -150,9 +151,7 @@ def test_the_hub_says_how_long_to_wait(server: Hub, monkeypatch: pytest.MonkeyPa
     assert seconds == [1.0]
 
 
-def test_a_failure_that_does_not_end_is_one_line(
-    server: Hub, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_failure_that_does_not_end_is_one_line(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     server.faults = [Fault("busy")]
     files.filesystem(DATA)[0].invalidate_cache()
     with pytest.raises(
@@ -172,7 +171,16 @@ def test_a_failure_that_does_not_end_is_one_line(
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
     with pytest.raises(StoreError, match=r"after 8 attempts: .*refused"):
         files.read(f"{DATA}/small.txt")
-    assert capfd.readouterr().err == "", "the client's warnings go to the log"
+
+
+def test_the_clients_warnings_go_to_the_log(server: Hub, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    server.faults = [Fault("busy", path="/lfs/", times=1)]
+    with run_log(str(tmp_path)):
+        assert files.read(f"{DATA}/a.bin") == BODY
+    line = next(line for line in (tmp_path / "run.log").read_text().splitlines() if "503" in line)
+    assert "WARNING huggingface_hub" in line
+    assert SIGNATURE not in line
+    assert capfd.readouterr().err == ""
 
 
 def refused(call: Callable[[], Any], server: Hub) -> str:
@@ -416,6 +424,7 @@ def test_commands_read_a_private_dataset_and_write_no_token(
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert fault.done
+    assert "HTTP Error 503" in (work / "OUT" / "run.log").read_text()
     report = json.loads((work / "OUT" / "report.json").read_text())
     assert report["funnel"][0]["pairs"] == 64
     written = [path for path in work.rglob("*") if path.is_file()]
