@@ -14,6 +14,7 @@ from orchestrator.clip.model import Clip
 from orchestrator.clip.preprocessing import image_input
 from orchestrator.clip.recipe import Recipe
 from orchestrator.config import Config
+from orchestrator.engine.artifact_files import damaged
 from orchestrator.storage import files
 from orchestrator.training.agreement import from_first
 from orchestrator.training.job import Job
@@ -67,4 +68,9 @@ def _built(job: Job) -> Clip:
         return new_model(job.config)
     with tempfile.TemporaryDirectory() as folder:
         files.copy(job.start_uri, folder)
-        return model.load(folder)
+        try:
+            return model.load(folder)
+        except ValueError as error:
+            # the user knows the artifact, not its copy
+            reason = str(error).replace(folder, job.start_uri)
+            raise ValueError(str(damaged(job.start_uri, reason))) from error

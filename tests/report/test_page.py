@@ -7,11 +7,14 @@ import json
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from orchestrator.engine.run_record import RunRecord
 from orchestrator.report.page import render
+from orchestrator.report.schema import Report
+from orchestrator.report.summary import Headline, headlines
 from orchestrator.report.thumbnails import Thumbnails
 from orchestrator.report.write import build_report, write_report
 from tests.support.browser import CHROMIUM, POLICY, QUIET
@@ -57,6 +60,16 @@ def test_hostile_words_problems_and_names_are_escaped(trained: RunRecord) -> Non
     text = render(hostile, Thumbnails(missing=evil))
     assert "<script" not in text
     assert text.count("&lt;script&gt;") >= 9
+
+
+def test_a_failed_evaluation_says_why() -> None:
+    stages: dict[str, Any] = {"stages": [], "fingerprints": {}, "versions": {}, "config": {}}
+    started = "2026-01-01T00:00:00+00:00"
+    report = Report(name="x", verb="run", started=started, wall_seconds=3, not_evaluated="got 0 <images>", **stages)
+    text = render(report, Thumbnails())
+    assert "The evaluation failed, so there are no results: got 0 &lt;images&gt;." in text
+    assert Headline("evaluation", "failed") in headlines(report)
+    assert "<h2>Evaluation" not in render(report.model_copy(update={"not_evaluated": None}), Thumbnails())
 
 
 def test_page_makes_no_requests(page: Path) -> None:
