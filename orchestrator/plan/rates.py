@@ -116,6 +116,7 @@ def _decode_seconds(config: Config, source: Source, catalog: Catalog, model_uri:
         draft_decoding=training.draft_decoding,
         max_image_pixels=training.max_image_pixels,
         captions=ClipCaptions(CONTEXT),
+        resize_with=training.resize_with,
     )
     block = _pairs(source, catalog)
     return second_call(lambda: list(decode_block(block, decoding=decoding)), time.process_time) / max(1, block.num_rows)

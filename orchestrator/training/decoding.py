@@ -41,6 +41,7 @@ class Decoding:
     draft_decoding: bool
     max_image_pixels: int
     captions: Captions
+    resize_with: Literal["pillow", "torch"] = "pillow"
 
     @property
     def block_rows(self) -> int:
@@ -158,4 +159,25 @@ def _pixels(decoding: Decoding, pair: Pair) -> NDArray[np.uint8]:
         crop=_crop(decoding, pair),
         max_pixels=decoding.max_image_pixels,
         draft=decoding.draft_decoding,
+        resizer=torch_resize if decoding.resize_with == "torch" else None,
     )
+
+
+def torch_resize(image: NDArray[np.uint8], box: Crop, size: int) -> NDArray[np.uint8]:
+    """Return the box of an image, uint8 [height, width, 3], resized to uint8 [size, size, 3] by torch's bicubic filter.
+
+    torch has Pillow's filter with vector instructions: it is several times faster, and a few pixels in a hundred differ
+    by 1 of 255. At the edges more differ: Pillow's filter sees the pixels around the box, this one the box alone, like
+    torchvision's crops. Boxes are of whole pixels, as crops are unless a draft has scaled them."""
+    # only tasks that use it load torch
+    import torch
+    import torch.nn.functional as F
+
+    # tasks share the cores, so a task has one thread
+    torch.set_num_threads(1)
+    left, top = round(box.left), round(box.top)
+    part = image[top : max(top + 1, round(box.top + box.height)), left : max(left + 1, round(box.left + box.width))]
+    # a copy of the part, as torch warns about read-only memory
+    pixels = torch.from_numpy(part.copy()).permute(2, 0, 1).unsqueeze(0)
+    found = F.interpolate(pixels, (size, size), mode="bicubic", antialias=True)[0]
+    return found.permute(1, 2, 0).contiguous().numpy()

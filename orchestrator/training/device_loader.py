@@ -140,7 +140,7 @@ def loaded_batch(
 
 def _pixels(share: Sequence[pa.Table], size: int, slots: int, pin_memory: bool) -> torch.Tensor:
     """Return uint8 [slots, 3, size, size], channels last, with one copy of each pixel."""
-    images = torch.empty((slots, size, size, 3), dtype=torch.uint8, pin_memory=pin_memory)
+    images = empty_images(slots, size, pin_memory)
     memory, start = images.view(slots, -1).numpy(), 0
     for pixels in _chunks(share, "image"):
         memory[start : start + len(pixels)] = array_of(pixels)
@@ -148,6 +148,11 @@ def _pixels(share: Sequence[pa.Table], size: int, slots: int, pin_memory: bool) 
     if start < slots:
         images[start:] = images[_repeats(start, slots)] if start else 0
     return images.permute(0, 3, 1, 2)
+
+
+def empty_images(slots: int, size: int, pin_memory: bool) -> torch.Tensor:
+    """Return memory for the pixels of a batch, uint8 [slots, size, size, 3]."""
+    return torch.empty((slots, size, size, 3), dtype=torch.uint8, pin_memory=pin_memory)
 
 
 def _padded(column: torch.Tensor, slots: int) -> torch.Tensor:

@@ -90,6 +90,7 @@ class Job:
                 draft_decoding=training.draft_decoding,
                 max_image_pixels=training.max_image_pixels,
                 captions=captions_of(clip.tokenizer),
+                resize_with=training.resize_with,
             ),
         )
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from orchestrator.data.catalog import Catalog
 from orchestrator.data.keep_list import KeepList
+from orchestrator.engine import ray_cluster
 from orchestrator.engine.process_cache import fetched
 from orchestrator.errors import UserError
 from orchestrator.source import PAIR_COLUMNS, Part, Source, Status
@@ -158,8 +159,10 @@ def read_window(inputs: ReaderInputs, item: int, *, rank: int, num_ranks: int, f
         yield table
 
 
-def configure_ray_data(*, num_ranks: int, worker_cpus: float) -> None:
-    """Set this process's Ray Data context: ordered, with a rank's share of the CPUs that training does not use."""
+def configure_ray_data(*, num_ranks: int, worker_cpus: int | None) -> None:
+    """Set this process's Ray Data context: ordered, with a rank's share of the CPUs that training does not use.
+
+    `worker_cpus`: the setting `training.cpus_per_worker`."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -169,7 +172,7 @@ def configure_ray_data(*, num_ranks: int, worker_cpus: float) -> None:
     # raise the task's own error, so that a user's mistake in a task is still one line
     context.raise_original_map_exception = True
     total = ray.cluster_resources()
-    free_cpus = total.get("CPU", 1) - num_ranks * worker_cpus
+    free_cpus = total.get("CPU", 1) - num_ranks * ray_cluster.cpus_per_worker(worker_cpus)
     context.execution_options.resource_limits = context.execution_options.resource_limits.copy(
         cpu=max(READ_CPUS + DECODE_CPUS, free_cpus / num_ranks),
         # two datasets of a rank may run at once (`in_turn`), and others than training use the store too

@@ -195,3 +195,19 @@ def test_a_gpu_decodes_after_the_work_that_reads_the_memory_it_may_get(monkeypat
     monkeypatch.setattr(jpegs, "decode_jpeg", decode)
     JpegDecoder(SIZE, 1_000_000, torch.device("cuda"))._decoded([torch.zeros(1), torch.zeros(1)])
     assert events == ["synchronised", "decoded 2", "synchronised", "decoded 1", "synchronised", "decoded 1"]
+
+
+@pytest.mark.parametrize("draft", [False, True])
+def test_torch_resizes_like_pillow(draft: bool) -> None:
+    in_tasks = replace(decoding(), decode_in="tasks", draft_decoding=draft)
+    expected = rows_in(decoded_rows(block_of(PICTURES), in_tasks))["image"].astype(int)
+    found = rows_in(decoded_rows(block_of(PICTURES), replace(in_tasks, resize_with="torch")))["image"].astype(int)
+    difference = np.abs(found - expected)
+    if draft:
+        # the box of a draft is rounded to whole pixels
+        assert difference.mean() < 3
+        return
+    # at the edges, Pillow sees the pixels around the box
+    assert difference.max() <= 24
+    assert 0 < difference[:, 5:-5, 5:-5].max() <= 4
+    assert difference.mean() < 0.3
