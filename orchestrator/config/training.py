@@ -167,8 +167,8 @@ class TrainingConfig(PhaseConfig):
     """`tasks` decodes images on free CPUs. `workers` sends JPEGs to the training workers, where nvJPEG decodes them on
     the GPU."""
     resize_with: Literal["pillow", "torch"] = "pillow"
-    """What resizes the images of `decode_in=tasks`. `torch` needs a fraction of the time. A few pixels in a hundred differ
-    by 1 of 255, more at the edges of a crop. Each decoding process loads torch."""
+    """What resizes the images of `decode_in=tasks`. `torch` needs a fraction of the time. A few pixels in a hundred
+    differ by 1 of 255, more at the edges of a crop. Each decoding process loads torch."""
     draft_decoding: bool = True
     """Decode JPEGs that are much larger than needed at a fraction of their size."""
     max_image_pixels: Positive = MAX_IMAGE_PIXELS
