@@ -39,7 +39,7 @@ SEGMENT_ITEMS, STARTED_AHEAD = 256, 32
 STRETCH_BYTES = 64 * 2**20
 READ_CPUS, DECODE_CPUS = 0.25, 0.75
 # blocks on their way from the object store to the rank
-PREFETCH_BLOCKS = 8
+PREFETCH_BLOCKS = 4
 # the share of the cluster's memory for the reading tasks of all ranks; at least two tasks of a rank run, so that one
 # reads while the pairs of the other are used
 READ_SHARE, MIN_READING_TASKS = 0.25, 2

@@ -6,7 +6,6 @@ import pickle
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import numpy as np
 import open_clip
@@ -24,7 +23,7 @@ LENGTH = 77
 
 
 @pytest.fixture
-def small_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, list[int]]]:
+def small_memory(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[int]]:
     """Remember ten words."""
     remembered: dict[str, list[int]] = {}
     monkeypatch.setattr(tokens, "REMEMBERED", 10)

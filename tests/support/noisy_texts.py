@@ -56,7 +56,7 @@ def real_texts() -> list[str]:
     """Return the captions, and every line of the descriptions of this machine's packages."""
     texts = like_captions()
     for package in metadata.distributions():
-        texts += (package.metadata.get_payload() or "").splitlines()
+        texts += (package.metadata.get_payload() or "").splitlines()  # type: ignore[attr-defined]
     texts += _packages()
     return pl.Series(texts, dtype=pl.String).unique(maintain_order=True).to_list()
 
