@@ -166,6 +166,9 @@ class TrainingConfig(PhaseConfig):
     decode_in: Literal["tasks", "workers"] = "tasks"
     """`tasks` decodes images on free CPUs. `workers` sends JPEGs to the training workers, where nvJPEG decodes them on
     the GPU."""
+    resize_with: Literal["pillow", "torch"] = "pillow"
+    """What resizes the images of `decode_in=tasks`. `torch` needs a fraction of the time. A few pixels in a hundred
+    differ by 1 of 255, more at the edges of a crop. Each decoding process loads torch."""
     draft_decoding: bool = True
     """Decode JPEGs that are much larger than needed at a fraction of their size."""
     max_image_pixels: Positive = MAX_IMAGE_PIXELS
@@ -197,8 +200,9 @@ class TrainingConfig(PhaseConfig):
     """Log the loss and the rate this often. Unit: steps."""
     num_workers: Positive | None = None
     """Training workers. Null: one for each GPU of the cluster, or 2 on CPUs. Unit: workers."""
-    cpus_per_worker: Positive = 1
-    """Logical CPUs that a training worker reserves. Unit: CPUs."""
+    cpus_per_worker: Positive | None = None
+    """Logical CPUs that a training worker reserves, and the threads of its CPU work on a GPU. Null: one on CPUs; on
+    GPUs a quarter of its share of its node's CPUs, at most 4. Unit: CPUs."""
     max_failures: Annotated[int, Field(ge=0)] = 3
     """Restarts of the training workers after failures. Unit: restarts."""
 

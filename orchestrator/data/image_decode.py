@@ -68,6 +68,8 @@ class Crop:
 
 Cropper = Callable[[int, int], Crop]
 """Chooses the box from the (width, height) of the image."""
+Resizer = Callable[[np.ndarray, Crop, int], np.ndarray]
+"""Resizes the box of an image, uint8 [height, width, 3], to uint8 [size, size, 3]; it does not mirror."""
 Interpolation = Literal["bicubic", "bilinear"]
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
@@ -105,11 +107,13 @@ def decode(
     max_pixels: int,
     draft: bool = False,
     interpolation: Interpolation = "bicubic",
+    resizer: Resizer | None = None,
 ) -> np.ndarray:
     """Return the pixels of an encoded image: uint8 [size, size, 3], RGB.
 
     `crop` chooses the box, e.g. `partial(random_resized_crop, seed=...)`; None means `evaluation_crop`. `draft`: decode
-    a JPEG that is much larger than needed at 1/2, 1/4 or 1/8; the box covers the same part of the image.
+    a JPEG that is much larger than needed at 1/2, 1/4 or 1/8; the box covers the same part of the image. `resizer`
+    takes the place of Pillow's resize.
     Errors: `BadImage` if the bytes are not an image, are damaged or empty, or if the image has more than `max_pixels`
     pixels (checked before decoding)."""
     with _opened(data, max_pixels) as image:
@@ -117,7 +121,8 @@ def decode(
         box = crop(width, height) if crop else evaluation_crop(width, height, size=size)
         if draft:
             box = _draft(image, box, size)
-        pixels = _resized(_rgb(image), box, size, _FILTERS[interpolation])
+        rgb = _rgb(image)
+        pixels = resizer(np.asarray(rgb), box, size) if resizer else _resized(rgb, box, size, _FILTERS[interpolation])
     return np.ascontiguousarray(pixels[:, ::-1]) if box.flip else pixels
 
 

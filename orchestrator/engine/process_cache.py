@@ -8,8 +8,9 @@ from typing import Any
 
 import ray
 
-# a process works for at most two executions at a time: training, and the evaluation between its steps
-MAX_ENTRIES = 2
+# a process works for at most two executions at a time, training and the evaluation between its steps, each with at most
+# two inputs
+MAX_ENTRIES = 4
 _entries: dict[bytes, Any] = {}
 
 

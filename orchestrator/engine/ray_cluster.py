@@ -31,6 +31,8 @@ JOB_VARIABLE, COPIES_FOLDER = "RAY_JOB_CONFIG_JSON_ENV_VAR", "working_dir_files"
 # the size to which an autoscaler may grow the cluster; 0 means that the cluster keeps its size. Ray knows only running
 # nodes, so `connect` stores the limits in the context of Ray Data, which lives as long as the connection
 MAX_CPUS, MAX_GPUS = "orchestrator.scales_to_cpus", "orchestrator.scales_to_gpus"
+# the most logical CPUs that a training worker with a GPU reserves by default, and its node's CPUs for each of them
+GPU_WORKER_CPUS, DECODING_PER_WORKER = 4, 4
 # time limit for a node to answer whether it sees a folder
 ANSWER_SECONDS = 60
 # environment of processes that run models on CPUs. By default, glibc returns the memory of large activations to the
@@ -128,6 +130,18 @@ def num_gpus() -> int:
 def node_cpus() -> int:
     """Return the logical CPUs of the largest node, the most that one task can request."""
     return int(max(1, *(node["Resources"].get("CPU", 0) for node in _nodes())))
+
+
+def cpus_per_worker(setting: int | None) -> int:
+    """Return the logical CPUs that a training worker reserves, by `training.cpus_per_worker`.
+
+    By default it is one on CPUs. A worker with a GPU also has a thread that makes batches, the threads of Ray and
+    nccl, and those that queue kernels: it reserves up to four, but no more than a quarter of its share of its node's
+    CPUs, so that decoding keeps the rest."""
+    if setting is not None:
+        return setting
+    shares = [node.get("CPU", 0) / node["GPU"] for node in (node["Resources"] for node in _nodes()) if node.get("GPU")]
+    return max(1, min(GPU_WORKER_CPUS, int(min(shares, default=0) // DECODING_PER_WORKER)))
 
 
 def check_shared(paths: Mapping[str, str]) -> None:

@@ -55,7 +55,8 @@ def probe(
     cores, cpus = ray_cluster.num_cores(), ray_cluster.num_cpus()
     measured = Measurements(num_cores=cores, num_gpus=ray_cluster.num_gpus(), shares_cores=cpus > cores)
     measured.num_workers = _num_workers(config, found, display)
-    measured.decoding_cores = max(1, cores - measured.num_workers * config.training.cpus_per_worker)
+    worker_cpus = ray_cluster.cpus_per_worker(config.training.cpus_per_worker)
+    measured.decoding_cores = max(1, cores - measured.num_workers * worker_cpus)
     ray_cluster.connect(probe_config.cluster_of(config))
     with _own_store(config) as store, stop_signals.not_forwarded():
         has_vectors = any(map(config.selection.embedding_of, config.selection.steps))

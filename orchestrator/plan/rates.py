@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
+from orchestrator.clip.tokens import ClipCaptions
 from orchestrator.config import Config
 from orchestrator.config.embedding import Tower
 from orchestrator.data.catalog import Catalog
@@ -36,6 +37,8 @@ NUM_DECODED = 256
 NUM_ENCODED_CPU, NUM_ENCODED_GPU = 8, 256
 # about one shard; one part for each thread of the writer
 MAX_ROWS, NUM_PARTS = 10_000, 16
+# the tokens of most models; a caption's time does not depend on it
+CONTEXT = 77
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ def _phase(artifact: Artifact, config: Config, full_share: int, decode_seconds: 
 
 
 def decode_seconds(config: Config, source: Source, catalog: Catalog, model_uri: str) -> float:
-    """Return the core seconds to decode an image of the pool for a training worker."""
+    """Return the core seconds to decode an image of the pool, and to tokenise its caption, for a training worker."""
     # "DEFAULT": outside the placement group of a sweep's trial
     task: Any = ray.remote(scheduling_strategy="DEFAULT")(_decode_seconds)
     found: float = ray.get(task.remote(config, source, catalog, model_uri))
@@ -112,6 +115,8 @@ def _decode_seconds(config: Config, source: Source, catalog: Catalog, model_uri:
         decode_in=training.decode_in,
         draft_decoding=training.draft_decoding,
         max_image_pixels=training.max_image_pixels,
+        captions=ClipCaptions(CONTEXT),
+        resize_with=training.resize_with,
     )
     block = _pairs(source, catalog)
     return second_call(lambda: list(decode_block(block, decoding=decoding)), time.process_time) / max(1, block.num_rows)

@@ -211,7 +211,7 @@ def _devices(config: Config) -> dict[str, Any]:
         return {"devices": workers, "device": "GPU"}
     # the threads of a trial's workers take an equal share of the cores, even if the workers ask for fewer
     cores = ray_cluster.num_cores()
-    share = max(workers * config.training.cpus_per_worker, cores // num_concurrent(config))
+    share = max(workers * ray_cluster.cpus_per_worker(config.training.cpus_per_worker), cores // num_concurrent(config))
     return {"devices": min(cores, share), "device": "core"}
 
 

@@ -168,7 +168,8 @@ def num_concurrent(config: Config) -> int:
     workers = ray_cluster.num_train_workers(training.num_workers, lanes=training.lanes)
     if ray_cluster.num_gpus():
         return max(1, ray_cluster.num_gpus() // workers)
-    return max(1, ray_cluster.num_cpus() // (workers * training.cpus_per_worker + READING_CPUS))
+    worker_cpus = ray_cluster.cpus_per_worker(training.cpus_per_worker)
+    return max(1, ray_cluster.num_cpus() // (workers * worker_cpus + READING_CPUS))
 
 
 def _optuna(search: Search) -> Any:

@@ -1,8 +1,11 @@
-"""Decoding tasks: turn the pairs of a block into rows of a batch.
+"""Decoding tasks: turn the pairs of a block into rows of a batch, with tokens in place of captions.
 
 With `decode_in` tasks the images are cropped and decoded here; with `decode_in` workers the rows have JPEGs and their
 crop boxes, and the training workers decode them (`jpegs.py`). In both cases bad samples are found here, except for
-damage that only decoding finds."""
+damage that only decoding finds.
+
+A block is an Arrow table. Pixels and tokens are columns of lists of one length, so a block's pixels lie in memory as a
+batch holds them: a training worker copies them once, in one piece (`device_loader.py`)."""
 
 from __future__ import annotations
 
@@ -15,19 +18,21 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from orchestrator.clip.tokens import Captions
 from orchestrator.config import AugmentationConfig
 from orchestrator.data.image_decode import BadImage, Crop, Cropper, decode, jpeg_box, random_resized_crop
 
 NO_CAPTION = "no caption"
-# pixels that are decoded together, about
-DECODED_BYTES = 16 * 2**20
+# decoded pixels of a block. As many as Ray Data puts into a block of a reading task, or a few more: it would cut larger
+# blocks and join smaller ones, and copy the pixels
+DECODED_BYTES = BLOCK_BYTES = 16 * 2**20
 Rows = dict[str, NDArray]
 Pair = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decoding:
-    """How a phase's images become pixels, and where; each decoding task gets a copy."""
+    """How a phase's pairs become pixels and tokens, and where; each process of decoding tasks gets it once."""
 
     image_size: int
     augmentation: AugmentationConfig
@@ -35,35 +40,40 @@ class Decoding:
     decode_in: Literal["tasks", "workers"]
     draft_decoding: bool
     max_image_pixels: int
+    captions: Captions
+    resize_with: Literal["pillow", "torch"] = "pillow"
 
     @property
-    def batch_rows(self) -> int:
-        """Pairs that are decoded together, about `DECODED_BYTES` of pixels."""
-        return max(32, DECODED_BYTES // (3 * self.image_size**2))
+    def block_rows(self) -> int:
+        """Pairs of a block: enough for `DECODED_BYTES` of pixels."""
+        return max(32, -(-DECODED_BYTES // (3 * self.image_size**2)))
 
 
-def decode_block(block: pa.Table, *, decoding: Decoding) -> Iterator[Rows]:
-    """Yield the pairs in the form that the training workers take, in order."""
+def decode_block(block: pa.Table, *, decoding: Decoding) -> Iterator[pa.Table]:
+    """Yield the pairs as `decoded_rows` or `encoded_rows` returns them, in order, `block_rows` at a time."""
     rows_of = encoded_rows if decoding.decode_in == "workers" else decoded_rows
-    for start in range(0, block.num_rows, decoding.batch_rows):
-        yield rows_of(block.slice(start, decoding.batch_rows), decoding)
+    for start in range(0, block.num_rows, decoding.block_rows):
+        yield rows_of(block.slice(start, decoding.block_rows), decoding)
 
 
-def decoded_rows(block: pa.Table, decoding: Decoding) -> Rows:
-    """Return the rows with `image` uint8 [n, size, size, 3]; zeros where a pair is not valid."""
+def decoded_rows(block: pa.Table, decoding: Decoding) -> pa.Table:
+    """Return the rows with `image`, a list of size * size * 3 uint8; zeros where a pair is not valid.
+
+    Other columns: `tokens`, a list of int32 of the model's context length; `key`, `valid`, `problem` (empty if valid),
+    `epoch` and `ordinal` (of the pair in the pool)."""
     images = np.zeros((block.num_rows, decoding.image_size, decoding.image_size, 3), np.uint8)
 
     def take(row: int, pair: Pair) -> None:
         images[row] = _pixels(decoding, pair)
 
-    return {"image": images, **_rows(block, take)}
+    return _table(block, decoding, take, image=images)
 
 
-def encoded_rows(block: pa.Table, decoding: Decoding) -> Rows:
-    """Return the rows with `encoded`, bytes, and `box` int64 [n, 5]: left, top, width, height, mirrored.
+def encoded_rows(block: pa.Table, decoding: Decoding) -> pa.Table:
+    """Return the rows with `encoded`, bytes, and `box`, a list of five int64: left, top, width, height, mirrored.
 
     A width of 0 means that the bytes are decoded pixels, uint8 [size, size, 3]: formats other than JPEG, and JPEGs with
-    four colours, are decoded here. A pair that is not valid has no bytes."""
+    four colours, are decoded here. A pair that is not valid has no bytes. Other columns: as in `decoded_rows`."""
     encoded = np.full(block.num_rows, b"", object)
     boxes = np.zeros((block.num_rows, 5), np.int64)
 
@@ -75,7 +85,17 @@ def encoded_rows(block: pa.Table, decoding: Decoding) -> Rows:
             encoded[row] = pair["image"]
             boxes[row] = (box.left, box.top, box.width, box.height, box.flip)
 
-    return {"encoded": encoded, "box": boxes, **_rows(block, take)}
+    return _table(block, decoding, take, encoded=encoded, box=boxes)
+
+
+def lists_of(values: NDArray) -> pa.FixedSizeListArray:
+    """Return an array [n, ...] as an Arrow column of n lists, without a copy."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), int(np.prod(values.shape[1:])))
+
+
+def array_of(lists: pa.FixedSizeListArray) -> NDArray:
+    """Return a column of n lists of one length as an array [n, length], without a copy."""
+    return lists.flatten().to_numpy(zero_copy_only=True).reshape(-1, lists.type.list_size)
 
 
 def crop_of(box: NDArray) -> Crop:
@@ -84,24 +104,33 @@ def crop_of(box: NDArray) -> Crop:
     return Crop(left=left, top=top, width=width, height=height, flip=bool(flip))
 
 
-def _rows(block: pa.Table, take: Callable[[int, Pair], None]) -> Rows:
+def _table(block: pa.Table, decoding: Decoding, take: Callable[[int, Pair], None], **columns: NDArray) -> pa.Table:
+    captions = [caption or "" for caption in block["caption"].to_pylist()]
     problems = np.full(block.num_rows, "", object)
-    for row, pair in enumerate(block.to_pylist()):
-        if not (pair["caption"] or "").strip():
+    # one image at a time: a list of them would be another copy of the block
+    pairs = zip(*(block[name] for name in ("image", "epoch", "ordinal")), strict=True)
+    for row, (caption, pair) in enumerate(zip(captions, pairs, strict=True)):
+        if not caption.strip():
             problems[row] = NO_CAPTION
             continue
+        image, epoch, ordinal = (value.as_py() for value in pair)
         try:
-            take(row, pair)
+            take(row, {"image": image, "epoch": epoch, "ordinal": ordinal})
         except BadImage as error:
             problems[row] = str(error)
-    return {
-        "caption": np.array([caption or "" for caption in block["caption"].to_pylist()], object),
-        "key": block["key"].to_numpy(zero_copy_only=False),
-        "valid": problems == "",
-        "problem": problems,
-        "epoch": block["epoch"].to_numpy(),
-        "ordinal": block["ordinal"].to_numpy(),
-    }
+    # after `take` has filled them
+    arrays = {name: pa.array(of, pa.large_binary()) if of.ndim == 1 else lists_of(of) for name, of in columns.items()}
+    return pa.table(
+        {
+            **arrays,
+            "tokens": lists_of(decoding.captions(captions)),
+            "key": block["key"],
+            "valid": problems == "",
+            "problem": pa.array(problems, pa.string()),
+            "epoch": block["epoch"],
+            "ordinal": block["ordinal"],
+        }
+    )
 
 
 def _bytes(pair: Pair) -> bytes:
@@ -130,4 +159,25 @@ def _pixels(decoding: Decoding, pair: Pair) -> NDArray[np.uint8]:
         crop=_crop(decoding, pair),
         max_pixels=decoding.max_image_pixels,
         draft=decoding.draft_decoding,
+        resizer=torch_resize if decoding.resize_with == "torch" else None,
     )
+
+
+def torch_resize(image: NDArray[np.uint8], box: Crop, size: int) -> NDArray[np.uint8]:
+    """Return the box of an image, uint8 [height, width, 3], resized to uint8 [size, size, 3] by torch's bicubic filter.
+
+    torch has Pillow's filter with vector instructions: it is several times faster, and a few pixels in a hundred differ
+    by 1 of 255. At the edges more differ: Pillow's filter sees the pixels around the box, this one the box alone, like
+    torchvision's crops. Boxes are of whole pixels, as crops are unless a draft has scaled them."""
+    # only tasks that use it load torch
+    import torch
+    import torch.nn.functional as F
+
+    # tasks share the cores, so a task has one thread
+    torch.set_num_threads(1)
+    left, top = round(box.left), round(box.top)
+    part = image[top : max(top + 1, round(box.top + box.height)), left : max(left + 1, round(box.left + box.width))]
+    # a copy of the part, as torch warns about read-only memory
+    pixels = torch.from_numpy(part.copy()).permute(2, 0, 1).unsqueeze(0)
+    found = F.interpolate(pixels, (size, size), mode="bicubic", antialias=True)[0]
+    return found.permute(1, 2, 0).contiguous().numpy()

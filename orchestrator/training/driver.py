@@ -54,7 +54,9 @@ def fit(job: Job, num_workers: int, display: Display) -> bool:
 
 def _trainer(job: Job, num_workers: int) -> TorchTrainer:
     training, use_gpu = job.config.training, ray_cluster.num_gpus() > 0
-    resources = {"CPU": float(training.cpus_per_worker)} | ({"GPU": 1.0} if use_gpu else {})
+    resources = {"CPU": float(ray_cluster.cpus_per_worker(training.cpus_per_worker))} | (
+        {"GPU": 1.0} if use_gpu else {}
+    )
     return TorchTrainer(
         run_worker,
         train_loop_config={"job": job},

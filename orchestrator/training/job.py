@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.clip.recipe import Recipe
 from orchestrator.clip.schedule import learning_rate
+from orchestrator.clip.tokens import captions_of
 from orchestrator.config import Config, PhaseConfig, TrainingConfig
 from orchestrator.data.catalog import Catalog
 from orchestrator.data.keep_list import KeepList
@@ -88,6 +89,8 @@ class Job:
                 decode_in=training.decode_in,
                 draft_decoding=training.draft_decoding,
                 max_image_pixels=training.max_image_pixels,
+                captions=captions_of(clip.tokenizer),
+                resize_with=training.resize_with,
             ),
         )
 

@@ -2,15 +2,16 @@
 
 An item is one window of every lane of the rank. Reading tasks look up the kept rows and read their bytes in training
 order: one stretch at a time if shards are local tars, otherwise the whole window in coalesced ranges. Decoding tasks
-crop and decode to uint8 (`decoding.py`). Only kept pairs are read and decoded. A pair that cannot be decoded, or has no
-caption, keeps its slot with `valid` false: without the slot, every later batch would change. A read error is raised; it
-is never counted as a bad sample."""
+crop and decode images to uint8, and tokenise captions (`decoding.py`). Only kept pairs are read and decoded. A pair
+that cannot be decoded, or has no caption, keeps its slot with `valid` false: without the slot, every later batch would
+change. A read error is raised; it is never counted as a bad sample."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 
 import numpy as np
 import pyarrow as pa
@@ -20,22 +21,25 @@ from numpy.typing import NDArray
 
 from orchestrator.data.catalog import Catalog
 from orchestrator.data.keep_list import KeepList
+from orchestrator.engine import ray_cluster
 from orchestrator.engine.process_cache import fetched
 from orchestrator.errors import UserError
 from orchestrator.source import PAIR_COLUMNS, Part, Source, Status
 from orchestrator.storage import files
-from orchestrator.training.decoding import Decoding, Rows, decode_block
+from orchestrator.training.decoding import BLOCK_BYTES, Decoding, decode_block
+from orchestrator.training.prefetch import prefetch
 from orchestrator.training.sample_order import Pairs, SampleOrder
 
 OUTPUT_COLUMNS = ("caption", "key", "epoch", "ordinal")
-# windows per Ray Dataset: the plan of a dataset grows with its items
-SEGMENT_ITEMS = 256
-BLOCK_BYTES = 16 * 2**20
+# windows per Ray Dataset: the plan of a dataset grows with its items. The next dataset starts when the rank has this
+# many windows of the present one left, so that its first blocks are ready in time
+SEGMENT_ITEMS, STARTED_AHEAD = 256, 32
 # encoded images that a reading task reads and yields at once: small compared with a node's memory, as many tasks run
 # there; large compared with the cost of going over the window's shards once more
 STRETCH_BYTES = 64 * 2**20
 READ_CPUS, DECODE_CPUS = 0.25, 0.75
-PREFETCH_BATCHES = 2
+# blocks on their way from the object store to the rank
+PREFETCH_BLOCKS = 4
 # the share of the cluster's memory for the reading tasks of all ranks; at least two tasks of a rank run, so that one
 # reads while the pairs of the other are used
 READ_SHARE, MIN_READING_TASKS = 0.25, 2
@@ -53,34 +57,58 @@ class ReaderInputs:
     decoding: Decoding
 
 
-def rank_batches(inputs: ReaderInputs, *, rank: int, num_ranks: int, first_step: int) -> Iterator[Rows]:
-    """Yield the rank's share of each global batch from `first_step`, in order: `global_batch_size / num_ranks` rows.
+def rank_blocks(inputs: ReaderInputs, *, rank: int, num_ranks: int, first_step: int) -> Iterator[pa.Table]:
+    """Yield the rank's rows from `first_step`, in training order, as blocks of any size (`decoding.py`).
 
-    Rows: `image` uint8 [n, size, size, 3] (with `decode_in` workers, the columns of `encoded_rows` instead), `caption`,
-    `key`, `valid` bool, `problem` (empty if valid), `epoch` and `ordinal` (of the pair in the pool). Only the last
-    batch of the phase may have fewer rows; if the rank has none, the iterator ends before it."""
+    A step takes the next `order.slots(num_ranks)` rows. Only the last batch of the phase may have fewer; the
+    rank may have none of its rows."""
     order = inputs.order
     items = range(first_step // order.window_steps, -(-order.num_steps // order.window_steps))
-    reference = ray.put(inputs)
+    segments = [items[start : start + SEGMENT_ITEMS] for start in range(0, len(items), SEGMENT_ITEMS)]
+    place = {"rank": rank, "num_ranks": num_ranks, "first_step": first_step}
+    references = ray.put(inputs), ray.put(inputs.decoding)
     most = tasks_at_once(inputs, num_ranks=num_ranks, memory=ray.cluster_resources().get("memory", 0))
-    for start in range(0, len(items), SEGMENT_ITEMS):
-        rows = [{"item": item} for item in items[start : start + SEGMENT_ITEMS]]
-        read = partial(_read_items, reference=reference, rank=rank, num_ranks=num_ranks, first_step=first_step)
-        dataset = (
-            ray.data.from_items(rows, override_num_blocks=len(rows))
-            .map_batches(
-                read, batch_size=1, num_cpus=READ_CPUS, compute=ray.data.TaskPoolStrategy(min(most, len(rows)))
-            )
-            .map_batches(
-                partial(decode_block, decoding=inputs.decoding),
-                batch_size=None,
-                batch_format="pyarrow",
-                num_cpus=DECODE_CPUS,
-            )
+
+    def start(segment: range) -> Iterator[pa.Table]:
+        return prefetch(_blocks(segment, *references, most, place), PREFETCH_BLOCKS)
+
+    def num_rows(some: range) -> int:
+        return sum(_num_rows(order, item, **place) for item in some)
+
+    return in_turn(segments, start, num_rows)
+
+
+def in_turn(
+    segments: Sequence[range], start: Callable[[range], Iterator[pa.Table]], num_rows: Callable[[range], int]
+) -> Iterator[pa.Table]:
+    """Yield the blocks of all segments in order; start the next one before the end of the present one."""
+    following = start(segments[0]) if segments else iter(())
+    for segment, after in zip_longest(segments, segments[1:]):
+        blocks, following, is_next_started = following, iter(()), after is None
+        left, early = num_rows(segment), num_rows(segment[-STARTED_AHEAD:])
+        for block in blocks:
+            if not is_next_started and left <= early:
+                following, is_next_started = start(after), True
+            left -= block.num_rows
+            yield block
+        if not is_next_started:
+            following = start(after)
+
+
+def _blocks(
+    segment: range, inputs: ray.ObjectRef, decoding: ray.ObjectRef, most: int, place: dict[str, int]
+) -> Iterator[pa.Table]:
+    rows = [{"item": item} for item in segment]
+    read: Callable = partial(_read_items, reference=inputs, **place)  # type: ignore[arg-type]
+    dataset = (
+        ray.data.from_items(rows, override_num_blocks=len(rows))
+        .map_batches(read, batch_size=1, num_cpus=READ_CPUS, compute=ray.data.TaskPoolStrategy(min(most, len(rows))))
+        .map_batches(
+            partial(_decode, reference=decoding), batch_size=None, batch_format="pyarrow", num_cpus=DECODE_CPUS
         )
-        yield from dataset.iter_batches(
-            batch_size=order.global_batch_size // num_ranks, batch_format="numpy", prefetch_batches=PREFETCH_BATCHES
-        )
+    )
+    # whole blocks, which are views of the object store: Ray Data's batches would be copies
+    yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=PREFETCH_BLOCKS)
 
 
 def tasks_at_once(inputs: ReaderInputs, *, num_ranks: int, memory: float) -> int:
@@ -89,7 +117,7 @@ def tasks_at_once(inputs: ReaderInputs, *, num_ranks: int, memory: float) -> int
     Ray Data limits the bytes that tasks have yielded, but not the window that each task holds."""
     shards = {part.shard.uri: part.shard.num_bytes for part in inputs.parts}
     pair_bytes = sum(shards.values()) / max(1, sum(inputs.catalog.rows_per_part))
-    window_bytes = pair_bytes * inputs.order.window_steps * inputs.order.global_batch_size / num_ranks
+    window_bytes = pair_bytes * inputs.order.window_steps * inputs.order.slots(num_ranks)
     return max(MIN_READING_TASKS, int(READ_SHARE * memory / num_ranks / max(1, window_bytes)))
 
 
@@ -131,21 +159,24 @@ def read_window(inputs: ReaderInputs, item: int, *, rank: int, num_ranks: int, f
         yield table
 
 
-def configure_ray_data(*, num_ranks: int, worker_cpus: float) -> None:
-    """Set this process's Ray Data context: ordered, with a rank's share of the CPUs that training does not use."""
+def configure_ray_data(*, num_ranks: int, worker_cpus: int | None) -> None:
+    """Set this process's Ray Data context: ordered, with a rank's share of the CPUs that training does not use.
+
+    `worker_cpus`: the setting `training.cpus_per_worker`."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_options.preserve_order = True
-    # blocks of this many bytes from reading tasks; the default of 128 MiB is thousands of images for one decoding task
+    # the default of 128 MiB is thousands of encoded images for one decoding task
     context.target_max_block_size = BLOCK_BYTES
     # raise the task's own error, so that a user's mistake in a task is still one line
     context.raise_original_map_exception = True
     total = ray.cluster_resources()
-    free_cpus = total.get("CPU", 1) - num_ranks * worker_cpus
+    free_cpus = total.get("CPU", 1) - num_ranks * ray_cluster.cpus_per_worker(worker_cpus)
     context.execution_options.resource_limits = context.execution_options.resource_limits.copy(
         cpu=max(READ_CPUS + DECODE_CPUS, free_cpus / num_ranks),
-        object_store_memory=total.get("object_store_memory", 2**31) / 2 / num_ranks,
+        # two datasets of a rank may run at once (`in_turn`), and others than training use the store too
+        object_store_memory=total.get("object_store_memory", 2**31) / 3 / num_ranks,
     )
 
 
@@ -157,9 +188,22 @@ def _read_items(
         yield from read_window(inputs, item, rank=rank, num_ranks=num_ranks, first_step=first_step)
 
 
+def _decode(block: pa.Table, *, reference: ray.ObjectRef) -> Iterator[pa.Table]:
+    yield from decode_block(block, decoding=fetched(reference))
+
+
+def _num_rows(order: SampleOrder, item: int, *, rank: int, num_ranks: int, first_step: int) -> int:
+    start, stop = _steps(order, item, first_step)
+    ends = (order.positions(lane, start, stop - start) for lane in order.rank_lanes(rank, num_ranks))
+    return sum(end - begin for begin, end in ends)
+
+
+def _steps(order: SampleOrder, item: int, first_step: int) -> tuple[int, int]:
+    return max(item * order.window_steps, first_step), min((item + 1) * order.window_steps, order.num_steps)
+
+
 def _in_batch_order(order: SampleOrder, item: int, rank: int, num_ranks: int, first_step: int) -> Pairs:
-    start = max(item * order.window_steps, first_step)
-    stop = min((item + 1) * order.window_steps, order.num_steps)
+    start, stop = _steps(order, item, first_step)
     lanes = [
         order.pairs(lane, *order.positions(lane, start, stop - start)) for lane in order.rank_lanes(rank, num_ranks)
     ]

@@ -138,6 +138,10 @@ class SampleOrder:
         assert self.num_lanes % num_ranks == 0, "every rank owns the same number of lanes"
         return range(rank, self.num_lanes, num_ranks)
 
+    def slots(self, num_ranks: int) -> int:
+        """Return the pairs of a rank's share of a global batch."""
+        return self.global_batch_size // num_ranks
+
     def batch(self, step: int) -> Pairs:
         """Return the pairs of a global batch, lane by lane."""
         lanes = [self.pairs(lane, *self.positions(lane, step, 1)) for lane in range(self.num_lanes)]

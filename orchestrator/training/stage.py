@@ -50,6 +50,8 @@ NOT_IN_FINGERPRINT = {
     "record_batches",
     "log_every_steps",
     "max_bad_pairs",
+    # only a value other than the default, see `training_stage`
+    "resize_with",
 }
 
 
@@ -68,6 +70,8 @@ def training_stage(config: Config, phase: Phase, source: Source, catalog: Catalo
     training = config.training
     check_evaluation(config)
     shared = training.model_dump(mode="json", exclude=NOT_IN_FINGERPRINT | set(PhaseConfig.model_fields))
+    if training.resize_with != "pillow":
+        shared["resize_with"] = training.resize_with
     if training.keep_model == "best":
         evaluated = measured_on(config.evaluation, evaluation_sets(config))
         shared["best"] = [training.best_metric, training.evaluate_every_steps, evaluated]

@@ -27,7 +27,7 @@ from orchestrator.training.checkpoints import Checkpoints
 from orchestrator.training.device_loader import load_batches
 from orchestrator.training.job import Job
 from orchestrator.training.phase_signals import forwarded_log
-from orchestrator.training.reader import batch_keys, configure_ray_data
+from orchestrator.training.reader import batch_keys, configure_ray_data, rank_blocks
 from orchestrator.training.start import agreed_recipe, build_model, num_threads
 from orchestrator.training.tracking.phase_log import Pace, PhaseLog, memory
 
@@ -147,8 +147,8 @@ class _Worker:
 
     def _train(self) -> None:
         job, pace = self.job, Pace(self.first_step)
-        place = {"rank": self.rank, "num_ranks": self.num_ranks, "first_step": self.first_step}
-        batches = load_batches(self.inputs, self.clip, **place, device=self.device)
+        blocks = rank_blocks(self.inputs, rank=self.rank, num_ranks=self.num_ranks, first_step=self.first_step)
+        batches = load_batches(blocks, self.inputs.decoding, slots=job.order.slots(self.num_ranks), device=self.device)
         for step in range(self.first_step, job.order.num_steps):
             with pace.waiting():
                 loaded = next(batches)

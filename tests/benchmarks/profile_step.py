@@ -37,7 +37,7 @@ from orchestrator.training import device_loader, driver, worker
 
 WAIT, NORMALISE, IMAGE, TEXT, LOSS = "data wait", "normalise", "image tower", "text tower", "loss"
 BACKWARD, EXCHANGE, NORM, OPTIMISER, REST = "backward", "all-reduce", "gradient norm", "optimiser", "everything else"
-TOKENISE, STEP = "tokenise, in parallel with the steps", "step"
+LOAD, STEP = "make the batch, in parallel with the steps", "step"
 PARTS = (WAIT, NORMALISE, IMAGE, TEXT, LOSS, BACKWARD, NORM, OPTIMISER)
 SHOWN = (WAIT, NORMALISE, IMAGE, TEXT, LOSS, BACKWARD, EXCHANGE, NORM, OPTIMISER, REST)
 NUM_LEFT_OUT = 10
@@ -50,7 +50,7 @@ class Marks:
 
     def __init__(self) -> None:
         # the set of keys never changes, because the loader's thread adds to its key at any time
-        self.running: Step = dict.fromkeys((*PARTS, TOKENISE), 0.0)
+        self.running: Step = dict.fromkeys((*PARTS, LOAD), 0.0)
         self.steps: list[Step] = []
         self.ended = time.perf_counter()
         self.is_first = False
@@ -118,7 +118,7 @@ def marked_worker(loop_config: dict[str, Any], path: str) -> None:
 
     worker.load_batches = lambda *args, **kwargs: marks.waiting(load(*args, **kwargs))  # type: ignore[assignment]
     worker.TrainStep = marked_train_step  # type: ignore[misc, assignment]
-    device_loader.to_batch = marks.on(TOKENISE, device_loader.to_batch)
+    device_loader.loaded_batch = marks.on(LOAD, device_loader.loaded_batch)
     towers.encode_trimmed = marks.on(TEXT, towers.encode_trimmed)
     optimiser.total_norm = marks.on(NORM, optimiser.total_norm)
     torch.Tensor.backward = marks.on(BACKWARD, torch.Tensor.backward)  # type: ignore[method-assign]
@@ -142,7 +142,7 @@ def parts(steps: list[Step]) -> Step:
         return 1000 * statistics.mean(step[name] for step in some)
 
     exchanging, alone = steady[::2], steady[1::2]
-    found = {name: mean(name, exchanging) for name in (*PARTS, TOKENISE, STEP)}
+    found = {name: mean(name, exchanging) for name in (*PARTS, LOAD, STEP)}
     found[BACKWARD] = mean(BACKWARD, alone)
     found[EXCHANGE] = mean(BACKWARD, exchanging) - found[BACKWARD]
     found[REST] = found[STEP] - sum(mean(name, exchanging) for name in PARTS)
@@ -152,7 +152,7 @@ def parts(steps: list[Step]) -> Step:
 def table(found: Step) -> str:
     """Return the figures as a Markdown table."""
     rows = [f"| {name} | {found[name]:,.1f} | {found[name] / found[STEP]:.1%} |" for name in SHOWN]
-    last = [f"| **{STEP}** | {found[STEP]:,.1f} | |", f"| {TOKENISE} | {found[TOKENISE]:,.1f} | |"]
+    last = [f"| **{STEP}** | {found[STEP]:,.1f} | |", f"| {LOAD} | {found[LOAD]:,.1f} | |"]
     return "\n".join(["| part of a step | ms | share |", "|---|---|---|", *rows, *last])
 
 

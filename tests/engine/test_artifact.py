@@ -94,6 +94,7 @@ TRAINED = {"pretrain", "finetune"}
         ({"training": {"augmentation": {"horizontal_flip": True}}}, TRAINED),
         ({"model": {"context_length": 16}}, TRAINED),
         ({"training": {"num_workers": 2, "cpus_per_worker": 2, "max_failures": 1}}, set()),
+        ({"training": {"resize_with": "torch"}}, TRAINED),
         ({"training": {"checkpoint_every_steps": 7, "log_every_steps": 1}}, set()),
         ({"finetune": {"lr": 1e-6}}, {"finetune"}),
         ({"evaluation": {"batch_size": 3}, "tracking": {"tensorboard": False}, "cluster": {"num_cpus": 9}}, set()),

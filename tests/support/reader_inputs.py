@@ -1,15 +1,19 @@
-"""Inputs for reading training samples, without a selection or a run."""
+"""Inputs for reading training samples, without a selection or a run; and what is read, as rows of batches."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
+from orchestrator.clip.tokens import ClipCaptions
 from orchestrator.config import AugmentationConfig
 from orchestrator.data.keep_list import KeepList
 from orchestrator.source import Source
-from orchestrator.training.decoding import Decoding
+from orchestrator.training.decoding import Decoding, Rows
 from orchestrator.training.reader import ReaderInputs
 from orchestrator.training.sample_order import SampleOrder
 from tests.support.pools import write_catalog
@@ -43,6 +47,27 @@ def reader_inputs(
             decode_in="tasks",
             draft_decoding=True,
             max_image_pixels=10**6,
+            captions=ClipCaptions(16),
             augmentation=AugmentationConfig(),
         ),
     )
+
+
+def rows_of(blocks: Iterable[pa.Table], slots: int, image_size: int) -> list[Rows]:
+    """Return the rows of blocks in batches, cell by cell: the slow, obvious version of the loader."""
+    columns: dict[str, list[Any]] = {}
+    for block in blocks:
+        for name in block.column_names:
+            columns.setdefault(name, []).extend(block[name].to_pylist())
+    if "image" in columns:
+        shape = (image_size, image_size, 3)
+        columns["image"] = [np.array(image, np.uint8).reshape(shape) for image in columns["image"]]
+    num = len(columns.get("key", []))
+    return [
+        {name: _array(name, values[start : start + slots]) for name, values in columns.items()}
+        for start in range(0, num, slots)
+    ]
+
+
+def _array(name: str, values: list[Any]) -> np.ndarray:
+    return np.array(values, object) if name in ("key", "problem", "encoded") else np.array(values)

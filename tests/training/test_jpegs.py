@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,14 @@ import pytest
 import torch
 from PIL import Image
 
+from orchestrator.clip.tokens import ClipCaptions
 from orchestrator.config import AugmentationConfig
-from orchestrator.training.decoding import Decoding, decode_block, decoded_rows, encoded_rows
-from orchestrator.training.jpegs import JpegDecoder
+from orchestrator.data.image_decode import random_resized_crop
+from orchestrator.training import jpegs
+from orchestrator.training.decoding import BLOCK_BYTES, Decoding, Rows, decode_block, decoded_rows, encoded_rows
+from orchestrator.training.jpegs import JpegDecoder, resized, resized_together
 from tests.support.pools import bomb, torn
+from tests.support.reader_inputs import rows_of
 
 SIZE = 32
 GPU = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))
@@ -60,7 +65,7 @@ def block_of(pictures: dict[str, bytes | None]) -> pa.Table:
     return pa.table(
         {
             "image": pa.array(pictures.values(), pa.large_binary()),
-            "caption": ["a picture"] * len(pictures),
+            "caption": [f"a picture, {name}" for name in pictures],
             "key": list(pictures),
             "epoch": [1] * len(pictures),
             "ordinal": range(len(pictures)),
@@ -77,11 +82,17 @@ def decoding(limit: int = 1_000_000) -> Decoding:
         max_image_pixels=limit,
         augmentation=AugmentationConfig(scale=(0.3, 1.0), horizontal_flip=True),
         seed=5,
+        captions=ClipCaptions(12),
     )
 
 
-def by_worker(pictures: dict[str, bytes | None], device: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    rows, images = JpegDecoder(SIZE, 1_000_000, torch.device(device))(encoded_rows(block_of(pictures), decoding()))
+def rows_in(block: pa.Table) -> Rows:
+    return rows_of([block], block.num_rows, SIZE)[0]
+
+
+def by_worker(pictures: dict[str, bytes | None], device: str) -> tuple[Rows, np.ndarray]:
+    read = rows_in(encoded_rows(block_of(pictures), decoding()))
+    rows, images = JpegDecoder(SIZE, 1_000_000, torch.device(device))(read, read["encoded"], read["box"])
     assert images.dtype == torch.uint8
     assert images.shape == (len(pictures), 3, SIZE, SIZE)
     return rows, images.permute(0, 2, 3, 1).cpu().numpy().astype(int)
@@ -90,7 +101,7 @@ def by_worker(pictures: dict[str, bytes | None], device: str) -> tuple[dict[str,
 @pytest.mark.parametrize("device", ["cpu", GPU])
 def test_the_pixels_equal_those_of_decoding_tasks(device: str) -> None:
     rows, images = by_worker(PICTURES, device)
-    theirs = decoded_rows(block_of(PICTURES), decoding())
+    theirs = rows_in(decoded_rows(block_of(PICTURES), decoding()))
     assert rows["valid"].all()
     for name, ours, expected in zip(PICTURES, images, theirs["image"], strict=True):
         assert np.abs(ours - expected).mean() <= TOLERANCE[device], name
@@ -98,7 +109,7 @@ def test_the_pixels_equal_those_of_decoding_tasks(device: str) -> None:
 
 
 def test_only_jpegs_are_sent_encoded() -> None:
-    rows = encoded_rows(block_of(PICTURES), decoding())
+    rows = rows_in(encoded_rows(block_of(PICTURES), decoding()))
     is_encoded = {name: bool(box[2]) for name, box in zip(PICTURES, rows["box"], strict=True)}
     assert is_encoded == {name: name not in ("four colours", "png") for name in PICTURES}
     assert all(rows["encoded"][row] == PICTURES[name] for row, name in enumerate(PICTURES) if is_encoded[name])
@@ -121,7 +132,82 @@ def test_damaged_images_are_masked_and_named_and_do_not_change_others(device: st
     assert not images[len(PICTURES) :].any()
 
 
-def test_images_are_decoded_a_few_at_a_time() -> None:
+def test_blocks_have_as_many_pixels_as_ray_data_puts_into_one() -> None:
     large = replace(decoding(), image_size=512, decode_in="tasks")
     block = pa.concat_tables([block_of({"0": PICTURES["png"]})] * 50)
-    assert [len(rows["image"]) for rows in decode_block(block, decoding=large)] == [32, 18]
+    assert [rows.num_rows for rows in decode_block(block, decoding=large)] == [32, 18]
+    rows = replace(large, image_size=224).block_rows
+    assert BLOCK_BYTES <= rows * 3 * 224**2 < 1.1 * BLOCK_BYTES
+
+
+def test_one_refused_jpeg_among_many_takes_few_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    bad = BROKEN["torn"]
+    assert bad is not None
+
+    def refuse(images: list[torch.Tensor], **options: Any) -> list[torch.Tensor]:
+        calls.append(len(images))
+        if any(bytes(image.numpy()) == bad for image in images):
+            raise RuntimeError("damaged")
+        return [torch.full((3, 4, 4), image.numel()) for image in images]
+
+    monkeypatch.setattr(jpegs, "decode_jpeg", refuse)
+    whole = [torch.frombuffer(bytearray(b"jpeg" * (row + 1)), dtype=torch.uint8) for row in range(200)]
+    whole[77] = torch.frombuffer(bytearray(bad), dtype=torch.uint8)
+    found = JpegDecoder(SIZE, 1_000_000, torch.device("cpu"))._decoded(whole)
+    assert [row for row, image in enumerate(found) if image is None] == [77]
+    assert [int(image[0, 0, 0]) for image in found if image is not None] == [
+        4 * row + 4 for row in range(200) if row != 77
+    ]
+    assert len(calls) <= 1 + 2 * 8
+
+
+@pytest.mark.parametrize(("width", "height"), [(300, 200), (33, 31), (20, 25), (9, 64)])
+def test_images_of_one_size_are_resized_together_as_one_by_one(width: int, height: int) -> None:
+    draw = np.random.default_rng(width)
+    images = torch.from_numpy(draw.integers(0, 256, (12, 3, height, width), dtype=np.uint8))
+    crop = partial(random_resized_crop, width, height, scale=(0.1, 1.0), ratio=(0.5, 2.0), horizontal_flip=True, seed=1)
+    crops = [crop(epoch=0, ordinal=row) for row in range(12)]
+    boxes = np.array([(crop.left, crop.top, crop.width, crop.height, crop.flip) for crop in crops])
+    assert 0 < boxes[:, 4].sum() < 12
+    found = resized_together(images, boxes, SIZE).int()
+    expected = torch.stack([resized(image, crop, SIZE) for image, crop in zip(images, crops, strict=True)]).int()
+    difference = (found - expected).abs()
+    # sums in another order: a value at a half is rounded to the other side
+    assert difference.max() <= 1
+    assert difference.float().mean() < 1e-3
+
+
+def test_a_gpu_decodes_after_the_work_that_reads_the_memory_it_may_get(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+
+    class Stream:
+        def synchronize(self) -> None:
+            events.append("synchronised")
+
+    def decode(images: list[torch.Tensor], **options: Any) -> list[torch.Tensor]:
+        events.append(f"decoded {len(images)}")
+        if len(images) > 1:
+            raise RuntimeError("one is damaged")
+        return images
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
+    monkeypatch.setattr(jpegs, "decode_jpeg", decode)
+    JpegDecoder(SIZE, 1_000_000, torch.device("cuda"))._decoded([torch.zeros(1), torch.zeros(1)])
+    assert events == ["synchronised", "decoded 2", "synchronised", "decoded 1", "synchronised", "decoded 1"]
+
+
+@pytest.mark.parametrize("draft", [False, True])
+def test_torch_resizes_like_pillow(draft: bool) -> None:
+    in_tasks = replace(decoding(), decode_in="tasks", draft_decoding=draft)
+    expected = rows_in(decoded_rows(block_of(PICTURES), in_tasks))["image"].astype(int)
+    found = rows_in(decoded_rows(block_of(PICTURES), replace(in_tasks, resize_with="torch")))["image"].astype(int)
+    difference = np.abs(found - expected)
+    if draft:
+        # the box of a draft is rounded to whole pixels
+        assert difference.mean() < 3
+        return
+    # at the edges, Pillow sees the pixels around the box
+    assert difference.max() <= 24
+    assert 0 < difference[:, 5:-5, 5:-5].max() <= 4
+    assert difference.mean() < 0.3

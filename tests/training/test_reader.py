@@ -10,14 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import open_clip
 import pytest
 import ray
 import torch
 
+from orchestrator.clip.tokens import ClipCaptions
 from orchestrator.config import AugmentationConfig
+from orchestrator.training import reader
 from orchestrator.training.decoding import NO_CAPTION, Decoding, Rows
+from orchestrator.training.device_loader import load_batches
 from orchestrator.training.jpegs import JpegDecoder
-from orchestrator.training.reader import ReaderInputs, batch_keys, rank_batches
+from orchestrator.training.reader import ReaderInputs, batch_keys, rank_blocks
 from orchestrator.training.sample_order import SampleOrder
 from tests.support.pools import (
     Pair,
@@ -29,6 +33,7 @@ from tests.support.pools import (
     write_parquet_images,
     write_tars,
 )
+from tests.support.reader_inputs import rows_of
 
 NUM_PAIRS, BATCH, EPOCHS = 90, 16, 2
 TORN, SILENT, BLANK, BOMB = 7, 23, 24, 61
@@ -82,6 +87,7 @@ def inputs_of(source: dict[str, Any], store: Path, *, window: int = 20, seed: in
             draft_decoding=True,
             max_image_pixels=89_478_485,
             augmentation=AugmentationConfig(scale=(0.4, 1.0), horizontal_flip=True),
+            captions=ClipCaptions(12),
         ),
     )
 
@@ -95,7 +101,8 @@ def inputs(pairs: list[Pair], tmp_path_factory: pytest.TempPathFactory) -> Reade
 
 
 def read(inputs: ReaderInputs, *, rank: int = 0, num_ranks: int = 1, first_step: int = 0) -> list[Rows]:
-    return list(rank_batches(inputs, rank=rank, num_ranks=num_ranks, first_step=first_step))
+    blocks = rank_blocks(inputs, rank=rank, num_ranks=num_ranks, first_step=first_step)
+    return rows_of(blocks, inputs.order.slots(num_ranks), inputs.decoding.image_size)
 
 
 @pytest.fixture(scope="module")
@@ -105,15 +112,15 @@ def alone(inputs: ReaderInputs) -> list[Rows]:
 
 
 def same(ours: Rows, theirs: Rows) -> bool:
-    return all(np.array_equal(ours[name], theirs[name]) for name in ("key", "image", "caption", "valid", "problem"))
+    return all(np.array_equal(ours[name], theirs[name]) for name in ("key", "image", "tokens", "valid", "problem"))
 
 
-def by_key(batches: list[Rows]) -> dict[str, tuple[bytes, str, bool]]:
-    """Return pixels, caption and validity by key and pixels: at an epoch border, a pair may be in a batch twice."""
+def by_key(batches: list[Rows]) -> dict[str, tuple[bytes, bytes, bool]]:
+    """Return pixels, tokens and validity by key and pixels: at an epoch border, a pair may be in a batch twice."""
     return {
-        f"{key}-{image.tobytes().hex()[:40]}": (image.tobytes(), text, bool(valid))
+        f"{key}-{image.tobytes().hex()[:40]}": (image.tobytes(), tokens.tobytes(), bool(valid))
         for rows in batches
-        for key, image, text, valid in zip(rows["key"], rows["image"], rows["caption"], rows["valid"], strict=True)
+        for key, image, tokens, valid in zip(rows["key"], rows["image"], rows["tokens"], rows["valid"], strict=True)
     }
 
 
@@ -147,6 +154,28 @@ def test_the_ordinal_of_a_pair_is_its_position_in_the_pool(inputs: ReaderInputs,
         assert [keys[ordinal] for ordinal in rows["ordinal"]] == rows["key"].tolist()
 
 
+def test_tokens_are_those_of_the_captions(inputs: ReaderInputs, alone: list[Rows], pairs: list[Pair]) -> None:
+    for rows in alone:
+        captions = [pairs[int(key)].caption or "" for key in rows["key"]]
+        assert np.array_equal(rows["tokens"], open_clip.tokenize(captions, context_length=12))
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_the_loader_gives_the_read_rows_as_batches(inputs: ReaderInputs, num_ranks: int) -> None:
+    place, slots = {"rank": num_ranks - 1, "num_ranks": num_ranks, "first_step": 3}, inputs.order.slots(num_ranks)
+    loaded = load_batches(rank_blocks(inputs, **place), inputs.decoding, slots=slots, device=torch.device("cpu"))
+    expected = read(inputs, **place)
+    for rows, (_, share) in zip(expected, zip(expected, loaded, strict=False), strict=True):
+        num = len(rows["key"])
+        assert share.rows["key"].tolist() == rows["key"].tolist()
+        assert share.rows["problem"].tolist() == rows["problem"].tolist()
+        assert np.array_equal(share.batch.images[:num].permute(0, 2, 3, 1).numpy(), rows["image"])
+        assert np.array_equal(share.batch.texts[:num].numpy(), rows["tokens"])
+        assert share.batch.valid.tolist() == rows["valid"].tolist() + [False] * (slots - num)
+        assert share.batch.keys is not None
+        assert share.batch.keys[:num].tolist() == ((rows["epoch"] << 40) | rows["ordinal"]).tolist()
+
+
 def test_each_kept_pair_comes_once_per_epoch(alone: list[Rows]) -> None:
     keys = [key for rows in alone for key in rows["key"]]
     assert len(keys) == EPOCHS * 81
@@ -160,8 +189,16 @@ def test_two_ranks_share_the_batches_of_one_rank(inputs: ReaderInputs, alone: li
         shares = [rank[step] for rank in ranks if step < len(rank)]
         together = [key for rows in shares for key in rows["key"]]
         assert sorted(together) == sorted(whole["key"].tolist()), step
-        # pixels, captions and masks do not depend on the rank
+        # pixels, tokens and masks do not depend on the rank
         assert by_key(shares) == by_key([whole])
+
+
+def test_a_dataset_starts_before_the_one_before_it_ends(
+    inputs: ReaderInputs, alone: list[Rows], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # one window per dataset
+    monkeypatch.setattr(reader, "SEGMENT_ITEMS", 1)
+    assert all(same(ours, theirs) for ours, theirs in zip(read(inputs), alone, strict=True))
 
 
 @pytest.mark.parametrize("first_step", [1, 5, 6, 10])
@@ -235,8 +272,8 @@ def test_decoding_in_workers_gives_the_same_batches(inputs: ReaderInputs, alone:
     encoded = read(replace(inputs, decoding=replace(inputs.decoding, decode_in="workers")))
     assert len(encoded) == len(alone)
     for read_rows, theirs in zip(encoded, alone, strict=True):
-        rows, images = decoder(read_rows)
-        for name in ("key", "caption", "valid", "epoch", "ordinal"):
+        rows, images = decoder(read_rows, read_rows["encoded"], read_rows["box"])
+        for name in ("key", "tokens", "valid", "epoch", "ordinal"):
             assert np.array_equal(rows[name], theirs[name]), name
         assert [text.split(":")[0] for text in rows["problem"]] == [text.split(":")[0] for text in theirs["problem"]]
         assert np.abs(images.permute(0, 2, 3, 1).numpy().astype(int) - theirs["image"]).mean() <= 1

@@ -141,3 +141,28 @@ def test_windows_read_at_once_fit_into_memory(inputs: ReaderInputs) -> None:
     # the window of one of two is half as large, and so is its share of the memory
     assert tasks_at_once(inputs, num_ranks=2, memory=40.4 * window) == 10
     assert tasks_at_once(inputs, num_ranks=1, memory=window) == 2
+
+
+@pytest.mark.parametrize("ahead", [1, 2, 9])
+def test_segments_follow_each_other_without_a_gap(monkeypatch: pytest.MonkeyPatch, ahead: int) -> None:
+    monkeypatch.setattr(reader, "STARTED_AHEAD", ahead)
+    events: list[str] = []
+
+    def start(segment: range) -> Iterator[pa.Table]:
+        events.append(f"start {segment.start}")
+        return iter([pa.table({"item": [item]}) for item in segment for _ in range(3)])
+
+    for block in reader.in_turn([range(0, 4), range(4, 8), range(8, 9)], start, lambda segment: 3 * len(segment)):
+        events.append(str(block["item"][0]))
+    assert [int(event) for event in events if "start" not in event] == [item for item in range(9) for _ in range(3)]
+    for following, before in ((4, 4 - ahead), (8, 8 - ahead)):
+        # as early as its predecessor has `ahead` windows left, but not before the predecessor itself has begun
+        at = events.index(f"start {following}")
+        assert str(max(before, following - 4)) in events[at:]
+        assert str(max(before, following - 4)) not in events[:at]
+
+
+def test_a_segment_without_rows_is_passed_over() -> None:
+    blocks = {0: [], 1: [pa.table({"item": [7]})], 2: []}
+    found = reader.in_turn([range(0, 1), range(1, 2), range(2, 3)], lambda one: iter(blocks[one.start]), lambda _: 1)
+    assert [block["item"][0].as_py() for block in found] == [7]
