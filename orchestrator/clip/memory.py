@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -41,8 +41,8 @@ class StepMemory:
     """The memory of one rank's step for a model and a recipe.
 
     `weights`, `trained`: bytes of all and of the trainable parameters. `image_bytes`: of a pair's pixels. `plain`,
-    `checkpointed`: the activations without and with gradient checkpointing (None: the towers do not support it).
-    `slots`: pairs of the rank in a batch; `dim`: length of a feature."""
+    `checkpointed`: the activations of the recipe, and those with gradient checkpointing (None: not measured, or the
+    towers do not support it). `slots`: pairs of the rank in a batch; `dim`: length of a feature."""
 
     weights: int
     trained: int
@@ -83,10 +83,12 @@ class StepMemory:
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """The recipe that was chosen, the estimated peak bytes of its step, and the bytes that it may use."""
+    """The recipe that was chosen, the estimated peak bytes of its step, those of a step without chunks, and the bytes
+    that it may use."""
 
     recipe: Recipe
     num_bytes: float
+    at_once: float
     budget: float
 
     @property
@@ -105,20 +107,42 @@ class Fit:
         checkpointing = ", with gradient checkpointing" if self.recipe.grad_checkpointing else ""
         return (
             f"{chunks}{checkpointing}{rows}: about {self.num_bytes / 1e9:.1f} GB of the {self.budget / 1e9:.1f} GB "
-            "that a worker can use"
+            f"that a worker can use ({self.at_once / 1e9:.1f} GB all at once)"
         )
+
+
+def fit(
+    clip: Clip,
+    recipe: Recipe,
+    device: torch.device,
+    *,
+    slots: int,
+    num_ranks: int,
+    budget: Callable[[], float],
+    chunks: bool,
+    rows: bool,
+) -> Fit:
+    """Measure the model on a device and return the cheapest way to compute a rank's `slots` pairs that fits.
+
+    `budget` gives the bytes that a step may use, after the measurement. chunks, rows: as in `choose`. Errors: those of
+    `activations.measure`."""
+    measured = step_memory(clip, recipe, device, slots=slots, num_ranks=num_ranks)
+    allowed = budget()
+    found = choose(measured, recipe, allowed, chunks=chunks, rows=rows)
+    is_enough = found.fits and -(-slots // found.recipe.accumulation) >= min(slots, LEAST_CHUNK)
+    if is_enough or not chunks or recipe.grad_checkpointing:
+        return found
+    checkpointed = activations.measure(clip, replace(recipe, grad_checkpointing=True), device)
+    if checkpointed.per_pair >= measured.plain.per_pair:
+        return found
+    return choose(replace(measured, checkpointed=checkpointed), recipe, allowed, chunks=chunks, rows=rows)
 
 
 def step_memory(
     clip: Clip, recipe: Recipe, device: torch.device, *, slots: int, num_ranks: int, num_tokens: int | None = None
 ) -> StepMemory:
-    """Measure the memory of a step; `activations.measure` has the arguments and the errors."""
+    """Measure the memory of a step of the recipe; `activations.measure` has the arguments and the errors."""
     plain = activations.measure(clip, recipe, device, num_tokens=num_tokens)
-    checkpointed = plain
-    if not recipe.grad_checkpointing:
-        checkpointed = activations.measure(
-            clip, replace(recipe, grad_checkpointing=True), device, num_tokens=num_tokens
-        )
     weights = list(clip.model.parameters())
     num_bytes = sum(weight.numel() for weight in weights) * FLOAT_BYTES
     return StepMemory(
@@ -127,7 +151,7 @@ def step_memory(
         trained=num_bytes,
         image_bytes=3 * side(clip.preprocess_cfg["size"]) ** 2,
         plain=plain,
-        checkpointed=checkpointed if checkpointed.per_pair < plain.per_pair else None,
+        checkpointed=None,
         slots=slots,
         num_ranks=num_ranks,
         dim=clip.model_cfg["embed_dim"],
@@ -143,13 +167,14 @@ def choose(memory: StepMemory, recipe: Recipe, budget: float, *, chunks: bool, r
     """Return the cheapest way to compute the recipe's step that fits into `budget` bytes, or the smallest of all.
 
     chunks, rows: whether the number of chunks (and checkpointing) and the rows of the loss are free to choose."""
-    fit = Fit(recipe=recipe, num_bytes=math.inf, budget=budget)
+    at_once = memory.peak(replace(recipe, accumulation=1, loss_rows=None))
+    smallest = Fit(recipe=recipe, num_bytes=math.inf, at_once=at_once, budget=budget)
     for candidate in _candidates(memory, recipe, chunks=chunks, rows=rows):
-        found = Fit(recipe=candidate, num_bytes=memory.peak(candidate), budget=budget)
+        found = replace(smallest, recipe=candidate, num_bytes=memory.peak(candidate))
         if found.fits:
             return found
-        fit = min(fit, found, key=lambda one: one.num_bytes)
-    return fit
+        smallest = min(smallest, found, key=lambda one: one.num_bytes)
+    return smallest
 
 
 def _candidates(memory: StepMemory, recipe: Recipe, *, chunks: bool, rows: bool) -> Iterator[Recipe]:

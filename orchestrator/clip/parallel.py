@@ -49,7 +49,7 @@ def compiled_parts(towers: nn.Module) -> list[nn.Module]:
     parts, visual = blocks(towers), towers.get_submodule("model.visual")
     if not blocks(visual):
         trunk = getattr(visual, "trunk", visual)
-        stages = [part for part in trunk.children() if isinstance(part, nn.Sequential) and any(part.parameters())]
+        stages = [part for part in trunk.children() if isinstance(part, nn.Sequential) and list(part.parameters())]
         parts += stages or [visual]
     return parts
 

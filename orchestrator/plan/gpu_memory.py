@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from orchestrator.config import Config
 from orchestrator.config.section import GpuName
@@ -78,16 +79,14 @@ def _lines(config: Config, name: GpuName) -> Iterator[str]:
     except ValueError as error:
         raise UserError(f"model: {error}") from error
     refusal = memory.refusal(clip, recipe) if training.accumulation == "auto" else None
+    budget = memory.budget(gpu.gib * GIB - CONTEXT_BYTES, num_ranks=workers)
+    chunks, rows = training.accumulation == "auto" and refusal is None, training.loss_rows == "auto"
+    choice: dict[str, Any] = {"chunks": chunks, "rows": rows, "budget": lambda: budget}
     try:
-        measured = memory.step_memory(clip, recipe, torch.device("cuda"), slots=slots, num_ranks=workers)
+        fit = memory.fit(clip, recipe, torch.device("cuda"), slots=slots, num_ranks=workers, **choice)
     except (RuntimeError, NotImplementedError) as error:
         yield f"  no estimate: fake tensors do not run this model: {one_line(error)}"
         return
-    budget = memory.budget(gpu.gib * GIB - CONTEXT_BYTES, num_ranks=workers)
-    chunks = training.accumulation == "auto" and refusal is None
-    fit = memory.choose(measured, recipe, budget, chunks=chunks, rows=training.loss_rows == "auto")
-    whole = replace(recipe, accumulation=1, loss_rows=None)
-    all_at_once = f"all at once it would take {measured.peak(whole) / 1e9:,.1f} GB"
-    yield f"  {'' if fit.fits else 'does not fit: '}{fit}; {all_at_once}"
+    yield f"  {'' if fit.fits else 'does not fit: '}{fit}"
     if refusal is not None:
         yield f"  {refusal}"

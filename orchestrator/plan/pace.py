@@ -167,11 +167,13 @@ def _on_gpu(config: Config, clip: Clip, recipe: Recipe, num_workers: int) -> dic
     device, slots = torch.device("cuda"), training.global_batch_size // num_workers
     refusal = memory.refusal(clip, recipe)
     recipe = replace(recipe, local_loss=recipe.local_loss or (recipe.loss == "clip" and num_workers > 1))
-    measured = memory.step_memory(clip, recipe, device, slots=slots, num_ranks=num_workers)
-    torch.cuda.empty_cache()
-    budget = memory.budget(torch.cuda.mem_get_info(device)[0], num_ranks=num_workers)
-    rows = training.loss_rows == "auto"
-    fit = memory.choose(measured, recipe, budget, chunks=refusal is None, rows=rows)
+
+    def budget() -> float:
+        torch.cuda.empty_cache()
+        return memory.budget(torch.cuda.mem_get_info(device)[0], num_ranks=num_workers)
+
+    choice: dict[str, Any] = {"chunks": refusal is None, "rows": training.loss_rows == "auto", "budget": budget}
+    fit = memory.fit(clip, recipe, device, slots=slots, num_ranks=num_workers, **choice)
     return {
         "accumulation": fit.recipe.accumulation,
         "grad_checkpointing": fit.recipe.grad_checkpointing,

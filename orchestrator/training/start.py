@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import os
@@ -72,9 +73,8 @@ def _fit(
     num_ranks, fit = context.get_world_size(), None
     try:
         share = job.order.global_batch_size // num_ranks
-        measured = memory.step_memory(clip, recipe, device, slots=share, num_ranks=num_ranks)
-        budget = _budget(job, device, context)
-        fit = memory.choose(measured, recipe, budget, chunks=chunks, rows=rows)
+        choice: dict[str, Any] = {"chunks": chunks, "rows": rows, "budget": lambda: _budget(job, device, context)}
+        fit = memory.fit(clip, recipe, device, slots=share, num_ranks=num_ranks, **choice)
     except (RuntimeError, NotImplementedError) as error:
         logger.warning("%s: memory is not measured: %s", job.name, first_line(error))
     fits = gather(fit, num_ranks)
@@ -85,6 +85,7 @@ def _fit(
 def _budget(job: Job, device: torch.device, context: Any) -> float:
     """Return the bytes that a worker can use on its device."""
     if device.type == "cuda":
+        gc.collect()
         torch.cuda.empty_cache()
         free, _ = torch.cuda.mem_get_info(device)
         return memory.budget(free + torch.cuda.memory_reserved(device), num_ranks=context.get_world_size())

@@ -120,7 +120,7 @@ STAGES = [f"layer{number}" for number in range(1, 5)]
     ("vision", "expected"),
     [
         (RESNET, STAGES),
-        ({"timm_model_name": "test_resnet"}, [f"trunk.{stage}" for stage in STAGES]),
+        ({"timm_model_name": "test_resnet"}, [f"trunk.{stage}" for stage in ("conv1", *STAGES)]),
         (VIT, ["transformer.resblocks.0", "transformer.resblocks.1"]),
     ],
 )

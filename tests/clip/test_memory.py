@@ -60,7 +60,7 @@ def test_activations_follow_precision_captions_checkpointing_and_patch_dropout(w
     assert per_pair(grad_checkpointing=True) < 0.7 * plain
     assert per_pair(patch_dropout=0.5) < 0.8 * plain
     assert per_pair(8) < 0.9 * plain
-    assert per_pair(8, trim_captions=False) == plain
+    assert per_pair(8, trim_captions=False) == pytest.approx(plain, rel=0.05)
 
 
 @pytest.mark.slow
