@@ -24,6 +24,7 @@ TOWERS = {
     "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 64, "heads": 4, "layers": 2},
 }
 RESNET = {**TOWERS, "vision_cfg": {"timm_model_name": "test_resnet", "image_size": 64}}
+GPU = torch.device("cuda")
 ALONE = SimpleNamespace(get_world_size=lambda: 1, get_world_rank=lambda: 0, get_local_world_size=lambda: 1)
 
 
@@ -39,7 +40,13 @@ class Warned(list[str]):
 def agreed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Returns the recipe of one worker whose device has `gigabytes` for tensors, and the warnings."""
 
-    def recipe(gigabytes: float, towers: dict[str, Any] = TOWERS, **training: Any) -> tuple[Recipe, list[str]]:
+    def recipe(
+        gigabytes: float,
+        towers: dict[str, Any] = TOWERS,
+        device: torch.device = CPU,
+        context: Any = ALONE,
+        **training: Any,
+    ) -> tuple[Recipe, list[str]]:
         monkeypatch.setattr(start, "_budget", lambda *_: gigabytes * 1e9)
         settings = {"precision": "fp32", "global_batch_size": 4096, **training}
         config = config_of(
@@ -54,7 +61,7 @@ def agreed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             signals=warned,
         )
         clip: Clip = new_model(config)
-        return agreed_recipe(job, clip, CPU, ALONE), warned
+        return agreed_recipe(job, clip, device, context), warned
 
     return recipe
 
@@ -80,6 +87,30 @@ def test_what_is_set_stays_and_a_small_share_is_not_measured(agreed: Any, monkey
     assert agreed(0.6, accumulation=3, loss_rows=7)[0] == Recipe(precision="fp32", accumulation=3, loss_rows=7)
     monkeypatch.setattr(start, "_fit", lambda *_, **__: pytest.fail("measured"))
     assert agreed(0.0001, global_batch_size=64)[0].accumulation == 1
+
+
+@pytest.mark.parametrize(
+    ("num_ranks", "device", "settings", "expected"),
+    [
+        (2, GPU, {}, True),
+        (2, GPU, {"local_loss": False}, False),
+        (2, GPU, {"loss": "siglip"}, False),
+        (1, GPU, {}, False),
+        (2, CPU, {}, False),
+        (2, CPU, {"local_loss": True}, True),
+    ],
+)
+def test_the_loss_is_local_on_more_than_one_gpu(
+    num_ranks: int,
+    device: torch.device,
+    settings: dict[str, Any],
+    expected: bool,
+    agreed: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(start, "_fit", lambda *_, **__: None)
+    context = SimpleNamespace(**vars(ALONE) | {"get_world_size": lambda: num_ranks})
+    assert agreed(1000, device=device, context=context, **settings)[0].local_loss == expected
 
 
 def test_batch_norms_stay_in_one_chunk(agreed: Any) -> None:
