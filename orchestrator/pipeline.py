@@ -29,6 +29,7 @@ from orchestrator.evaluation.stage import checkpoint_stage, models_stage
 from orchestrator.export import export_keep_list
 from orchestrator.plan import cost_table
 from orchestrator.plan.estimates import Estimates
+from orchestrator.plan.gpu_memory import show_memory
 from orchestrator.plan.probe import probe
 from orchestrator.plan.rows import COLUMNS, Reach, plan_rows, reaches, training_cost
 from orchestrator.selection import caption_reader, selection_stages
@@ -89,6 +90,7 @@ def plan(config: Config) -> None:
     pipeline = _plannable(config, source)
     found = _show_plan(pipeline, display)
     _check_catalog(pipeline)
+    show_memory(config, display)
     left = [stage for stage in pipeline.stages if stage.role != Role.EVALUATE]
     if config.plan.probe and not all(stage.artifact.is_complete() for stage in left):
         _show_costs(pipeline, found, display)

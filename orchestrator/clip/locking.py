@@ -22,6 +22,13 @@ def frozen_batch_norms(model: Model, recipe: Recipe) -> list[nn.Module]:
     return [norm for norm in norms if not any(weight.requires_grad for weight in norm.parameters())]
 
 
+def uses_batch_statistics(model: Model, recipe: Recipe) -> bool:
+    """Whether a result of training depends on which pairs are computed together: batch norms that are not frozen."""
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    freezes = recipe.lock_image and recipe.lock_image_freeze_bn_stats and not recipe.lock_image_unlocked_groups
+    return bool(norms) and not freezes
+
+
 def lock(model: Model, recipe: Recipe) -> None:
     """Lock the towers that the recipe names; call it before a wrapper or an optimiser sees the parameters.
 

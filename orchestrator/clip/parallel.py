@@ -1,45 +1,60 @@
 """One model on many ranks: DDP, or FSDP2 (`fully_shard`) for towers that do not fit on one device.
 
-FSDP shards each transformer block and, as one unit, the rest. Mixed precision comes from autocast, as with DDP, not
-from FSDP: the numbers are DDP's in every precision, but in bf16 twice as many bytes are gathered. FSDP does not shard
-scalars, so the logit scale and bias stay plain tensors and their gradients are averaged here. FSDP leaves batch norm's
-running averages to each rank (rank 0's are saved); DDP broadcasts rank 0's."""
+FSDP shards each transformer block and, as one unit, the rest, and gathers the weights of the next block in advance. In
+bf16 it gathers weights in bf16 and sums gradients in float32; so gains and biases are rounded too, which DDP's autocast
+does not do. FSDP does not shard scalars, so the logit scale and bias stay plain tensors and their gradients are
+averaged here. FSDP leaves batch norm's running averages to each rank (rank 0's are saved); DDP broadcasts rank 0's."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from orchestrator.clip.recipe import Strategy
+from orchestrator.clip.recipe import Precision, Strategy
 
 # the names that open_clip, timm and Hugging Face give to their sequences of transformer blocks
 BLOCK_ROWS = ("resblocks", "blocks", "layer")
 
 
-def blocks(towers: nn.Module) -> list[nn.Module]:
-    """Return the transformer blocks of both towers; empty for towers without any."""
+def block_rows(towers: nn.Module) -> list[list[nn.Module]]:
+    """Return the rows of blocks of both towers, in the order of their calls; empty for towers without any."""
     rows = (module for name, module in towers.named_modules() if name.rpartition(".")[2] in BLOCK_ROWS)
-    return [block for row in rows if isinstance(row, (nn.ModuleList, nn.Sequential)) for block in row]
+    return [list(row) for row in rows if isinstance(row, (nn.ModuleList, nn.Sequential))]
+
+
+def blocks(towers: nn.Module) -> list[nn.Module]:
+    """Return the blocks of both towers; empty for towers without any."""
+    return [block for row in block_rows(towers) for block in row]
 
 
 def compile_towers(towers: nn.Module, *, num_ranks: int) -> None:
     """Compile in place; the names of parameters do not change.
 
-    One rank compiles the whole. More ranks compile block by block: the gradients of one block travel while those of
-    the next are computed."""
-    parts = blocks(towers) if num_ranks > 1 else []
-    for part in parts or [towers]:
+    One rank compiles the whole. More ranks compile block by block, and a residual net stage by stage: the gradients of
+    one part travel while those of the next are computed."""
+    for part in compiled_parts(towers) if num_ranks > 1 else [towers]:
         part.compile()
 
 
-def wrap(towers: nn.Module, *, strategy: Strategy, num_ranks: int) -> nn.Module:
+def compiled_parts(towers: nn.Module) -> list[nn.Module]:
+    """Return what more than one rank compiles: the blocks, and the stages of image towers without blocks."""
+    parts, visual = blocks(towers), towers.get_submodule("model.visual")
+    if not blocks(visual):
+        trunk = getattr(visual, "trunk", visual)
+        stages = [part for part in trunk.children() if isinstance(part, nn.Sequential) and list(part.parameters())]
+        parts += stages or [visual]
+    return parts
+
+
+def wrap(towers: nn.Module, *, strategy: Strategy, num_ranks: int, precision: Precision = "fp32") -> nn.Module:
     """Return the module to call in place of `towers`; FSDP changes `towers` itself, one rank needs no wrapper.
 
     Before the call: the default process group is up, and the towers are on their device, compiled and locked."""
@@ -48,9 +63,17 @@ def wrap(towers: nn.Module, *, strategy: Strategy, num_ranks: int) -> nn.Module:
     if strategy == "fsdp":
         # FSDP needs contiguous memory; open_clip models are channels last
         towers.to(memory_format=torch.contiguous_format)
+        low = torch.bfloat16 if precision == "bf16" else None
+        policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=low and torch.float32)
         for block in blocks(towers):
-            fully_shard(block)
-        fully_shard(towers, ignored_params={weight for weight in towers.parameters() if weight.numel() == 1})
+            fully_shard(block, mp_policy=policy)
+        scalars = {weight for weight in towers.parameters() if weight.numel() == 1}
+        fully_shard(towers, mp_policy=policy, ignored_params=scalars)
+        for row in block_rows(towers):
+            for block, following in pairwise(row):
+                assert isinstance(block, FSDPModule)
+                assert isinstance(following, FSDPModule)
+                block.set_modules_to_forward_prefetch([following])
         return towers
     return DistributedDataParallel(towers, gradient_as_bucket_view=True)
 

@@ -16,15 +16,19 @@ Strategy = Literal["ddp", "fsdp"]
 class Recipe:
     """Settings of training; the defaults are open_clip's.
 
-    `local_loss`: each rank computes only the rows of its own slots (SigLIP always does). `accumulation`: the number of
-    chunks in which a rank computes its slots, to save memory; loss and gradients stay those of the whole batch.
+    `local_loss`: each rank computes only the rows of its own slots (SigLIP always does). `loss_rows`: the rows of the
+    logits that it computes at a time (None: all). `accumulation`: the number of chunks in which a rank computes its
+    slots. Both save memory; loss and gradients stay those of the whole batch. `tf32`: matrix products of the towers in
+    fp32 may use TensorFloat32 on GPUs; those of the loss never do.
     `trim_captions`: text towers that allow it do not compute padding. `patch_dropout`: the share of dropped patches
     (FLIP). `lock_text_freeze_layer_norm` is for Hugging Face text towers; open_clip's always lock their layer norms."""
 
     seed: int = 0
     precision: Precision = "fp32"
+    tf32: bool = True
     loss: LossName = "clip"
     local_loss: bool = False
+    loss_rows: int | None = None
     accumulation: int = 1
     grad_clip_norm: float | None = None
     max_logit_scale: float = 100.0

@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.utils._pytree import tree_map_only
 
 from orchestrator.clip.model import Model
-from orchestrator.clip.parallel import full
+from orchestrator.clip.parallel import full, local
 
 GATHERED = StateDictOptions(full_state_dict=True, cpu_offload=True)
 SPREAD = StateDictOptions(full_state_dict=True)
@@ -28,13 +28,16 @@ SPREAD = StateDictOptions(full_state_dict=True)
 
 def model_state(model: nn.Module) -> dict[str, Any]:
     """Return a copy of parameters and buffers; under FSDP every rank calls it and only rank 0 gets it."""
-    return _copied(get_model_state_dict(model, options=GATHERED))
+    return _apart(get_model_state_dict(model, options=GATHERED), _memory(model))
 
 
 def optimiser_state(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any] | None:
     """Return a copy of the moments by parameter, None before the first step; under FSDP as `model_state`."""
     # without moments, torch would take a step to create them, and count that step
-    return _copied(get_optimizer_state_dict(model, optimiser, options=GATHERED)) if optimiser.state else None
+    if not optimiser.state:
+        return None
+    moments = [value for state in optimiser.state.values() for value in state.values() if torch.is_tensor(value)]
+    return _apart(get_optimizer_state_dict(model, optimiser, options=GATHERED), {_address(one) for one in moments})
 
 
 def restore_model(model: nn.Module, saved: dict[str, Any]) -> None:
@@ -48,8 +51,7 @@ def restore_optimiser(model: nn.Module, optimiser: torch.optim.Optimizer, saved:
     if saved is None:
         optimiser.state.clear()
     else:
-        # on a CPU the optimiser would use the same tensors and change them
-        set_optimizer_state_dict(model, optimiser, optim_state_dict=_copied(saved), options=SPREAD)
+        set_optimizer_state_dict(model, optimiser, optim_state_dict=_for_optimiser(saved, model), options=SPREAD)
 
 
 def skeleton(model: Model) -> Model:
@@ -70,6 +72,22 @@ def filled(empty: Model, model: nn.Module, averages: dict[str, torch.Tensor]) ->
     return copy.to(memory_format=torch.channels_last)
 
 
-def _copied(state: dict[str, Any]) -> dict[str, Any]:
-    # torch returns tensors that are already on the CPU without a copy, and later steps would change them
-    return tree_map_only(torch.Tensor, torch.clone, state)
+def _apart(state: dict[str, Any], memory: set[int]) -> dict[str, Any]:
+    """Return the state with copies of the tensors that use `memory`, the addresses of what training changes.
+
+    torch returns tensors that are on the CPU already as they are; those of a GPU are copies."""
+    return tree_map_only(torch.Tensor, lambda one: one.clone() if _address(one) in memory else one, state)
+
+
+def _for_optimiser(saved: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+    # on a CPU the optimiser would use the same tensors and change them; and the number of steps stays on the CPU
+    on_cpu = any(weight.device.type == "cpu" for weight in model.parameters())
+    return tree_map_only(torch.Tensor, lambda one: one.clone() if on_cpu or one.ndim == 0 else one, saved)
+
+
+def _memory(model: nn.Module) -> set[int]:
+    return {_address(tensor) for tensor in (*model.parameters(), *model.buffers())}
+
+
+def _address(tensor: torch.Tensor) -> int:
+    return local(tensor).untyped_storage().data_ptr()

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -54,6 +54,15 @@ class StepMetrics:
     """of all gradients before clipping"""
 
 
+class ReadMetrics(NamedTuple):
+    """Metrics of a step as numbers, and the first step with a loss or gradient norm that is not finite (None: none)."""
+
+    loss: float
+    logit_scale: float
+    grad_norm: float
+    bad_step: int | None
+
+
 @dataclass(frozen=True)
 class _Chunk:
     images: torch.Tensor
@@ -81,9 +90,16 @@ class TrainStep:
         self.patch_dropout = patch_dropout.install(self.model.visual, recipe.patch_dropout)
         self.towers = Towers(self.model, trim_captions=recipe.trim_captions)
         self.draws = randomness.draws(self.model)
+        self.uses_tf32 = precisions.uses_tf32(recipe, device)
+        if device.type == "cuda":
+            torch.backends.cudnn.allow_tf32 = self.uses_tf32
+            # the shapes do not change, so the fastest algorithm is searched once; without effect on transformers
+            torch.backends.cudnn.benchmark = locking.uses_batch_statistics(self.model, recipe)
         if recipe.compile:
             parallel.compile_towers(self.towers, num_ranks=num_ranks)
-        self.wrapped = parallel.wrap(self.towers, strategy=recipe.parallel, num_ranks=num_ranks)
+        self.wrapped = parallel.wrap(
+            self.towers, strategy=recipe.parallel, num_ranks=num_ranks, precision=recipe.precision
+        )
         # after `wrap`: sharding has replaced the parameters
         self.weights = [weight for weight in self.model.parameters() if weight.requires_grad]
         self.optimiser = optimiser.adamw(self.model, recipe)
@@ -117,6 +133,13 @@ class TrainStep:
             self.average.update(step)
         self._remember_bad_step(loss, grad_norm, step)
         return StepMetrics(loss=loss, logit_scale=log_scale.exp(), grad_norm=grad_norm)
+
+    def read(self, metrics: StepMetrics) -> ReadMetrics:
+        """Wait for the step and return its metrics; one transfer from the device."""
+        scalars = (metrics.loss, metrics.logit_scale, metrics.grad_norm, self.bad_step)
+        # float64 holds float32 and any number of steps exactly
+        loss, scale, norm, bad = torch.stack([scalar.to(torch.float64) for scalar in scalars]).tolist()
+        return ReadMetrics(loss, scale, norm, None if bad < 0 else int(bad))
 
     def first_bad_step(self) -> int | None:
         """Return the first step since the start (or `restore`) with a loss or gradient norm that is not finite.
@@ -173,9 +196,11 @@ class TrainStep:
         def backward(value: torch.Tensor) -> None:
             self.scaler.scale(value).backward()
 
-        if len(chunks) > 1:
+        if len(chunks) > 1 or self.uses_tf32:
             no_sync = partial(parallel.no_sync, self.wrapped)
-            return backward_in_chunks(len(chunks), forward=forward, loss=loss, backward=backward, no_sync=no_sync)
+            return backward_in_chunks(
+                len(chunks), forward=forward, loss=loss, backward=backward, no_sync=no_sync, in_towers=self._in_towers
+            )
         value = loss(forward(0))
         backward(value)
         return value.detach()
@@ -190,6 +215,9 @@ class TrainStep:
         keys = batch.keys.to(self.device, non_blocking=True)
         kept = self.patch_dropout.choose(self.recipe.seed, keys).split(size)
         return [_Chunk(*parts) for parts in zip(images, texts, kept, strict=True)]
+
+    def _in_towers(self) -> AbstractContextManager[None]:
+        return precisions.matmuls("high") if self.uses_tf32 else nullcontext()
 
     @contextmanager
     def _randomness(self, step: int, chunk: int) -> Iterator[None]:
@@ -222,5 +250,5 @@ def check(clip: Clip, recipe: Recipe, device: torch.device) -> None:
 
 def _loss(recipe: Recipe, rank: int, num_ranks: int) -> MaskedClipLoss | MaskedSigLipLoss:
     if recipe.loss == "siglip":
-        return MaskedSigLipLoss(rank=rank, num_ranks=num_ranks)
-    return MaskedClipLoss(local_loss=recipe.local_loss, rank=rank, num_ranks=num_ranks)
+        return MaskedSigLipLoss(rows=recipe.loss_rows, rank=rank, num_ranks=num_ranks)
+    return MaskedClipLoss(local_loss=recipe.local_loss, rows=recipe.loss_rows, rank=rank, num_ranks=num_ranks)

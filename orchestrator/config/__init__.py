@@ -28,7 +28,7 @@ from orchestrator.config.evaluation import (
     ZeroShotConfig,
 )
 from orchestrator.config.secrets import check_no_secrets, without_password
-from orchestrator.config.section import ConfigError, Positive, Price, Section
+from orchestrator.config.section import ConfigError, GpuName, Positive, Price, Section
 from orchestrator.config.selection import (
     AllStep,
     BasicStep,
@@ -147,6 +147,8 @@ class PlanConfig(Section):
     and samples."""
     probe_parts: Positive = 4
     """Parts that the probe measures, spread evenly over the pool. Unit: parts."""
+    gpu: GpuName | None = None
+    """Show the memory of a training step on a GPU of this type, without having one. Null: not shown."""
     core_hour_price: Price | None = None
     """Price of one hour of one core on a CPU node. Null: no cost is shown. Unit: dollars."""
     gpu_hour_price: Price | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -52,3 +52,9 @@ def _list_keys(section: type[Section]) -> frozenset[str]:
 def _is_list(kind: Any) -> bool:
     members = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     return str not in members and any(get_origin(one) is tuple and ... in get_args(one) for one in members)
+
+
+# the types of GPUs for which `plan` knows the memory
+GpuName = Literal[
+    "t4", "v100-16", "v100-32", "l4", "a10", "l40s", "rtx4090", "a100-40", "a100-80", "h100", "h200", "b200"
+]

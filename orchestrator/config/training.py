@@ -116,12 +116,16 @@ class TrainingConfig(PhaseConfig):
     """Pairs in a global batch, over all workers. A multiple of `lanes`. Unit: pairs."""
     loss: Literal["clip", "siglip"] = "clip"
     """CLIP's softmax loss or SigLIP's sigmoid loss, over the pairs of the global batch."""
-    local_loss: bool = False
-    """Each worker computes its own rows of the logits: the same gradients with less memory. For `loss=clip`; SigLIP is
-    always local."""
-    accumulation: Positive = 1
+    local_loss: bool | None = None
+    """Each worker computes its own rows of the logits: the same gradients with less memory. Null: with more than one
+    worker on GPUs. For `loss=clip`; SigLIP is always local."""
+    loss_rows: Positive | Literal["auto"] = "auto"
+    """Compute this many rows of a worker's logits at a time, and again in the backward pass, to save memory. `auto`:
+    all rows, unless memory is short. Unit: rows."""
+    accumulation: Positive | Literal["auto"] = "auto"
     """Compute a worker's share of a batch in this many chunks, to save memory. Loss and gradients stay those of the
-    whole batch. Unit: chunks."""
+    whole batch. `auto`: as few as the memory of the device allows, with gradient checkpointing if need be; 1 for towers
+    with batch norms, for which chunks change the result. Unit: chunks."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.2
     """AdamW's weight decay; not applied to gains, biases and the logit scale. Unit: none."""
     beta1: Share = 0.9
@@ -139,6 +143,8 @@ class TrainingConfig(PhaseConfig):
     no average. Unit: none."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Autocast precision. `auto`: bf16 if the device has it, otherwise fp16 on GPUs and fp32 on CPUs."""
+    tf32: bool = True
+    """With fp32 on GPUs, the towers use TensorFloat32, which is several times as fast. The loss never does."""
     grad_checkpointing: bool = False
     """Recompute activations in the backward pass, to save memory."""
     compile: bool = False
@@ -230,7 +236,15 @@ class TrainingConfig(PhaseConfig):
             )
         if self.num_workers is not None and self.lanes % self.num_workers:
             raise ValueError(
-                f"training.lanes={self.lanes} must be a multiple of training.num_workers="
-                f"{self.num_workers}: every worker owns the same number of lanes"
+                f"training.lanes={self.lanes} must be a multiple of training.num_workers={self.num_workers}: every "
+                f"worker owns the same number of lanes; {lanes_hint(self, self.num_workers)}"
             )
         return self
+
+
+def lanes_hint(training: TrainingConfig, workers: int) -> str:
+    """Return settings for a number of workers that does not divide the lanes, such as 6, 12 or 24 GPUs."""
+    lanes = -(-training.lanes // workers) * workers
+    batch = max(1, round(training.global_batch_size / lanes)) * lanes
+    size = "" if batch == training.global_batch_size else f" training.global_batch_size={batch}"
+    return f"for example training.lanes={lanes}{size} (another number of lanes is another order of the samples)"

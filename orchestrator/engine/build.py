@@ -43,7 +43,7 @@ def build_run(
     ray_cluster.connect(config.cluster)
     ray_cluster.check_shared({"out": out, "store": config.store})
     if any(stage.trains and not stage.artifact.is_complete() for stage in stages):
-        ray_cluster.num_train_workers(config.training.num_workers, lanes=config.training.lanes)
+        ray_cluster.num_train_workers(config.training)
     records, failure = _build_all(stages, display, on_lost)
     record = RunRecord(
         name=config.name,

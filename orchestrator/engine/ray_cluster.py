@@ -15,7 +15,8 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.config import ClusterConfig
+from orchestrator.config import ClusterConfig, TrainingConfig
+from orchestrator.config.training import lanes_hint
 from orchestrator.engine.ray_address import address_of, check_answers
 from orchestrator.engine.ray_start import kept_sigterm_handler, log_messages, own_process_groups, silenced_stderr
 from orchestrator.errors import UserError, first_line
@@ -217,16 +218,16 @@ def _is_here() -> bool:
     return len({node["NodeManagerHostname"] for node in nodes} | {socket.gethostname()}) == 1
 
 
-def num_train_workers(asked: int | None, *, lanes: int) -> int:
-    """Return the number of training workers: `asked`, or one per GPU, or at most 2 on CPUs.
+def num_train_workers(training: TrainingConfig) -> int:
+    """Return the number of training workers: the configured one, or one per GPU, or at most 2 on CPUs.
 
-    Errors: `UserError` if `lanes` is not a multiple of it, or if the cluster can never run that many workers (Ray would
-    wait forever)."""
-    workers = asked or num_gpus() or min(LOCAL_MAX_WORKERS, os.cpu_count() or 1)
-    if lanes % workers:
+    Errors: `UserError` if the lanes are not a multiple of it, or if the cluster can never run that many workers (Ray
+    would wait forever)."""
+    workers = training.num_workers or num_gpus() or min(LOCAL_MAX_WORKERS, os.cpu_count() or 1)
+    if training.lanes % workers:
         raise UserError(
-            f"training.lanes={lanes} must be a multiple of the {workers} training workers; "
-            "set training.lanes or training.num_workers"
+            f"training.lanes={training.lanes} must be a multiple of the {workers} training workers; set "
+            f"training.num_workers, or {lanes_hint(training, workers)}"
         )
     if num_gpus() and workers > num_gpus():
         raise UserError(

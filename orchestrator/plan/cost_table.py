@@ -97,6 +97,11 @@ def notes(measured: Measurements, estimates: Estimates, found: Sequence[Reach]) 
 
 
 def _full_share(trained: MeasuredPhase) -> str:
+    if trained.extrapolated:
+        return (
+            f"; in the run {trained.full_share:,} pairs per worker and batch: the pace is extrapolated from single "
+            "steps on fewer pairs, as a phase of the run does not fit into the time of the probe"
+        )
     if trained.batch_share >= trained.full_share:
         return ""
     return (
@@ -110,8 +115,9 @@ def _pace_limit(trained: MeasuredPhase, measured: Measurements, estimates: Estim
     computed, decoded = trained.samples_per_second / trained.num_workers, estimates.decoded_per_second(trained)
     computed *= measured.num_workers
     slower = "decoding" if decoded < computed else "computing"
+    waited = "excludes" if trained.waits_for_cores else "includes"
     return (
-        f"this pace excludes {trained.wait_share:.0%} of the time, spent waiting for data; in the run "
+        f"this pace {waited} {trained.wait_share:.0%} of the time, spent waiting for data; in the run "
         f"{measured.num_workers:,} GPUs compute {computed:,.0f} samples/s and {measured.decoding_cores:,} cores decode "
         f"{decoded:,.0f} samples/s: {slower} limits the pace"
     )

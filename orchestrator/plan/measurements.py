@@ -53,8 +53,10 @@ class MeasuredPhase:
 
     `samples_per_second` is for all `num_workers` together. `batch_share` is the pairs of a batch per worker in the
     probe, `full_share` in the run. `peak_bytes` is a worker's resident memory, `gpu_bytes` its GPU memory (0 on CPUs),
-    `num_bytes` the size of the model. On GPUs the pace is that of computing alone, and `wait_share` is the share of
-    time spent waiting for data. `decode_seconds` are core seconds per image."""
+    `num_bytes` the size of the model. `wait_share` is the share of time spent waiting for data. On GPUs the pace is
+    that of computing alone if it `waits_for_cores`, and includes the wait if the GPU itself decodes. `decode_seconds`
+    are core seconds per image. `extrapolated`: the pace is that of a few single steps on `batch_share` pairs, without
+    Ray Train and without data."""
 
     samples_per_second: float
     num_workers: int
@@ -64,7 +66,9 @@ class MeasuredPhase:
     gpu_bytes: int
     num_bytes: int
     wait_share: float = 0.0
+    waits_for_cores: bool = True
     decode_seconds: float = 0.0
+    extrapolated: bool = False
 
 
 @dataclass(kw_only=True)

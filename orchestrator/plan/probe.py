@@ -130,7 +130,7 @@ def _num_workers(config: Config, found: Sequence[Reach], display: Display) -> in
     if all(one.stage.artifact.is_complete() for one in found if one.stage.trains):
         return 0
     try:
-        return ray_cluster.num_train_workers(config.training.num_workers, lanes=config.training.lanes)
+        return ray_cluster.num_train_workers(config.training)
     except UserError as error:
         display.line(f"training is not measured: {error}")
         return 0

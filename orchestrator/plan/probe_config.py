@@ -32,6 +32,8 @@ LEAST_STEPS = 4
 # what a worker computes in the steps of a phase, and an actor in the batches of an encoder, at most; start-up, reading
 # and saving come on top. Where not even the least work fits, a stage is not measured
 WORK_SECONDS, MOST_WORK_SECONDS = 20.0, 30.0
+# the start of a process with the model: workers start at the same time, on the same cores, and save it at the end
+MOST_START_SECONDS = 15.0
 # batches per encoding actor; the first batches only fill the pipeline
 GPU_BATCHES, CPU_BATCHES = 8, 2
 CPU_ENCODER_BATCH = 32
@@ -122,16 +124,20 @@ def rows_to_encode(settings: EncoderConfig, num_actors: int, num_parts: int) -> 
     return -(-batches * settings.batch_size // num_parts)
 
 
-def training_of(config: Config, num_pairs: int, full_workers: int, pair_seconds: float = 0.0) -> Config:
+def training_of(
+    config: Config, num_pairs: int, full_workers: int, pair_seconds: float = 0.0, accumulation: int | None = None
+) -> Config:
     """Return a config that trains for a few steps, with as many workers as the current nodes have room for.
 
-    Each worker has the share of a batch that it will have in the run, up to a limit, and accumulates at most twice. If
-    a pair takes a worker `pair_seconds`, all steps together take at most `WORK_SECONDS`, but have at least one pair."""
+    Each worker has the share of a batch that it will have in the run, up to a limit, and accumulates at most twice:
+    `accumulation` are the chunks of the run if the config leaves them to be chosen (None: one). If a pair takes a
+    worker `pair_seconds`, all steps together take at most `WORK_SECONDS`, but have at least one pair."""
     training, has_gpus = config.training, ray_cluster.num_gpus() > 0
     room = ray_cluster.num_gpus() or max(1, ray_cluster.num_cpus() - READING_CPUS)
     workers = min(full_workers, room, num_pairs)
-    chunks = min(training.accumulation, 2)
-    chunk = min(share_of_batch(config, full_workers) // training.accumulation, GPU_CHUNK if has_gpus else CPU_CHUNK)
+    in_run = (accumulation or 1) if training.accumulation == "auto" else training.accumulation
+    chunks = min(in_run, 2)
+    chunk = min(share_of_batch(config, full_workers) // in_run, GPU_CHUNK if has_gpus else CPU_CHUNK)
     chunk = max(1, min(chunk, _fitting(LEAST_STEPS * chunks * pair_seconds)))
     share = max(1, min(chunks * chunk, num_pairs // workers))
     num_steps = max(LEAST_STEPS, min(GPU_STEPS if has_gpus else CPU_STEPS, _fitting(share * pair_seconds)))
@@ -156,9 +162,9 @@ def training_of(config: Config, num_pairs: int, full_workers: int, pair_seconds:
     )
 
 
-def training_fits(pair_seconds: float) -> bool:
-    """Return whether steps on one pair per worker are short enough to be measured."""
-    return LEAST_STEPS * pair_seconds <= MOST_WORK_SECONDS
+def training_fits(pair_seconds: float, start_seconds: float = 0.0) -> bool:
+    """Return whether steps on one pair per worker are short enough to be measured, and so is the start of a worker."""
+    return LEAST_STEPS * pair_seconds <= MOST_WORK_SECONDS and start_seconds <= MOST_START_SECONDS
 
 
 def share_of_batch(config: Config, workers: int) -> int:

@@ -32,7 +32,7 @@ from orchestrator.plan import probe_config
 from orchestrator.plan.measurements import MeasuredStage, Measurements
 from orchestrator.plan.pace import PACE_SECONDS, encoder_pace, training_pace
 from orchestrator.plan.probe_pool import PoolSample, draw_vectors, first_rows, lists_of
-from orchestrator.plan.rates import ProbeRun, WriterLoad, measure_phases, writer_seconds
+from orchestrator.plan.rates import ProbeRun, WriterLoad, extrapolated, measure_phases, writer_seconds
 from orchestrator.plan.rows import Reach, reaches
 from orchestrator.selection import caption_reader
 from orchestrator.source import Source
@@ -114,13 +114,20 @@ class ProbeRunner:
     def _phases(self, config: Config, num_pairs: int) -> Iterator[str]:
         """Measure training on as many pairs as the model's pace allows."""
         yield "a training step"
-        pair_seconds = training_pace(config, self.measured.num_workers)
-        if not self.measured.num_gpus and (pair_seconds is None or not probe_config.training_fits(pair_seconds)):
-            self.measured.remarks.append(f"training is not measured: {_too_slow(pair_seconds)}")
+        workers, has_gpus = self.measured.num_workers, self.measured.num_gpus > 0
+        pace = training_pace(config, workers)
+        if pace is None and not has_gpus:
+            self.measured.remarks.append(f"training is not measured: {_too_slow(None)}")
             return
-        config = probe_config.training_of(config, num_pairs, self.measured.num_workers, pair_seconds or 0.0)
+        of_pair, chunks = (pace.seconds(1), pace.accumulation) if pace else (0.0, None)
+        config = probe_config.training_of(config, num_pairs, workers, of_pair, chunks)
         phases = [stage for stage in self.list_stages(config, self.source).stages if stage.trains]
         run = ProbeRun(config, self.source, self.catalog)
+        if pace is not None:
+            extrapolated(run, phases, self.config, self.measured, pace)
+            self.measured.remarks += [f"training: {pace.memory}"] if pace.memory else []
+            if not has_gpus and not probe_config.training_fits(of_pair, pace.start_seconds):
+                return
         yield from measure_phases(run, phases, self.config, self.measured, self.display)
 
     def _share_of_rows(self) -> float:

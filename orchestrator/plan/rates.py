@@ -25,7 +25,7 @@ from orchestrator.engine.console import Display
 from orchestrator.engine.stage import Stage
 from orchestrator.plan import probe_config
 from orchestrator.plan.measurements import ForwardPass, MeasuredPhase, Measurements
-from orchestrator.plan.pace import second_call
+from orchestrator.plan.pace import STEP_PAIRS_CPU, STEP_PAIRS_GPU, TrainingPace, second_call
 from orchestrator.source import PAIR_COLUMNS, Source, Status
 from orchestrator.storage import files
 from orchestrator.training.decoding import Decoding, decode_block
@@ -56,6 +56,8 @@ def measure_phases(
     """Train the phases of a reduced config and add their pace for the `whole` config; yield each one's name before.
 
     Also measures the forward pass if there are evaluation sets."""
+    from orchestrator.evaluation.embed import Models
+
     by_dropout: dict[float, MeasuredPhase] = {}
     config = run.config
     for stage, phase in zip(phases, (config.training, config.finetune), strict=False):
@@ -64,13 +66,39 @@ def measure_phases(
             yield stage.name
             stage.build(display)
             full_share = probe_config.share_of_batch(whole, measurements.num_workers)
-            seconds = decode_seconds(config, run.source, run.catalog, stage.artifact.path("model"))
+            seconds = decode_seconds(run, Models(references={"model": stage.artifact.path("model")}).image_size())
             by_dropout[phase.patch_dropout] = _phase(stage.artifact, config, full_share, seconds)
         measurements.phases[stage.name] = by_dropout[phase.patch_dropout]
     if measurements.sets:
         yield "evaluate"
         seconds = measurements.phases[phases[0].name].decode_seconds
         measurements.forward = forward_pass(phases[0].artifact.path("model"), seconds)
+
+
+def extrapolated(
+    run: ProbeRun, phases: Sequence[Stage], whole: Config, measurements: Measurements, pace: TrainingPace
+) -> None:
+    """Add the pace of the phases for the `whole` config from single steps, until or unless a phase is measured itself.
+
+    On CPUs decoding takes its share of the same cores."""
+    workers = measurements.num_workers
+    share = probe_config.share_of_batch(whole, workers)
+    decoding = decode_seconds(run, pace.image_size)
+    seconds = pace.seconds(share)
+    if not pace.gpu_bytes:
+        seconds += share * decoding * workers / measurements.num_cores
+    found = MeasuredPhase(
+        samples_per_second=workers * share / seconds,
+        num_workers=workers,
+        batch_share=STEP_PAIRS_GPU[1] if pace.gpu_bytes else STEP_PAIRS_CPU[1],
+        full_share=share,
+        peak_bytes=pace.peak_bytes,
+        gpu_bytes=pace.gpu_bytes,
+        num_bytes=pace.num_bytes,
+        decode_seconds=decoding,
+        extrapolated=True,
+    )
+    measurements.phases |= {stage.name: found for stage in phases}
 
 
 def _phase(artifact: Artifact, config: Config, full_share: int, decode_seconds: float) -> MeasuredPhase:
@@ -81,8 +109,10 @@ def _phase(artifact: Artifact, config: Config, full_share: int, decode_seconds: 
     # seconds per sample of a step, and the part of them spent waiting for data
     seconds = [1 / line["samples_per_second"] for line in warm]
     waits = [each * line["data_wait_share"] for each, line in zip(seconds, warm, strict=True)]
-    # on CPUs decoding and computing share the cores, so waiting for data is part of the pace
-    spent = sum(seconds) - (sum(waits) if gpu_bytes else 0.0)
+    # on CPUs decoding and computing share the cores, so waiting for data is part of the pace; and so it is on GPUs that
+    # decode: more cores would not shorten it
+    waits_for_cores = gpu_bytes > 0 and config.training.decode_in == "tasks"
+    spent = sum(seconds) - (sum(waits) if waits_for_cores else 0.0)
     return MeasuredPhase(
         samples_per_second=len(warm) / spent,
         num_workers=num_workers,
@@ -92,24 +122,23 @@ def _phase(artifact: Artifact, config: Config, full_share: int, decode_seconds: 
         gpu_bytes=gpu_bytes,
         num_bytes=files.num_bytes(artifact.path("model")),
         wait_share=sum(waits) / sum(seconds),
+        waits_for_cores=waits_for_cores,
         decode_seconds=decode_seconds,
     )
 
 
-def decode_seconds(config: Config, source: Source, catalog: Catalog, model_uri: str) -> float:
-    """Return the core seconds to decode an image of the pool, and to tokenise its caption, for a training worker."""
+def decode_seconds(run: ProbeRun, image_size: int) -> float:
+    """Return the core seconds to decode an image of the pool to this size, and to tokenise its caption, for a training worker."""
     # "DEFAULT": outside the placement group of a sweep's trial
     task: Any = ray.remote(scheduling_strategy="DEFAULT")(_decode_seconds)
-    found: float = ray.get(task.remote(config, source, catalog, model_uri))
+    found: float = ray.get(task.remote(run, image_size))
     return found
 
 
-def _decode_seconds(config: Config, source: Source, catalog: Catalog, model_uri: str) -> float:
-    from orchestrator.evaluation.embed import Models
-
-    training = config.training
+def _decode_seconds(run: ProbeRun, image_size: int) -> float:
+    training = run.config.training
     decoding = Decoding(
-        image_size=Models(references={"model": model_uri}).image_size(),
+        image_size=image_size,
         augmentation=training.augmentation,
         seed=training.seed,
         decode_in=training.decode_in,
@@ -118,7 +147,7 @@ def _decode_seconds(config: Config, source: Source, catalog: Catalog, model_uri:
         captions=ClipCaptions(CONTEXT),
         resize_with=training.resize_with,
     )
-    block = _pairs(source, catalog)
+    block = _pairs(run.source, run.catalog)
     return second_call(lambda: list(decode_block(block, decoding=decoding)), time.process_time) / max(1, block.num_rows)
 
 

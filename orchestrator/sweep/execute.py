@@ -206,7 +206,7 @@ def _report(config: Config, results: list[TrialResult], timer: SweepTimer) -> Sw
 
 
 def _devices(config: Config) -> dict[str, Any]:
-    workers = ray_cluster.num_train_workers(config.training.num_workers, lanes=config.training.lanes)
+    workers = ray_cluster.num_train_workers(config.training)
     if ray_cluster.num_gpus():
         return {"devices": workers, "device": "GPU"}
     # the threads of a trial's workers take an equal share of the cores, even if the workers ask for fewer

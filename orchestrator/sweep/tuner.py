@@ -165,7 +165,7 @@ def num_concurrent(config: Config) -> int:
     if config.sweep.max_concurrent is not None:
         return config.sweep.max_concurrent
     training = config.training
-    workers = ray_cluster.num_train_workers(training.num_workers, lanes=training.lanes)
+    workers = ray_cluster.num_train_workers(training)
     if ray_cluster.num_gpus():
         return max(1, ray_cluster.num_gpus() // workers)
     worker_cpus = ray_cluster.cpus_per_worker(training.cpus_per_worker)

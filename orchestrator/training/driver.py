@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +27,9 @@ from orchestrator.training.phase_signals import PhaseState
 
 POLL_SECONDS = 0.5
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+# captions of other lengths and batches of other sizes would leave gaps that no later tensor fits into
+GPU_ALLOCATOR = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+OWN_ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 
 
 def fit(job: Job, num_workers: int, display: Display) -> bool:
@@ -67,9 +71,15 @@ def _trainer(job: Job, num_workers: int) -> TorchTrainer:
             **_storage(job.artifact),
             failure_config=FailureConfig(max_failures=training.max_failures),
             # mypy sees the RunConfig of Ray Train's first version, not the one that is imported
-            worker_runtime_env={} if use_gpu else {"env_vars": ray_cluster.CPU_ALLOCATOR},  # type: ignore[call-arg]
+            worker_runtime_env={"env_vars": _allocator(use_gpu)},  # type: ignore[call-arg]
         ),
     )
+
+
+def _allocator(use_gpu: bool) -> dict[str, str]:
+    if not use_gpu:
+        return ray_cluster.CPU_ALLOCATOR
+    return {} if any(map(os.environ.get, OWN_ALLOCATOR)) else GPU_ALLOCATOR
 
 
 def run_worker(loop_config: dict[str, Job]) -> None:

@@ -103,6 +103,14 @@ class Job:
 
 
 def recipe_of(training: TrainingConfig, phase: PhaseConfig) -> Recipe:
-    """Return how a phase trains its model; the fields of `Recipe` have the names of the settings."""
+    """Return how a phase trains its model; the fields of `Recipe` have the names of the settings.
+
+    What is left to choose (`auto`, null) has the value that computes everything at once."""
     shared = training.model_dump(include=set(Recipe.__dataclass_fields__))
-    return Recipe(**shared | {"patch_dropout": phase.patch_dropout})
+    chosen = {
+        "patch_dropout": phase.patch_dropout,
+        "local_loss": bool(training.local_loss),
+        "loss_rows": None if training.loss_rows == "auto" else training.loss_rows,
+        "accumulation": 1 if training.accumulation == "auto" else training.accumulation,
+    }
+    return Recipe(**shared | chosen)

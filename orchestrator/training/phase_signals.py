@@ -54,11 +54,21 @@ class PhaseSignals:
     def __init__(self) -> None:
         self._state = PhaseState()
         self._log: list[LogLine] = []
+        self._passed = set[str]()
 
     def start_group(self) -> int:
-        """Count the start of a worker group and return the count."""
+        """Count the start of a worker group and return the count; what an earlier group passed is forgotten."""
         self._state.num_starts += 1
+        self._passed.clear()
         return self._state.num_starts
+
+    def mark_passed(self, point: str) -> None:
+        """Note that rank 0 has passed a point of the training."""
+        self._passed.add(point)
+
+    def has_passed(self, point: str) -> bool:
+        """Return whether rank 0 has passed a point of the training."""
+        return point in self._passed
 
     def report(self, record: dict[str, float]) -> None:
         """Keep the numbers of a logged step."""
@@ -125,6 +135,17 @@ def forwarded_log(signals: Any, rank: int, level: str) -> Iterator[None]:
     Rank 0 sends records of the `level` and above, other ranks only warnings and errors."""
     with attached(_ForwardingHandler(signals, rank, level), level):
         yield
+
+
+def wait_for_first(signals: Any, point: str, rank: int) -> None:
+    """Wait until rank 0 has called it for the point; every rank calls it.
+
+    Not a barrier: NCCL ends a worker that waits in a collective operation for half an hour, and rank 0 may evaluate or
+    write for longer. If rank 0 ends, Ray Train ends the others."""
+    if rank == 0:
+        ray.get(signals.mark_passed.remote(point))
+    while not ray.get(signals.has_passed.remote(point)):
+        time.sleep(POLL_SECONDS)
 
 
 def start_signals() -> Any:

@@ -30,13 +30,16 @@ VERSION = 2
 # folders that a finished phase does not need
 REMOVED_AT_END = ("checkpoints", "ray", "best")
 # the number of workers, how they compute and read, and where they report. These settings change only rounding and, for
-# towers with batch norm or dropout, which pairs of a batch share statistics and random numbers
+# towers with batch norm or dropout, which pairs of a batch share statistics and random numbers. What `auto` chooses for
+# them is not part of it either: it is the same training on a device with another memory
 NOT_IN_FINGERPRINT = {
     "num_workers",
     "cpus_per_worker",
     "max_failures",
     "accumulation",
     "local_loss",
+    "loss_rows",
+    "tf32",
     "grad_checkpointing",
     "compile",
     "trim_captions",
@@ -154,7 +157,7 @@ class TrainPhase:
 
         check_installed(self.config.tracking)
         training, artifact = self.config.training, self.artifact
-        num_workers = ray_cluster.num_train_workers(training.num_workers, lanes=training.lanes)
+        num_workers = ray_cluster.num_train_workers(training)
         stop_requested = fit(self._job(), num_workers, display)
         summary = read_json(artifact.path("summary.json"))
         artifact.publish(totals={**summary, "num_workers": num_workers}, parts=[], seconds=summary["seconds"])

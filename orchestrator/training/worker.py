@@ -15,8 +15,7 @@ import ray.train.torch
 import torch
 
 from orchestrator.clip.model import Clip
-from orchestrator.clip.train_step import StepMetrics, TrainStep
-from orchestrator.errors import UserError
+from orchestrator.clip.train_step import ReadMetrics, StepMetrics, TrainStep
 from orchestrator.storage import files
 from orchestrator.storage.files import StoreError
 from orchestrator.training import validation
@@ -25,10 +24,11 @@ from orchestrator.training.bad_samples import BadSamples
 from orchestrator.training.batch_log import BatchLog
 from orchestrator.training.checkpoints import Checkpoints
 from orchestrator.training.device_loader import load_batches
+from orchestrator.training.failures import reported
 from orchestrator.training.job import Job
-from orchestrator.training.phase_signals import forwarded_log
+from orchestrator.training.phase_signals import forwarded_log, wait_for_first
 from orchestrator.training.reader import batch_keys, configure_ray_data, rank_blocks
-from orchestrator.training.start import agreed_recipe, build_model, num_threads
+from orchestrator.training.start import agreed_recipe, build_model, computed_as, num_threads
 from orchestrator.training.tracking.phase_log import Pace, PhaseLog, memory
 
 logger = logging.getLogger(__name__)
@@ -39,9 +39,7 @@ KEYS_SHOWN = 5
 def train_worker(job: Job) -> None:
     """Train the phase on this worker; every worker of Ray Train calls it.
 
-    A user's mistake goes to the driver through the signals, because no retry can fix it. If all ranks see it, each ends
-    by itself. If only one sees it, its failure must end the whole group, and the next start then returns at once. A
-    write error of the store can be temporary: the group restarts from the last checkpoint."""
+    After an error that no retry can fix, the next start returns at once (`failures.py`)."""
     if ray.get(job.signals.state.remote()).error is not None:
         return
     rank = ray.train.get_context().get_world_rank()
@@ -50,16 +48,8 @@ def train_worker(job: Job) -> None:
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         if rank == 0:
             _log_start(job)
-        try:
+        with reported(job):
             _Worker(job).run()
-        except AgreedError as error:
-            ray.get(job.signals.fail.remote(str(error)))
-        except Exception as error:
-            logger.exception("%s: worker failed", job.name)
-            if isinstance(error, UserError) and not isinstance(error, StoreError):
-                # the message of an error from a reading task includes the task's trace; its cause is only the line
-                ray.get(job.signals.fail.remote(str(getattr(error, "cause", None) or error)))
-            raise
 
 
 def _log_start(job: Job) -> None:
@@ -84,7 +74,7 @@ class _Worker:
         self.bad_samples = BadSamples(max_share=training.max_bad_pairs, max_captionless=max_captionless)
         self.clip = self._build_model()
         try:
-            recipe = agreed_recipe(job, self.device, self.num_ranks)
+            recipe = agreed_recipe(job, self.clip, self.device, context)
             self.train_step = TrainStep(self.clip, recipe, device=self.device, rank=self.rank, num_ranks=self.num_ranks)
         except ValueError as error:
             raise AgreedError(f"training: {error}") from error
@@ -168,9 +158,10 @@ class _Worker:
         if not logs and not saves:
             return False
         # before anything is written: a state that is not finite is not saved, and all ranks' bad samples are counted
-        agreed = self._agree(done)
+        read = self.train_step.read(metrics)
+        agreed = self._agree(done, read)
         if logs:
-            self._log(done, metrics, pace)
+            self._log(done, read, pace)
         if done == self.job.order.num_steps:
             return False
         if saves or agreed.checkpoint or agreed.stop:
@@ -183,17 +174,16 @@ class _Worker:
     def _evaluates(self, done: int) -> bool:
         return self._is_due(self.job.config.training.evaluate_every_steps, done)
 
-    def _agree(self, done: int) -> RankRequest:
+    def _agree(self, done: int, read: ReadMetrics) -> RankRequest:
         """Exchange between all ranks: new bad samples, and requests to stop, to write a checkpoint or to fail."""
-        new, requests = zip(*gather((self.bad_samples.take_new(), self._request()), self.num_ranks), strict=True)
+        new, requests = zip(*gather((self.bad_samples.take_new(), self._request(read)), self.num_ranks), strict=True)
         agreed = RankRequest.of_all(requests)
         self.bad_samples.merge(new, self.job.name, self.job.seen(done))
         return agreed
 
-    def _request(self) -> RankRequest:
-        bad_step = self.train_step.first_bad_step()
-        if bad_step is not None:
-            return RankRequest(error=self._not_finite(bad_step))
+    def _request(self, read: ReadMetrics) -> RankRequest:
+        if read.bad_step is not None:
+            return RankRequest(error=self._not_finite(read.bad_step))
         if self.rank != 0:
             return RankRequest()
         stop = ray.get(self.job.signals.state.remote()).stop_requested
@@ -209,17 +199,17 @@ class _Worker:
             "training.grad_clip_norm, or use training.precision=fp32"
         )
 
-    def _log(self, done: int, metrics: StepMetrics, pace: Pace) -> None:
+    def _log(self, done: int, read: ReadMetrics, pace: Pace) -> None:
         self.checkpoints.check()
         job, seen = self.job, self.job.seen(done)
         record = {
             "step": done,
             "samples_seen": seen,
             "epoch": seen / job.order.num_pairs,
-            "loss": metrics.loss.item(),
+            "loss": read.loss,
             "lr": job.lr(done - 1),
-            "logit_scale": metrics.logit_scale.item(),
-            "grad_norm": metrics.grad_norm.item(),
+            "logit_scale": read.logit_scale,
+            "grad_norm": read.grad_norm,
             "skipped": self.bad_samples.total,
             **memory(self.device),
             **pace.mark(done, job.order.global_batch_size),
@@ -240,7 +230,7 @@ class _Worker:
             logger.info("%s: evaluation after step %d: %s", self.job.name, done, values)
             if self.best is not None:
                 self.best.offer(exported, measured, done)
-        wait_for_all(self.num_ranks)
+        wait_for_first(self.job.signals, f"evaluation after step {done}", self.rank)
         return measured
 
     def _export(self) -> Clip | None:
@@ -276,7 +266,7 @@ class _Worker:
         exported = self._export()
         if self.phase_log is not None and exported is not None:
             self._write_results(exported, self.phase_log)
-        wait_for_all(self.num_ranks)
+        wait_for_first(self.job.signals, "results", self.rank)
 
     def _write_results(self, exported: Clip, phase_log: PhaseLog) -> None:
         job = self.job
@@ -292,7 +282,7 @@ class _Worker:
         summary = {
             "loss": phase_log.curve.records[-1]["loss"],
             **job.order.summary(),
-            "precision": self.train_step.recipe.precision,
+            **computed_as(self.train_step.recipe),
             "seconds": self._seconds(),
             **self.bad_samples.state(),
         }

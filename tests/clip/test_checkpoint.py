@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from orchestrator.clip import checkpoint
+from orchestrator.clip import checkpoint, snapshot
 from orchestrator.clip.model import build
 from orchestrator.clip.recipe import Recipe
 from orchestrator.clip.train_step import Batch, TrainStep
@@ -112,3 +112,13 @@ def test_a_damaged_file_is_named_in_a_one_line_error(damage: str, share: float, 
     with pytest.raises(ValueError, match=r"checkpoint .*checkpoint\.pt is damaged") as raised:
         checkpoint.load(path)
     assert "\n" not in str(raised.value)
+
+
+def test_a_snapshot_copies_only_what_training_changes() -> None:
+    live, copied = torch.ones(4), torch.ones(4)
+    found = snapshot._apart({"live": live, "part": live[1:], "copied": copied, "step": 3}, {snapshot._address(live)})
+    live.zero_()
+    assert found["copied"] is copied, "a copy from a GPU is not copied again"
+    assert torch.equal(found["live"], torch.ones(4))
+    assert torch.equal(found["part"], torch.ones(3))
+    assert found["step"] == 3

@@ -10,14 +10,31 @@ import pytest
 import torch
 import torch.nn.functional as F
 from open_clip.loss import SigLipLoss
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from orchestrator.clip.activations import peak_bytes
 from orchestrator.clip.loss import MaskedClipLoss, MaskedSigLipLoss
+from orchestrator.clip.memory import LOSS_COPIES
 from orchestrator.clip.model import Clip, build
-from orchestrator.clip.recipe import Recipe
+from orchestrator.clip.recipe import LossName, Recipe
 from orchestrator.clip.train_step import Batch, TrainStep
 
 CPU = torch.device("cpu")
 SCALE = 14.3
+
+
+class _OperationsOn(TorchDispatchMode):
+    """Notes the operations that give a tensor of some size and touch its memory."""
+
+    def __init__(self, numel: int) -> None:
+        super().__init__()
+        self.numel, self.names = numel, list[str]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.numel() == self.numel and not func.is_view:
+            self.names.append(func.name().split(".")[0])
+        return result
 
 
 def features(num: int = 12, dim: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
@@ -100,6 +117,63 @@ def test_siglip_with_no_valid_slot_gives_zero_and_zero_gradients() -> None:
     loss = MaskedSigLipLoss()(images, texts, scale, torch.zeros(12, dtype=torch.bool), bias)
     assert loss.item() == 0
     assert all(not gradient.any() for gradient in torch.autograd.grad(loss, [images, texts, scale, bias]))
+
+
+def plain_and_by_rows(
+    loss: type[MaskedClipLoss | MaskedSigLipLoss], masked: list[int], rows: int, **settings: Any
+) -> Any:
+    """The value and the gradients of a loss computed at once, and `rows` rows at a time."""
+    valid = torch.ones(12, dtype=torch.bool)
+    valid[masked] = False
+    found = []
+    for one in (None, rows):
+        inputs = siglip_inputs()
+        images, texts, scale, bias = inputs
+        value = loss(rows=one, **settings)(images, texts, scale, valid, bias)
+        found.append((value.detach(), torch.autograd.grad(value, inputs)))
+    return found
+
+
+@pytest.mark.parametrize("rows", [1, 5, 6, 12, 100])
+@pytest.mark.parametrize("masked", [[], [3, 11], list(range(12))])
+@pytest.mark.parametrize("settings", [{}, {"local_loss": True}])
+def test_the_loss_by_rows_has_the_same_value_and_gradients(
+    settings: dict[str, Any], masked: list[int], rows: int
+) -> None:
+    plain, by_rows = plain_and_by_rows(MaskedClipLoss, masked, rows, **settings)
+    torch.testing.assert_close(by_rows, plain, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 12])
+def test_siglip_by_rows_has_the_same_value_and_gradients(rows: int) -> None:
+    plain, by_rows = plain_and_by_rows(MaskedSigLipLoss, [3, 11], rows)
+    torch.testing.assert_close(by_rows, plain, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", [MaskedClipLoss, MaskedSigLipLoss])
+def test_the_loss_by_rows_holds_only_these_rows_of_the_logits(loss: type[MaskedClipLoss | MaskedSigLipLoss]) -> None:
+    num, rows = 512, 128
+    name: LossName = "clip" if loss is MaskedClipLoss else "siglip"
+
+    def copies(**settings: Any) -> float:
+        images, texts = features(num)
+        valid, scale, bias = torch.ones(num, dtype=torch.bool), torch.tensor(SCALE), torch.tensor(-1.0)
+        module = loss(**settings)
+        peak = peak_bytes(lambda: module(images, texts, scale, valid, bias).backward(), CPU)
+        return peak / (num * 4 * (settings.get("rows") or num))
+
+    whole = copies()
+    assert 0.8 * LOSS_COPIES[name] < whole < 1.1 * LOSS_COPIES[name]
+    assert copies(rows=rows) < 1.5 * whole
+
+
+def test_a_local_loss_masks_its_logits_without_a_pass_over_them() -> None:
+    num = 64
+    images, texts = features(num)
+    valid, scale = torch.ones(num, dtype=torch.bool), torch.tensor(SCALE)
+    with _OperationsOn(num * num) as seen:
+        MaskedClipLoss(local_loss=True)(images, texts, scale, valid)
+    assert seen.names == ["aten::addmm", "aten::_log_softmax"] * 2
 
 
 def test_a_new_siglip_model_starts_with_open_clips_scale_and_bias(tiny_config: dict[str, Any], batch: Batch) -> None:

@@ -47,6 +47,10 @@ def make_cases() -> dict[str, dict[str, Any]]:
     for accumulation, local_loss in ((2, True), (4, False)):
         settings = {"accumulation": accumulation, "local_loss": local_loss}
         cases[f"{accumulation} chunks"] = case(settings, "uneven", (1, 2), num_steps=NUM_STEPS)
+    for local_loss in (False, True):
+        settings = {"loss_rows": 3, "local_loss": local_loss}
+        cases[f"by rows, local_loss={local_loss}"] = case(settings, "uneven", every, num_steps=NUM_STEPS)
+    cases["siglip by rows"] = case({"loss": "siglip", "loss_rows": 1}, "uneven", every, num_steps=NUM_STEPS)
     for mask in MASKS:
         cases[f"{mask}, siglip"] = case({"loss": "siglip"}, mask, every, num_steps=0)
     cases["siglip in 2 chunks"] = case({"loss": "siglip", "accumulation": 2}, "uneven", (1, 2), num_steps=NUM_STEPS)
@@ -152,3 +156,25 @@ def test_the_number_of_workers_changes_no_loss_gradient_or_weight(
 
 def close(got: Any, expected: Any, rtol: float, atol: float, where: str) -> None:
     torch.testing.assert_close(got, expected, rtol=rtol, atol=atol, msg=lambda message: f"{where}: {message}")
+
+
+@pytest.mark.usefixtures("forks")
+def test_fsdp_in_bf16_gives_the_losses_of_ddp_but_for_rounding(
+    tmp_path: Path, tiny_config: dict[str, Any], batch: Batch
+) -> None:
+    settings: dict[str, dict[str, Any]] = {
+        "ddp": {},
+        "fsdp": {"parallel": "fsdp"},
+        "fsdp in chunks": {"parallel": "fsdp", "accumulation": 2, "grad_checkpointing": True},
+    }
+    cases = {
+        name: case({"precision": "bf16", **one}, "uneven", (2,), num_steps=NUM_STEPS) for name, one in settings.items()
+    }
+    masks = {name: torch.tensor(mask, dtype=torch.bool) for name, mask in MASKS.items()}
+    inputs = {"config": tiny_config, "batch": (batch.images, batch.texts), "masks": masks, "cases": cases, "saved": {}}
+    found = run_workers(tmp_path, inputs, 2)["results"]
+    for name in ("fsdp", "fsdp in chunks"):
+        close(found[name]["step_losses"], found["ddp"]["step_losses"], 1e-2, 1e-2, name)
+        close(found[name]["gradients"], found["ddp"]["gradients"], 5e-2, 1e-2, name)
+        # what is saved keeps the weights in float32
+        assert {weight.dtype for weight in found[name]["state"]["model"].values()} <= {torch.float32, torch.int64}

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import pytest
 from ray._private import worker
 
-from orchestrator.config import ClusterConfig
+from orchestrator.config import ClusterConfig, TrainingConfig
 from orchestrator.engine import ray_cluster as cluster
 from orchestrator.engine.ray_address import address_of
 from orchestrator.engine.ray_start import EXPECTED, log_messages
@@ -29,11 +29,29 @@ def test_the_size_of_an_autoscaling_cluster_is_its_maximum() -> None:
     assert cluster.num_gpus() == 0
     cluster.connect(ClusterConfig(scales_to_cpus=1000, scales_to_gpus=16))
     assert (cluster.num_cpus(), cluster.num_cores(), cluster.num_gpus()) == (1000, 1000, 16)
-    assert cluster.num_train_workers(None, lanes=64) == 16
+    assert cluster.num_train_workers(TrainingConfig()) == 16
     with pytest.raises(UserError, match="the cluster has 16 GPUs"):
-        cluster.num_train_workers(32, lanes=64)
+        cluster.num_train_workers(TrainingConfig(num_workers=32))
     cluster.connect(ClusterConfig(scales_to_cpus=1))
     assert cluster.num_cpus() == now
+
+
+@pytest.mark.parametrize(
+    ("gpus", "hint"),
+    [
+        (6, "training.lanes=66 training.global_batch_size=32736"),
+        (12, "training.lanes=72 training.global_batch_size=32760"),
+        (24, "training.lanes=72 training.global_batch_size=32760"),
+    ],
+)
+def test_a_number_of_gpus_that_does_not_divide_the_lanes_gets_settings_that_work(
+    gpus: int, hint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "num_gpus", lambda: gpus)
+    with pytest.raises(UserError, match=rf"lanes=64 must be a multiple of the {gpus} training workers.*{hint} "):
+        cluster.num_train_workers(TrainingConfig())
+    settings = {key.removeprefix("training."): int(value) for key, value in (one.split("=") for one in hint.split())}
+    assert cluster.num_train_workers(TrainingConfig(**settings)) == gpus
 
 
 def test_an_unreachable_address_is_a_user_error(monkeypatch: pytest.MonkeyPatch) -> None:

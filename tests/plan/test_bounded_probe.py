@@ -54,8 +54,12 @@ def test_training_gets_the_pairs_that_fit_into_the_time(sized: Any, tmp_path: Pa
     assert sized(config, gpus=8, workers=8, pair_seconds=0.004) == (8 * 1250, 4)
     in_chunks = laion(tmp_path, accumulation=4)
     assert sized(in_chunks, gpus=0, workers=2, pair_seconds=0.25) == (2 * 2 * 10, 4)
+    chosen = laion(tmp_path)
+    chunks = probe_config.training_of(chosen, 10**6, 8, 0.0, 8).training
+    assert chunks.accumulation == 2, "the probe accumulates as the run does, but not more than twice"
     assert probe_config.training_fits(5.0)
     assert not probe_config.training_fits(10.0)
+    assert not probe_config.training_fits(5.0, start_seconds=40.0)
 
 
 def test_an_encoder_gets_the_pairs_that_fit_into_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,13 +75,16 @@ def test_an_encoder_gets_the_pairs_that_fit_into_the_time(monkeypatch: pytest.Mo
 
 def test_the_pace_is_that_of_the_models_own_step(tmp_path: Path) -> None:
     config = config_of({"format": "webdataset", "uri": "x"}, tmp_path, model={"name": None, "config": TOWERS})
-    assert 0 < pace._training_seconds(config, 1, "cpu") < 5
+    step = pace._training_pace(config, 2, 1, "cpu")
+    assert 0 < step.seconds(1) < step.seconds(100) < 100
+    assert step.image_size == 32
+    assert step.num_bytes > 4 * 49408 * 64
     found = pace._encoder_pace(EfficientNetLite0Encoder(image_size=32), 1)
     assert found.pair_seconds > 0
     assert found.dims == {"image": 1280}
     unknown = config_of({"format": "webdataset", "uri": "x"}, tmp_path, model={"name": "ViT-B-33"})
     with pytest.raises(UserError, match=r"model: .*ViT-B-33"):
-        pace._training_seconds(unknown, 1, "cpu")
+        pace._training_pace(unknown, 2, 1, "cpu")
 
 
 def test_a_pace_that_takes_too_long_is_none(ray_cluster: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -90,13 +97,18 @@ def test_plan_of_a_large_model_on_a_laptop_says_what_it_measures_and_what_not(
 ) -> None:
     write_tars(tmp_path / "pool", make_pairs(40), num_shards=1)
     (tar,) = (tmp_path / "pool").iterdir()
-    monkeypatch.setattr(probe_runner, "training_pace", lambda *_: 12.3)
+    slow = pace.TrainingPace(step_seconds=2.0, pair_seconds=12.0, start_seconds=5.0, image_size=32, num_bytes=600)
+    monkeypatch.setattr(probe_runner, "training_pace", lambda *_: slow)
     done = run_command(f"python -m orchestrator plan +exp=wfpp_laion source.uri={tar} store=STORE", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = costs(done.stdout)
-    assert found["pretrain"][1] == found["finetune"][1] == "not measured"
     assert found["score, wfpp"][1] != "not measured"
-    assert "training is not measured: no GPU here, and a pair takes 12.3 s" in done.stdout
+    # 16,384 pairs a worker at 12 s, and a little decoding
+    samples_per_second = re.search(r"training: ([\d.]+) samples/s with 2 workers and 2 pairs per worker", done.stdout)
+    assert samples_per_second is not None
+    assert float(samples_per_second[1]) == pytest.approx(2 / 12.0, abs=0.06)
+    assert "16,384 pairs per worker and batch: the pace is extrapolated from single steps on fewer pairs" in done.stdout
+    assert found["pretrain"][1] != "not measured" != found["finetune"][1]
     lines = re.findall(r"probe: (\d+)/(\d+) stages, measuring (.+), at most (\d+) s left", done.stdout)
     assert (lines[0][2], lines[-1][2]) == ("catalog", "a training step")
     assert [int(count) for count, _, _, _ in lines] == sorted(int(count) for count, _, _, _ in lines)

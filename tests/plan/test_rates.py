@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -33,11 +34,27 @@ def test_decoding_gets_usable_pairs_as_training_reads_them(pool: tuple[Source, C
     usable = np.flatnonzero(table["status"].to_numpy() == Status.OK)
     assert block["key"].to_pylist() == table["key"].take(usable).to_pylist()
     assert all(block["image"].to_pylist())
-    model = {"model_cfg": {"vision_cfg": {"image_size": 32}}}
-    files.write_json(str(tmp_path / "model" / "open_clip_config.json"), model)
     config = config_of({"format": "webdataset", "uri": str(tmp_path / "pool")}, tmp_path / "store")
-    seconds = rates._decode_seconds(config, source, catalog, str(tmp_path / "model"))
+    seconds = rates._decode_seconds(rates.ProbeRun(config, source, catalog), 32)
     assert 0 < seconds < 0.1, "for a small image"
+
+
+@pytest.mark.parametrize(
+    ("decode_in", "gpu_bytes", "pace"), [("tasks", 9, 400), ("workers", 9, 300), ("tasks", 0, 300)]
+)
+def test_waiting_counts_unless_more_cores_would_shorten_it(
+    decode_in: str, gpu_bytes: int, pace: float, tmp_path: Path
+) -> None:
+    artifact = Artifact.of(str(tmp_path), "pretrain", version=1)
+    line = {"samples_per_second": 300.0, "data_wait_share": 0.25, "memory_bytes": 7, "gpu_memory_bytes": gpu_bytes}
+    files.write(artifact.path("metrics.jsonl"), "\n".join([json.dumps(line)] * 8).encode())
+    files.write(artifact.path("model/weights"), b"0123")
+    artifact.publish(totals={"num_workers": 2}, parts=[], seconds=1.0)
+    config = config_of({"format": "webdataset", "uri": "x"}, tmp_path, training={"decode_in": decode_in})
+    found = rates._phase(artifact, config, 64, 0.001)
+    assert found.samples_per_second == pytest.approx(pace)
+    assert found.wait_share == pytest.approx(0.25)
+    assert found.waits_for_cores == (pace == 400)
 
 
 def test_forward_pass_uses_the_image_size_of_the_model(tmp_path: Path) -> None:

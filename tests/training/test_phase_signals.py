@@ -11,7 +11,7 @@ import pytest
 import ray
 
 from orchestrator.training import phase_signals
-from orchestrator.training.phase_signals import start_signals, stop_phases
+from orchestrator.training.phase_signals import start_signals, stop_phases, wait_for_first
 from tests.support.pools import write_zero_shot
 from tests.support.processes import started, wait_for
 from tests.support.training_runs import checkpoints, command_of, said
@@ -57,3 +57,26 @@ def test_a_sigterm_to_a_sweep_writes_a_checkpoint_of_its_trial(tiny_conf: str, t
         assert process.wait(timeout=300) == 143, said(tmp_path)
     assert "stopped by SIGTERM; run the same command again with resume=true to resume" in said(tmp_path)
     assert len(checkpoints(tmp_path)) == 1
+
+
+def test_ranks_wait_for_the_first_without_a_collective(ray_cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(phase_signals, "POLL_SECONDS", 0.02)
+    signals, ended = start_signals(), list[int]()
+
+    def wait(rank: int) -> None:
+        wait_for_first(signals, "evaluation after step 3", rank)
+        ended.append(rank)
+
+    others = [threading.Thread(target=wait, args=(rank,)) for rank in (1, 2)]
+    for other in others:
+        other.start()
+    time.sleep(0.2)
+    assert ended == [], "rank 0 has not passed"
+    wait(0)
+    for other in others:
+        other.join(timeout=20)
+    assert sorted(ended) == [0, 1, 2]
+    assert not ray.get(signals.has_passed.remote("evaluation after step 4"))
+    # after a restart, the same evaluation may come again
+    ray.get(signals.start_group.remote())
+    assert not ray.get(signals.has_passed.remote("evaluation after step 3"))
