@@ -102,7 +102,7 @@ def decode_seconds(config: Config, source: Source, catalog: Catalog, model_uri: 
 
 
 def _decode_seconds(config: Config, source: Source, catalog: Catalog, model_uri: str) -> float:
-    from orchestrator.evaluation.embed import Models
+    from orchestrator.evaluation.models import Models
 
     training = config.training
     decoding = Decoding(
@@ -142,7 +142,7 @@ def _forward_pass(model_uri: str, decode_seconds: float) -> ForwardPass:
 
     from orchestrator.clip.features import encode_images, encode_texts
     from orchestrator.engine.metering import peak_bytes
-    from orchestrator.evaluation.embed import Models
+    from orchestrator.evaluation.models import Models
 
     clip = Models(references={"model": model_uri}).load()["model"]
     num = NUM_ENCODED_GPU if torch.cuda.is_available() else NUM_ENCODED_CPU
