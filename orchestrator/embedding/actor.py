@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -14,9 +12,10 @@ from numpy.typing import NDArray
 
 from orchestrator.clip import encoders
 from orchestrator.clip.encoders import Encoder
+from orchestrator.clip.tokens import Captions, captions_of
 from orchestrator.config import EfficientNetLite0Encoder, OpenClipEncoder, TimmEncoder
 from orchestrator.config.embedding import EncoderConfig, Tower
-from orchestrator.embedding.pool import Rows, Tokenize
+from orchestrator.embedding.pool import Rows
 from orchestrator.embedding.vectors import clip_scores
 from orchestrator.engine import gpus
 from orchestrator.engine.metering import Meter
@@ -44,26 +43,14 @@ class Description(NamedTuple):
 
     image_input: tuple[int, float, str]
     dims: dict[Tower, int]
-    tokenize: Tokenize | None
-
-
-@dataclass(frozen=True)
-class OwnTokens:
-    """The tokens of a model's own tokenizer."""
-
-    tokenizer: Callable[[list[str]], torch.Tensor]
-
-    def __call__(self, captions: Sequence[str]) -> NDArray[np.int32]:
-        """Return int32 [n, context], as the tokenizer pads and cuts."""
-        # some tokenizers refuse an empty list
-        return self.tokenizer(list(captions) or [""]).numpy().astype(np.int32)[: len(captions)]
+    tokenize: Captions | None
 
 
 def describe(settings: EncoderConfig) -> Description:
     """Builds the encoder once and describes it. Errors: `ValueError`, one line, for a model that cannot be loaded."""
     encoder = build_encoder(settings)
     taken = encoder.image_input
-    tokenize = OwnTokens(encoder.clip.tokenizer) if "text" in encoder.dims else None
+    tokenize = captions_of(encoder.clip.tokenizer) if "text" in encoder.dims else None
     return Description((taken.size, taken.crop_fraction, taken.resize_mode), dict(encoder.dims), tokenize)
 
 

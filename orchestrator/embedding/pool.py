@@ -7,7 +7,7 @@ image."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import ray
 from numpy.typing import NDArray
 
+from orchestrator.clip.tokens import Captions
 from orchestrator.config.embedding import Tower
 from orchestrator.data.catalog import Catalog
 from orchestrator.data.image_decode import BadImage, ImageDecoder, decode
@@ -26,8 +27,6 @@ from orchestrator.source import PAIR_COLUMNS, Part, Source, has_image
 BLOCK_BYTES = 16 * 2**20
 
 Rows = dict[str, Any]
-Tokenize = Callable[[Sequence[str]], NDArray[np.int32]]
-"""Turns n captions into int32 [n, context]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +41,7 @@ class Pool:
     catalog: Catalog
     towers: tuple[Tower, ...]
     decoder: ImageDecoder
-    tokenize: Tokenize | None
+    tokenize: Captions | None
     draft: bool = False
 
     def usable(self, index: int) -> tuple[pa.Table, NDArray[np.int64]]:

@@ -32,9 +32,10 @@ from PIL import Image
 from ray.data.block import BlockAccessor
 
 from orchestrator.clip.encoders import Encoder, efficientnet_lite0
+from orchestrator.clip.tokens import captions_of
 from orchestrator.data.image_decode import ImageDecoder, decode
 from orchestrator.embedding import pool as pools
-from orchestrator.embedding.actor import Embedder, OwnTokens
+from orchestrator.embedding.actor import Embedder
 from orchestrator.embedding.pool import Pool, Rows, decode_rows
 from orchestrator.engine.metering import Meter
 
@@ -119,7 +120,7 @@ def measured(num: int, rounds: int) -> dict[str, float]:
     def blocks(rows: list[Rows]) -> list[Any]:
         return [BlockAccessor.batch_to_block(one) for one in rows]
 
-    rows = decoded(OwnTokens(tokenizer))
+    rows = decoded(captions_of(tokenizer))
     made = blocks(rows)
 
     def embed(encoder: Instant) -> None:
@@ -131,8 +132,9 @@ def measured(num: int, rounds: int) -> dict[str, float]:
     return {
         "decode, bare loop": took(lambda: [decode(one, size=SIZE, max_pixels=10**8) for one in images]),
         "decoding task, without captions": took(lambda: decoded(None)),
-        "decoding task, with tokens": took(lambda: decoded(OwnTokens(tokenizer))),
-        "tokenise, bare loop": took(lambda: [tokenizer(own) for own in captions]),
+        "decoding task, with tokens": took(lambda: decoded(captions_of(tokenizer))),
+        "tokenise, the model's own tokenizer": took(lambda: [tokenizer(own) for own in captions]),
+        "tokenise, ours": took(lambda: [captions_of(tokenizer)(own) for own in captions]),
         "make blocks": took(lambda: blocks(rows)),
         "process of the encoder, before (tokenises)": took(lambda: embed(Instant(tokenizer))),
         "process of the encoder, now (gets tokens)": took(lambda: embed(Instant(None))),

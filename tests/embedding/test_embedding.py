@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from orchestrator.clip import model
+from orchestrator.clip.tokens import captions_of
 from orchestrator.config import OpenClipEncoder
 from orchestrator.config.embedding import Tower
 from orchestrator.data.image_decode import ImageDecoder
 from orchestrator.embedding import execution
-from orchestrator.embedding.actor import Embedder, OwnTokens, describe
+from orchestrator.embedding.actor import Embedder, describe
 from orchestrator.embedding.encode import BuildEmbedding
 from orchestrator.embedding.execution import Pass
 from orchestrator.embedding.pool import Pool
@@ -308,7 +309,7 @@ def test_tokens_are_those_of_the_model(clip_folder: str) -> None:
 def test_threads_of_an_actor_give_the_vectors_of_one(clip_folder: str) -> None:
     settings = OpenClipEncoder(model=clip_folder, pretrained=None, precision="fp32")
     embedder, rng = Embedder(settings, 1, Meter()), np.random.default_rng(0)
-    tokens = OwnTokens(embedder.encoder.clip.tokenizer)([f"caption {number}" for number in range(8)])
+    tokens = captions_of(embedder.encoder.clip.tokenizer)([f"caption {number}" for number in range(8)])
     size = embedder.encoder.image_input.size
     batches = [
         {
