@@ -104,6 +104,7 @@ def embedder(encoder: Instant) -> Embedder:
 def measured(num: int, rounds: int) -> dict[str, float]:
     """Return microseconds per pair by what is done."""
     tokenizer, table = SimpleTokenizer(), pairs(num)
+    tokenize = captions_of(tokenizer)
     decoder = ImageDecoder(SIZE, 1.0, "shortest", max_pixels=10**8)
     pool: Any = partial(
         Pool, source=None, parts=(), catalog=None, towers=("image", "text"), decoder=decoder, draft=False
@@ -113,14 +114,14 @@ def measured(num: int, rounds: int) -> dict[str, float]:
     images = table["image"].to_pylist()
     took = partial(microseconds, num=num, rounds=rounds)
 
-    def decoded(tokenize: Any) -> list[Rows]:
+    def decoded(own: Any) -> list[Rows]:
         with patch.object(pools, "fetched", lambda one: one):
-            return [decode_rows(batch, reference=pool(tokenize=tokenize)) for batch in batches]
+            return [decode_rows(batch, reference=pool(tokenize=own)) for batch in batches]
 
     def blocks(rows: list[Rows]) -> list[Any]:
         return [BlockAccessor.batch_to_block(one) for one in rows]
 
-    rows = decoded(captions_of(tokenizer))
+    rows = decoded(tokenize)
     made = blocks(rows)
 
     def embed(encoder: Instant) -> None:
@@ -132,9 +133,9 @@ def measured(num: int, rounds: int) -> dict[str, float]:
     return {
         "decode, bare loop": took(lambda: [decode(one, size=SIZE, max_pixels=10**8) for one in images]),
         "decoding task, without captions": took(lambda: decoded(None)),
-        "decoding task, with tokens": took(lambda: decoded(captions_of(tokenizer))),
+        "decoding task, with tokens": took(lambda: decoded(tokenize)),
         "tokenise, the model's own tokenizer": took(lambda: [tokenizer(own) for own in captions]),
-        "tokenise, ours": took(lambda: [captions_of(tokenizer)(own) for own in captions]),
+        "tokenise, ours": took(lambda: [tokenize(own) for own in captions]),
         "make blocks": took(lambda: blocks(rows)),
         "process of the encoder, before (tokenises)": took(lambda: embed(Instant(tokenizer))),
         "process of the encoder, now (gets tokens)": took(lambda: embed(Instant(None))),
