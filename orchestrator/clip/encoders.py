@@ -21,8 +21,10 @@ from torch import nn
 
 from orchestrator.clip import architecture, features, model
 from orchestrator.clip.model import UNREADABLE, Clip
-from orchestrator.clip.precision import Precision, autocast, check
+from orchestrator.clip.precision import check, native
 from orchestrator.clip.preprocessing import ImageInput, image_input
+from orchestrator.clip.recipe import Precision
+from orchestrator.clip.towers import text_tower
 from orchestrator.errors import one_line
 
 Tower = Literal["image", "text"]
@@ -43,32 +45,42 @@ class Encoder:
     dims: Mapping[Tower, int]
     precision: Precision = "fp32"
 
-    def place(self, device: torch.device, precision: Precision) -> Encoder:
+    def place(self, device: torch.device, precision: Precision | Literal["auto"], *, compiled: bool = False) -> Encoder:
         """Return the encoder on a device, with convolutions channels last, computing in a precision.
 
+        `auto` is what a GPU computes fast, and fp32 on a CPU. `compiled`: by `torch.compile`.
         Errors: `ValueError` for fp16 without a GPU."""
-        check(precision, device)
+        chosen: Precision = precision if precision != "auto" else "fp32" if device.type == "cpu" else native(device)
+        check(chosen, device)
         self.clip.model.to(device).eval()
-        return replace(self, precision=precision)
+        if compiled:
+            self._compile()
+        return replace(self, precision=chosen)
+
+    def _compile(self) -> None:
+        # in place: the towers keep their names
+        if "image" in self.dims:
+            self.clip.model.visual.compile()
+        if "text" in self.dims:
+            text_tower(self.clip.model).transformer.compile()
 
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
         """Return float32 [n, dim] of unit norm on the CPU, from uint8 [n, 3, size, size].
 
         On a GPU all images go through in one batch."""
-        device = self._device
-        if device.type == "cuda":
-            # a copy from pinned memory does not block the host
-            images = images.pin_memory()
-        with autocast(self.precision, device):
-            return features.encode_images(self.clip, images, batch_size=self._step(len(images)))
+        return features.encode_images(self.clip, images, **self._options(len(images)))
 
     def encode_texts(self, captions: Sequence[str]) -> torch.Tensor:
         """Return float32 [n, dim] of unit norm on the CPU, from n captions; on a GPU in one batch."""
-        with autocast(self.precision, self._device):
-            return features.encode_texts(self.clip, captions, batch_size=self._step(len(captions)))
+        return features.encode_texts(self.clip, captions, **self._options(len(captions)))
 
-    def _step(self, batch_size: int) -> int:
-        return min(batch_size, CPU_STEP) if self._device.type == "cpu" else batch_size
+    def encode_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return float32 [n, dim] of unit norm on the CPU, from the tokens of n captions, integers [n, context]."""
+        return features.encode_tokens(self.clip, tokens, **self._options(len(tokens)))
+
+    def _options(self, num: int) -> dict[str, Any]:
+        step = min(num, CPU_STEP) if self._device.type == "cpu" else num
+        return {"batch_size": step, "precision": self.precision}
 
     @property
     def _device(self) -> torch.device:

@@ -6,22 +6,36 @@ queries whose own partner is among the k nearest.
 
 Both count how many gallery items are closer to a query than its target. Equal scores count if they come before the
 target, so a model that gives all pairs the same score is right as often as chance. Scores are dot products in float64
-rounded to float32: equal scores stay equal for every tile size."""
+rounded to float32: equal scores stay equal for every tile size. A GPU computes them in float32 first, and in float64
+only where that does not decide which of two is larger."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from open_clip import OPENAI_IMAGENET_TEMPLATES as PROMPT_FUNCTIONS
 
-from orchestrator.clip.features import encode_texts
+from orchestrator.clip.features import encode_texts, full_float32
 from orchestrator.clip.model import Clip
 from orchestrator.clip.prompts import check_templates, fill
+from orchestrator.clip.recipe import Precision
 
 TILE_ROWS = 2048
+# if more of a tile's scores than this share are too close to call, all of them are computed in float64
+MANY_CLOSE = 1 / 256
 OPENAI_IMAGENET_TEMPLATES = tuple(prompt("{c}") for prompt in PROMPT_FUNCTIONS)
+
+
+Compute = Callable[[int], torch.Tensor]
+Spread = Callable[[Compute, int], Sequence[torch.Tensor]]
+"""Returns the tensors of a function for 0, 1, ..., n - 1, in order."""
+
+
+def in_turn(compute: Compute, num: int) -> list[torch.Tensor]:
+    """Call the function for one number after another."""
+    return [compute(number) for number in range(num)]
 
 
 def class_weights(
@@ -30,9 +44,12 @@ def class_weights(
     templates: Sequence[str] = OPENAI_IMAGENET_TEMPLATES,
     *,
     batch_size: int,
+    precision: Precision = "fp32",
+    spread: Spread = in_turn,
 ) -> torch.Tensor:
     """Return unit-norm float32 [num_classes, dim] on the CPU; `batch_size` counts prompts.
 
+    `spread` may share the batches of prompts between processes; they are the same for every number of processes.
     A template has `{c}` or `{}` where the class name goes. Errors: `ValueError` for no names, no templates, or a
     template without that placeholder."""
     if not class_names or not templates:
@@ -40,14 +57,16 @@ def class_weights(
             f"got {len(class_names)} class names and {len(templates)} templates: expected at least one each"
         )
     check_templates(templates)
-    classes_per_chunk = max(1, batch_size // len(templates))
-    weights = []
-    for start in range(0, len(class_names), classes_per_chunk):
-        names = class_names[start : start + classes_per_chunk]
+    per_chunk = max(1, batch_size // len(templates))
+
+    def weights(number: int) -> torch.Tensor:
+        names = class_names[number * per_chunk : (number + 1) * per_chunk]
         prompts = [fill(template, name) for name in names for template in templates]
-        features = encode_texts(clip, prompts, batch_size=batch_size)
-        weights.append(features.unflatten(0, (len(names), len(templates))).mean(dim=1))
-    return torch.nn.functional.normalize(torch.cat(weights), dim=-1)
+        features = encode_texts(clip, prompts, batch_size=batch_size, precision=precision)
+        return features.unflatten(0, (len(names), len(templates))).mean(dim=1)
+
+    chunks = spread(weights, -(-len(class_names) // per_chunk))
+    return torch.nn.functional.normalize(torch.cat(list(chunks)), dim=-1)
 
 
 @dataclass(frozen=True)
@@ -121,12 +140,19 @@ def recall_at_k(
 
 
 def target_ranks(
-    queries: torch.Tensor, gallery: torch.Tensor, targets: torch.Tensor, *, tile_rows: int = TILE_ROWS
+    queries: torch.Tensor,
+    gallery: torch.Tensor,
+    targets: torch.Tensor,
+    *,
+    tile_rows: int = TILE_ROWS,
+    float32_first: bool | None = None,
 ) -> torch.Tensor:
     """Return the rank of each query's target in the gallery, int64 [n]; 0 is best.
 
-    queries [n, dim], gallery [m, dim], targets int64 [n] (rows of the gallery). Memory: `tile_rows` squared scores at a
-    time. Errors: `ValueError` for NaN or infinite features."""
+    queries [n, dim], gallery [m, dim], float32 of norm 1 at most; targets int64 [n] (rows of the gallery). Memory:
+    `tile_rows` squared scores at a time. `float32_first`: see above; None: on a GPU. Errors: `ValueError` for NaN or
+    infinite features."""
+    float32_first = queries.is_cuda if float32_first is None else float32_first
     for features in (queries, gallery):
         if not torch.isfinite(features).all():
             raise ValueError("features hold NaN or infinite values: the model has diverged")
@@ -134,11 +160,31 @@ def target_ranks(
     for rows, wanted, out in zip(
         queries.split(tile_rows), targets.split(tile_rows), ranks.split(tile_rows), strict=True
     ):
-        rows = rows.double()
-        own = (rows * gallery[wanted].double()).sum(dim=1).float()[:, None]
+        own = _products(rows, gallery[wanted])[:, None]
         for start in range(0, len(gallery), tile_rows):
             tile = gallery[start : start + tile_rows]
-            scores = (rows @ tile.double().T).float()
+            scores = _scores_beside(own, rows, tile) if float32_first else _scores(rows, tile)
             earlier = torch.arange(start, start + len(tile), device=tile.device) < wanted[:, None]
             out += ((scores > own) | (scores == own) & earlier).sum(dim=1)
     return ranks
+
+
+def _products(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    return (left.double() * right.double()).sum(dim=1).float()
+
+
+def _scores(rows: torch.Tensor, tile: torch.Tensor) -> torch.Tensor:
+    return (rows.double() @ tile.double().T).float()
+
+
+def _scores_beside(own: torch.Tensor, rows: torch.Tensor, tile: torch.Tensor) -> torch.Tensor:
+    # scores that compare with `own` [n, 1] as those in float64 do
+    with full_float32():
+        scores = rows @ tile.T
+    margin = rows.shape[1] * torch.finfo(torch.float32).eps
+    is_close = (scores - own).abs() <= margin
+    if is_close.count_nonzero() > MANY_CLOSE * is_close.numel():
+        return _scores(rows, tile)
+    row, place = is_close.nonzero(as_tuple=True)
+    scores[row, place] = _products(rows[row], tile[place])
+    return scores

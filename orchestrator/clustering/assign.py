@@ -16,7 +16,7 @@ from orchestrator.data.catalog import PartRows, part_rows, to_parquet
 from orchestrator.data.keep_list import KeepList
 from orchestrator.data.step import Step
 from orchestrator.embedding.vectors import Embedding, is_present
-from orchestrator.engine import ray_cluster
+from orchestrator.engine import gpus, ray_cluster
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.artifact_files import read_parquet
 from orchestrator.engine.console import Display
@@ -71,15 +71,15 @@ class BuildAssigned:
     def __call__(self, display: Display) -> Artifact:
         """Assigns in actors: one for each GPU or, without GPUs, one for each core."""
         assert self.step.embedding is not None
-        gpus = ray_cluster.num_gpus()
+        num_gpus = ray_cluster.num_gpus()
         embedding, keep = Embedding(self.step.embedding), KeepList(self.step.incoming)
         PartsJob(
             self.artifact,
             part_rows(self.step.catalog),
             partial(AssignPart.load, embedding, keep, self.centroids),
             name=self.name,
-            num_actors=gpus or self.step.num_actors or ray_cluster.num_cores(),
-            num_gpus=1 if gpus else 0,
+            num_actors=num_gpus or self.step.num_actors or ray_cluster.num_cores(),
+            num_gpus=1 if num_gpus else 0,
         ).build(display)
         totals = self.artifact.totals
         logger.info("%s: %d of %d pairs have an embedding", self.name, totals["embedded"], totals["reached"])
@@ -96,8 +96,10 @@ class AssignPart:
 
     @classmethod
     def load(cls, embedding: Embedding, keep: KeepList, centroids: Artifact) -> AssignPart:
-        """Builds the index of the centroids: once in each actor, which has one thread."""
-        return cls(embedding, keep, Nearest(read_centroids(centroids), num_threads=1))
+        """Builds the index of the centroids: once in each actor, which has one thread, and a GPU if the
+        cluster has any."""
+        nearest = Nearest(read_centroids(centroids), num_threads=1, num_gpus=gpus.num_own())
+        return cls(embedding, keep, nearest)
 
     def __call__(self, part: PartRows) -> PartResult:
         """The clusters and distances of the pairs that reached the step."""

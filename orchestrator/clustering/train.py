@@ -16,7 +16,7 @@ from orchestrator.clustering.lloyd import train_in_tasks
 from orchestrator.clustering.sample import MAX_GROUPS, read_sample
 from orchestrator.config import Clustering
 from orchestrator.data.step import Step
-from orchestrator.engine import ray_cluster
+from orchestrator.engine import gpus, ray_cluster
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.artifact_files import read_npy
 from orchestrator.engine.console import Display
@@ -93,10 +93,10 @@ class BuildCentroids:
 
 
 def _train_in_one_task(sample: Artifact, settings: Clustering) -> KMeansResult:
-    gpus = 1 if ray_cluster.num_gpus() else 0
+    num_gpus = gpus.num_of_node()
     # one core of the node stays free: a trial of a sweep holds a hundredth of one, so a task that needs them all would
     # never start
-    share: dict[str, Any] = {"num_cpus": 1 if gpus else max(1, ray_cluster.node_cpus() - 1), "num_gpus": gpus}
+    share: dict[str, Any] = {"num_cpus": 1 if num_gpus else max(1, ray_cluster.node_cpus() - 1), "num_gpus": num_gpus}
     # outside the placement group of a sweep's trial, which has no room for the task
     task = ray.remote(scheduling_strategy="DEFAULT", **share)(_train)
     trained: KMeansResult = ray.get(task.remote(sample, settings, current_meter()))
@@ -115,6 +115,7 @@ def _train_whole(sample: Artifact, settings: Clustering) -> KMeansResult:
         seed=settings.seed,
         num_iterations=settings.num_iterations,
         num_threads=os.cpu_count() or 1,
+        num_gpus=gpus.num_own(),
     )
 
 

@@ -9,7 +9,7 @@ from pydantic import Field
 from orchestrator.config.section import MAX_IMAGE_PIXELS, Positive, Section, Share
 
 Tower = Literal["image", "text"]
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 MatchBy = Literal["key", "uid", "url"]
 
 
@@ -18,8 +18,13 @@ class Encoding(Section):
 
     batch_size: Positive = 256
     """Images in one forward pass of an encoder. Unit: images."""
-    precision: Precision = "fp32"
-    """The autocast precision of the forward pass."""
+    precision: Precision = "auto"
+    """The autocast precision of the forward pass. `auto`: bf16 on GPUs, but fp16 on GPUs without bf16; fp32 on CPUs. On
+    GPUs, fp32 multiplies matrices in TF32. Vectors are stored as float16, CLIP scores are float32, in each of them."""
+    compile: bool = False
+    """Use `torch.compile` for the towers. On CPUs it needs a C++ compiler."""
+    draft_decoding: bool = False
+    """Decode JPEGs that are much larger than needed at a fraction of their size. It changes the vectors a little."""
     max_image_pixels: Positive = MAX_IMAGE_PIXELS
     """A larger image counts as a bad pair and is not decoded. Unit: pixels, width x height."""
     max_bad_pairs: Share = 0.1

@@ -20,6 +20,7 @@ from orchestrator.embedding.actor import Description, describe
 from orchestrator.embedding.execution import Pass
 from orchestrator.embedding.pool import Pool
 from orchestrator.embedding.vectors import BOTH_VERSION, embedding_totals
+from orchestrator.engine import gpus
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.console import Display, StageProgress
 from orchestrator.engine.parts import Summary, done_summaries
@@ -35,7 +36,9 @@ VERSION = 1
 # read at once when a file of weights is hashed
 HASH_BYTES = 2**24
 # settings that do not change the vectors, so they are no part of the fingerprint
-NOT_IDENTITY = {"batch_size", "max_bad_pairs"}
+NOT_IDENTITY = {"batch_size", "max_bad_pairs", "compile"}
+# settings that are part of the fingerprint unless they have this value, which earlier versions computed
+DEFAULTS = {"draft_decoding": False}
 # passes in a row that complete no part: a writer that dies at the end of a short pass may lose all parts of it
 MAX_FRUITLESS = 3
 
@@ -47,6 +50,9 @@ def encode_stage(config: Config, name: str, source: Source, catalog: Catalog) ->
     settings = config.embedding[name]
     assert isinstance(settings, EncoderConfig)
     settings = _with_absolute_files(settings)
+    if settings.precision == "auto":
+        # known before anything is computed: it is part of the fingerprint
+        settings = settings.model_copy(update={"precision": gpus.native_precision(config.cluster)})
     towers = _towers(name, settings)
     if "image" in towers and not source.has_images:
         raise UserError(
@@ -58,7 +64,7 @@ def encode_stage(config: Config, name: str, source: Source, catalog: Catalog) ->
         "embedding",
         version=VERSION if len(towers) == 1 else BOTH_VERSION,
         catalog=catalog.artifact,
-        settings=settings.model_dump(mode="json", exclude={*NOT_IDENTITY, "towers"}),
+        settings=_identity(settings),
         towers=list(towers),
         files=_digests(settings),
     )
@@ -73,6 +79,11 @@ def encode_stage(config: Config, name: str, source: Source, catalog: Catalog) ->
         flow=PairFlow(on_whole_pool=True),
         scaling=CostScaling(num_tasks=partial(_num_batches, settings.batch_size)),
     )
+
+
+def _identity(settings: EncoderConfig) -> dict[str, Any]:
+    found = settings.model_dump(mode="json", exclude={*NOT_IDENTITY, "towers"})
+    return {key: value for key, value in found.items() if key not in DEFAULTS or value != DEFAULTS[key]}
 
 
 def _num_batches(batch_size: int, size: Size) -> int:
@@ -102,6 +113,8 @@ class BuildEmbedding:
             catalog=self.catalog,
             towers=self.towers,
             decoder=ImageDecoder(*described.image_input, max_pixels=self.settings.max_image_pixels),
+            tokenize=described.tokenize,
+            draft=self.settings.draft_decoding,
         )
         unit, num_rows = "images" if "image" in self.towers else "captions", sum(self.catalog.rows_per_part)
         with display.stage(f"embed, {self.name}", unit=unit, total=num_rows) as progress:

@@ -1,4 +1,4 @@
-"""One pass of Ray Data over parts: read, decode, embed, write.
+"""One pass of Ray Data over parts: read, decode and tokenise, embed, write.
 
 A decoded block has exactly one batch of rows, across the borders of parts, so all batches but the last are full. The
 order of reading is kept from end to end: the writer sees one part after another, and the vectors of a part do not
@@ -49,20 +49,24 @@ class Pass:
         rows = dataset.map_batches(
             partial(read_part, reference=reference, rows_per_block=batch_size), batch_size=1, num_cpus=READ_CPUS
         )
-        if "image" in self.dims:
-            rows = rows.map_batches(
-                meter.around(partial(decode_rows, decoder=self.pool.decoder)),
-                batch_size=batch_size,
-                batch_format="pyarrow",
-                num_cpus=DECODE_CPUS,
-            )
+        decoded = rows.map_batches(
+            meter.around(partial(decode_rows, reference=reference)),
+            batch_size=batch_size,
+            batch_format="pyarrow",
+            num_cpus=DECODE_CPUS,
+        )
         written = (
-            rows.repartition(target_num_rows_per_block=batch_size, strict=True)
+            decoded.repartition(target_num_rows_per_block=batch_size, strict=True)
             .map_batches(
                 Embedder,
                 fn_constructor_args=(self.settings, threads_per_actor(), meter),
                 batch_size=batch_size,
-                compute=ray.data.ActorPoolStrategy(size=min(num_actors(), self._num_batches(parts))),
+                compute=ray.data.ActorPoolStrategy(
+                    size=min(num_actors(), self._num_batches(parts)),
+                    enable_true_multi_threading=batches_in_flight() > 1,
+                ),
+                # a measured call must have the process for itself
+                max_concurrency=batches_in_flight() if meter.total is None else 1,
                 **actor_share(),
             )
             .map_batches(
@@ -89,6 +93,11 @@ def num_actors() -> int:
 def threads_per_actor() -> int:
     """torch threads of an actor on CPUs: together the actors have a thread for every core."""
     return max(1, ray_cluster.num_cores() // num_actors())
+
+
+def batches_in_flight() -> int:
+    """The batches that an actor works on at once: on a GPU the next one is copied while this one is computed."""
+    return 2 if ray_cluster.num_gpus() else 1
 
 
 def actor_share() -> dict[str, Any]:

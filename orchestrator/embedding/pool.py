@@ -1,4 +1,5 @@
-"""Input of the encoder: reading tasks send the pairs of a part with something to embed, decoding tasks make pixels.
+"""Input of the encoder: reading tasks send the pairs of a part with something to embed, decoding tasks make pixels and
+tokens, so that the process of the encoder only copies arrays to its device.
 
 A row carries its position (part, row) and `expected`, the number of rows that its part sends: so batches can cross the
 borders of parts, and the writer still knows where a row belongs. A read error is raised, and never counted as a bad
@@ -16,9 +17,10 @@ import pyarrow.compute as pc
 import ray
 from numpy.typing import NDArray
 
+from orchestrator.clip.tokens import Captions
 from orchestrator.config.embedding import Tower
 from orchestrator.data.catalog import Catalog
-from orchestrator.data.image_decode import BadImage, ImageDecoder
+from orchestrator.data.image_decode import BadImage, ImageDecoder, decode
 from orchestrator.engine.process_cache import fetched
 from orchestrator.source import PAIR_COLUMNS, Part, Source, has_image
 
@@ -29,13 +31,18 @@ Rows = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Pool:
-    """What reading tasks need; it is sent to each of their processes once."""
+    """What reading and decoding tasks need; it is sent to each of their processes once.
+
+    `tokenize` belongs to the text tower, if there is one. `draft`: decode JPEGs that are much larger than needed at a
+    fraction of their size."""
 
     source: Source
     parts: tuple[Part, ...]
     catalog: Catalog
     towers: tuple[Tower, ...]
     decoder: ImageDecoder
+    tokenize: Captions | None
+    draft: bool = False
 
     def usable(self, index: int) -> tuple[pa.Table, NDArray[np.int64]]:
         """The pairs of a part with something to embed: their rows of the catalog, and their row numbers int64 [n]."""
@@ -95,19 +102,40 @@ def _block(index: int, rows: Any, keys: list, captions: list, images: list, *, e
     )
 
 
-def decode_rows(batch: pa.Table, *, decoder: ImageDecoder) -> Rows:
-    """Replaces encoded images by pixels: `image` uint8 [n, size, size, 3], `has_image` bool [n], and `problem`, the
-    reason why an image is unusable (empty for a usable image, and where there is none)."""
-    num_rows = batch.num_rows
-    pixels = np.zeros((num_rows, decoder.size, decoder.size, 3), np.uint8)
-    has_image, problems = np.zeros(num_rows, bool), np.full(num_rows, "", object)
-    for place, data in enumerate(batch["image"]):
+def decode_rows(batch: pa.Table, *, reference: ray.ObjectRef) -> Rows:
+    """Replaces encoded images and captions by what the towers of the pool take.
+
+    Images: `image` uint8 [n, size, size, 3], `has_image` bool [n], and `problem`, the reason why an image is unusable
+    (empty for a usable image, and where there is none). Captions: `tokens` int32 [n, context] and `has_text` bool
+    [n]."""
+    pool: Pool = fetched(reference)
+    columns = {name: batch[name].to_numpy() for name in ("part", "row", "expected", "key")}
+    if "image" in pool.towers:
+        columns |= _pixels(batch["image"], pool)
+    if pool.tokenize is not None:
+        captions = [caption or "" for caption in batch["caption"].to_pylist()]
+        columns["tokens"] = pool.tokenize(captions)
+        columns["has_text"] = np.array([bool(caption.strip()) for caption in captions])
+    return columns
+
+
+def _pixels(encoded: pa.ChunkedArray, pool: Pool) -> Rows:
+    decoder, crop = pool.decoder, pool.decoder.cropper()
+    pixels = np.zeros((len(encoded), decoder.size, decoder.size, 3), np.uint8)
+    has_image, problems = np.zeros(len(encoded), bool), np.full(len(encoded), "", object)
+    for place, data in enumerate(encoded):
         if not data.is_valid:
             continue
         try:
-            pixels[place] = decoder.decode(data.as_py())
+            pixels[place] = decode(
+                data.as_py(),
+                size=decoder.size,
+                crop=crop,
+                max_pixels=decoder.max_pixels,
+                draft=pool.draft,
+                interpolation=decoder.interpolation,
+            )
             has_image[place] = True
         except BadImage as error:
             problems[place] = error.reason
-    columns = {name: batch[name].to_numpy() for name in ("part", "row", "expected", "key", "caption")}
-    return {**columns, "image": pixels, "has_image": has_image, "problem": problems}
+    return {"image": pixels, "has_image": has_image, "problem": problems}

@@ -40,6 +40,9 @@ ANSWER_SECONDS = 60
 # system and faults it in again at every layer. With these settings it keeps the memory, and the same forward pass took
 # a third of the time (EfficientNet-Lite0, fp32)
 CPU_ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_ARENA_MAX": "1"}
+# Ray shows all GPUs of the node to tasks and actors that ask for none, unless their processes have this variable. As
+# part of the job's environment it also holds on clusters that others have started
+HIDDEN_GPUS = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
 
 
 def connect(config: ClusterConfig, *, dashboard: bool = False) -> str | None:
@@ -55,7 +58,7 @@ def connect(config: ClusterConfig, *, dashboard: bool = False) -> str | None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     address = address_of(config)
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, **_environment()}
     if address == "local":
         # more logical CPUs than cores: stages run one after another, and decode tasks share the cores with the workers
         cpus = config.num_cpus or max(2 * (os.cpu_count() or 1), LOCAL_MIN_CPUS)
@@ -84,6 +87,12 @@ def connect(config: ClusterConfig, *, dashboard: bool = False) -> str | None:
 def disconnect() -> None:
     """Disconnect from the cluster: the tasks and actors of this process end, and so does a cluster that it started."""
     ray.shutdown()
+
+
+def _environment() -> dict[str, Any]:
+    # Ray refuses a variable that the environment of a submitted job sets too
+    is_set = any(name in os.environ.get(JOB_VARIABLE, "") for name in HIDDEN_GPUS)
+    return {} if is_set else {"runtime_env": {"env_vars": HIDDEN_GPUS}}
 
 
 def _is_timeout(error: Exception) -> bool:
@@ -130,7 +139,7 @@ def num_gpus() -> int:
 
 def node_cpus() -> int:
     """Return the logical CPUs of the largest node, the most that one task can request."""
-    return int(max(1, *(node["Resources"].get("CPU", 0) for node in _nodes())))
+    return int(max(1, *(node["Resources"].get("CPU", 0) for node in running_nodes())))
 
 
 def cpus_per_worker(setting: int | None) -> int:
@@ -141,7 +150,9 @@ def cpus_per_worker(setting: int | None) -> int:
     CPUs, so that decoding keeps the rest."""
     if setting is not None:
         return setting
-    shares = [node.get("CPU", 0) / node["GPU"] for node in (node["Resources"] for node in _nodes()) if node.get("GPU")]
+    shares = [
+        node.get("CPU", 0) / node["GPU"] for node in (node["Resources"] for node in running_nodes()) if node.get("GPU")
+    ]
     return max(1, min(GPU_WORKER_CPUS, int(min(shares, default=0) // DECODING_PER_WORKER)))
 
 
@@ -149,7 +160,7 @@ def check_shared(paths: Mapping[str, str]) -> None:
     """Check that every running node sees the local folders among `paths`, which maps settings to paths or URIs.
 
     Errors: `UserError` for a folder that a node does not see: the results of its tasks would be lost."""
-    nodes = _nodes()
+    nodes = running_nodes()
     folders = {key: path for key, path in paths.items() if files.is_local(path)}
     if len(nodes) == 1 or not folders:
         return
@@ -209,12 +220,13 @@ def _on(node: Mapping[str, Any]) -> NodeAffinitySchedulingStrategy:
     return NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
 
 
-def _nodes() -> list[dict[str, Any]]:
+def running_nodes() -> list[dict[str, Any]]:
+    """Return Ray's records of the running nodes."""
     return [node for node in ray.nodes() if node["Alive"]]
 
 
 def _is_here() -> bool:
-    nodes = _nodes()
+    nodes = running_nodes()
     return len({node["NodeManagerHostname"] for node in nodes} | {socket.gethostname()}) == 1
 
 

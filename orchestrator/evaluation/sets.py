@@ -121,7 +121,13 @@ def measured_on(settings: EvaluationConfig, sets: Mapping[str, EvaluationSet]) -
     return {
         "templates": settings.zero_shot.templates and list(settings.zero_shot.templates),
         "sets": {name: one.identity for name, one in sets.items()},
+        **precision_of(settings),
     }
+
+
+def precision_of(settings: EvaluationConfig) -> dict[str, str]:
+    """Return the part of a fingerprint for the precision; fp32 has none, as earlier versions had no other precision."""
+    return {} if settings.precision == "fp32" else {"precision": settings.precision}
 
 
 def _beside(shard_uri: str, endings: tuple[str, ...]) -> str | None:

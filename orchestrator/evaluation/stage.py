@@ -16,7 +16,7 @@ from orchestrator.engine.role import Role
 from orchestrator.engine.stage import Stage
 from orchestrator.errors import UserError
 from orchestrator.evaluation.check import check_sets
-from orchestrator.evaluation.sets import EvaluationSet, evaluation_sets, measured_on
+from orchestrator.evaluation.sets import EvaluationSet, evaluation_sets, measured_on, precision_of
 from orchestrator.evaluation.task_stage import measure_tasks, measured_tasks, task_artifacts
 from orchestrator.evaluation.tasks import Tasks, open_tasks
 from orchestrator.storage import files
@@ -104,7 +104,7 @@ def _files(reference: str, pretrained: str | None) -> dict[str, Any]:
 def _stage(
     config: Config, references: Mapping[str, str], pretrained: str | None, made_from: Mapping[str, Any]
 ) -> Stage:
-    settings, identity = config.evaluation, fingerprint(dict(made_from))
+    settings, identity = config.evaluation, fingerprint({**made_from, **precision_of(config.evaluation)})
     sets, tasks = evaluation_sets(config), open_tasks(settings)
     of_tasks = task_artifacts(config.store, tasks, identity)
     measured = measured_on(settings, sets) | ({"tasks": measured_tasks(settings, tasks, of_tasks)} if of_tasks else {})
@@ -140,14 +140,19 @@ class Evaluate:
 
     def __call__(self, display: Display) -> Artifact:
         # imports torch and open_clip, which a plan does not need
-        from orchestrator.evaluation.embed import Models, measure
+        from orchestrator.evaluation.embed import measure
+        from orchestrator.evaluation.models import Models
+        from orchestrator.evaluation.on_ray import OnRay
 
         check_sets(self.sets, self.limits, display)
-        models, started = Models(references=self.references, pretrained=self.pretrained), time.monotonic()
+        started = time.monotonic()
+        embedder = OnRay(Models(references=self.references, pretrained=self.pretrained), self.settings)
         with display.stage("evaluate", unit="images") as progress:
-            totals = measure(models, self.sets, self.settings, progress)
+            totals = measure(embedder, self.sets, progress)
             if self.of_tasks:
-                tables = measure_tasks(models, self.tasks, self.of_tasks, self.settings, display, progress, self.limits)
+                tables = measure_tasks(
+                    embedder, self.tasks, self.of_tasks, self.settings, display, progress, self.limits
+                )
                 totals = {name: numbers | {"tasks": tables[name]} for name, numbers in totals.items()}
         self.artifact.publish(totals=totals, parts=[], seconds=time.monotonic() - started)
         return self.artifact

@@ -6,17 +6,14 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import ray
 import torch
 
 from orchestrator.clip.features import encode_images
 from orchestrator.clip.linear_probe import fit_best
-from orchestrator.clip.zero_shot import OPENAI_IMAGENET_TEMPLATES, class_weights
-from orchestrator.config import EvaluationConfig
-from orchestrator.engine import ray_cluster
+from orchestrator.clip.zero_shot import OPENAI_IMAGENET_TEMPLATES
 from orchestrator.engine.console import StageProgress
 from orchestrator.errors import UserError
-from orchestrator.evaluation.embed import LoadedModels, Models, embed
+from orchestrator.evaluation.embed import Clips, Embedder, Weights, device_of, options_of
 from orchestrator.evaluation.image_reader import Rows
 from orchestrator.evaluation.sets import EvaluationSet
 from orchestrator.evaluation.task_metrics import Predictions, classification_metrics
@@ -26,14 +23,12 @@ PROBE_SEED = 0
 Numbers = dict[str, Any]
 
 
-def classification(
-    models: Models | LoadedModels, task: Task, settings: EvaluationConfig, progress: StageProgress | None
-) -> dict[str, Numbers]:
+def classification(embedder: Embedder, task: Task, progress: StageProgress | None) -> dict[str, Numbers]:
     """Return, by model, `metrics`, `num_images` and `skipped`; metrics of the linear probe are `linear_probe_...`.
 
     Errors: `UserError` for a set without images, a missing group, a label without a class, or a diverged model."""
     num_classes, metric = len(task.test.class_names), task.config.metric
-    columns, skipped = _predictions(models, task, task.test, settings, progress, keep_features=task.train is not None)
+    columns, skipped = _predictions(embedder, task, task.test, progress, keep_features=task.train is not None)
     found: dict[str, Numbers] = {}
     for name, one in columns.items():
         rows = Predictions(**{key: value for key, value in one.items() if key != "features"})
@@ -43,29 +38,27 @@ def classification(
             raise UserError(f"{task.config.name}: {error}") from error
         found[name] = {"metrics": metrics, "num_images": len(rows.labels), "skipped": skipped}
     if task.train is not None:
-        trained, _ = _predictions(models, task, task.train, settings, progress, keep_features=True)
+        trained, _ = _predictions(embedder, task, task.train, progress, keep_features=True)
         for name, one in columns.items():
-            found[name]["metrics"] |= _probed(trained[name], one, num_classes)
+            found[name]["metrics"] |= _probed(embedder, trained[name], one, num_classes)
     return found
 
 
 def _predictions(
-    models: Models | LoadedModels,
+    embedder: Embedder,
     task: Task,
     dataset: EvaluationSet,
-    settings: EvaluationConfig,
     progress: StageProgress | None,
     *,
     keep_features: bool,
 ) -> tuple[dict[str, Rows], int]:
     # by model: the columns of `Predictions`, and `features` if requested
     templates = dataset.templates or OPENAI_IMAGENET_TEMPLATES
-    actor = partial(
-        _Classify, models, dataset.class_names, templates, settings.batch_size, task.config.name, keep_features
-    )
-    batches: dict[str, list[Rows]] = {name: [] for name in models.references}
+    weights = embedder.classes(dataset.class_names, templates)
+    make = partial(_Classify, options_of(embedder.settings), weights, task.config.name, keep_features)
+    batches: dict[str, list[Rows]] = {name: [] for name in embedder.names}
     skipped = 0
-    for row in embed(models, dataset, settings, actor):
+    for row in embedder.embed(dataset, make):
         skipped += row["skipped"]
         for name in batches:
             batches[name].append(row[name])
@@ -79,30 +72,19 @@ def _joined(batches: list[Rows]) -> Rows:
 
 
 class _Classify:
-    def __init__(
-        self,
-        models: Models | LoadedModels,
-        class_names: tuple[str, ...],
-        templates: tuple[str, ...],
-        batch_size: int,
-        task: str,
-        keep_features: bool,
-    ):
-        self.task = task
-        self.clips, self.batch_size, self.keep_features = models.load(), batch_size, keep_features
-        self.weights = {
-            name: class_weights(clip, class_names, templates, batch_size=batch_size)
-            for name, clip in self.clips.items()
-        }
+    def __init__(self, options: dict[str, Any], weights: Weights, task: str, keep_features: bool, clips: Clips):
+        self.options, self.task, self.clips, self.keep_features = options, task, clips, keep_features
+        self.weights = {name: weights[name].to(device_of(clip)) for name, clip in clips.items()}
 
     def __call__(self, images: torch.Tensor, columns: Rows) -> Rows:
         labels = torch.from_numpy(columns["label"])
         found: Rows = {}
         for name, clip in self.clips.items():
-            features = encode_images(clip, images, batch_size=self.batch_size)
-            scores = (features.double() @ self.weights[name].double().T).float()
+            features = encode_images(clip, images, **self.options)
+            weights = self.weights[name]
+            scores = (features.to(weights.device).double() @ weights.double().T).float()
             try:
-                predicted, top5 = nearest(scores, labels)
+                predicted, top5 = (column.cpu() for column in nearest(scores, labels.to(scores.device)))
             except ValueError as error:
                 raise UserError(f"{self.task}: {error}") from error
             found[name] = {
@@ -130,23 +112,17 @@ def nearest(scores: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, t
     return order[:, 0], (order == labels[:, None]).any(dim=1)
 
 
-def _probed(train: Rows, test: Rows, num_classes: int) -> dict[str, float]:
-    resources: dict[str, Any] = (
-        {"num_gpus": 1} if ray_cluster.num_gpus() else {"num_cpus": max(1, ray_cluster.node_cpus() // 2)}
-    )
-    # outside the placement group of a sweep's trial, which has no room for it
-    probe = ray.remote(scheduling_strategy="DEFAULT", **resources)(_probe)
-    predicted, top5 = ray.get(probe.remote(train, test, num_classes))
+def _probed(embedder: Embedder, train: Rows, test: Rows, num_classes: int) -> dict[str, float]:
+    arrays = (train["features"], train["labels"], test["features"], test["labels"])
+    predicted, top5 = embedder.compute(partial(_probe, num_classes), *arrays, heavy=True)
     rows = Predictions(labels=test["labels"], predicted=predicted, top5=top5, groups=test["groups"])
     metrics = classification_metrics(rows, num_classes=num_classes, metric="acc1")
     return {f"linear_probe_{name}": value for name, value in metrics.items()}
 
 
-def _probe(train: Rows, test: Rows, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    # copies, because arrays from Ray's object store are read-only and torch does not support that
-    features, labels = (torch.tensor(train[key], device=device) for key in ("features", "labels"))
+def _probe(
+    num_classes: int, features: torch.Tensor, labels: torch.Tensor, of_test: torch.Tensor, test_labels: torch.Tensor
+) -> tuple[np.ndarray, np.ndarray]:
     probe = fit_best(features, labels, num_classes=num_classes, seed=PROBE_SEED)
-    scores = probe.scores(torch.tensor(test["features"], device=device)).cpu()
-    predicted, top5 = nearest(scores, torch.tensor(test["labels"]))
-    return predicted.numpy(), top5.numpy()
+    predicted, top5 = nearest(probe.scores(of_test), test_labels)
+    return predicted.cpu().numpy(), top5.cpu().numpy()

@@ -14,25 +14,22 @@ import torch
 
 from orchestrator.clip.features import encode_images, encode_texts
 from orchestrator.clip.zero_shot import target_ranks
-from orchestrator.config import EvaluationConfig
 from orchestrator.engine.console import StageProgress
 from orchestrator.errors import UserError
-from orchestrator.evaluation.embed import LoadedModels, Models, embed
+from orchestrator.evaluation.embed import Clips, Embedder, options_of
 from orchestrator.evaluation.image_reader import Rows
 from orchestrator.evaluation.tasks import Task
 
 RECALL_AT = (1, 5, 10)
 
 
-def retrieval(
-    models: Models | LoadedModels, task: Task, settings: EvaluationConfig, progress: StageProgress | None
-) -> dict[str, dict[str, Any]]:
+def retrieval(embedder: Embedder, task: Task, progress: StageProgress | None) -> dict[str, dict[str, Any]]:
     """Return, by model, `metrics`, `num_images` and `skipped`.
 
     Errors: `UserError` for a set without images or captions, or a diverged model."""
-    batches: dict[str, list[Rows]] = {name: [] for name in models.references}
+    batches: dict[str, list[Rows]] = {name: [] for name in embedder.names}
     skipped = 0
-    for row in embed(models, task.test, settings, partial(_Retrieve, models, settings.batch_size)):
+    for row in embedder.embed(task.test, partial(_Retrieve, options_of(embedder.settings))):
         skipped += row["skipped"]
         for name, found in batches.items():
             found.append(row[name])
@@ -41,11 +38,11 @@ def retrieval(
     results: dict[str, dict[str, Any]] = {}
     for name, found in batches.items():
         images, texts, counts = (
-            torch.from_numpy(np.concatenate([batch[key] for batch in found])) for key in ("images", "texts", "counts")
+            np.concatenate([batch[key] for batch in found]) for key in ("images", "texts", "counts")
         )
-        owners = torch.arange(len(images)).repeat_interleave(counts)
+        owners = np.repeat(np.arange(len(images)), counts)
         try:
-            metrics = recalls(images, texts, owners)
+            metrics = embedder.compute(recalls, images, texts, owners)
         except ValueError as error:
             raise UserError(f"{task.config.name}: {error}") from error
         results[name] = {"metrics": metrics, "num_images": len(images), "skipped": skipped}
@@ -60,9 +57,9 @@ def recalls(images: torch.Tensor, texts: torch.Tensor, owners: torch.Tensor) -> 
     if not len(images) or not len(texts):
         raise ValueError(f"got {len(images)} images and {len(texts)} captions: expected at least one each")
     of_texts = target_ranks(texts, images, owners)
-    of_own = target_ranks(images[owners], texts, torch.arange(len(texts)))
+    of_own = target_ranks(images[owners], texts, torch.arange(len(texts), device=texts.device))
     # an image without a caption is never found
-    of_images = torch.full((len(images),), torch.iinfo(torch.int64).max).scatter_reduce(0, owners, of_own, "amin")
+    of_images = owners.new_full((len(images),), torch.iinfo(torch.int64).max).scatter_reduce(0, owners, of_own, "amin")
     ways = {"image": of_texts, "text": of_images}
     found = {
         f"{way}_retrieval_recall@{k}": (ranks < k).double().mean().item()
@@ -73,16 +70,16 @@ def recalls(images: torch.Tensor, texts: torch.Tensor, owners: torch.Tensor) -> 
 
 
 class _Retrieve:
-    def __init__(self, models: Models | LoadedModels, batch_size: int):
-        self.clips, self.batch_size = models.load(), batch_size
+    def __init__(self, options: dict[str, Any], clips: Clips):
+        self.clips, self.options = clips, options
 
     def __call__(self, images: torch.Tensor, columns: Rows) -> Rows:
         lines = [[line for line in caption.splitlines() if line.strip()] for caption in columns["caption"]]
         captions, counts = [line for own in lines for line in own], np.array([len(own) for own in lines], np.int64)
         found: Rows = {}
         for name, clip in self.clips.items():
-            of_images = encode_images(clip, images, batch_size=self.batch_size).numpy()
+            of_images = encode_images(clip, images, **self.options).numpy()
             # a batch may have no decodable image
-            of_texts = encode_texts(clip, captions, batch_size=self.batch_size).numpy() if captions else of_images[:0]
+            of_texts = encode_texts(clip, captions, **self.options).numpy() if captions else of_images[:0]
             found[name] = {"images": of_images, "texts": of_texts, "counts": counts}
         return found

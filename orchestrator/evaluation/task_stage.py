@@ -18,7 +18,7 @@ from orchestrator.evaluation.tasks import Task, Tasks
 from orchestrator.storage.files import StoreError
 
 if TYPE_CHECKING:
-    from orchestrator.evaluation.embed import Models
+    from orchestrator.evaluation.embed import Embedder
 
 VERSION = 2
 DEFAULT_LIMITS = Limits()
@@ -48,7 +48,7 @@ def measured_tasks(settings: EvaluationConfig, tasks: Tasks, artifacts: Mapping[
 
 
 def measure_tasks(
-    models: Models,
+    embedder: Embedder,
     tasks: Tasks,
     artifacts: Mapping[str, Artifact],
     settings: EvaluationConfig,
@@ -68,7 +68,7 @@ def measure_tasks(
         is_reused = artifact.is_complete()
         if not is_reused:
             progress.update(progress.done, name)
-            problem = problem_of(task, limits) or _measure(models, task, artifact, settings, progress)
+            problem = problem_of(task, limits) or _measure(embedder, task, artifact, progress)
             if problem is not None:
                 skipped[task.key] = problem
                 display.warn(f"{name}: skipped, {problem}")
@@ -80,20 +80,18 @@ def measure_tasks(
     if not measured.found:
         first = tasks.found[0]
         raise UserError(f"none of the {len(skipped)} tasks can be measured; {first.key}: {skipped[first.key]}")
-    tables = {name: _table(name, measured, artifacts, settings) for name in models.references}
+    tables = {name: _table(name, measured, artifacts, settings) for name in embedder.names}
     _show_averages(tables, display)
     return tables
 
 
-def _measure(
-    models: Models, task: Task, artifact: Artifact, settings: EvaluationConfig, progress: StageProgress
-) -> str | None:
+def _measure(embedder: Embedder, task: Task, artifact: Artifact, progress: StageProgress) -> str | None:
     # returns the reason if the task cannot be measured; imports torch and open_clip, which a plan does not need
     from orchestrator.evaluation.measure_task import measure_task
 
     started = time.monotonic()
     try:
-        found = measure_task(models, task, settings, progress)
+        found = measure_task(embedder, task, progress)
     except Exception as error:
         mistake = mistake_in(error)
         if mistake is None or isinstance(mistake, StoreError):

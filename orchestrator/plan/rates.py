@@ -56,7 +56,7 @@ def measure_phases(
     """Train the phases of a reduced config and add their pace for the `whole` config; yield each one's name before.
 
     Also measures the forward pass if there are evaluation sets."""
-    from orchestrator.evaluation.embed import Models
+    from orchestrator.evaluation.models import Models
 
     by_dropout: dict[float, MeasuredPhase] = {}
     config = run.config
@@ -128,7 +128,7 @@ def _phase(artifact: Artifact, config: Config, full_share: int, decode_seconds: 
 
 
 def decode_seconds(run: ProbeRun, image_size: int) -> float:
-    """Return the core seconds to decode an image of the pool to this size, and to tokenise its caption, for a training worker."""
+    """Return the core seconds to decode an image of the pool to this size and to tokenise its caption."""
     # "DEFAULT": outside the placement group of a sweep's trial
     task: Any = ray.remote(scheduling_strategy="DEFAULT")(_decode_seconds)
     found: float = ray.get(task.remote(run, image_size))
@@ -176,7 +176,7 @@ def _forward_pass(model_uri: str, decode_seconds: float) -> ForwardPass:
 
     from orchestrator.clip.features import encode_images, encode_texts
     from orchestrator.engine.metering import peak_bytes
-    from orchestrator.evaluation.embed import Models
+    from orchestrator.evaluation.models import Models
 
     clip = Models(references={"model": model_uri}).load()["model"]
     num = NUM_ENCODED_GPU if torch.cuda.is_available() else NUM_ENCODED_CPU

@@ -49,9 +49,16 @@ def unit(vectors: NDArray[np.floating]) -> Vectors:
 
 
 def train(
-    sample: Vectors, k: int, *, seed: int, num_iterations: int, num_threads: int, start: Vectors | None = None
+    sample: Vectors,
+    k: int,
+    *,
+    seed: int,
+    num_iterations: int,
+    num_threads: int,
+    num_gpus: int = 0,
+    start: Vectors | None = None,
 ) -> KMeansResult:
-    """Train spherical k-means by faiss on a sample of unit vectors [n, d], n >= k; on the visible GPUs, if any.
+    """Train spherical k-means by faiss on a sample of unit vectors [n, d], n >= k; on the first `num_gpus` GPUs.
 
     `start` are the first centroids [k, d]; None: k random vectors of the sample. The result depends on `num_threads`,
     as faiss then adds numbers in another order."""
@@ -66,7 +73,7 @@ def train(
         # the default would silently use at most 256 points per centroid: the caller chooses the sample
         max_points_per_centroid=len(sample),
         min_points_per_centroid=1,
-        gpu=faiss.get_num_gpus() > 0,
+        gpu=_usable_gpus(num_gpus),
     )
     kmeans.train(sample, init_centroids=start)
     assert kmeans.iteration_stats is not None
@@ -76,10 +83,15 @@ def train(
     return KMeansResult(kmeans.centroids.copy(), [float(value) / len(sample) for value in kmeans.obj], restarts)
 
 
-class Nearest:
-    """Finds the nearest centroid, on the visible GPUs if there are any. Not thread-safe: calls share a buffer."""
+def _usable_gpus(num_gpus: int) -> int:
+    # not every visible GPU: others may belong to other processes. faiss for CPUs uses none
+    return min(num_gpus, faiss.get_num_gpus())
 
-    def __init__(self, centroids: Vectors, *, num_threads: int) -> None:
+
+class Nearest:
+    """Finds the nearest centroid, on the first `num_gpus` GPUs. Not thread-safe: calls share a buffer."""
+
+    def __init__(self, centroids: Vectors, *, num_threads: int, num_gpus: int = 0) -> None:
         faiss.omp_set_num_threads(num_threads)
         # equal centroids, which clusters that stay empty have, are one: its first place
         same = first_equal(centroids.__getitem__, len(centroids), CACHED_ROWS)
@@ -87,10 +99,10 @@ class Nearest:
         self.centroids = centroids if len(self.places) == len(centroids) else centroids[self.places]
         index = faiss.IndexFlatIP(centroids.shape[1])
         index.add(self.centroids)
-        has_gpu = faiss.get_num_gpus() > 0
-        self.index = faiss.index_cpu_to_all_gpus(index) if has_gpu else index
+        gpus = _usable_gpus(num_gpus)
+        self.index = faiss.index_cpu_to_all_gpus(index, ngpu=gpus) if gpus else index
         # one buffer for all chunks: page faults of fresh memory are a tenth of the time at k = 500
-        self.wide = np.empty((CHUNK_ROWS if has_gpu else CPU_CHUNK_ROWS, centroids.shape[1]), np.float32)
+        self.wide = np.empty((CHUNK_ROWS if gpus else CPU_CHUNK_ROWS, centroids.shape[1]), np.float32)
 
     def __call__(self, vectors: NDArray[np.floating]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """Cluster int32 [n] and distance float32 [n] of vectors [n, d] of any norm but 0.

@@ -1,4 +1,5 @@
-"""The validation sets during training: rank 0 embeds them on its device, tasks read and decode; and the best model.
+"""The validation sets during training: tasks read and decode, every rank embeds a share on its device; and the best
+model.
 
 The model with the best validation metric so far is kept next to the checkpoints."""
 
@@ -7,6 +8,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from orchestrator.clip import model
@@ -14,17 +16,26 @@ from orchestrator.clip.model import Clip
 from orchestrator.config import Config
 from orchestrator.engine.artifact import Artifact
 from orchestrator.engine.artifact_files import read_json
-from orchestrator.evaluation.embed import LoadedModels, measure
+from orchestrator.evaluation.embed import InProcess, Ranks, measure
+from orchestrator.evaluation.on_ray import split_batches
 from orchestrator.evaluation.sets import EvaluationSet, named_results
 from orchestrator.storage import files
+from orchestrator.training.agreement import from_first, gather
 
 logger = logging.getLogger(__name__)
 MODEL = "model"
 
 
-def evaluate(clip: Clip, sets: Mapping[str, EvaluationSet], config: Config) -> dict[str, float]:
-    """Return every metric of a model on the configured sets, which the driver has opened; values in [0, 1]."""
-    return named_results(config.evaluation, measure(LoadedModels({MODEL: clip}), sets, config.evaluation)[MODEL])
+def evaluate(
+    clip: Clip, sets: Mapping[str, EvaluationSet], config: Config, *, rank: int = 0, num_ranks: int = 1
+) -> dict[str, float]:
+    """Return every metric of a model on the configured sets, which the driver has opened; values in [0, 1].
+
+    Every rank calls it with the same model and gets the same values, which do not depend on the number of ranks."""
+    ranks = Ranks(rank, num_ranks, partial(gather, num_ranks=num_ranks))
+    read = partial(split_batches, ranks=ranks, from_first=partial(from_first, num_ranks=num_ranks))
+    embedder = InProcess({MODEL: clip}, config.evaluation, read=read, ranks=ranks)
+    return named_results(config.evaluation, measure(embedder, sets)[MODEL])
 
 
 class BestModel:

@@ -221,15 +221,15 @@ class _Worker:
             self.phase_log.add(record)
 
     def _evaluate(self, done: int) -> dict[str, float]:
-        exported = self._export()
-        measured: dict[str, float] = {}
-        if exported is not None:
-            exported.model.to(self.device)
-            measured = validation.evaluate(exported, self.job.sets, self.job.config)
+        # every rank evaluates a share of the sets: none waits in a collective for an hour
+        exported, ranks = self.train_step.export(), {"rank": self.rank, "num_ranks": self.num_ranks}
+        exported.model.to(self.device)
+        measured = validation.evaluate(exported, self.job.sets, self.job.config, **ranks)
+        if self.rank == 0:
             values = ", ".join(f"{name} {value:.4f}" for name, value in measured.items())
             logger.info("%s: evaluation after step %d: %s", self.job.name, done, values)
-            if self.best is not None:
-                self.best.offer(exported, measured, done)
+        if self.best is not None:
+            self.best.offer(exported, measured, done)
         wait_for_first(self.job.signals, f"evaluation after step {done}", self.rank)
         return measured
 

@@ -138,6 +138,7 @@ def stage_marks(
         catalog=Catalog(read.artifact),
         towers=tuple(dims),
         decoder=decoder,
+        tokenize=described.tokenize,
     )
     artifact = Artifact.of(str(scratch / "store"), "embedding", version=1)
     marks = [(time.monotonic(), 0)]

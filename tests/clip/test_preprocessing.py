@@ -19,10 +19,10 @@ from PIL import Image
 from orchestrator.clip import model, preprocessing
 from orchestrator.clip.model import Clip
 from orchestrator.clip.preprocessing import Normaliser
-from orchestrator.data.image_decode import decode
+from orchestrator.data.image_decode import ImageDecoder, decode
 from orchestrator.errors import UserError
-from orchestrator.evaluation.embed import LoadedModels, Models
 from orchestrator.evaluation.image_reader import read_images
+from orchestrator.evaluation.models import Models, decoder_of
 from orchestrator.evaluation.samples import Sample
 from orchestrator.evaluation.sets import EvaluationSet
 from orchestrator.source import Shard, WebDataset
@@ -52,14 +52,14 @@ def jpeg(width: int, height: int) -> bytes:
     return out.getvalue()
 
 
-def evaluated(models: Models | LoadedModels, data: bytes, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
+def evaluated(decoder: ImageDecoder, data: bytes, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
     """Return the image as the reading tasks of the evaluation decode it, without starting tasks."""
     monkeypatch.setattr(
         "orchestrator.evaluation.image_reader.read_samples", lambda dataset, part: [Sample("a", data, 0, "", -1)]
     )
     shard = Shard(uri="a.tar", name="a.tar", num_bytes=0, version="")
     dataset = EvaluationSet(source=WebDataset((shard,)), class_names=("a",), templates=(), identity="")
-    batch = next(read_images({"part": [0]}, dataset=dataset, decoder=models.decoder(), batch_size=1))
+    batch = next(read_images({"part": [0]}, dataset=dataset, decoder=decoder, batch_size=1))
     return batch["image"][0]
 
 
@@ -82,10 +82,10 @@ def test_evaluation_images_equal_those_of_open_clips_transform(
 ) -> None:
     folder, data = save(tiny_clip, tmp_path / "model", preprocess_cfg), jpeg(*size)
     models = Models(references={"checkpoint": f"{scheme}{folder}"})
-    pixels = evaluated(models, data, monkeypatch)
+    pixels = evaluated(models.decoder(), data, monkeypatch)
     (clip,) = models.load().values()
     # the evaluation during training, in a worker
-    assert np.array_equal(evaluated(LoadedModels({"model": clip}), data, monkeypatch), pixels)
+    assert np.array_equal(evaluated(decoder_of("model", clip), data, monkeypatch), pixels)
     normalise = Normaliser(clip.preprocess_cfg["mean"], clip.preprocess_cfg["std"], torch.device("cpu"))
     ours = normalise(torch.from_numpy(pixels.copy())[None].permute(0, 3, 1, 2))[0]
     # they differ by a level or two: Pillow rounds to 8 bits between its two passes, whose order depends on the crop box
@@ -96,7 +96,7 @@ def test_evaluation_images_equal_those_of_open_clips_transform(
 def test_a_model_with_default_preprocessing_gets_the_evaluation_crop(
     tiny_clip: Clip, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pixels = evaluated(LoadedModels({"model": tiny_clip}), jpeg(*size), monkeypatch)
+    pixels = evaluated(decoder_of("model", tiny_clip), jpeg(*size), monkeypatch)
     assert np.array_equal(pixels, decode(jpeg(*size), size=32, crop=None, max_pixels=10**6))
 
 

@@ -116,6 +116,19 @@ def test_ranks_equal_those_of_a_stable_sort(tile_rows: int) -> None:
     assert target_ranks(texts, images, own, tile_rows=tile_rows).tolist() == slow_ranks(texts, images)
 
 
+@pytest.mark.parametrize("tile_rows", [1, 64, 4096])
+@pytest.mark.parametrize("num_same", [2, 300])
+def test_ranks_by_float32_first_equal_those_by_float64(tile_rows: int, num_same: int) -> None:
+    images, texts = pairs(301, dim=64)
+    # the same texts, and texts that differ in the last bits: float32 does not order them
+    texts[:num_same] = texts[0]
+    texts[num_same // 2 : num_same] += 1e-8 * torch.randn(num_same - num_same // 2, 64)
+    own = torch.arange(301)
+    for queries, gallery in ((images, texts), (texts, images)):
+        found = target_ranks(queries, gallery, own, tile_rows=tile_rows, float32_first=True)
+        assert torch.equal(found, target_ranks(queries, gallery, own, tile_rows=64, float32_first=False))
+
+
 def test_recall_counts_the_ranks_in_both_directions() -> None:
     images, texts = pairs(60)
     recall = recall_at_k(images, texts, ks=(1, 10))

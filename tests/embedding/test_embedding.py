@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,20 @@ import numpy as np
 import pytest
 
 from orchestrator.clip import model
+from orchestrator.clip.tokens import captions_of
+from orchestrator.config import OpenClipEncoder
 from orchestrator.config.embedding import Tower
 from orchestrator.data.image_decode import ImageDecoder
 from orchestrator.embedding import execution
-from orchestrator.embedding.actor import describe
+from orchestrator.embedding.actor import Embedder, describe
+from orchestrator.embedding.encode import BuildEmbedding
 from orchestrator.embedding.execution import Pass
 from orchestrator.embedding.pool import Pool
 from orchestrator.embedding.vectors import clip_scores, unit_rows, unit_vectors
+from orchestrator.engine import gpus
+from orchestrator.engine.metering import Meter
 from orchestrator.engine.parts import done_summaries
+from orchestrator.engine.stage import Stage
 from orchestrator.errors import UserError
 from orchestrator.storage import files
 from tests.support.embedding_bench import (
@@ -123,6 +130,7 @@ def test_batches_are_full_across_the_borders_of_parts(
         catalog=bench.catalog,
         towers=("image", "text"),
         decoder=ImageDecoder(*described.image_input, max_pixels=MAX_PIXELS),
+        tokenize=described.tokenize,
     )
     artifact = bench.stage().artifact
     batches = list(Pass(artifact, settings, pool, described.dims).run(range(shards)))  # type: ignore[arg-type]
@@ -257,3 +265,65 @@ def test_clip_scores_are_cosines_of_vectors_of_any_norm() -> None:
     np.testing.assert_allclose(clip_scores(image, text), of_stored, atol=2e-7)
     parts = [clip_scores(image[i : i + 7], text[i : i + 7]) for i in range(0, 98, 7)]
     np.testing.assert_array_equal(np.concatenate(parts), clip_scores(image, text)[:98])
+
+
+def test_the_fingerprint_contains_the_precision_that_is_used(
+    clip_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = write_tars(tmp_path / "pool", make_pairs(4))
+
+    def stage(**settings: Any) -> Stage:
+        source = {"format": "webdataset", "uri": uri}
+        return Bench.of(source, tmp_path, clip=clip_settings(clip_folder, **settings)).stage()
+
+    on_cpus, explicit = stage(), stage(precision="fp32", compile=True)
+    # the settings of earlier versions: what they stored is reused
+    assert set(on_cpus.artifact.made_from["settings"]) == {
+        "kind",
+        "max_image_pixels",
+        "model",
+        "precision",
+        "pretrained",
+    }
+    assert on_cpus.artifact.made_from["settings"]["precision"] == "fp32"
+    assert on_cpus.artifact.fingerprint == explicit.artifact.fingerprint
+    assert stage(draft_decoding=True).artifact.fingerprint != on_cpus.artifact.fingerprint
+    monkeypatch.setattr(gpus, "native_precision", lambda config: "bf16")
+    on_gpus = stage()
+    assert on_gpus.artifact.fingerprint == stage(precision="bf16").artifact.fingerprint
+    assert on_gpus.artifact.fingerprint != on_cpus.artifact.fingerprint
+    assert isinstance(on_gpus.build, BuildEmbedding)
+    assert on_gpus.build.settings.precision == "bf16", "the actors compute what the fingerprint says"
+
+
+def test_tokens_are_those_of_the_model(clip_folder: str) -> None:
+    found = describe(OpenClipEncoder(model=clip_folder, pretrained=None))
+    assert found.tokenize is not None
+    captions = ["a red square", "", "caf\u00e9 \U0001f600 " * 40]
+    tokens = found.tokenize(captions)
+    assert tokens.dtype == np.int32
+    assert (tokens == model.load(clip_folder).tokenizer(captions).numpy()).all()
+    assert found.tokenize([]).shape == (0, tokens.shape[1])
+
+
+def test_threads_of_an_actor_give_the_vectors_of_one(clip_folder: str) -> None:
+    settings = OpenClipEncoder(model=clip_folder, pretrained=None, precision="fp32")
+    embedder, rng = Embedder(settings, 1, Meter()), np.random.default_rng(0)
+    tokens = captions_of(embedder.encoder.clip.tokenizer)([f"caption {number}" for number in range(8)])
+    size = embedder.encoder.image_input.size
+    batches = [
+        {
+            **{name: np.full(8, number) for name in ("part", "row", "expected", "key")},
+            "image": rng.integers(0, 255, (8, size, size, 3), np.uint8),
+            "has_image": np.ones(8, bool),
+            "tokens": tokens,
+            "has_text": np.ones(8, bool),
+        }
+        for number in range(12)
+    ]
+    with ThreadPoolExecutor(2) as threads:
+        together = list(threads.map(embedder, batches))
+    for batch, found in zip(batches, together, strict=True):
+        alone = embedder(batch)
+        for name in ("part", "image", "text", "clip_score"):
+            np.testing.assert_array_equal(found[name], alone[name])

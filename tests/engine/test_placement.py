@@ -18,10 +18,12 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from orchestrator.clip import model
 from orchestrator.clustering import lloyd
 from orchestrator.clustering.train import read_centroids
-from orchestrator.config import Clustering, OpenClipEncoder
+from orchestrator.config import Clustering, EvaluationConfig, OpenClipEncoder
 from orchestrator.embedding.encode import _describe
 from orchestrator.engine.console import Display
 from orchestrator.engine.role import Role
+from orchestrator.evaluation.models import Models
+from orchestrator.evaluation.on_ray import OnRay
 from orchestrator.evaluation.task_classification import _probed
 from orchestrator.storage import files
 from tests.support.embedded import artifact, blobs, write_pool
@@ -68,8 +70,9 @@ def test_an_encoder_is_described_in_a_trial(tmp_path: Path) -> None:
 
 
 def test_a_linear_probe_is_fitted_in_a_trial() -> None:
+    embedder = OnRay(Models(references={}), EvaluationConfig())
     columns = {"features": blobs(40, DIM, 2), "labels": np.arange(40) % 2, "groups": np.zeros(40, np.int64)}
-    assert "linear_probe_acc1" in in_trial(lambda: _probed(columns, columns, 2))
+    assert "linear_probe_acc1" in in_trial(lambda: _probed(embedder, columns, columns, 2))
 
 
 def test_a_worker_lost_between_passes_does_not_change_the_result(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from orchestrator.engine.console import Display
 from orchestrator.errors import UserError
 from orchestrator.evaluation import measure_task as measuring
 from orchestrator.evaluation import tasks as opening
-from orchestrator.evaluation.embed import LoadedModels, Models
+from orchestrator.evaluation.embed import Clips, Embedder, InProcess
 from orchestrator.evaluation.measure_task import measure_task
 from orchestrator.evaluation.stage import checkpoint_stage
 from orchestrator.evaluation.task_stage import measure_tasks, task_artifacts
@@ -98,17 +98,19 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def models(checkpoint: Path) -> LoadedModels:
-    return LoadedModels({"checkpoint": model.load(str(checkpoint))})
+def models(checkpoint: Path) -> Clips:
+    return {"checkpoint": model.load(str(checkpoint))}
 
 
 def settings_of(root: Path | str, tasks: Mapping[str, dict[str, Any]], **others: Any) -> EvaluationConfig:
     return EvaluationConfig(root=str(root), tasks={key: TaskConfig(**one) for key, one in tasks.items()}, **others)
 
 
-def measured(models: LoadedModels, settings: EvaluationConfig) -> dict[str, dict[str, Any]]:
+def measured(models: Clips, settings: EvaluationConfig) -> dict[str, dict[str, Any]]:
     """Return the model's results on each task."""
-    return {task.key: measure_task(models, task, settings)["checkpoint"] for task in open_tasks(settings).found}
+    return {
+        task.key: measure_task(InProcess(models, settings), task)["checkpoint"] for task in open_tasks(settings).found
+    }
 
 
 def accuracy(output: torch.Tensor, target: torch.Tensor, topk: Sequence[int]) -> list[float]:
@@ -203,13 +205,13 @@ def test_tasks_in_a_bucket(s3_bucket: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("resize_mode", ["shortest", "squash"])
-def test_the_numbers_are_clip_benchmarks(ray_cluster: str, checkpoint: Path, tmp_path: Path, resize_mode: str) -> None:
+def test_the_numbers_are_clip_benchmarks(checkpoint: Path, tmp_path: Path, resize_mode: str) -> None:
     pytest.importorskip("clip_benchmark", reason="pip install --no-deps clip-benchmark")
     checkpoint = shutil.copytree(checkpoint, tmp_path / "model")
     config = json.loads((checkpoint / model.CONFIG_FILE).read_text())
     config["preprocess_cfg"]["resize_mode"] = resize_mode
     (checkpoint / model.CONFIG_FILE).write_text(json.dumps(config))
-    models = LoadedModels({"checkpoint": model.load(str(checkpoint))})
+    models = {"checkpoint": model.load(str(checkpoint))}
     write_task(tmp_path, "wds_shapes_test", labelled(range(70)))
     write_retrieval(tmp_path, "wds_captions_test", range(40))
     tasks = {"shapes": {"name": "Shapes"}, "captions": {"name": "Captions", "metric": "mean_recall@1"}}
@@ -228,9 +230,7 @@ def test_the_numbers_are_clip_benchmarks(ray_cluster: str, checkpoint: Path, tmp
     assert len(set(expected.values())) > 3
 
 
-def test_groups_come_from_the_npy_and_undecodable_images_are_counted(
-    ray_cluster: str, models: LoadedModels, tmp_path: Path
-) -> None:
+def test_groups_come_from_the_npy_and_undecodable_images_are_counted(models: Clips, tmp_path: Path) -> None:
     samples = labelled(range(40), grouped=True)
     samples[7]["jpg"] = torn(samples[7]["jpg"])
     write_task(tmp_path, "wds_region_test", samples)
@@ -239,9 +239,10 @@ def test_groups_come_from_the_npy_and_undecodable_images_are_counted(
     assert (found["num_images"], found["skipped"]) == (39, 1)
     assert 0 <= found["value"] <= found["metrics"]["acc1"]
     # several models in one pass: each has its own numbers
-    clip = models.references["checkpoint"]
+    clip = models["checkpoint"]
     (task,) = open_tasks(settings_of(tmp_path, tasks)).found
-    assert measure_task(LoadedModels({"pretrain": clip, "finetune": clip}), task, settings_of(tmp_path, tasks)) == {
+    both = InProcess({"pretrain": clip, "finetune": clip}, settings_of(tmp_path, tasks))
+    assert measure_task(both, task) == {
         "pretrain": found,
         "finetune": found,
     }
@@ -252,14 +253,14 @@ def test_groups_come_from_the_npy_and_undecodable_images_are_counted(
         measured(models, settings_of(tmp_path / "again", tasks))
 
 
-def test_retrieval_with_a_tar_without_decodable_images(ray_cluster: str, models: LoadedModels, tmp_path: Path) -> None:
+def test_retrieval_with_a_tar_without_decodable_images(models: Clips, tmp_path: Path) -> None:
     pairs = [{"jpg": picture(0), "txt": b"one\n\ntwo\n"}, {"jpg": torn(picture(1)), "txt": b"three"}]
     write_split(tmp_path / "wds_pairs" / "test", pairs)
     found = measured(models, settings_of(tmp_path, {"pairs": {"name": "Pairs", "metric": "mean_recall@1"}}))["pairs"]
     assert (found["num_images"], found["skipped"], found["value"]) == (1, 1, 1.0)
 
 
-def test_linear_probe_for_tasks_with_a_train_split(ray_cluster: str, models: LoadedModels, tmp_path: Path) -> None:
+def test_linear_probe_for_tasks_with_a_train_split(models: Clips, tmp_path: Path) -> None:
     def exact(numbers: Sequence[int]) -> list[dict[str, bytes]]:
         return [{"jpg": picture(number), "cls": str(number % 8).encode()} for number in numbers]
 
@@ -288,7 +289,7 @@ def test_measured_tasks_are_kept_and_reused_by_other_lists(
         write_task(tmp_path / "sets", f"wds_{name}_test", labelled(range(2)))
     calls: list[str] = []
 
-    def measure(models: Models, task: Task, *rest: Any) -> dict[str, Any]:
+    def measure(embedder: Embedder, task: Task, *rest: Any) -> dict[str, Any]:
         calls.append(task.key)
         if calls == ["one", "two"]:
             raise KeyboardInterrupt
@@ -319,15 +320,15 @@ def test_measured_tasks_are_kept_and_reused_by_other_lists(
     assert calls == ["one", "two", "two", "three", "one"]
 
 
-def tables(models: LoadedModels, settings: EvaluationConfig, place: Path) -> dict[str, Any]:
+def tables(models: Clips, settings: EvaluationConfig, place: Path) -> dict[str, Any]:
     """Measure the task table of the model as the stage does."""
     tasks = open_tasks(settings)
     display, artifacts = Display(), task_artifacts(str(place), tasks, "models")
     with display.stage("evaluate") as progress:
-        return measure_tasks(models, tasks, artifacts, settings, display, progress)["checkpoint"]  # type: ignore[arg-type]
+        return measure_tasks(InProcess(models, settings), tasks, artifacts, settings, display, progress)["checkpoint"]
 
 
-def test_task_with_unusable_files_is_skipped(ray_cluster: str, models: LoadedModels, tmp_path: Path) -> None:
+def test_task_with_unusable_files_is_skipped(models: Clips, tmp_path: Path) -> None:
     samples = labelled(range(8), grouped=True)
     lonely = [dict(sample) for sample in samples]
     del lonely[5]["npy"]
@@ -350,7 +351,7 @@ def test_task_with_unusable_files_is_skipped(ray_cluster: str, models: LoadedMod
 
 @pytest.mark.parametrize(("module", "function"), [(opening, "find_shards"), (measuring, "measure_task")])
 def test_failing_storage_ends_the_evaluation(
-    models: LoadedModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any, function: str
+    models: Clips, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any, function: str
 ) -> None:
     def fails(*_: Any, **__: Any) -> None:
         raise StoreError("cannot read s3://sets, tried 8 times")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faiss
 import numpy as np
 import pytest
 from hypothesis import given
@@ -105,3 +106,21 @@ def test_vectors_with_zero_sum_do_not_move_the_centroid() -> None:
     vectors = np.concatenate([previous, -previous])
     moved, _ = next_centroids(sums_by_cluster(vectors, np.zeros(2, int), 1), np.array([2]), previous)
     np.testing.assert_allclose(moved, previous, atol=1e-6)
+
+
+@pytest.mark.parametrize(("asked", "visible", "used"), [(0, 8, None), (2, 8, 2), (2, 0, None)])
+def test_only_the_gpus_that_the_caller_names_are_used(
+    asked: int, visible: int, used: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies: list[int] = []
+
+    def on_gpus(index: faiss.Index, *_: object, ngpu: int, **__: object) -> faiss.Index:
+        copies.append(ngpu)
+        return index
+
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: visible)
+    monkeypatch.setattr(faiss, "index_cpu_to_all_gpus", on_gpus)
+    vectors = unit(np.random.default_rng(0).normal(size=(64, 8)))
+    trained = train(vectors, 4, seed=0, num_iterations=2, num_threads=1, num_gpus=asked)
+    Nearest(trained.centroids, num_threads=1, num_gpus=asked)(vectors)
+    assert copies == ([] if used is None else [used, used])
