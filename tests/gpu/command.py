@@ -30,9 +30,10 @@ def run_call(title: str, sections: Sequence[Section], *, seconds: float) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         lab = Lab(is_dry=given.dry_run, scratch=Path(scratch))
         results = run_sections(wanted, lab, seconds=given.seconds, out=given.out)
-    command = " ".join(["python -m", sys.argv[0] if __name__ == "__main__" else _module(), *sys.argv[1:]])
+    command = " ".join(["python -m", _module(), *sys.argv[1:]])
     return finish(title, command, results, given.out)
 
 
 def _module() -> str:
+    # the file that `python -m` runs
     return ".".join(Path(sys.argv[0]).with_suffix("").parts[-3:])

@@ -24,7 +24,7 @@ def encoders(lab: Lab) -> Iterator[Check]:
     batches = [made_up(lab, built(lab, MODEL), size, seed=seed) for seed in range(2)]
     rates, vectors = {}, {}
     for precision in ("fp32", "bf16"):
-        encoder = _encoder(lab).place(lab.device, precision)  # type: ignore[arg-type]
+        encoder = _encoder(lab).place(lab.device, precision)
 
         def embed(encoder: Encoder = encoder) -> None:
             for number in range(num_batches):

@@ -1,5 +1,6 @@
-"""The place of an experiment: a device, real or tiny sizes, and what only a CUDA device can do, as calls that do nothing
-on a CPU. So every line of a section runs on a CPU too."""
+"""The place of an experiment: a device, real or tiny sizes, and calls for what only a CUDA device can do.
+
+On a CPU these calls do nothing, so every line of a section runs there too."""
 
 from __future__ import annotations
 

@@ -52,8 +52,9 @@ def made_up(lab: Lab, clip: Clip, num_pairs: int, *, num_tokens: int = 77, seed:
 
 def distance(got: list[torch.Tensor], wanted: list[torch.Tensor]) -> float:
     """Return |got - wanted| / |wanted| over all elements of tensors, computed in float64 on the CPU."""
-    off = sum((one.cpu().double() - other.cpu().double()).square().sum().item() for one, other in zip(got, wanted))
-    return (off / sum(other.cpu().double().square().sum().item() for other in wanted)) ** 0.5
+    pairs = [(one.cpu().double(), other.cpu().double()) for one, other in zip(got, wanted, strict=True)]
+    off = sum((one - other).square().sum().item() for one, other in pairs)
+    return (off / sum(other.square().sum().item() for _, other in pairs)) ** 0.5
 
 
 def weights_of(step: TrainStep) -> list[torch.Tensor]:

@@ -67,10 +67,8 @@ def _ranks_against_cpu(lab: Lab) -> Iterator[Check]:
 def no_waits(lab: Lab) -> Iterator[Check]:
     """No call of a training step waits for the device."""
     num_steps = lab.size(20, 2)
-    for name, settings in {
-        "plain": {},
-        "clipped norm, averaged weights, two chunks": {"grad_clip_norm": 1.0, "ema_decay": 0.99, "accumulation": 2},
-    }.items():
+    chunks: dict[str, Any] = {"grad_clip_norm": 1.0, "ema_decay": 0.99, "accumulation": 2}
+    for name, settings in {"plain": {}, "clipped norm, averaged weights, two chunks": chunks}.items():
         step = train_step(lab, MODEL, precision="bf16", **settings)
         batch = made_up(lab, step.clip, lab.size(256, 4))
         # the first step builds the optimiser's state

@@ -45,12 +45,13 @@ class TheirLoop:
 
     def __init__(self, lab: Lab, clip: Clip, *, precision: str) -> None:
         self.lab, self.clip = lab, clip
-        self.model = clip.model.to(lab.device)
+        # its models are not channels last
+        self.model = clip.model.to(lab.device, memory_format=torch.contiguous_format)
         logging.getLogger().setLevel(logging.ERROR)
         self.options = argparse.Namespace(
-            device=str(lab.device), precision=precision, distill=False, accum_freq=1, skip_scheduler=True, horovod=False,
-            grad_clip_norm=None, rank=0, local_rank=0, log_local=False, world_size=1, log_every_n_steps=100, wandb=False,
-            batch_size=0,
+            device=str(lab.device), precision=precision, distill=False, accum_freq=1, skip_scheduler=True,
+            horovod=False, grad_clip_norm=None, rank=0, local_rank=0, log_local=False, world_size=1,
+            log_every_n_steps=100, wandb=False, batch_size=0,
         )  # fmt: skip
         self.optimiser = torch.optim.AdamW(self._groups(), lr=1e-4, betas=(0.9, 0.98), eps=1e-6)
         self.loss = ClipLoss(cache_labels=True)

@@ -60,9 +60,8 @@ def one_rank(lab: Lab) -> Iterator[Check]:
 def _tower_gradients(towers: Towers, wrapped: torch.nn.Module, batch: Batch, lab: Lab) -> list[torch.Tensor]:
     images = batch.images.to(lab.device).float().div(255)
     outputs = wrapped(images, batch.texts.to(lab.device))
-    F.cross_entropy(
-        outputs.scale * outputs.images @ outputs.texts.T, torch.arange(len(images)).to(lab.device)
-    ).backward()
+    logits = outputs.scale * outputs.images @ outputs.texts.T
+    F.cross_entropy(logits, torch.arange(len(images), device=lab.device)).backward()
     return [parallel.full(weight.grad) for weight in towers.parameters() if weight.grad is not None]
 
 

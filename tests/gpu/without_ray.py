@@ -25,6 +25,7 @@ SECTIONS = (
     Section(name="shares", run=ranks.shares, seconds=20),
     Section(name="b32_short", run=speed.b32_short, seconds=25),
     Section(name="b16", run=speed.b16, seconds=25),
+    Section(name="b32_large", run=speed.b32_large, seconds=25),
     Section(name="encoders", run=encoders.encoders, seconds=30),
     Section(name="one_rank", run=ranks.one_rank, seconds=25),
     Section(name="jpeg_speed", run=jpegs.speed, seconds=15),
