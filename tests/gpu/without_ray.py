@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 
-from tests.gpu import clusters, encoders, environment, jpegs, numerics, ranks, speed
+from tests.gpu import clusters, encoders, environment, jpegs, memory, numerics, ranks, speed
 from tests.gpu.command import run_call
 from tests.gpu.harness import Section
 
@@ -19,12 +19,14 @@ SECTIONS = (
     Section(name="numerics", run=numerics.against_cpu, seconds=45),
     Section(name="jpeg_race", run=jpegs.race, seconds=30),
     Section(name="no_waits", run=numerics.no_waits, seconds=25),
+    Section(name="loader", run=jpegs.loader, seconds=25),
     Section(name="b32", run=speed.b32, seconds=60),
     Section(name="two_processes", run=ranks.two_processes, seconds=60),
     Section(name="resume", run=numerics.resume, seconds=30),
     Section(name="shares", run=ranks.shares, seconds=20),
     Section(name="b32_short", run=speed.b32_short, seconds=25),
     Section(name="b16", run=speed.b16, seconds=25),
+    Section(name="memory", run=memory.memory, seconds=30),
     Section(name="b32_large", run=speed.b32_large, seconds=25),
     Section(name="encoders", run=encoders.encoders, seconds=30),
     Section(name="one_rank", run=ranks.one_rank, seconds=25),
