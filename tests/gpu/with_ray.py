@@ -30,7 +30,8 @@ def main() -> int:
     """Run the sections on one cluster."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     with ray_head.cluster(max(6, os.cpu_count() or 1)) as address:
-        os.environ["RAY_ADDRESS"] = address
+        # Ray made a token for the cluster that it started; other processes use it only with this mode
+        os.environ |= {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "token"}
         return run_call("GPU, with Ray", SECTIONS, seconds=225)
 
 
