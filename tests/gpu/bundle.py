@@ -3,8 +3,8 @@
     python -m tests.gpu.bundle --call 1 --out runs/gpu/bundle-1
 
 The machine needs a copy of this repository, Python, torch, torchvision, timm and what comes with them, and no network.
-Versions are those of this environment, but for a smaller polars (`--pin`). Left out is what no section uses: Ray's dashboard
-pages, jars and RLlib, and weights. Binaries lose their symbols if `strip` is installed. On the machine:
+Versions are those of this environment, but for a smaller polars (`--pin`). Left out is what no section uses: Ray's
+dashboard pages, jars and RLlib, and weights. Binaries lose their symbols if `strip` is installed. On the machine:
 
     python3 -m tarfile -e bundle.tar.xz packages
     PYTHONPATH=.:packages python3 -m tests.gpu.without_ray --out results"""
