@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -23,6 +24,8 @@ def run_call(title: str, sections: Sequence[Section], *, seconds: float) -> int:
     parser.add_argument("--only", nargs="+", choices=[section.name for section in sections], metavar="SECTION")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
+    # SIGTERM ends the section and Ray's processes too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     wanted = [section for section in sections if given.only is None or section.name in given.only]
     if given.dry_run:
         # a deadline is for a GPU that is paid for; a busy machine may be slow

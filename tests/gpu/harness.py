@@ -120,7 +120,12 @@ def _in_process(section: Section, lab: Lab, seconds: float, out: Path) -> Result
     pid = os.fork()
     if pid == 0:
         _be_section(section, lab.until(start + seconds), checks_path, out / f"{section.name}.log")
-    status = _wait(pid, start + seconds)
+    try:
+        status = _wait(pid, start + seconds)
+    except BaseException:
+        # this process is to end: a section does not outlive it
+        _kill_group(pid)
+        raise
     took = round(time.monotonic() - start, 2)
     lines = [json.loads(line) for line in checks_path.read_text().splitlines()]
     checks = [Check(**line["check"]) for line in lines if "check" in line]
@@ -159,6 +164,7 @@ def _kill_group(pid: int) -> None:
 def _be_section(section: Section, lab: Lab, checks_path: Path, log_path: Path) -> None:
     """Run a section in this forked process and end it; the log gets what the section prints."""
     os.setsid()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for descriptor in (1, 2):
         os.dup2(log, descriptor)
