@@ -168,6 +168,8 @@ def _be_section(section: Section, lab: Lab, checks_path: Path, log_path: Path) -
     log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for descriptor in (1, 2):
         os.dup2(log, descriptor)
+    # the parent's objects may write elsewhere, as pytest's do
+    sys.stdout, sys.stderr = (os.fdopen(descriptor, "w", buffering=1, closefd=False) for descriptor in (1, 2))
     with checks_path.open("a", buffering=1) as lines:
 
         def write(**line: Any) -> None:
