@@ -12,9 +12,9 @@ from unittest import mock
 import numpy as np
 import pyarrow as pa
 import torch
-from orchestrator.clip.tokens import ClipCaptions
 from PIL import Image
 
+from orchestrator.clip.tokens import ClipCaptions
 from orchestrator.config import AugmentationConfig
 from orchestrator.training import jpegs
 from orchestrator.training.decoding import Decoding, Rows, decode_block
