@@ -26,8 +26,11 @@ def causes(error: BaseException, *, contexts: bool = False) -> Iterator[BaseExce
 
     `contexts`: also follow the errors during whose handling another one was raised."""
     one: BaseException | None = error
-    while one is not None:
+    seen: set[int] = set()
+    while one is not None and id(one) not in seen:
         yield one
+        # an error that is raised from its own wrapper leads back to it
+        seen.add(id(one))
         # Ray Train reports the failure of each worker; any of them leads to the cause
         failures = getattr(one, "worker_failures", None)
         wrapped = next(iter(failures.values())) if failures else getattr(one, "cause", None)

@@ -50,7 +50,7 @@ def connect(config: ClusterConfig, *, dashboard: bool = False) -> str | None:
 
     A second call in a process keeps the connection and only applies the limits of `config`.
     Errors: `UserError` if there is no cluster at the address, or if Ray does not start."""
-    _quiet_data()
+    configure_data()
     _set_limits(config)
     if ray.is_initialized():
         return None
@@ -101,7 +101,8 @@ def _is_timeout(error: Exception) -> bool:
     return type(error) is Exception or isinstance(error, (RuntimeError, TimeoutError, ConnectionError))
 
 
-def _quiet_data() -> None:
+def configure_data() -> None:
+    """Set this process's Ray Data context. A task that starts datasets of its own calls it too."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

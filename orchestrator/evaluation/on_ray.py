@@ -94,10 +94,7 @@ def _in_task(function: Callable[..., Any], *arguments: Any, cpus: int = 1) -> An
     # outside the placement group of a sweep's trial, which has no room for it
     share: dict[str, Any] = {"num_gpus": 1} if ray_cluster.num_gpus() else {"num_cpus": cpus}
     task = ray.remote(scheduling_strategy="DEFAULT", **share)(_called)
-    try:
-        return ray.get(task.remote(function, *arguments))
-    except ray.exceptions.RayTaskError as error:
-        raise error.cause from error
+    return ray.get(task.remote(function, *arguments))
 
 
 def _called(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -146,7 +146,10 @@ class Evaluate:
 
         check_sets(self.sets, self.limits, display)
         started = time.monotonic()
-        embedder = OnRay(Models(references=self.references, pretrained=self.pretrained), self.settings)
+        models = Models(references=self.references, pretrained=self.pretrained)
+        # a config that cannot be read ends the command here, before a model is loaded
+        models.decoder()
+        embedder = OnRay(models, self.settings)
         with display.stage("evaluate", unit="images") as progress:
             totals = measure(embedder, self.sets, progress)
             if self.of_tasks:

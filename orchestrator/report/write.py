@@ -6,6 +6,7 @@ import logging
 
 import ray
 
+from orchestrator.engine import ray_cluster
 from orchestrator.engine.run_record import RunRecord
 from orchestrator.report.clusters import cluster_prunings, clusterings
 from orchestrator.report.duplicates import duplicates
@@ -45,6 +46,7 @@ def write_report(out: str, record: RunRecord) -> None:
 
 
 def _make(record: RunRecord) -> tuple[bytes, bytes]:
+    ray_cluster.configure_data()
     report, thumbnails = build_report(record), Thumbnails()
     if pairs := pairs_shown(report):
         thumbnails = read_thumbnails(record, record.of_kind("catalog")[0], pairs)
