@@ -24,6 +24,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
+from orchestrator import __version__
 from orchestrator.config import Config, parse
 from orchestrator.engine import stop_signals
 from orchestrator.errors import Stopped, UserError, causes, is_ray_wrapper, one_line
@@ -105,6 +106,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run a verb and exit with code 0, 2 for a user's mistake (one line on stderr), 1 for an internal error (with its
     traceback), 130 after SIGINT or 143 after SIGTERM."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments == ["--version"]:
+        print(f"clip-orchestrator {__version__}")
+        return
     verb = arguments[0] if arguments and not arguments[0].startswith("-") else None
     if verb is not None and verb not in VERBS:
         _fail(f"unknown verb {verb!r}, expected one of: {', '.join(VERBS)}")

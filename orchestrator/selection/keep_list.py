@@ -89,12 +89,16 @@ class ListedRule:
 
 def _check_missing(settings: KeepListStep, setting: str, joined: Joined) -> None:
     totals = joined.totals
-    missing = totals["list_unmatched"]
-    distinct = totals["list_rows"] - totals["list_empty"] - totals["duplicate_list"]
+    # a row without a value to match by is on the list, but no pair of the pool can be it
+    empty = totals["list_empty"]
+    missing = totals["list_unmatched"] + empty
+    distinct = totals["list_rows"] - totals["duplicate_list"]
     if missing > settings.max_missing * distinct:
+        without = f"; {empty:,} rows of the list have no {settings.match_by}" if empty else ""
         raise UserError(
             f"{setting}: the pool lacks {missing:,} of the {distinct:,} pairs on the list, matched by "
             f"{settings.match_by}; at most {settings.max_missing:.1%} allowed (only on the list: "
-            f"{', '.join(totals['list_examples'])}; only in the pool: {', '.join(totals['pool_examples']) or 'none'}); "
+            f"{', '.join(totals['list_examples']) or 'none'}; only in the pool: "
+            f"{', '.join(totals['pool_examples']) or 'none'}{without}); "
             f"check {setting}.match_by and match_column, or raise {setting}.max_missing"
         )

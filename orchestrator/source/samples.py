@@ -154,10 +154,10 @@ class SampleWalk:
             labels.uid, labels.url = found.uid, found.url
 
     def _json_caption(self, fields: dict[str, Any]) -> str | None:
-        if self.caption_column is None and fields.get("caption"):
+        # a null or a blank text says less than another usual name with words
+        filled = [name for name, value in fields.items() if value is not None and not _is_blank_text(value)]
+        if self.caption_column is None and "caption" in filled:
             return "caption"
-        # a null says less than another usual name with a text
-        filled = [name for name, value in fields.items() if value not in (None, "")]
         return caption_field(filled, self.caption_column) or caption_field(fields, self.caption_column)
 
     def _text(self, file: IO[bytes], member: Member) -> str | None:
@@ -209,6 +209,10 @@ class SampleWalk:
 
     def _name(self, member: Member) -> str:
         return f"{self.shard_name}/{member.key}"
+
+
+def _is_blank_text(value: Any) -> bool:
+    return isinstance(value, str) and is_blank(value)
 
 
 def _instead(extensions: dict[str, None]) -> str:

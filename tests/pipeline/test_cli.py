@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from orchestrator import cli, pipeline
+from orchestrator import __version__, cli, pipeline
 from orchestrator.cli import PATH_KEYS, VERBS, compose_config, for_hydra, main
 from orchestrator.config import Config
 from orchestrator.errors import UserError
@@ -48,6 +48,11 @@ def composed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Config]:
         return taken[0]
 
     return run
+
+
+def test_the_version_is_that_of_this_project(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--version"])
+    assert capsys.readouterr().out == f"clip-orchestrator {__version__}\n"
 
 
 def test_run_alone_is_the_demo(composed: Callable[..., Config]) -> None:

@@ -138,6 +138,15 @@ def test_too_many_listed_pairs_that_were_not_downloaded_are_an_error(exported: P
     assert aligned.totals["matched"] == len(there)
 
 
+def test_rows_without_a_value_count_as_missing(shuffled: tuple[str, list[int]], tmp_path: Path) -> None:
+    listed = [url_of(0), url_of(1), None, ""]
+    pq.write_table(pa.table({"url": listed}), tmp_path / "list.parquet")
+    node = {"uri": f"{tmp_path}/list.parquet", "match_by": "url"}
+    with pytest.raises(UserError, match=r"lacks 2 of the 4 pairs on the list.*; 2 rows of the list have no url\)"):
+        apply(tmp_path, shuffled[0], node)
+    assert len(apply(tmp_path, shuffled[0], {**node, "max_missing": 0.5}).ordinals()) == 2
+
+
 def test_a_missing_list_is_an_error(shuffled: tuple[str, list[int]], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"selection\.keep_list\.uri is not set"):
         apply(tmp_path, shuffled[0], {"match_by": "url"})

@@ -105,6 +105,13 @@ def test_lists_and_objects_in_json(value: Any, expected: str | None, problem: st
         assert found.problems == missing | ({problem: 1} if problem else {})
 
 
+@pytest.mark.parametrize("blank", [None, "", "  \n"])
+def test_a_blank_caption_in_json_does_not_hide_another_name_with_words(tmp_path: Path, blank: str | None) -> None:
+    found = catalog(tmp_path, with_json(caption=blank, text="a cat"))
+    assert found.table["caption"].to_pylist() == ["a cat"]
+    assert found.captions.taken == {"JSON text": 1}
+
+
 def test_of_numbered_members_the_first_is_used_and_the_pair_counted(tmp_path: Path) -> None:
     found = catalog(tmp_path, [("a.jpg", IMAGE), ("a.10.txt", b"ten"), ("a.2.txt", b"two"), ("a.3.txt", b"three")])
     assert found.table["caption"].to_pylist() == ["two"]
