@@ -6,7 +6,7 @@ from functools import cache
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from orchestrator.errors import UserError
 
@@ -30,6 +30,14 @@ class Section(BaseModel):
     ends with its unit, as in "Unit: steps."; "Unit: none." marks a plain number. `tests/docs` checks both."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True)
+
+    @field_validator("uri", "root", check_fields=False)
+    @classmethod
+    def _not_empty(cls, place: Any) -> Any:
+        # an empty path, such as from an unset variable of the shell, is the working folder
+        if place == "" or (isinstance(place, tuple) and "" in place):
+            raise ValueError("got an empty value, expected a path or URI")
+        return place
 
     @model_validator(mode="before")
     @classmethod

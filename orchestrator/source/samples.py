@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import pyarrow as pa
 
-from orchestrator.source.captions import SEVERAL, caption_field, is_blank, member_rank
+from orchestrator.source.captions import SEVERAL, caption_field, caption_text, is_blank, member_rank
 from orchestrator.source.header import IMAGE_EXTENSIONS, LONG_PREFIX, PREFIX, WHOLE, image_size, is_image
 from orchestrator.source.schema import CATALOG_SCHEMA, CaptionCounts, Problems, Status
 from orchestrator.source.sidecar import Labels, Sidecar, labels_of
@@ -97,6 +97,22 @@ class SampleWalk:
         logger.warning("truncated shard: %s", text)
         self.problems.add("truncated_shard", text)
 
+    def check_sidecar(self) -> None:
+        """Count the rows of the sidecar that are not used: those of pairs that the tar does not have."""
+        labels = self.sidecar.labels
+        for key in self.sidecar.repeated:
+            self.problems.add("duplicate_key", f"{self.shard_name}/{key}: a second row in its Parquet file, ignored")
+        lost = [key for key in labels if key not in self.samples]
+        if self.samples and labels and len(lost) == len(labels):
+            self.problems.add(
+                "unmatched_sidecar",
+                f"{self.shard_name}: none of the {len(labels)} keys of its Parquet file is in the tar (keys there: "
+                f"{next(iter(self.samples))!r}, ..., in the Parquet file: {lost[0]!r}, ...); the file is not used",
+            )
+            return
+        for key in lost:
+            self.problems.add("row_without_pair", f"{self.shard_name}/{key}: in its Parquet file, but not in the tar")
+
     def table(self, *, with_offsets: bool) -> pa.Table:
         """Return the samples as a catalog table; counts what is wrong with each."""
         samples = list(self.samples.values())
@@ -154,10 +170,11 @@ class SampleWalk:
             labels.uid, labels.url = found.uid, found.url
 
     def _json_caption(self, fields: dict[str, Any]) -> str | None:
-        # a null or a blank text says less than another usual name with words
-        filled = [name for name, value in fields.items() if value is not None and not _is_blank_text(value)]
-        if self.caption_column is None and "caption" in filled:
+        caption = fields.get("caption")
+        if self.caption_column is None and isinstance(caption, str) and not is_blank(caption):
             return "caption"
+        # a value without words says less than another usual name with some
+        filled = [name for name, value in fields.items() if not is_blank(caption_text(value)[0])]
         return caption_field(filled, self.caption_column) or caption_field(fields, self.caption_column)
 
     def _text(self, file: IO[bytes], member: Member) -> str | None:
@@ -209,10 +226,6 @@ class SampleWalk:
 
     def _name(self, member: Member) -> str:
         return f"{self.shard_name}/{member.key}"
-
-
-def _is_blank_text(value: Any) -> bool:
-    return isinstance(value, str) and is_blank(value)
 
 
 def _instead(extensions: dict[str, None]) -> str:

@@ -36,11 +36,13 @@ class Labels:
 
 @dataclass(slots=True)
 class Sidecar:
-    """Labels by key. `caption` is the name of the column with the captions, if it has one. `error` is the reason why
-    the file cannot be read, if it cannot."""
+    """Labels by key. `caption` is the name of the column with the captions, if it has one. `repeated`: keys of rows
+    after the first one with that key, which are not used. `error` is the reason why the file cannot be read, if it
+    cannot."""
 
     labels: dict[str, Labels] = field(default_factory=dict)
     caption: str | None = None
+    repeated: tuple[str, ...] = ()
     error: str | None = None
 
 
@@ -52,10 +54,10 @@ def read_sidecar(uri: str, caption_column: str | None = None) -> Sidecar:
         caption = caption_field(file.schema_arrow.names, caption_column)
         if "key" not in file.schema_arrow.names:
             return Sidecar(error="no column `key`")
-        rows = _rows(file, (*COLUMNS, caption))
+        rows, repeated = _rows(file, (*COLUMNS, caption))
     except DAMAGE as error:
         return Sidecar(error=str(error))
-    return Sidecar({key: labels_of(row, caption) for key, row in rows.items()}, caption)
+    return Sidecar({key: labels_of(row, caption) for key, row in rows.items()}, caption, repeated)
 
 
 def sidecar_fields(uri: str, names: Sequence[str]) -> dict[str, Row]:
@@ -65,15 +67,22 @@ def sidecar_fields(uri: str, names: Sequence[str]) -> dict[str, Row]:
     data = read(uri)
     try:
         file = pq.ParquetFile(io.BytesIO(data))
-        return _rows(file, names) if "key" in file.schema_arrow.names else {}
+        return _rows(file, names)[0] if "key" in file.schema_arrow.names else {}
     except DAMAGE:
         return {}
 
 
-def _rows(file: pq.ParquetFile, names: Iterable[str | None]) -> dict[str, Row]:
+def _rows(file: pq.ParquetFile, names: Iterable[str | None]) -> tuple[dict[str, Row], tuple[str, ...]]:
     columns = [name for name in dict.fromkeys(("key", "status", *names)) if name in file.schema_arrow.names]
-    rows = {plain_text(row["key"]): row for row in file.read(columns=columns).to_pylist() if _succeeded(row)}
-    return {key: row for key, row in rows.items() if key is not None}
+    rows: dict[str, Row] = {}
+    repeated = []
+    for row in file.read(columns=columns).to_pylist():
+        key = plain_text(row["key"]) if _succeeded(row) else None
+        if key in rows:
+            repeated.append(key)
+        elif key is not None:
+            rows[key] = row
+    return rows, tuple(repeated)
 
 
 def labels_of(fields: Row, caption: str | None) -> Labels:

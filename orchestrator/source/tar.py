@@ -79,6 +79,8 @@ def open_tar(uri: str) -> Iterator[tuple[IO[bytes], bool]]:
             yield file, True
 
 
+# links to links that are followed, as Linux does
+MAX_LINKS = 40
 Report = Callable[[str, str, str], None]
 """Takes the kind of a problem, the member's name ("" for the tar as a whole), and what it is in words."""
 
@@ -199,14 +201,27 @@ def _next_archive(file: IO[bytes], offset: int) -> int | None:
 
 
 def _payloads(file: IO[bytes]) -> dict[str, tuple[int, int]]:
-    """Return the offset and size of every regular file by name, as far as the tar is readable."""
+    """Return the offset and size of every regular file, and of every link to one, by name, as far as the tar is
+    readable."""
     found: dict[str, tuple[int, int]] = {}
+    links: dict[str, str] = {}
     try:
         for info, is_whole in _headers(file, _no_report):
+            name = posixpath.normpath(info.name)
             if info.isreg() and is_whole:
-                found.setdefault(posixpath.normpath(info.name), (info.offset_data, info.size))
+                found.setdefault(name, (info.offset_data, info.size))
+            elif info.islnk() or info.issym():
+                links.setdefault(name, _target(info))
     except DamagedTar:
         pass
+    for name in links:
+        target: str | None = links[name]
+        for _ in range(MAX_LINKS):
+            if target is None or target in found:
+                break
+            target = links.get(target)
+        if target in found:
+            found.setdefault(name, found[target])
     return found
 
 

@@ -67,6 +67,7 @@ class WebDataset:
             with open_tar(part.shard.uri) as (file, is_seekable):
                 for member in members(file, walk.report):
                     walk.add(file, member)
+            walk.check_sidecar()
         except NotATar as error:
             return unreadable(part, problems, f"not a tar ({error})")
         except DamagedTar as error:

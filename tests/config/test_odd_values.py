@@ -105,7 +105,9 @@ def test_missing_config_folder_is_refused(name: str, tmp_path: Path) -> None:
         compose(folder=tmp_path / name)
 
 
-@pytest.mark.parametrize("key", ["store", "run", "to", "checkpoint"])
+@pytest.mark.parametrize(
+    "key", ["store", "run", "to", "checkpoint", "source.uri", "evaluation.zero_shot.uri", "evaluation.root"]
+)
 def test_empty_path_is_not_the_working_folder(key: str) -> None:
     with pytest.raises(UserError, match=f"{key}: got an empty value, expected a path or URI"):
         compose(f"{key}=")

@@ -51,6 +51,7 @@ def test_every_section_without_ray_runs_on_a_cpu(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_every_section_with_ray_runs_on_a_cpu(tmp_path: Path) -> None:
     assert_dry_run("with_ray", tmp_path)
 

@@ -105,8 +105,8 @@ def test_lists_and_objects_in_json(value: Any, expected: str | None, problem: st
         assert found.problems == missing | ({problem: 1} if problem else {})
 
 
-@pytest.mark.parametrize("blank", [None, "", "  \n"])
-def test_a_blank_caption_in_json_does_not_hide_another_name_with_words(tmp_path: Path, blank: str | None) -> None:
+@pytest.mark.parametrize("blank", [None, "", "  \n", True, {"en": "x"}, [" "], []])
+def test_a_caption_without_words_in_json_does_not_hide_another_name(tmp_path: Path, blank: Any) -> None:
     found = catalog(tmp_path, with_json(caption=blank, text="a cat"))
     assert found.table["caption"].to_pylist() == ["a cat"]
     assert found.captions.taken == {"JSON text": 1}
@@ -138,6 +138,32 @@ def test_a_null_caption_of_a_sidecar_is_filled_from_the_tar_unless_that_is_blank
     write_sidecar(tmp_path / "0.parquet", rows)
     entries = [entry for key in "abc" for entry in ((f"{key}.jpg", IMAGE), (f"{key}.txt", b"y" if key == "a" else b""))]
     assert catalog(tmp_path, entries).table["caption"].to_pylist() == ["y", None, "x"]
+
+
+def test_a_sidecar_of_other_keys_is_counted_and_named(tmp_path: Path) -> None:
+    # pandas turns 00000 into 0
+    write_sidecar(tmp_path / "0.parquet", [{"key": number, "caption": "synthetic"} for number in range(2)])
+    entries = [(f"{key}.{name}", data) for key in ("00000", "00001") for name, data in (("jpg", IMAGE), ("txt", b"x"))]
+    found = catalog(tmp_path, entries)
+    assert found.table["caption"].to_pylist() == ["x", "x"]
+    assert found.problems == {"unmatched_sidecar": 1}
+    assert found.examples == [
+        "0.tar: none of the 2 keys of its Parquet file is in the tar (keys there: '00000', ..., in the Parquet file: "
+        "'0', ...); the file is not used"
+    ]
+
+
+def test_rows_of_a_sidecar_that_are_not_used_are_counted(tmp_path: Path) -> None:
+    texts = (("a", "first"), ("a", "second"), ("b", "other"), ("c", "failed"))
+    rows = [{"key": key, "status": "failed" if key == "c" else "success", "caption": text} for key, text in texts]
+    write_sidecar(tmp_path / "0.parquet", rows)
+    found = catalog(tmp_path, [("a.jpg", IMAGE), ("a.txt", b"x")])
+    assert found.table["caption"].to_pylist() == ["first"]
+    assert found.problems == {"duplicate_key": 1, "row_without_pair": 1}
+    assert found.examples == [
+        "0.tar/a: a second row in its Parquet file, ignored",
+        "0.tar/b: in its Parquet file, but not in the tar",
+    ]
 
 
 def test_a_sidecar_with_other_types_is_read_as_meant(tmp_path: Path) -> None:
