@@ -22,7 +22,6 @@ from orchestrator.demo.img2dataset import write_shard
 from orchestrator.demo.shards import POOL_PATH
 
 PAIRS_PER_FILE = 10_000
-ROUNDS = 2
 # runs in both versions, so it uses only names that both have
 READ = """
 import json, sys, time
@@ -45,12 +44,13 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--other", type=Path, required=True, help="a clone of the version to compare with")
     parser.add_argument("--pairs", type=int, default=1_000_000)
+    parser.add_argument("--rounds", type=int, default=2)
     arguments = parser.parse_args()
     here = Path(__file__).parents[2]
     with tempfile.TemporaryDirectory() as folder:
         uris = write_pool(Path(folder), arguments.pairs // PAIRS_PER_FILE)
         seconds: dict[str, dict[str, list[float]]] = {kind: {"here": [], "other": []} for kind in uris}
-        for _ in range(ROUNDS):
+        for _ in range(arguments.rounds):
             for version, tree in (("here", here), ("other", arguments.other)):
                 for kind, (taken, pairs) in read(tree, uris).items():
                     assert pairs == arguments.pairs // PAIRS_PER_FILE * PAIRS_PER_FILE, (kind, pairs)
