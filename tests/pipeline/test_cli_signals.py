@@ -212,5 +212,5 @@ def test_sigterm_to_the_group_in_a_sweep(forked_workers: dict[str, str], tiny_co
     space = "'sweep.space={training.lr: {grid: [1e-3]}}' 'sweep.controls={full: false, random: false}'"
     command = command_of(tiny_conf, tmp_path).replace("orchestrator run", "orchestrator sweep")
     command += f" {space} evaluation.zero_shot.uri=zs.tar sweep.metric=zero_shot/top1 training.num_workers=1"
-    stopped(command, tmp_path, forked_workers, signal.SIGTERM, lambda: list(tmp_path.glob("OUT/trials/*/state.json")))
+    stopped(command, tmp_path, forked_workers, signal.SIGTERM, lambda: list(tmp_path.glob("OUT/trials/*/run.log")))
     assert said(tmp_path).endswith("run the same command again with resume=true to resume\n")
