@@ -84,7 +84,7 @@ class Encoder:
 
     @property
     def _device(self) -> torch.device:
-        return next(self.clip.model.parameters()).device
+        return features.device_of(self.clip)
 
 
 def open_clip_encoder(*, name: str, pretrained: str | None, towers: Sequence[Tower]) -> Encoder:

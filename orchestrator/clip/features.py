@@ -18,7 +18,7 @@ def encode_images(clip: Clip, images: torch.Tensor, *, batch_size: int, precisio
     """Return float32 [n, dim] on the CPU, from uint8 [n, 3, size, size] already cropped to the model's image size."""
     if not len(images):
         return _no_features(clip)
-    device = _device(clip)
+    device = device_of(clip)
     normalise = Normaliser(clip.preprocess_cfg["mean"], clip.preprocess_cfg["std"], device)
     if device.type == "cuda" and not images.is_pinned():
         # a copy from pinned memory does not block the host
@@ -43,7 +43,7 @@ def encode_tokens(clip: Clip, tokens: torch.Tensor, *, batch_size: int, precisio
     A GPU does not compute the padding after the longest caption of a batch, if the text tower allows that."""
     if not len(tokens):
         return _no_features(clip)
-    device = _device(clip)
+    device = device_of(clip)
     # shorter captions round differently: on CPUs the features stay those of the full context, to the bit
     end = end_of_text(clip.model) if device.type == "cuda" else None
     with _inference(clip.model), autocast(precision, device):
@@ -70,7 +70,8 @@ def _unit_norm(chunks: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.nn.functional.normalize(torch.cat([chunk.float() for chunk in chunks]), dim=-1).cpu()
 
 
-def _device(clip: Clip) -> torch.device:
+def device_of(clip: Clip) -> torch.device:
+    """Return the device of a model."""
     return next(clip.model.parameters()).device
 
 
@@ -83,14 +84,3 @@ def _inference(model: Model) -> Iterator[None]:
             yield
     finally:
         model.train(was_training)
-
-
-@contextmanager
-def full_float32() -> Iterator[None]:
-    """Multiply float32 matrices in float32, and not in TF32, while the block runs."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 import torch
 from open_clip import OPENAI_IMAGENET_TEMPLATES as PROMPT_FUNCTIONS
 
-from orchestrator.clip.features import encode_texts, full_float32
+from orchestrator.clip.features import encode_texts
 from orchestrator.clip.model import Clip
+from orchestrator.clip.precision import matmuls
 from orchestrator.clip.prompts import check_templates, fill
 from orchestrator.clip.recipe import Precision
 
@@ -179,7 +180,7 @@ def _scores(rows: torch.Tensor, tile: torch.Tensor) -> torch.Tensor:
 
 def _scores_beside(own: torch.Tensor, rows: torch.Tensor, tile: torch.Tensor) -> torch.Tensor:
     # scores that compare with `own` [n, 1] as those in float64 do
-    with full_float32():
+    with matmuls("highest"):
         scores = rows @ tile.T
     margin = rows.shape[1] * torch.finfo(torch.float32).eps
     is_close = (scores - own).abs() <= margin

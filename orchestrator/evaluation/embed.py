@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from orchestrator.clip.features import encode_images, encode_texts
+from orchestrator.clip.features import device_of, encode_images, encode_texts
 from orchestrator.clip.model import Clip
 from orchestrator.clip.zero_shot import OPENAI_IMAGENET_TEMPLATES, ClassCounts, class_weights, recall_at_k, topk_counts
 from orchestrator.config import EvaluationConfig
@@ -155,11 +155,6 @@ def on_decodable(work: Work, batch: Rows) -> Rows:
     images = torch.from_numpy(np.ascontiguousarray(batch["image"][valid])).permute(0, 3, 1, 2)
     found = work(images, {name: column[valid] for name, column in batch.items() if name != "image"})
     return {**found, "images": int(valid.sum()), "skipped": int((~valid).sum())}
-
-
-def device_of(clip: Clip) -> torch.device:
-    """Return the device of a model."""
-    return next(clip.model.parameters()).device
 
 
 def embedded_classes(

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from orchestrator.clip.features import encode_images
+from orchestrator.clip.features import device_of, encode_images
 from orchestrator.clip.linear_probe import fit_best
 from orchestrator.clip.zero_shot import OPENAI_IMAGENET_TEMPLATES
 from orchestrator.engine.console import StageProgress
 from orchestrator.errors import UserError
-from orchestrator.evaluation.embed import Clips, Embedder, Weights, device_of, options_of
+from orchestrator.evaluation.embed import Clips, Embedder, Weights, options_of
 from orchestrator.evaluation.image_reader import Rows
 from orchestrator.evaluation.sets import EvaluationSet
 from orchestrator.evaluation.task_metrics import Predictions, classification_metrics

@@ -1,7 +1,7 @@
 """`hf://`: repositories on the Hugging Face Hub, read through the file system of `huggingface_hub`.
 
 A process has one file system, because each lists a folder before it reads a file in it. The token (HF_TOKEN), the
-address (HF_ENDPOINT) and HF_HUB_OFFLINE come from the environment. Errors are told apart by the names of their classes,
+address (HF_ENDPOINT) and HF_HUB_OFFLINE come from the environment. Errors are recognised by the names of their classes,
 because the package is optional."""
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ def microseconds(call: Callable[[], Any], num: int, rounds: int) -> float:
 
 
 class Instant:
-    """An encoder whose forward pass takes no time; `tokenizer` None: tokens arrive."""
+    """An encoder with a forward pass that takes no time. `tokenizer` is None if it gets tokens."""
 
     def __init__(self, tokenizer: SimpleTokenizer | None):
         self.tokenizer, self.captions = tokenizer, list[str]()

@@ -23,13 +23,12 @@ import ray
 import torch
 from open_clip import SimpleTokenizer
 
-from orchestrator.clip.tokens import ClipCaptions
-from orchestrator.config import AugmentationConfig
 from orchestrator.training import device_loader
 from orchestrator.training.decoding import Decoding, lists_of
 from orchestrator.training.device_loader import load_batches
 from orchestrator.training.prefetch import prefetch
 from tests.support.noisy_texts import like_captions
+from tests.support.reader_inputs import plain_decoding
 
 CONTEXT, ROUNDS, NUM_KEPT = 77, 2, 5
 
@@ -45,7 +44,7 @@ def main() -> None:
     # as page-locked memory: mapped once, then used again. Two batches wait, one is made, one is used
     kept = cycle(torch.ones((asked.slots, asked.size, asked.size, 3), dtype=torch.uint8) for _ in range(NUM_KEPT))
     device_loader.empty_images = lambda slots, size, pin_memory: next(kept)
-    decoding = decoding_of(asked.size)
+    decoding = plain_decoding(asked.size, context=CONTEXT)
     captions = like_captions()[: decoding.block_rows]
     ways: dict[str, Callable[[], Iterator[object]]] = {
         "before": partial(before, asked.pairs, asked.slots, decoding, captions),
@@ -69,19 +68,6 @@ def main() -> None:
     )
     for name, values in spent.items():
         print(f"| {name} | {np.mean(values[1:]):.1f} |")
-
-
-def decoding_of(size: int) -> Decoding:
-    """Return how pairs are decoded, for the sizes of blocks."""
-    return Decoding(
-        image_size=size,
-        augmentation=AugmentationConfig(),
-        seed=0,
-        decode_in="tasks",
-        draft_decoding=True,
-        max_image_pixels=10**8,
-        captions=ClipCaptions(CONTEXT),
-    )
 
 
 def before(num_pairs: int, slots: int, decoding: Decoding, captions: list[str]) -> Iterator[object]:

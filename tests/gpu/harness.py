@@ -157,7 +157,7 @@ def _kill_group(pid: int) -> None:
     except ProcessLookupError:
         pass
     except PermissionError:
-        # macOS answers so for a group whose only process has ended
+        # macOS raises this for a group if its only process has ended
         pass
 
 

@@ -41,15 +41,20 @@ def reader_inputs(
             window=window,
             seed=3,
         ),
-        decoding=Decoding(
-            image_size=24,
-            seed=3,
-            decode_in="tasks",
-            draft_decoding=True,
-            max_image_pixels=10**6,
-            captions=ClipCaptions(16),
-            augmentation=AugmentationConfig(),
-        ),
+        decoding=plain_decoding(24, context=16, seed=3),
+    )
+
+
+def plain_decoding(image_size: int, *, context: int, seed: int = 0) -> Decoding:
+    """Return decoding in tasks with the default augmentation."""
+    return Decoding(
+        image_size=image_size,
+        augmentation=AugmentationConfig(),
+        seed=seed,
+        decode_in="tasks",
+        draft_decoding=True,
+        max_image_pixels=10**6,
+        captions=ClipCaptions(context),
     )
 
 

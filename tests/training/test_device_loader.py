@@ -14,24 +14,15 @@ import pytest
 import torch
 
 from orchestrator.clip.tokens import ClipCaptions
-from orchestrator.config import AugmentationConfig
 from orchestrator.training import device_loader
-from orchestrator.training.decoding import Decoding, Rows, lists_of
+from orchestrator.training.decoding import Rows, lists_of
 from orchestrator.training.device_loader import LoadedBatch, load_batches, shares
 from orchestrator.training.prefetch import prefetch
-from tests.support.reader_inputs import rows_of
+from tests.support.reader_inputs import plain_decoding, rows_of
 
 SIZE, CONTEXT = 16, 12
 CPU = torch.device("cpu")
-DECODING = Decoding(
-    image_size=SIZE,
-    augmentation=AugmentationConfig(),
-    seed=0,
-    decode_in="tasks",
-    draft_decoding=True,
-    max_image_pixels=10**6,
-    captions=ClipCaptions(CONTEXT),
-)
+DECODING = plain_decoding(SIZE, context=CONTEXT)
 
 
 def block(first: int, num_rows: int) -> pa.Table:

@@ -38,7 +38,7 @@ class Warned(list[str]):
 
 @pytest.fixture
 def agreed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Returns the recipe of one worker whose device has `gigabytes` for tensors, and the warnings."""
+    """Returns the recipe of one worker with `gigabytes` for tensors on its device, and the warnings."""
 
     def recipe(
         gigabytes: float,

@@ -156,7 +156,7 @@ def test_segments_follow_each_other_without_a_gap(monkeypatch: pytest.MonkeyPatc
         events.append(str(block["item"][0]))
     assert [int(event) for event in events if "start" not in event] == [item for item in range(9) for _ in range(3)]
     for following, before in ((4, 4 - ahead), (8, 8 - ahead)):
-        # as early as its predecessor has `ahead` windows left, but not before the predecessor itself has begun
+        # when the segment before it has `ahead` windows left, but not before that segment has started
         at = events.index(f"start {following}")
         assert str(max(before, following - 4)) in events[at:]
         assert str(max(before, following - 4)) not in events[:at]
