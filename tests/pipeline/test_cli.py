@@ -83,7 +83,6 @@ def test_run_alone_is_the_demo(composed: Callable[..., Config]) -> None:
         "1e5",
         "true",
         "0x1f",
-        "",
         "50%",
         "{a,b}/*.tar",
         " leading",
