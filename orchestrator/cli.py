@@ -27,7 +27,7 @@ from yaml import YAMLError
 from orchestrator import __version__
 from orchestrator.config import Config, parse
 from orchestrator.engine import stop_signals
-from orchestrator.errors import Stopped, UserError, causes, is_ray_wrapper, one_line
+from orchestrator.errors import ClusterError, Stopped, UserError, causes, is_ray_wrapper, one_line
 
 # the module of each verb's function, imported when the verb runs
 VERBS = dict.fromkeys(("run", "plan", "select", "evaluate", "report", "export"), "orchestrator.pipeline")
@@ -237,7 +237,8 @@ def _hydra_message(error: BaseException, folder: str | None) -> str:
         text = text.replace(options[2], " " + ", ".join(options[2].split()))
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown:
-        text = f"unknown key {unknown[1]!r}{_valid_keys(unknown[1], folder)}"
+        added = "; to apply an experiment, write +exp=NAME" if unknown[1] == "exp" else ""
+        text = f"unknown key {unknown[1]!r}{added or _valid_keys(unknown[1], folder)}"
     return text
 
 
@@ -278,7 +279,7 @@ def _explain(error: BaseException, verb: str) -> NoReturn:
     lost = ""
     for one in causes(error, contexts=True):
         if isinstance(one, UserError) and not is_ray_wrapper(one):
-            _fail(one_line(one))
+            _fail(one_line(one), FAILURE if isinstance(one, ClusterError) else USAGE_ERROR)
         if isinstance(one, OSError) and one.filename is not None and not is_ray_wrapper(one):
             _fail(one_line(one), FAILURE)
         if type(one).__name__ in LOST and OWN_FAULT not in str(one):

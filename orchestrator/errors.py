@@ -14,6 +14,10 @@ class UserError(Exception):
     """A mistake that the user can correct. It ends the command with its message on one line and exit code 2."""
 
 
+class ClusterError(UserError):
+    """Ray did not start. It ends the command with exit code 1: the same command may succeed later."""
+
+
 class Stopped(BaseException):
     """A stop request: it ends the command with its message. The exit code is 130 (SIGINT) or 143 (SIGTERM).
 

@@ -31,7 +31,7 @@ from orchestrator.plan import cost_table
 from orchestrator.plan.estimates import Estimates
 from orchestrator.plan.gpu_memory import show_memory
 from orchestrator.plan.probe import probe
-from orchestrator.plan.rows import COLUMNS, Reach, plan_rows, reaches, training_cost
+from orchestrator.plan.rows import COLUMNS, Reach, check_budgets, plan_rows, reaches, training_cost
 from orchestrator.selection import caption_reader, selection_stages
 from orchestrator.selection.pool_mask import pool_mask_stage
 from orchestrator.selection.word_counts import count_stage, words_stage
@@ -273,9 +273,9 @@ def _write_report(out: str, record: RunRecord) -> list[tuple[str, str]]:
 
 def _show_plan(pipeline: Pipeline, display: Display) -> list[Reach]:
     found = reaches(pipeline.stages, pipeline.source, pipeline.catalog)
+    check_budgets(found)
     display.table(f"plan of {pipeline.config.name}", COLUMNS, plan_rows(found))
-    cost = training_cost(found, pipeline.source, pipeline.catalog)
-    if cost:
+    if cost := training_cost(found, pipeline.source, pipeline.catalog):
         display.line(cost)
     if cost and not any(stage.role == Role.EVALUATE for stage in pipeline.stages):
         display.line(NOT_EVALUATED)

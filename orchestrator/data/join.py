@@ -161,8 +161,10 @@ def _check_values(listed: ExternalList, summaries: list[Summary]) -> None:
     totals, by, setting = sums(summaries), listed.match_by, listed.setting
     if totals["pool_rows"] == totals["pool_empty"]:
         raise UserError(f"{setting}.match_by: got {by!r}, but no pair of the pool has a {by}; match by another")
-    if totals.get("list_rows", 0) == totals.get("list_empty", 0):
-        raise UserError(f"{setting}: none of the list's {totals.get('list_rows', 0):,} rows has a {by} to match by")
+    if not totals.get("list_rows"):
+        raise UserError(f"{setting}.uri: the list has no rows; expected rows with a {by}")
+    if totals["list_rows"] == totals.get("list_empty", 0):
+        raise UserError(f"{setting}: none of the list's {totals['list_rows']:,} rows has a {by} to match by")
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from orchestrator.config import ClusterConfig, TrainingConfig
 from orchestrator.config.training import lanes_hint
 from orchestrator.engine.ray_address import address_of, check_answers
 from orchestrator.engine.ray_start import kept_sigterm_handler, log_messages, own_process_groups, silenced_stderr
-from orchestrator.errors import UserError, first_line
+from orchestrator.errors import ClusterError, UserError, first_line
 from orchestrator.storage import files
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def connect(config: ClusterConfig, *, dashboard: bool = False) -> str | None:
         return connected.dashboard_url or None
     except Exception as error:
         if address == "local" and _is_timeout(error):
-            raise UserError(
+            raise ClusterError(
                 f"Ray did not start on this machine: {first_line(error)}; run the command again when the machine is "
                 "less busy, or start a cluster first with `ray start --head`"
             ) from error

@@ -10,7 +10,9 @@ from orchestrator.data.keep_list import KeepList
 from orchestrator.engine.parts import num_done
 from orchestrator.engine.role import Role
 from orchestrator.engine.stage import Stage
+from orchestrator.errors import UserError
 from orchestrator.pruning.threshold import budget
+from orchestrator.selection.budget import exceeded
 from orchestrator.source import Source
 from orchestrator.training.checkpoint_names import steps_saved
 
@@ -59,6 +61,23 @@ def reaches(stages: Sequence[Stage], source: Source, catalog: Catalog) -> list[R
         samples = stage.flow.samples or (pairs * stage.flow.epochs or None)
         found.append(Reach(stage=stage, reached=reached, left=pairs, mark=mark, samples=samples))
     return found
+
+
+def check_budgets(found: Sequence[Reach]) -> None:
+    """Check that the pairs reach the budget of each step, and that it keeps some. Estimated counts are not checked.
+
+    Errors: `UserError`."""
+    for one in found:
+        flow, step = one.stage.flow, one.stage.step
+        if one.mark == "~" or step is None:
+            continue
+        if flow.keep_pairs is not None and flow.keep_pairs > one.reached:
+            raise exceeded(step, flow.keep_pairs, one.reached)
+        if flow.keep_fraction is not None and one.reached and not one.left:
+            raise UserError(
+                f"selection.{step}.keep_fraction={flow.keep_fraction:g} keeps none of the {one.reached:,} pairs that "
+                "reach the step; raise it"
+            )
 
 
 def plan_rows(found: Sequence[Reach]) -> list[tuple[str, ...]]:

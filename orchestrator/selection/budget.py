@@ -83,11 +83,16 @@ def num_wanted(step: Step, num_pairs: int) -> int:
     if settings.keep_pairs is None:
         return budget(num_pairs, settings.keep_fraction)
     if settings.keep_pairs > num_pairs:
-        raise UserError(
-            f"selection.{step.name}.keep_pairs={settings.keep_pairs:,}, but only {num_pairs:,} pairs reach the step; "
-            f"lower it, or let the steps before it keep more"
-        )
+        raise exceeded(step.name, settings.keep_pairs, num_pairs)
     return settings.keep_pairs
+
+
+def exceeded(step: str, keep_pairs: int, num_pairs: int) -> UserError:
+    """Return the error for a budget of more pairs than reach the step."""
+    return UserError(
+        f"selection.{step}.keep_pairs={keep_pairs:,}, but only {num_pairs:,} pairs reach the step; lower it, or let "
+        "the steps before it keep more"
+    )
 
 
 def budget_stage(

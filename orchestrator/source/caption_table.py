@@ -26,7 +26,17 @@ from orchestrator.source.fields import parquet_fields, table_fields
 from orchestrator.source.plain_values import without_views
 from orchestrator.source.record_fields import type_of
 from orchestrator.source.row_groups import DamagedParquet, chunk_bytes, cut_shards, open_parquet, read_part
-from orchestrator.source.schema import CATALOG_SCHEMA, Part, PartCatalog, Problems, Reads, Shard, Status, unreadable
+from orchestrator.source.schema import (
+    CATALOG_SCHEMA,
+    Part,
+    PartCatalog,
+    Problems,
+    Reads,
+    Shard,
+    Status,
+    UnreadableText,
+    unreadable,
+)
 from orchestrator.source.shards import digest, find_shards
 from orchestrator.source.text_table import VERSION as TEXT_VERSION
 from orchestrator.source.text_table import endings_for, is_delimited, read_text_table
@@ -89,12 +99,14 @@ class CaptionTable:
     def catalog(self, part: Part) -> PartCatalog:
         """Read the catalog of a part: no images; image sizes if the table has columns for them.
 
-        Errors: `ConfigError` for a text table that cannot be parsed or lacks a column."""
+        Errors: `ConfigError` for a text table that cannot be parsed with these settings or lacks a column."""
         problems = Problems()
         try:
             table, sources = self._labels(part, problems)
         except DamagedParquet as error:
             return unreadable(part, problems, f"not readable as Parquet ({error})")
+        except UnreadableText as error:
+            return unreadable(part, problems, error.reason)
         columns = catalog_columns(table, sources, part, problems)
         has_caption = columns["caption"].is_valid().to_numpy(zero_copy_only=False)
         status = np.where(has_caption, Status.OK, Status.MISSING_CAPTION)
@@ -127,6 +139,9 @@ class CaptionTable:
         """Read columns of a range of rows."""
         if _is_parquet(part.shard):
             return parquet_fields(part, names)
+        if not keys:
+            # the file may be empty or damaged
+            return pa.table({name: pa.nulls(0, pa.int32()) for name in names})
         return table_fields(read_text_table(part.shard, self.config, Problems()), names)
 
     def reads(self, part: Part) -> Reads:

@@ -118,9 +118,17 @@ def catalog_columns(table: pa.Table, sources: dict[str, str], part: Part, proble
             column = _first_texts(column, title, problems)
         columns[name] = text_values(column, title, problems).cast(kind)
     if columns["key"].null_count:
+        if "key" in sources:
+            _report_missing_keys(columns["key"], part, problems)
         numbers = pa.array(part.first_row + np.arange(table.num_rows)).cast(pa.string())
         columns["key"] = pc.coalesce(columns["key"], numbers)
     return columns
+
+
+def _report_missing_keys(keys: pa.Array, part: Part, problems: Problems) -> None:
+    for row in np.flatnonzero(keys.is_null()):
+        number = part.first_row + int(row)
+        problems.add("missing_key", f"{part.shard.name}: row {number:,} has no key; its row number is its key")
 
 
 def text_values(column: pa.ChunkedArray, name: str, problems: Problems) -> pa.Array:

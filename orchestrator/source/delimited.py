@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from orchestrator.config import ConfigError, TableSource
 from orchestrator.source.lenient_csv import read_leniently
-from orchestrator.source.schema import Problems, Shard
+from orchestrator.source.schema import Problems, Shard, UnreadableText
 
 SETTING = "source.quoting"
 QUOTE, NEWLINE, RETURN = 34, 10, 13
@@ -59,7 +59,7 @@ class DelimitedFile:
         text = data.lstrip(b"\r\n")
         self.skipped_lines = data[: len(data) - len(text)].count(b"\n")
         if not text:
-            raise self._error("it is empty")
+            raise UnreadableText(shard, "is empty")
         is_wide = separator.encode() in text[: text.find(b"\n")]
         # an empty line at the end is no row, unless it may be an empty caption
         self.data = text.rstrip(b"\r\n") if is_wide and text.endswith((b"\n\n", b"\n\r\n")) else text

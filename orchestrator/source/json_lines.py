@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from orchestrator.config import ConfigError
 from orchestrator.source.json_text import replace_lone_escapes
-from orchestrator.source.schema import Shard
+from orchestrator.source.schema import Shard, UnreadableText
 
 POLARS_ERRORS = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
 ARROW_ERRORS = (pa.ArrowException, OverflowError)
@@ -93,7 +93,7 @@ def _error(shard: Shard, reason: str) -> ConfigError:
 
 def _frame(shard: Shard, rows: list[dict[str, Any]], text_names: tuple[str, ...]) -> pl.DataFrame:
     if not rows:
-        raise _error(shard, "it is empty")
+        raise UnreadableText(shard, "is empty")
     names = dict.fromkeys(name for row in rows for name in row)
     columns = {name: _column([row.get(name) for row in rows]) for name in names}
     for name in names:

@@ -16,6 +16,8 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from orchestrator.config import ConfigError
+
 logger = logging.getLogger(__name__)
 
 
@@ -177,6 +179,14 @@ class Problems:
         self.counts[kind] = self.counts.get(kind, 0) + 1
         if self.counts[kind] <= EXAMPLES_PER_KIND:
             self.examples.append(example)
+
+
+class UnreadableText(ConfigError):
+    """A text file that is empty or damaged, whatever the settings are."""
+
+    def __init__(self, shard: Shard, reason: str) -> None:
+        super().__init__(f"source.uri: {shard.uri} {reason}")
+        self.reason = reason
 
 
 def unreadable(part: Part, problems: Problems, reason: str) -> PartCatalog:

@@ -144,7 +144,7 @@ def _plain(listing: _Listing, fs: AbstractFileSystem, path: str, item: str, endi
     if info:
         if not _ends(path, endings):
             hint = ARROW_HINT if _ends(path, ARROW) else ""
-            raise _NotFound(f"{item} is not a shard; expected a name ending in {' '.join(endings)}{hint}")
+            raise _NotFound(f"cannot read {item}; expected a name ending in {' '.join(endings)}{hint}")
         return [_Found(path, info, False)]
     if not fs.isdir(path):
         raise _NotFound(f"no such path: {item}")
@@ -203,7 +203,7 @@ def _literals(
         first = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise _NotFound(f"{len(missing)} of the {len(paths)} files of {item} are missing: {first}")
     if odd := [path for path in paths if not _ends(path, endings)]:
-        raise _NotFound(f"{odd[0]} is not a shard; expected a name ending in {' '.join(endings)}")
+        raise _NotFound(f"cannot read {odd[0]}; expected a name ending in {' '.join(endings)}")
     few = all(len(names) <= FEW_NAMES for names in wanted.values())
     return [
         _Found(path, there[posixpath.dirname(path)][posixpath.basename(path)], not few) for path in dict.fromkeys(paths)

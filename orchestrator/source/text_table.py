@@ -13,7 +13,7 @@ import pyarrow as pa
 from orchestrator.config import ConfigError, TableSource
 from orchestrator.source.delimited import DelimitedFile
 from orchestrator.source.json_lines import read_json
-from orchestrator.source.schema import Problems, Shard
+from orchestrator.source.schema import Problems, Shard, UnreadableText
 from orchestrator.storage.files import read
 
 VERSION = 1
@@ -45,7 +45,8 @@ def read_text_table(
     """Read all rows of a text table. CSV columns are kept as text, so `007` stays `007`.
 
     Invalid UTF-8 is replaced and the affected lines are counted as problems. `text_names`: see `read_json`.
-    Errors: `ConfigError` with file and reason (a ragged line, bad JSON, an empty file); `OSError` if the read fails."""
+    Errors: `ConfigError` with file and reason (a ragged line, bad JSON); `UnreadableText` for an empty or damaged file;
+    `OSError` if the read fails."""
     kind, compression = _format(shard.name)
     data = _utf8(shard, _decompressed(shard, read(shard.uri), compression), problems)
     if kind in SEPARATORS:
@@ -80,7 +81,7 @@ def _decompressed(shard: Shard, data: bytes, compression: str) -> bytes:
         with pa.CompressedInputStream(pa.BufferReader(data), found or COMPRESSIONS[compression]) as stream:
             return stream.read()
     except (pa.ArrowInvalid, OSError) as error:
-        raise ConfigError(f"source.uri: {shard.uri} cannot be decompressed: {error}") from error
+        raise UnreadableText(shard, f"cannot be decompressed: {error}") from error
 
 
 def _utf8(shard: Shard, data: bytes, problems: Problems) -> bytes:

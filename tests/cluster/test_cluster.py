@@ -14,7 +14,7 @@ from orchestrator.config import ClusterConfig, TrainingConfig
 from orchestrator.engine import ray_cluster as cluster
 from orchestrator.engine.ray_address import address_of
 from orchestrator.engine.ray_start import EXPECTED, log_messages
-from orchestrator.errors import UserError
+from orchestrator.errors import ClusterError, UserError
 
 
 @pytest.fixture
@@ -106,15 +106,15 @@ def test_a_running_cluster_on_this_node_is_used(
         TimeoutError(),
     ],
 )
-def test_a_cluster_that_does_not_start_in_time_is_a_user_error(
-    raised: Exception, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cluster_that_does_not_start_in_time_is_one_line(raised: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def late(*args: Any, **how: Any) -> NoReturn:
         raise raised
 
     monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
     monkeypatch.setattr(cluster.ray, "init", late)
-    with pytest.raises(UserError, match=r"did not start on this machine: .*when the machine is less busy.*ray start"):
+    with pytest.raises(
+        ClusterError, match=r"did not start on this machine: .*when the machine is less busy.*ray start"
+    ):
         cluster.connect(ClusterConfig(address="local"))
 
 

@@ -244,6 +244,9 @@ def test_a_list_without_values_is_an_error(tmp_path: Path) -> None:
     lists = write_lists(tmp_path / "empty", [[None, ""]])
     with pytest.raises(UserError, match="none of the list's 2 rows has a url"):
         run(tmp_path, catalog, find(lists, "url"))
+    lists = write_lists(tmp_path / "no_rows", [[]])
+    with pytest.raises(UserError, match=r"uri: the list has no rows; expected rows with a url"):
+        run(tmp_path, catalog, find(lists, "url"))
 
 
 def test_damaged_files_are_errors(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from orchestrator import __version__, cli, pipeline
 from orchestrator.cli import PATH_KEYS, VERBS, compose_config, for_hydra, main
 from orchestrator.config import Config
-from orchestrator.errors import UserError
+from orchestrator.errors import ClusterError, UserError
 from tests.support.commands import Shell
 from tests.support.pools import make_pairs, real_captions, write_tars
 
@@ -148,6 +148,7 @@ def test_every_path_of_the_configuration_is_path_like() -> None:
         ("select +exp=wfpp source.uri=x selection.wfpp.method=foo", ["selection.wfpp.method", "foo", "random", "all"]),
         ("select +exp=wfpp source.uri=x +selection.wfpp.keepfraction=1", ["selection.wfpp.keepfraction"]),
         ("select +exp=wfpp", ["source.uri"]),
+        ("select exp=wfpp", ["+exp=NAME"]),
         ("select +exp=wfpp source.uri=x 'training.lr=[1'", []),
         ("export run=nowhere to=kept.parquet", ["nowhere", "run.json"]),
         ("export to=kept.parquet", ["run="]),
@@ -290,6 +291,17 @@ def test_a_mistake_is_found_under_what_was_raised_while_it_was_handled(
         main(["plan", "+exp=wfpp", "source.uri=x"])
     assert ended.value.code == cli.USAGE_ERROR
     assert capfd.readouterr().err == "orchestrator: source.uri: nothing there\n"
+
+
+def test_a_cluster_that_does_not_start_is_a_failure(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    def late(config: Config) -> None:
+        raise ClusterError("Ray did not start")
+
+    monkeypatch.setattr(pipeline, "plan", late)
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", "+exp=wfpp", "source.uri=x"])
+    assert ended.value.code == cli.FAILURE
+    assert capfd.readouterr().err == "orchestrator: Ray did not start\n"
 
 
 def test_a_node_that_is_lost_is_no_fault_of_ours(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:

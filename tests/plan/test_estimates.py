@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ from orchestrator.engine.metering import Cost
 from orchestrator.engine.parts import part_path
 from orchestrator.engine.role import role_and_step
 from orchestrator.engine.stage import CostScaling, PairFlow, Size, Stage, by_groups, by_part
+from orchestrator.errors import UserError
 from orchestrator.plan import cost_table
 from orchestrator.plan.estimates import Estimate, Estimates
 from orchestrator.plan.measurements import ForwardPass, MeasuredPhase, MeasuredStage, Measurements, SetSize
-from orchestrator.plan.rows import Reach, reaches
+from orchestrator.plan.rows import Reach, check_budgets, reaches
 from orchestrator.selection.word_counts import count_stage, words_stage
 from orchestrator.source import open_source
 from orchestrator.storage import files
@@ -326,3 +328,27 @@ def test_stage_that_follows_a_step_gets_the_pairs_of_that_step(tmp_path: Path) -
     assert counts["captioned"] == (500, 500, None)
     assert counts["finetune"] == (500, 500, 500)
     assert counts["all"] == (1000, 1000, 1000)
+
+
+@pytest.mark.parametrize(
+    ("budget", "error"),
+    [
+        ({"keep_pairs": 11}, r"selection\.last\.keep_pairs=11, but only 10 pairs reach the step; lower it"),
+        (
+            {"keep_fraction": 1e-9},
+            r"selection\.last\.keep_fraction=1e-09 keeps none of the 10 pairs",
+        ),
+        ({"keep_pairs": 10}, None),
+        ({"keep_fraction": 0.1}, None),
+    ],
+)
+def test_a_budget_that_the_selection_refuses_is_refused(
+    tmp_path: Path, budget: dict[str, Any], error: str | None
+) -> None:
+    pl.DataFrame({"caption": ["a word"] * 20}).write_parquet(tmp_path / "0.parquet")
+    source = open_source(TableSource(uri=str(tmp_path)))
+    stages = [CATALOG, stage("pool", "keep"), stage("half", "keep", keep_fraction=0.5), stage("last", "keep", **budget)]
+    stages = [replace(one, step=one.name) for one in stages]
+    found = reaches(stages, source, Catalog(CATALOG.artifact))
+    with pytest.raises(UserError, match=error) if error else nullcontext():
+        check_budgets(found)

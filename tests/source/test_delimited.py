@@ -143,8 +143,6 @@ def test_encodings_and_line_ends(tmp_path: Path, data: bytes) -> None:
         (b"PAR1xxxx", "it is Parquet"),
         (b"PK\x03\x04xx", "it is a zip archive or a spreadsheet"),
         (b"\xff\xfea", "cannot be read as UTF-16-LE"),
-        (gzip.compress(b"url,caption\n1,a\n", mtime=0)[:-9], "cannot be decompressed"),
-        (b"\n\n", "it is empty"),
         (b"caption,caption\na,b\n", "has two columns 'caption'"),
     ],
 )
@@ -152,6 +150,21 @@ def test_what_is_no_text_is_an_error(tmp_path: Path, data: bytes, text: str) -> 
     with pytest.raises(ConfigError, match=text) as error:
         catalog_of(tmp_path, CSV, data)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (gzip.compress(b"url,caption\n1,a\n", mtime=0)[:-9], "cannot be decompressed"),
+        (b"\n\n", "is empty"),
+        (b"", "is empty"),
+    ],
+)
+def test_an_empty_or_damaged_file_is_a_broken_shard(tmp_path: Path, data: bytes, text: str) -> None:
+    catalog = catalog_of(tmp_path, CSV, data)
+    assert catalog.broken
+    assert catalog.problems == {"unreadable_shard": 1}
+    assert text in catalog.examples[0]
 
 
 @pytest.mark.parametrize("name", ["caption", "TEXT", "text", "alt_text"])

@@ -62,13 +62,19 @@ def test_json_is_read_as_python_reads_it(tmp_path: Path, data: bytes, captions: 
             r'field .caption. is {"en": "b"} in one row, expected a',
         ),
         (b"[" * 100_000, r"its array: .*recursion"),
-        (b"", r"it is empty"),
     ],
 )
 def test_a_bad_line_is_an_error_with_its_number(tmp_path: Path, data: bytes, text: str) -> None:
     with pytest.raises(ConfigError, match=rf"t.jsonl cannot be read as JSON lines: {text}") as error:
         catalog_of(tmp_path / "t.jsonl", data)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("data", [b"", b"\n", b"[]"])
+def test_an_empty_file_is_a_broken_shard(tmp_path: Path, data: bytes) -> None:
+    catalog = catalog_of(tmp_path / "t.jsonl", data)
+    assert catalog.broken
+    assert catalog.examples == ["t.jsonl: is empty"]
 
 
 @pytest.mark.parametrize("key", [2**63, 2**64 - 1, 2**64, 10**30, -(2**63) - 1])
