@@ -75,7 +75,7 @@ def test_a_folder_that_is_no_finished_run(run_command: Shell, place: Path, verb:
             "selection.steps=keep_list selection.keep_list.uri=other.parquet selection.keep_list.max_missing=1",
             "the selection keeps none of the pairs; the report in",
         ),
-        ("selection.wfpp.keep_fraction=0.001", "the selection keeps none of the pairs"),
+        ("selection.wfpp.keep_fraction=0.001", "keeps none of the"),
         ("selection.steps=basic selection.basic.language_model=file.txt", "language_model="),
         ("selection.steps=basic selection.basic.language_model=nowhere", "language_model: no such file nowhere"),
     ],
