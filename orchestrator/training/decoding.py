@@ -23,9 +23,7 @@ from orchestrator.config import AugmentationConfig
 from orchestrator.data.image_decode import BadImage, Crop, Cropper, decode, jpeg_box, random_resized_crop
 
 NO_CAPTION = "no caption"
-# decoded pixels of a block. As many as Ray Data puts into a block of a reading task, or a few more: it would cut larger
-# blocks and join smaller ones, and copy the pixels
-DECODED_BYTES = BLOCK_BYTES = 16 * 2**20
+MIN_BLOCK_BYTES = 16 * 2**20
 Rows = dict[str, NDArray]
 Pair = dict[str, Any]
 
@@ -42,11 +40,12 @@ class Decoding:
     max_image_pixels: int
     captions: Captions
     resize_with: Literal["pillow", "torch"] = "pillow"
+    block_bytes: int = MIN_BLOCK_BYTES
 
     @property
     def block_rows(self) -> int:
-        """Pairs of a block: enough for `DECODED_BYTES` of pixels."""
-        return max(32, -(-DECODED_BYTES // (3 * self.image_size**2)))
+        """Pairs of a block: enough for `block_bytes` of decoded pixels, or a few more."""
+        return max(32, -(-self.block_bytes // (3 * self.image_size**2)))
 
 
 def decode_block(block: pa.Table, *, decoding: Decoding) -> Iterator[pa.Table]:

@@ -9,7 +9,7 @@ change. A read error is raised; it is never counted as a bad sample."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import zip_longest
 
@@ -26,7 +26,7 @@ from orchestrator.engine.process_cache import fetched
 from orchestrator.errors import UserError
 from orchestrator.source import PAIR_COLUMNS, Part, Source, Status
 from orchestrator.storage import files
-from orchestrator.training.decoding import BLOCK_BYTES, Decoding, decode_block
+from orchestrator.training.decoding import MIN_BLOCK_BYTES, Decoding, decode_block
 from orchestrator.training.prefetch import prefetch
 from orchestrator.training.sample_order import Pairs, SampleOrder
 
@@ -40,6 +40,9 @@ STRETCH_BYTES = 64 * 2**20
 READ_CPUS, DECODE_CPUS = 0.25, 0.75
 # blocks on their way from the object store to the rank
 PREFETCH_BLOCKS = 4
+# each block costs the rank some 5 ms of CPU time, so blocks are as large as memory allows: the rank's share of the
+# object store holds this many. At 224 px, 64 MiB are 446 pairs
+BLOCKS_IN_SHARE, MAX_BLOCK_BYTES = 64, 64 * 2**20
 # the share of the cluster's memory for the reading tasks of all ranks; at least two tasks of a rank run, so that one
 # reads while the pairs of the other are used
 READ_SHARE, MIN_READING_TASKS = 0.25, 2
@@ -66,7 +69,9 @@ def rank_blocks(inputs: ReaderInputs, *, rank: int, num_ranks: int, first_step: 
     items = range(first_step // order.window_steps, -(-order.num_steps // order.window_steps))
     segments = [items[start : start + SEGMENT_ITEMS] for start in range(0, len(items), SEGMENT_ITEMS)]
     place = {"rank": rank, "num_ranks": num_ranks, "first_step": first_step}
-    references = ray.put(inputs), ray.put(inputs.decoding)
+    # Ray Data would cut larger blocks and join smaller ones, and copy the pixels
+    decoding = replace(inputs.decoding, block_bytes=block_bytes(_store_share(num_ranks)))
+    references = ray.put(inputs), ray.put(decoding)
     most = tasks_at_once(inputs, num_ranks=num_ranks, memory=ray.cluster_resources().get("memory", 0))
 
     def start(segment: range) -> Iterator[pa.Table]:
@@ -121,6 +126,16 @@ def tasks_at_once(inputs: ReaderInputs, *, num_ranks: int, memory: float) -> int
     return max(MIN_READING_TASKS, int(READ_SHARE * memory / num_ranks / max(1, window_bytes)))
 
 
+def block_bytes(store_share: float) -> int:
+    """Return the bytes of a block, for a rank with this many bytes of the object store."""
+    return int(min(max(store_share / BLOCKS_IN_SHARE, MIN_BLOCK_BYTES), MAX_BLOCK_BYTES))
+
+
+def _store_share(num_ranks: int) -> float:
+    # two datasets of a rank may run at once (`in_turn`), and others than training use the store too
+    return ray.cluster_resources().get("object_store_memory", 2**31) / 3 / num_ranks
+
+
 def batch_keys(inputs: ReaderInputs, step: int) -> list[str]:
     """Return the keys of the pairs of a global batch."""
     pairs = inputs.order.batch(step)
@@ -168,15 +183,14 @@ def configure_ray_data(*, num_ranks: int, worker_cpus: int | None) -> None:
     context.print_on_execution_start = False
     context.execution_options.preserve_order = True
     # the default of 128 MiB is thousands of encoded images for one decoding task
-    context.target_max_block_size = BLOCK_BYTES
+    context.target_max_block_size = block_bytes(_store_share(num_ranks))
     # raise the task's own error, so that a user's mistake in a task is still one line
     context.raise_original_map_exception = True
     total = ray.cluster_resources()
     free_cpus = total.get("CPU", 1) - num_ranks * ray_cluster.cpus_per_worker(worker_cpus)
     context.execution_options.resource_limits = context.execution_options.resource_limits.copy(
         cpu=max(READ_CPUS + DECODE_CPUS, free_cpus / num_ranks),
-        # two datasets of a rank may run at once (`in_turn`), and others than training use the store too
-        object_store_memory=total.get("object_store_memory", 2**31) / 3 / num_ranks,
+        object_store_memory=_store_share(num_ranks),
     )
 
 

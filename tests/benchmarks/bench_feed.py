@@ -2,20 +2,26 @@
 
 PYTHONPATH=. python tests/benchmarks/bench_feed.py
 
+The steady state begins after the first quarter of the batches. "all" also counts the start of the dataset.
+
 The rank's process of this script only feeds: it takes batches and drops them. `before` is what the loader did until
 version 0.2: Ray Data joins blocks into batches, the rank tokenises the captions, and the batch is copied once more into
-page-locked memory. `blocks` is the loader without Ray: one copy of the pixels and the conversion of the tokens, from a
-block that is in memory. Decoding tasks give blank pixels, so that this machine's cores are not the limit. In place of
-page-locked memory, which torch keeps and uses again, a few batches of ordinary memory take turns."""
+page-locked memory. `after` has blocks of the smallest and of the largest size that training chooses. `without Ray` is
+one copy of the pixels and the conversion of the tokens, from a block that is in memory. Decoding tasks give blank
+pixels, so that this machine's cores are not the limit. In place of page-locked memory, which torch keeps and uses
+again, a few batches of ordinary memory take turns."""
 
 from __future__ import annotations
 
 import argparse
 import logging
+import statistics
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import cycle
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -24,13 +30,21 @@ import torch
 from open_clip import SimpleTokenizer
 
 from orchestrator.training import device_loader
-from orchestrator.training.decoding import Decoding, lists_of
+from orchestrator.training.decoding import MIN_BLOCK_BYTES, Decoding, lists_of
 from orchestrator.training.device_loader import load_batches
 from orchestrator.training.prefetch import prefetch
+from orchestrator.training.reader import MAX_BLOCK_BYTES, PREFETCH_BLOCKS
 from tests.support.noisy_texts import like_captions
 from tests.support.reader_inputs import plain_decoding
 
 CONTEXT, ROUNDS, NUM_KEPT = 77, 2, 5
+
+
+class Spent(NamedTuple):
+    """Microseconds of the rank's CPU for each pair, in the steady state and in all."""
+
+    steady: float
+    all: float
 
 
 def main() -> None:
@@ -45,29 +59,37 @@ def main() -> None:
     kept = cycle(torch.ones((asked.slots, asked.size, asked.size, 3), dtype=torch.uint8) for _ in range(NUM_KEPT))
     device_loader.empty_images = lambda slots, size, pin_memory: next(kept)
     decoding = plain_decoding(asked.size, context=CONTEXT)
-    captions = like_captions()[: decoding.block_rows]
+    large = replace(decoding, block_bytes=MAX_BLOCK_BYTES)
+    captions = like_captions()[: large.block_rows]
     ways: dict[str, Callable[[], Iterator[object]]] = {
         "before": partial(before, asked.pairs, asked.slots, decoding, captions),
-        "after": partial(after, asked.pairs, asked.slots, decoding, captions),
-        "blocks": partial(without_ray, asked.pairs, asked.slots, decoding, captions),
+        f"after, blocks of {MIN_BLOCK_BYTES >> 20} MiB": partial(after, asked.pairs, asked.slots, decoding, captions),
+        f"after, blocks of {MAX_BLOCK_BYTES >> 20} MiB": partial(after, asked.pairs, asked.slots, large, captions),
+        "after, without Ray": partial(without_ray, asked.pairs, asked.slots, decoding, captions),
     }
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     context = ray.data.DataContext.get_current()
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context.enable_progress_bars, context.execution_options.preserve_order = False, True
-    context.target_max_block_size = 16 * 2**20
-    spent: dict[str, list[float]] = {name: [] for name in ways}
+    spent: dict[str, list[Spent]] = {name: [] for name in ways}
     for _ in range(ROUNDS + 1):
         for name, way in ways.items():
-            started = time.process_time()
-            num = sum(1 for _ in way())
-            assert num >= asked.pairs // asked.slots
-            spent[name].append(1e6 * (time.process_time() - started) / asked.pairs)
-    print(
-        f"\n| way, {asked.size} px | CPU us of the rank a pair: median of {ROUNDS} rounds after the first |\n|---|---|"
-    )
+            spent[name].append(measured(way, asked.pairs, asked.slots))
+    print(f"\n| way, {asked.size} px | CPU us of the rank a pair, steady state | all |\n|---|---|---|")
+    # the first round also starts the processes of the tasks
     for name, values in spent.items():
-        print(f"| {name} | {np.mean(values[1:]):.1f} |")
+        print(f"| {name} | {' | '.join(f'{statistics.mean(one):.1f}' for one in zip(*values[1:], strict=True))} |")
+
+
+def measured(way: Callable[[], Iterator[object]], num_pairs: int, slots: int) -> Spent:
+    """Take all batches of a way to feed."""
+    begin = time.process_time()
+    times = [time.process_time() for _ in way()]
+    num_full = num_pairs // slots
+    assert len(times) >= num_full
+    first, last = num_full // 4, num_full - 1
+    steady = (times[last] - times[first]) / ((last - first) * slots)
+    return Spent(1e6 * steady, 1e6 * (times[-1] - begin) / num_pairs)
 
 
 def before(num_pairs: int, slots: int, decoding: Decoding, captions: list[str]) -> Iterator[object]:
@@ -101,9 +123,9 @@ def after(num_pairs: int, slots: int, decoding: Decoding, captions: list[str]) -
 
     def blocks() -> Iterator[pa.Table]:
         dataset = dataset_of(num_pairs, decoding).map_batches(blank, batch_size=None, batch_format="pyarrow")
-        yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=8)
+        yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=PREFETCH_BLOCKS)
 
-    return load_batches(prefetch(blocks(), 8), decoding, slots=slots, device=torch.device("cpu"))
+    return load_batches(prefetch(blocks(), PREFETCH_BLOCKS), decoding, slots=slots, device=torch.device("cpu"))
 
 
 def without_ray(num_pairs: int, slots: int, decoding: Decoding, captions: list[str]) -> Iterator[object]:
@@ -117,6 +139,7 @@ def without_ray(num_pairs: int, slots: int, decoding: Decoding, captions: list[s
 def dataset_of(num_pairs: int, decoding: Decoding) -> ray.data.Dataset:
     """Return the pairs' numbers, in blocks as decoding tasks get them."""
     rows = decoding.block_rows
+    ray.data.DataContext.get_current().target_max_block_size = decoding.block_bytes
     tables = [pa.table({"item": np.arange(start, min(num_pairs, start + rows))}) for start in range(0, num_pairs, rows)]
     return ray.data.from_arrow(tables)
 

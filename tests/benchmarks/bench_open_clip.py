@@ -16,6 +16,8 @@ separate folder:
     pip install --no-deps --target /tmp/open_clip webdataset==0.2.86
     python tests/benchmarks/bench_open_clip.py --open-clip-path /tmp/open_clip --case demo
     python tests/benchmarks/bench_open_clip.py --open-clip-path /tmp/open_clip --case vit_b_32
+
+With `--before CLONE`, a clone at an earlier commit takes part in the same turns.
 """
 
 from __future__ import annotations
@@ -42,6 +44,8 @@ from orchestrator.clip.precision import native
 from orchestrator.demo.img2dataset import add_member, deterministic_tar
 from orchestrator.demo.shards import POOL_PATH
 
+HERE = Path(__file__).parents[2]
+OURS, BEFORE = "ours", "ours, before"
 NUM_SHARDS = 8
 PICTURE_SIDE = 256
 LR, WARMUP_STEPS, WEIGHT_DECAY, BETA1, BETA2, EPS = 5e-4, 10, 0.2, 0.9, 0.98, 1e-6
@@ -160,8 +164,8 @@ def theirs(case: Case, uri: str, scratch: Path, *, open_clip_path: Path, readers
     return pace([float(speed) for _, speed in found], [float(waited) for waited, _ in found], case)
 
 
-def ours(case: Case, uri: str, scratch: Path, *, overrides: list[str]) -> Pace:
-    """Train one epoch with the pre-training phase of a run."""
+def ours(case: Case, uri: str, scratch: Path, *, clone: Path, overrides: list[str]) -> Pace:
+    """Train one epoch with the pre-training phase of a run, by the code of a clone."""
     settings = [
         "source=webdataset", f"source.uri='{uri}'", f"model={case.model}", f"training.precision={case.precision}",
         f"model.context_length={case.context_length}", "selection.steps=[all]", "finetune.enabled=false",
@@ -172,7 +176,8 @@ def ours(case: Case, uri: str, scratch: Path, *, overrides: list[str]) -> Pace:
         f"store={scratch / 'store'}",
     ]  # fmt: skip
     command = [sys.executable, "-m", "orchestrator", "run", *settings, *overrides]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    environment = {**os.environ, "PYTHONPATH": str(clone)}
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=clone, env=environment)
     curve = next((scratch / "store" / "pretrain").glob("*/metrics.jsonl")).read_text().splitlines()
     records = [json.loads(line) for line in curve]
     speeds = [record["samples_per_second"] for record in records]
@@ -182,7 +187,9 @@ def ours(case: Case, uri: str, scratch: Path, *, overrides: list[str]) -> Pace:
 
 def rounds(arguments: argparse.Namespace, case: Case) -> dict[str, Pace]:
     """Run all programs in turns. Return the median pace of each."""
-    found: dict[str, list[Pace]] = {"open_clip_train, 1 reader": [], "open_clip_train, 2 readers": [], "ours": []}
+    clones = {OURS: HERE} | ({BEFORE: arguments.before.resolve()} if arguments.before else {})
+    found: dict[str, list[Pace]] = {"open_clip_train, 1 reader": [], "open_clip_train, 2 readers": []}
+    found |= {name: [] for name in clones}
     with tempfile.TemporaryDirectory() as folder:
         uri = write_tars(Path(folder) / "tars", case.num_steps * case.batch_size)
         for number in range(arguments.rounds):
@@ -190,8 +197,8 @@ def rounds(arguments: argparse.Namespace, case: Case) -> dict[str, Pace]:
                 scratch = Path(folder) / f"{number}-{place}"
                 scratch.mkdir()
                 load = os.getloadavg()[0]
-                if name == "ours":
-                    got = ours(case, uri, scratch, overrides=arguments.set)
+                if name in clones:
+                    got = ours(case, uri, scratch, clone=clones[name], overrides=arguments.set)
                 else:
                     got = theirs(case, uri, scratch, open_clip_path=arguments.open_clip_path, readers=place + 1)
                 print(
@@ -225,6 +232,7 @@ def main() -> None:
     parser.add_argument("--open-clip-path", type=Path, required=True, help="folder with webdataset 0.2.86")
     parser.add_argument("--case", choices=list(CASES), required=True)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--before", type=Path, metavar="CLONE", help="a clone at an earlier commit")
     parser.add_argument(
         "--num-steps", type=int, help="number of steps, including the first ones that do not count; default: the case's"
     )
@@ -234,7 +242,8 @@ def main() -> None:
     arguments = parser.parse_args()
     case = chosen_case(arguments)
     paces = rounds(arguments, case)
-    best = max((pace for name, pace in paces.items() if name != "ours"), key=lambda pace: pace.steady)
+    others = [pace for name, pace in paces.items() if name not in (OURS, BEFORE)]
+    best = max(others, key=lambda pace: pace.steady)
     print(
         f"{case.model}, batch {case.batch_size}, {case.precision}, {case.context_length} tokens, "
         f"{case.num_steps - case.num_left_out} steps after the first {case.num_left_out}, "
@@ -244,8 +253,8 @@ def main() -> None:
     for name, pace in paces.items():
         label = f"**{name}**" if pace is best else name
         print(
-            f"| {label} | {pace.steady:,.1f} | {paces['ours'].steady / pace.steady:.2f} | {pace.whole:,.1f} | "
-            f"{paces['ours'].whole / pace.whole:.2f} | {pace.waited:.1%} |"
+            f"| {label} | {pace.steady:,.1f} | {paces[OURS].steady / pace.steady:.2f} | {pace.whole:,.1f} | "
+            f"{paces[OURS].whole / pace.whole:.2f} | {pace.waited:.1%} |"
         )
 
 

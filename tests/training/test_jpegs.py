@@ -19,7 +19,7 @@ from orchestrator.clip.tokens import ClipCaptions
 from orchestrator.config import AugmentationConfig
 from orchestrator.data.image_decode import random_resized_crop
 from orchestrator.training import jpegs
-from orchestrator.training.decoding import BLOCK_BYTES, Decoding, Rows, decode_block, decoded_rows, encoded_rows
+from orchestrator.training.decoding import MIN_BLOCK_BYTES, Decoding, Rows, decode_block, decoded_rows, encoded_rows
 from orchestrator.training.jpegs import JpegDecoder, resized, resized_together
 from tests.support.pools import bomb, torn
 from tests.support.reader_inputs import rows_of
@@ -136,8 +136,9 @@ def test_blocks_have_as_many_pixels_as_ray_data_puts_into_one() -> None:
     large = replace(decoding(), image_size=512, decode_in="tasks")
     block = pa.concat_tables([block_of({"0": PICTURES["png"]})] * 50)
     assert [rows.num_rows for rows in decode_block(block, decoding=large)] == [32, 18]
-    rows = replace(large, image_size=224).block_rows
-    assert BLOCK_BYTES <= rows * 3 * 224**2 < 1.1 * BLOCK_BYTES
+    for size in (MIN_BLOCK_BYTES, 4 * MIN_BLOCK_BYTES):
+        rows = replace(large, image_size=224, block_bytes=size).block_rows
+        assert size <= rows * 3 * 224**2 < 1.1 * size
 
 
 def test_one_refused_jpeg_among_many_takes_few_calls(monkeypatch: pytest.MonkeyPatch) -> None:
