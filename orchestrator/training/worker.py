@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import time
-import warnings
 
 import ray
 import ray.train
@@ -43,9 +42,7 @@ def train_worker(job: Job) -> None:
     if ray.get(job.signals.state.remote()).error is not None:
         return
     rank = ray.train.get_context().get_world_rank()
-    with forwarded_log(job.signals, rank, job.config.log_level), warnings.catch_warnings():
-        # decoded pixels are read-only memory of Ray's object store; the steps only read them
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+    with forwarded_log(job.signals, rank, job.config.log_level):
         if rank == 0:
             _log_start(job)
         with reported(job):

@@ -14,7 +14,7 @@ from orchestrator.config import ParquetSource
 from orchestrator.data.keep_list import KeepList, Mask
 from orchestrator.source import Part, Source, WebDataset, open_source
 from orchestrator.training import reader
-from orchestrator.training.reader import ReaderInputs, read_window, tasks_at_once
+from orchestrator.training.reader import ReaderInputs, block_bytes, read_window, tasks_at_once
 from tests.support.pools import Pair, make_pairs, write_parquet_images, write_tars
 from tests.support.reader_inputs import reader_inputs
 
@@ -166,3 +166,10 @@ def test_a_segment_without_rows_is_passed_over() -> None:
     blocks = {0: [], 1: [pa.table({"item": [7]})], 2: []}
     found = reader.in_turn([range(0, 1), range(1, 2), range(2, 3)], lambda one: iter(blocks[one.start]), lambda _: 1)
     assert [block["item"][0].as_py() for block in found] == [7]
+
+
+def test_blocks_grow_with_the_object_store() -> None:
+    mib = 2**20
+    assert block_bytes(64 * mib) == 16 * mib
+    assert block_bytes(64 * 30 * mib) == 30 * mib
+    assert block_bytes(2**40) == 64 * mib
