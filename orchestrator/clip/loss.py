@@ -156,14 +156,19 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, own: torch.Tensor) -> torch.Tensor:
         everyone = own.new_empty(dist.get_world_size() * len(own), *own.shape[1:])
-        dist.all_gather_into_tensor(everyone, own.contiguous())
+        _collective("all_gather_single", "all_gather_into_tensor")(everyone, own.contiguous())
         return everyone
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
         own = gradient.new_empty(len(gradient) // dist.get_world_size(), *gradient.shape[1:])
-        dist.reduce_scatter_tensor(own, gradient.contiguous())
+        _collective("reduce_scatter_single", "reduce_scatter_tensor")(own, gradient.contiguous())
         return own
+
+
+def _collective(name: str, earlier_name: str) -> Callable[[torch.Tensor, torch.Tensor], object]:
+    # torch 2.14 has new names and warns about the earlier ones
+    return getattr(dist, name, None) or getattr(dist, earlier_name)
 
 
 def gather_rows(own: torch.Tensor, num_ranks: int) -> torch.Tensor:

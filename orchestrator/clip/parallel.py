@@ -105,6 +105,16 @@ def average_plain_gradients(wrapped: nn.Module, num_ranks: int) -> None:
         gradient.fill_(mean)
 
 
+def share_buffers(model: nn.Module, num_ranks: int) -> None:
+    """Give every rank the buffers of rank 0, such as the running averages of batch norms; every rank calls it.
+
+    DDP does so before a forward pass, so after a step the ranks differ; FSDP never does. Training does not change: it
+    does not read running averages, and those of rank 0 are saved."""
+    if num_ranks > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
+
+
 def is_sharded(tensor: torch.Tensor | None) -> bool:
     """Whether FSDP spreads the tensor over the ranks."""
     return isinstance(tensor, DTensor)

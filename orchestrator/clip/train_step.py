@@ -174,6 +174,10 @@ class TrainStep:
             self.average.restore(saved["ema"])
         self.bad_step.fill_(-1)
 
+    def share_buffers(self) -> None:
+        """Make `export` return the same model on every rank; every rank calls it."""
+        parallel.share_buffers(self.model, self.num_ranks)
+
     def export(self) -> Clip:
         """Return the model to save and to evaluate: a plain copy on the CPU, with averaged weights if there are any.
 

@@ -19,8 +19,17 @@ from orchestrator.training.agreement import AgreedError
 from orchestrator.training.job import Job
 
 logger = logging.getLogger(__name__)
-# what libraries say that have no class for it: cuBLAS, and torch's allocator on CPUs
-NO_MEMORY = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDA out of memory", "can't allocate memory", "not enough memory")
+# what libraries say that have no class for it: cuBLAS, cuDNN, the CUDA runtime (page-locked memory), NCCL, and torch's
+# allocator on CPUs
+NO_MEMORY = (
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "Cuda failure 2 'out of memory'",
+    "can't allocate memory",
+    "not enough memory",
+)
 
 
 @contextmanager

@@ -218,7 +218,8 @@ class _Worker:
             self.phase_log.add(record)
 
     def _evaluate(self, done: int) -> dict[str, float]:
-        # every rank evaluates a share of the sets: none waits in a collective for an hour
+        # every rank evaluates a share of the sets with the same model: none waits in a collective for an hour
+        self.train_step.share_buffers()
         exported, ranks = self.train_step.export(), {"rank": self.rank, "num_ranks": self.num_ranks}
         exported.model.to(self.device)
         measured = validation.evaluate(exported, self.job.sets, self.job.config, **ranks)

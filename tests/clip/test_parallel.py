@@ -178,3 +178,17 @@ def test_fsdp_in_bf16_gives_the_losses_of_ddp_but_for_rounding(
         close(found[name]["gradients"], found["ddp"]["gradients"], 5e-2, 1e-2, name)
         # what is saved keeps the weights in float32
         assert {weight.dtype for weight in found[name]["state"]["model"].values()} <= {torch.float32, torch.int64}
+
+
+@pytest.mark.usefixtures("forks")
+def test_every_rank_evaluates_the_same_batch_norms(tmp_path: Path, timm_config: dict[str, Any], batch: Batch) -> None:
+    cases = {name: case({"parallel": name}, "all", (2,), num_steps=NUM_STEPS) for name in ("ddp", "fsdp")}
+    masks = {"all": torch.tensor(MASKS["all"], dtype=torch.bool)}
+    inputs = {"config": timm_config, "batch": (batch.images, batch.texts), "masks": masks, "cases": cases, "saved": {}}
+    for name, result in run_workers(tmp_path, inputs, 2)["results"].items():
+        first, second = result["own_averages"]
+        assert len(first), name
+        # each rank has seen other images
+        assert not torch.equal(first, second), name
+        assert torch.equal(result["averages"][0], first), name
+        assert torch.equal(result["averages"][1], first), name

@@ -52,8 +52,25 @@ def run_steps(inputs: dict[str, Any], case: dict[str, Any], batch: Batch) -> dic
     train_step = make_train_step(inputs["config"], case["settings"])
     losses = [train_step.run(batch, lr=1e-3, step=step).loss for step in range(case["num_steps"])]
     assert train_step.first_bad_step() is None
-    state, exported = train_step.state(), train_step.export()
-    return {"step_losses": losses, "weights": dict(exported.model.state_dict()), "state": state}
+    state = train_step.state()
+    own_averages = running_averages(train_step)
+    train_step.share_buffers()
+    return {
+        "step_losses": losses,
+        "weights": dict(train_step.export().model.state_dict()),
+        "state": state,
+        "own_averages": own_averages,
+        "averages": running_averages(train_step),
+    }
+
+
+def running_averages(train_step: TrainStep) -> list[torch.Tensor]:
+    """Return the running averages of all batch norms in the exported model of every rank; empty without batch norms."""
+    state = train_step.export().model.state_dict()
+    own = torch.cat([torch.zeros(0), *(one.flatten() for name, one in state.items() if "running_" in name)])
+    everyone = [torch.zeros_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(everyone, own)
+    return everyone
 
 
 def continue_case(inputs: dict[str, Any], case: dict[str, Any], saved: dict[str, Any]) -> dict[str, torch.Tensor]:
