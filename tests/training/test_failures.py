@@ -48,9 +48,7 @@ def test_a_lack_of_memory_inside_of_other_errors_is_found() -> None:
     outer.__cause__ = inner
     assert is_out_of_memory(outer)
     assert is_out_of_memory(RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"))
-    assert is_out_of_memory(
-        RuntimeError("NCCL error: unhandled\nLast error:\nCuda failure 2 'out of memory'")
-    )
+    assert is_out_of_memory(RuntimeError("NCCL error: unhandled\nLast error:\nCuda failure 2 'out of memory'"))
     assert is_out_of_memory(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"))
     assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"))
     assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
