@@ -28,7 +28,7 @@ from orchestrator.config.evaluation import (
     ZeroShotConfig,
 )
 from orchestrator.config.secrets import check_no_secrets, without_password
-from orchestrator.config.section import ConfigError, GpuName, Positive, Price, Section
+from orchestrator.config.section import ConfigError, GpuName, Positive, Price, Section, not_empty
 from orchestrator.config.selection import (
     AllStep,
     BasicStep,
@@ -203,13 +203,7 @@ class Config(Section):
     def _null_is_off(cls, value: Any) -> Any:
         return {"enabled": False} if value is None else value
 
-    @field_validator("store", "run", "to", "checkpoint")
-    @classmethod
-    def _not_empty(cls, place: str | None) -> str | None:
-        # an empty path is the working folder
-        if place == "":
-            raise ValueError("got an empty value, expected a path or URI")
-        return place
+    _own_not_empty = field_validator("store", "run", "to", "checkpoint")(not_empty)
 
     @field_validator("store", "out", "to")
     @classmethod

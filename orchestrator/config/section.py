@@ -23,6 +23,13 @@ class ConfigError(UserError, ValueError):
     """An invalid setting. The message is one line for the user."""
 
 
+def not_empty(place: Any) -> Any:
+    """Check a path or several: an empty one, such as from an unset variable of the shell, is the working folder."""
+    if place == "" or (isinstance(place, tuple) and "" in place):
+        raise ValueError("got an empty value, expected a path or URI")
+    return place
+
+
 class Section(BaseModel):
     """A group of settings: immutable, and an unknown key is an error.
 
@@ -31,13 +38,7 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True)
 
-    @field_validator("uri", "root", check_fields=False)
-    @classmethod
-    def _not_empty(cls, place: Any) -> Any:
-        # an empty path, such as from an unset variable of the shell, is the working folder
-        if place == "" or (isinstance(place, tuple) and "" in place):
-            raise ValueError("got an empty value, expected a path or URI")
-        return place
+    _not_empty = field_validator("uri", "root", check_fields=False)(not_empty)
 
     @model_validator(mode="before")
     @classmethod

@@ -266,14 +266,20 @@ def test_export_follows_the_ending(selected: Path, run_command: Shell) -> None:
     assert sorted(path.name for path in selected.glob("kept*")) == ["kept.parquet"]
 
 
-def test_a_fault_of_ours_shows_its_trace_and_ends_with_1(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
-    def broken(config: Config) -> None:
-        raise ZeroDivisionError("ours")
+def exit_code_of_plan(monkeypatch: pytest.MonkeyPatch, error: Exception) -> Any:
+    """Return the exit code of a `plan` that raises an error."""
 
-    monkeypatch.setattr(pipeline, "plan", broken)
+    def fail(config: Config) -> None:
+        raise error
+
+    monkeypatch.setattr(pipeline, "plan", fail)
     with pytest.raises(SystemExit) as ended:
         main(["plan", "+exp=wfpp", "source.uri=x"])
-    assert ended.value.code == cli.FAILURE
+    return ended.value.code
+
+
+def test_a_fault_of_ours_shows_its_trace_and_ends_with_1(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    assert exit_code_of_plan(monkeypatch, ZeroDivisionError("ours")) == cli.FAILURE
     assert "ZeroDivisionError: ours" in capfd.readouterr().err
 
 
@@ -294,26 +300,14 @@ def test_a_mistake_is_found_under_what_was_raised_while_it_was_handled(
 
 
 def test_a_cluster_that_does_not_start_is_a_failure(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
-    def late(config: Config) -> None:
-        raise ClusterError("Ray did not start")
-
-    monkeypatch.setattr(pipeline, "plan", late)
-    with pytest.raises(SystemExit) as ended:
-        main(["plan", "+exp=wfpp", "source.uri=x"])
-    assert ended.value.code == cli.FAILURE
+    assert exit_code_of_plan(monkeypatch, ClusterError("Ray did not start")) == cli.FAILURE
     assert capfd.readouterr().err == "orchestrator: Ray did not start\n"
 
 
 def test_a_node_that_is_lost_is_no_fault_of_ours(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
     from ray.exceptions import LocalRayletDiedError
 
-    def lost(config: Config) -> None:
-        raise LocalRayletDiedError
-
-    monkeypatch.setattr(pipeline, "plan", lost)
-    with pytest.raises(SystemExit) as ended:
-        main(["plan", "+exp=wfpp", "source.uri=x"])
-    assert ended.value.code == cli.FAILURE
+    assert exit_code_of_plan(monkeypatch, LocalRayletDiedError()) == cli.FAILURE
     told = capfd.readouterr().err
     assert len(told.splitlines()) == 1
     assert "LocalRayletDiedError" in told
